@@ -1,0 +1,238 @@
+//! What a command does to a reservation: one function a command, every status in every one of them.
+//!
+//! A function answers only what *should* happen. The store then makes it happen under a condition that repeats what
+//! was assumed here, and asks again when the condition fails, so a decision on stale data is never carried out.
+
+use crate::{HoldSeconds, PaymentReference, Refusal, Reservation, Status, Timestamp};
+
+/// All extensions together are at most this many times the first hold.
+pub const MAX_EXTENSIONS_OF_FIRST_HOLD: i64 = 2;
+
+/// What confirming a reservation means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Confirm {
+    /// Held, and in time: make it an order.
+    InTime,
+    /// Paid, and overdue, but nobody has given the units back yet: make it an order and keep the units.
+    LateStillHeld,
+    /// Paid, and the units went back: take them again, and make it an order.
+    LateRetake,
+    /// Confirmed before without a payment: write down which payment it was.
+    AttachPayment,
+    /// Confirmed before, by this very command: nothing to do.
+    Done,
+    /// No.
+    Refuse(Refusal),
+}
+
+/// Decides a confirmation that was accepted at `at`: the moment that the request came in, also where a queue carries
+/// it out later. A confirmation accepted in time is a promise, and is kept even if the units went back meanwhile.
+pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at: Timestamp) -> Confirm {
+    let promised = payment.is_some() || !reservation.overdue(at);
+    match reservation.status {
+        Status::Held if !reservation.overdue(at) => Confirm::InTime,
+        Status::Held if promised => Confirm::LateStillHeld,
+        Status::Expired if promised => Confirm::LateRetake,
+        Status::Held | Status::Expired => Confirm::Refuse(Refusal::HoldExpired),
+        Status::Cancelled if payment.is_some() => Confirm::Refuse(Refusal::RefundRequired),
+        Status::Cancelled => Confirm::Refuse(Refusal::ReservationCancelled),
+        Status::Confirmed => match (payment, &reservation.payment_reference) {
+            (None, _) => Confirm::Done,
+            (Some(given), Some(known)) if given == known => Confirm::Done,
+            (Some(_), None) => Confirm::AttachPayment,
+            (Some(_), Some(_)) => Confirm::Refuse(Refusal::AlreadyConfirmed { other_payment: true }),
+        },
+    }
+}
+
+/// What cancelling a reservation means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cancel {
+    /// Give the units back.
+    Release,
+    /// Cancelled before: nothing to do.
+    Done,
+    /// No.
+    Refuse(Refusal),
+}
+
+/// Decides a customer's cancellation at `now`.
+pub fn cancel(reservation: &Reservation, now: Timestamp) -> Cancel {
+    match reservation.status {
+        Status::Held if !reservation.overdue(now) => Cancel::Release,
+        Status::Held | Status::Expired => Cancel::Refuse(Refusal::HoldExpired),
+        Status::Cancelled => Cancel::Done,
+        Status::Confirmed => Cancel::Refuse(Refusal::AlreadyConfirmed { other_payment: false }),
+    }
+}
+
+/// What extending a hold means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extend {
+    /// Hold until then.
+    Until(Timestamp),
+    /// It lasts that long already: nothing to do.
+    Done,
+    /// No.
+    Refuse(Refusal),
+}
+
+/// Decides an extension asked for at `now`: the hold shall last at least `hold_seconds` from now. It is never made
+/// shorter, so a repeated request costs nothing; and never lasts longer than three times the first hold in all, so
+/// that stock cannot be kept from others for ever.
+pub fn extend(reservation: &Reservation, hold_seconds: HoldSeconds, now: Timestamp) -> Extend {
+    match reservation.status {
+        Status::Held if !reservation.overdue(now) => {
+            let first = reservation.hold_seconds.get();
+            let latest = reservation.created_at.plus_seconds(first * (1 + MAX_EXTENSIONS_OF_FIRST_HOLD));
+            let wanted = now.plus_seconds(hold_seconds.get());
+            if wanted <= reservation.expires_at {
+                Extend::Done
+            } else if wanted > latest {
+                Extend::Refuse(Refusal::ExtensionLimitReached { latest })
+            } else {
+                Extend::Until(wanted)
+            }
+        }
+        Status::Held | Status::Expired => Extend::Refuse(Refusal::HoldExpired),
+        Status::Cancelled => Extend::Refuse(Refusal::ReservationCancelled),
+        Status::Confirmed => Extend::Refuse(Refusal::AlreadyConfirmed { other_payment: false }),
+    }
+}
+
+/// What the clock means for a reservation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expire {
+    /// Give the units back.
+    Release,
+    /// Its time has not come.
+    NotYet,
+    /// It has ended already.
+    Ended,
+}
+
+/// Decides whether a reservation has to be released at `now`.
+pub fn expire(reservation: &Reservation, now: Timestamp) -> Expire {
+    match reservation.status {
+        Status::Held if reservation.overdue(now) => Expire::Release,
+        Status::Held => Expire::NotYet,
+        Status::Confirmed | Status::Cancelled | Status::Expired => Expire::Ended,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CustomerId, IdempotencyKey, ReservationId};
+
+    const CREATED: Timestamp = Timestamp::from_millis(0);
+    const EXPIRES: Timestamp = Timestamp::from_millis(600_000);
+
+    fn reservation(status: Status, paid_with: Option<&str>) -> Reservation {
+        let customer = CustomerId::try_from("alice").unwrap();
+        Reservation {
+            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap()),
+            customer,
+            lines: vec![],
+            currency: "EUR".to_owned().try_into().unwrap(),
+            status,
+            created_at: CREATED,
+            expires_at: EXPIRES,
+            hold_seconds: HoldSeconds::DEFAULT,
+            fingerprint: String::new(),
+            confirmed_at: None,
+            confirmed_late: false,
+            payment_reference: paid_with.map(|text| text.try_into().unwrap()),
+        }
+    }
+
+    /// One row a case: before, at and after expiry, for every status.
+    const TIMES: [(i64, bool); 3] = [(599_999, false), (600_000, true), (600_001, true)];
+
+    #[test]
+    fn every_status_by_confirm_before_at_and_after_expiry() {
+        use Confirm::{AttachPayment, Done, InTime, LateRetake, LateStillHeld, Refuse};
+        let pay: PaymentReference = "pay_1".try_into().unwrap();
+        let refuse = |refusal: &Refusal| Refuse(refusal.clone());
+        let expired = refuse(&Refusal::HoldExpired);
+        let other = refuse(&Refusal::AlreadyConfirmed { other_payment: true });
+        // status, paid with before, pays now, in time -> , overdue ->
+        let table = [
+            (Status::Held, None, false, InTime, expired.clone()),
+            (Status::Held, None, true, InTime, LateStillHeld),
+            (Status::Expired, None, false, LateRetake, expired),
+            (Status::Expired, None, true, LateRetake, LateRetake),
+            (
+                Status::Cancelled,
+                None,
+                false,
+                refuse(&Refusal::ReservationCancelled),
+                refuse(&Refusal::ReservationCancelled),
+            ),
+            (Status::Cancelled, None, true, refuse(&Refusal::RefundRequired), refuse(&Refusal::RefundRequired)),
+            (Status::Confirmed, None, false, Done, Done),
+            (Status::Confirmed, None, true, AttachPayment, AttachPayment),
+            (Status::Confirmed, Some("pay_1"), false, Done, Done),
+            (Status::Confirmed, Some("pay_1"), true, Done, Done),
+            (Status::Confirmed, Some("pay_2"), false, Done, Done),
+            (Status::Confirmed, Some("pay_2"), true, other.clone(), other),
+        ];
+        for (status, paid_with, pays, in_time, late) in table {
+            for (now, overdue) in TIMES {
+                let decision =
+                    confirm(&reservation(status, paid_with), pays.then_some(&pay), Timestamp::from_millis(now));
+                assert_eq!(
+                    decision,
+                    if overdue { late.clone() } else { in_time.clone() },
+                    "{status:?} {paid_with:?} {pays} {now}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_status_by_cancel_extend_and_expire_before_at_and_after_expiry() {
+        let confirmed = Refusal::AlreadyConfirmed { other_payment: false };
+        for (now, overdue) in TIMES {
+            let now = Timestamp::from_millis(now);
+            let decide = |status| {
+                let held = reservation(status, None);
+                (cancel(&held, now), extend(&held, HoldSeconds::DEFAULT, now), expire(&held, now))
+            };
+            let expired = (Cancel::Refuse(Refusal::HoldExpired), Extend::Refuse(Refusal::HoldExpired));
+            if overdue {
+                assert_eq!(decide(Status::Held), (expired.0.clone(), expired.1.clone(), Expire::Release));
+            } else {
+                let until = now.plus_seconds(600);
+                assert_eq!(decide(Status::Held), (Cancel::Release, Extend::Until(until), Expire::NotYet));
+            }
+            assert_eq!(decide(Status::Expired), (expired.0, expired.1, Expire::Ended));
+            let cancelled = Extend::Refuse(Refusal::ReservationCancelled);
+            assert_eq!(decide(Status::Cancelled), (Cancel::Done, cancelled, Expire::Ended));
+            let (no_cancel, no_extend) = (Cancel::Refuse(confirmed.clone()), Extend::Refuse(confirmed.clone()));
+            assert_eq!(decide(Status::Confirmed), (no_cancel, no_extend, Expire::Ended));
+        }
+    }
+
+    #[test]
+    fn extensions_together_are_at_most_twice_the_first_hold() {
+        let mut held = reservation(Status::Held, None);
+        let hour = HoldSeconds::MAX;
+        let latest = CREATED.plus_seconds(1_800);
+        assert_eq!(extend(&held, hour, CREATED), Extend::Refuse(Refusal::ExtensionLimitReached { latest }));
+        // Nothing is longer than what is left: a repeat changes nothing.
+        assert_eq!(extend(&held, HoldSeconds::DEFAULT, CREATED), Extend::Done);
+        // Renewed every 400 s, it lasts until 600 s after the last renewal that ends by 1,800 s: the one at 1,200 s.
+        for now in [400, 800, 1_200] {
+            let now = CREATED.plus_seconds(now);
+            let until = now.plus_seconds(600);
+            assert_eq!(extend(&held, HoldSeconds::DEFAULT, now), Extend::Until(until));
+            held.expires_at = until;
+        }
+        let next = CREATED.plus_seconds(1_201);
+        assert_eq!(
+            extend(&held, HoldSeconds::DEFAULT, next),
+            Extend::Refuse(Refusal::ExtensionLimitReached { latest })
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! From a request to the reservation that would be made, or the reason why not.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Currency, CustomerId, HoldSeconds, IdempotencyKey, Invalid, Product, ProductId, Refusal, ReservationId, Timestamp,
+    digest_id,
+};
+
+/// The most lines of a reservation.
+pub const MAX_LINES: usize = 20;
+/// The most units of one line.
+pub const MAX_QUANTITY: u32 = 1_000;
+
+/// What a customer asks for: one line a product, in the order of their ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Basket {
+    /// Who asks.
+    pub customer: CustomerId,
+    /// The reservation's id, made of the customer and their Idempotency-Key.
+    pub reservation_id: ReservationId,
+    /// A digest of the lines: tells a replay from a reused key.
+    pub fingerprint: String,
+    lines: BTreeMap<ProductId, u32>,
+}
+
+impl Basket {
+    /// Merges lines of the same product, since one transaction may not touch an item twice.
+    ///
+    /// A quantity is `None` where the caller sent a number that is no whole number from 1 to 2^32-1.
+    ///
+    /// # Errors
+    /// [`Invalid`] for no lines or too many (the outer error), [`Refusal::InvalidQuantity`] for a merged quantity
+    /// outside 1 to 1,000 (the inner one).
+    pub fn new(
+        customer: CustomerId,
+        key: &IdempotencyKey,
+        lines: Vec<(ProductId, Option<u32>)>,
+    ) -> Result<Result<Self, Refusal>, Invalid> {
+        if lines.is_empty() || lines.len() > MAX_LINES {
+            return Err(Invalid::new("lines", "must be 1 to 20 lines"));
+        }
+        let mut merged: BTreeMap<ProductId, u32> = BTreeMap::new();
+        for (product_id, quantity) in lines {
+            // Each summand is checked, not only the sum: -1 + 2 and 0 + 1 are no way to ask for one unit.
+            let Some(quantity) = quantity.filter(|quantity| (1..=MAX_QUANTITY).contains(quantity)) else {
+                return Ok(Err(Refusal::InvalidQuantity { product_id }));
+            };
+            *merged.entry(product_id).or_default() += quantity;
+        }
+        if let Some((product_id, _)) = merged.iter().find(|&(_, &quantity)| quantity > MAX_QUANTITY) {
+            return Ok(Err(Refusal::InvalidQuantity { product_id: product_id.clone() }));
+        }
+        let canonical: Vec<String> = merged.iter().map(|(product, quantity)| format!("{quantity} {product}")).collect();
+        let fingerprint = digest_id("", &canonical.iter().map(String::as_str).collect::<Vec<_>>());
+        let reservation_id = ReservationId::derive(&customer, key);
+        Ok(Ok(Self { customer, reservation_id, fingerprint, lines: merged }))
+    }
+
+    /// The products asked for, in the order of their ids.
+    pub fn products(&self) -> impl ExactSizeIterator<Item = &ProductId> {
+        self.lines.keys()
+    }
+}
+
+/// A line of a [`Draft`]: everything but the shards that its units come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DraftLine {
+    /// The product as it was when the draft was made.
+    pub product: Product,
+    /// Units.
+    pub quantity: u32,
+}
+
+/// A reservation that may be made if the stock allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// One line a product.
+    pub lines: Vec<DraftLine>,
+    /// The currency of every line.
+    pub currency: Currency,
+    /// The length of the hold: the shortest of the products'.
+    pub hold_seconds: HoldSeconds,
+    /// When the hold ends.
+    pub expires_at: Timestamp,
+}
+
+/// What would be reserved for `basket` at `now`, given what is known of its `products`.
+///
+/// # Errors
+/// The refusals that no stock could change: unknown product, mixed currencies, paused, outside the sale window, more
+/// than the limit for each customer in this one request. The first in the order of [`Refusal`] wins, and within one
+/// kind the first product by id.
+pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Timestamp) -> Result<Draft, Refusal> {
+    let mut lines = Vec::with_capacity(basket.lines.len());
+    for (product_id, &quantity) in &basket.lines {
+        let Some(product) = products.get(product_id) else {
+            return Err(Refusal::ProductNotFound { product_id: product_id.clone() });
+        };
+        lines.push(DraftLine { product: product.clone(), quantity });
+    }
+    let (Some(currency), Some(hold_seconds)) =
+        (lines.first().map(|line| line.product.currency), lines.iter().map(|line| line.product.hold_seconds).min())
+    else {
+        // A basket has at least one line; an empty one names nothing that could be found.
+        return Err(Refusal::ReservationNotFound);
+    };
+    if lines.iter().any(|line| line.product.currency != currency) {
+        return Err(Refusal::CurrencyMismatch);
+    }
+    let on_sale = |line: &DraftLine| line.product.on_sale(now);
+    let paused = lines.iter().map(on_sale).find(|answer| matches!(answer, Err(Refusal::ProductNotOnSale { .. })));
+    paused.unwrap_or(Ok(()))?;
+    lines.iter().try_for_each(on_sale)?;
+    for DraftLine { product, quantity } in &lines {
+        if let Some(limit) = product.max_per_customer
+            && *quantity > limit
+        {
+            return Err(Refusal::CustomerLimitReached { product_id: product.product_id.clone(), limit });
+        }
+    }
+    let expires_at = now.plus_seconds(hold_seconds.get());
+    Ok(Draft { lines, currency, hold_seconds, expires_at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::product::tests::product;
+    use crate::{MAX_PRICE_MINOR, ProductStatus};
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn basket(lines: &[(&str, Option<u32>)]) -> Result<Result<Basket, Refusal>, Invalid> {
+        let lines = lines.iter().map(|&(id, quantity)| (ProductId::try_from(id).unwrap(), quantity)).collect();
+        Basket::new(CustomerId::try_from("alice").unwrap(), &IdempotencyKey::try_from("k").unwrap(), lines)
+    }
+
+    fn known(products: Vec<Product>) -> BTreeMap<ProductId, Product> {
+        products.into_iter().map(|product| (product.product_id.clone(), product)).collect()
+    }
+
+    #[test]
+    fn lines_of_one_product_are_merged_and_their_order_does_not_matter() {
+        let one = basket(&[("b", Some(1)), ("a", Some(2)), ("b", Some(3))]).unwrap().unwrap();
+        let other = basket(&[("a", Some(2)), ("b", Some(4))]).unwrap().unwrap();
+        assert_eq!(one, other);
+        assert_ne!(one.fingerprint, basket(&[("a", Some(2)), ("b", Some(5))]).unwrap().unwrap().fingerprint);
+    }
+
+    #[test]
+    fn quantities_outside_1_to_1000_are_refused_also_when_merging_hides_or_makes_them() {
+        let bad: [&[(&str, Option<u32>)]; 6] = [
+            &[("a", Some(0))],
+            &[("a", None)],
+            &[("a", Some(1_001))],
+            &[("a", Some(u32::MAX)), ("a", Some(2))],
+            &[("a", Some(0)), ("a", Some(1))],
+            &[("a", Some(600)), ("a", Some(600))],
+        ];
+        for lines in bad {
+            assert!(matches!(basket(lines), Ok(Err(Refusal::InvalidQuantity { .. }))), "{lines:?}");
+        }
+        assert!(basket(&[("a", Some(1_000))]).unwrap().is_ok());
+    }
+
+    #[test]
+    fn one_to_twenty_lines() {
+        assert!(basket(&[]).is_err());
+        let names: Vec<String> = (0..21).map(|n| format!("p{n}")).collect();
+        let lines: Vec<_> = names.iter().map(|name| (name.as_str(), Some(1))).collect();
+        assert!(basket(&lines).is_err());
+        assert!(basket(&lines[..20]).is_ok());
+    }
+
+    #[test]
+    fn refusals_come_in_their_documented_order() {
+        let ask = basket(&[("a", Some(5)), ("b", Some(1))]).unwrap().unwrap();
+        // Every fault at once; then the one that outranks the rest is mended, until none is left.
+        let mut a = Product { max_per_customer: Some(4), ..product("a") };
+        a.sale_starts_at = Some(NOW.plus_seconds(1));
+        let mut b = Product { status: ProductStatus::Paused, ..product("b") };
+        b.currency = Currency::try_from("USD".to_owned()).unwrap();
+        let refusal = |products| draft(&ask, &known(products), NOW).unwrap_err().code();
+
+        assert_eq!(refusal(vec![a.clone()]), "product_not_found");
+        assert_eq!(refusal(vec![a.clone(), b.clone()]), "currency_mismatch");
+        b.currency = a.currency;
+        assert_eq!(refusal(vec![a.clone(), b.clone()]), "product_not_on_sale");
+        b.status = ProductStatus::OnSale;
+        assert_eq!(refusal(vec![a.clone(), b.clone()]), "sale_not_open");
+        a.sale_starts_at = None;
+        assert_eq!(refusal(vec![a.clone(), b.clone()]), "customer_limit_reached");
+        a.max_per_customer = Some(5);
+        assert!(draft(&ask, &known(vec![a, b]), NOW).is_ok());
+    }
+
+    #[test]
+    fn the_shortest_hold_counts_for_all_lines() {
+        let ask = basket(&[("a", Some(1)), ("b", Some(1))]).unwrap().unwrap();
+        let short = Product { hold_seconds: HoldSeconds::MIN, ..product("b") };
+        let made = draft(&ask, &known(vec![product("a"), short]), NOW).unwrap();
+        assert_eq!(made.hold_seconds, HoldSeconds::MIN);
+        assert_eq!(made.expires_at, NOW.plus_seconds(10));
+    }
+
+    #[test]
+    fn the_highest_total_is_exact_in_json() {
+        let highest = u128::from(MAX_PRICE_MINOR) * u128::from(MAX_QUANTITY) * MAX_LINES as u128;
+        assert!(highest < 1 << 53);
+    }
+}

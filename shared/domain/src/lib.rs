@@ -1,0 +1,44 @@
+//! The rules of Holdfast, and nothing else: no AWS, no HTTP, no async, no clock (`now` is an argument).
+//!
+//! Outside input becomes one of these types once, at the edge; that a value exists proves that it is valid.
+//! Every branch of the business is decided here, so the adapters around it are straight lines:
+//!
+//! - [`draft`](fn@draft) decides whether a hold may be made, and at what price,
+//! - [`shards::choose`] decides from which slices of the stock,
+//! - [`confirm`](fn@confirm), [`cancel`](fn@cancel), [`extend`](fn@extend) and [`expire`](fn@expire) decide what a
+//!   command does to a reservation,
+//! - [`Refusal`] names every "no", in the order in which they outrank one another.
+
+mod decide;
+mod draft;
+mod ids;
+mod product;
+mod refusal;
+mod reservation;
+pub mod shards;
+mod time;
+
+pub use decide::{Cancel, Confirm, Expire, Extend, MAX_EXTENSIONS_OF_FIRST_HOLD, cancel, confirm, expire, extend};
+pub use draft::{Basket, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
+pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
+pub use product::{Currency, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product, ProductChange, ProductStatus};
+pub use refusal::{Refusal, Shortage};
+pub use reservation::{Line, Reservation, Status, Take};
+pub use time::{HoldSeconds, Timestamp};
+
+/// Outside input that is not a value of the type it should become. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {rule}")]
+pub struct Invalid {
+    /// The field as the caller names it.
+    pub field: &'static str,
+    /// What the field must be, in a sentence for the caller.
+    pub rule: &'static str,
+}
+
+impl Invalid {
+    /// An input `field` that broke `rule`.
+    pub const fn new(field: &'static str, rule: &'static str) -> Self {
+        Self { field, rule }
+    }
+}

@@ -1,0 +1,257 @@
+//! Products, and what an admin may change of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{HoldSeconds, Invalid, ProductId, Refusal, Timestamp};
+
+/// The highest price of one unit: 10^11 minor units. Twenty lines of 1,000 units at this price stay below 2^53, so a
+/// total is exact in every JSON reader.
+pub const MAX_PRICE_MINOR: u64 = 100_000_000_000;
+/// The most units that a product may have in total.
+pub const MAX_TOTAL: u64 = 1_000_000_000;
+/// The most shards of one product: with its product, ledger and idempotency items they fit one DynamoDB transaction
+/// (100 actions).
+pub const MAX_SHARDS: u32 = 64;
+/// The shards of a product that names no other number.
+const DEFAULT_SHARDS: u32 = 16;
+/// The longest name, in characters.
+const MAX_NAME: usize = 200;
+
+/// An ISO 4217 currency code: three capital letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Currency([u8; 3]);
+
+impl TryFrom<String> for Currency {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        match text.as_bytes() {
+            &[a, b, c] if [a, b, c].iter().all(u8::is_ascii_uppercase) => Ok(Self([a, b, c])),
+            _ => Err(Invalid::new("currency", "must be an ISO 4217 code: three capital letters")),
+        }
+    }
+}
+
+impl From<Currency> for String {
+    fn from(currency: Currency) -> String {
+        currency.0.iter().map(|&letter| char::from(letter)).collect()
+    }
+}
+
+/// Whether a product may be reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProductStatus {
+    /// It may, within its sale window.
+    OnSale,
+    /// It may not. Holds that were made before stay as they are.
+    Paused,
+}
+
+/// A product. Its stock lives in its shards; see [`crate::shards`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Product {
+    /// Its id.
+    pub product_id: ProductId,
+    /// Its name, 1 to 200 characters.
+    pub name: String,
+    /// The price of one unit, in the currency's minor unit.
+    pub price_minor: u64,
+    /// The currency.
+    pub currency: Currency,
+    /// All units: free, held and sold together.
+    pub total: u64,
+    /// How many slices the stock is cut into. Set once.
+    pub shards: u32,
+    /// How long a hold lasts.
+    pub hold_seconds: HoldSeconds,
+    /// The most units that one customer may hold and own together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_per_customer: Option<u32>,
+    /// From when it may be reserved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sale_starts_at: Option<Timestamp>,
+    /// Until when it may be reserved: from this moment on it may not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sale_ends_at: Option<Timestamp>,
+    /// Whether it may be reserved.
+    pub status: ProductStatus,
+    /// Counts the changes of anything but `total`. Starts at 1.
+    pub version: u64,
+}
+
+/// What an admin changes of a product. `None` leaves a field as it is; `Some(None)` takes an optional field away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProductChange {
+    /// See [`Product::name`].
+    pub name: Option<String>,
+    /// See [`Product::price_minor`].
+    pub price_minor: Option<u64>,
+    /// See [`Product::hold_seconds`].
+    pub hold_seconds: Option<HoldSeconds>,
+    /// See [`Product::max_per_customer`].
+    pub max_per_customer: Option<Option<u32>>,
+    /// See [`Product::sale_starts_at`].
+    pub sale_starts_at: Option<Option<Timestamp>>,
+    /// See [`Product::sale_ends_at`].
+    pub sale_ends_at: Option<Option<Timestamp>>,
+    /// See [`Product::status`].
+    pub status: Option<ProductStatus>,
+}
+
+impl Product {
+    /// The shards of a product that names no number: 16, at most half its units, at least 1. More shards than units
+    /// would leave most of them empty, and every sale of the last units would have to look through them.
+    pub fn default_shards(total: u64) -> u32 {
+        u32::try_from(total / 2).unwrap_or(DEFAULT_SHARDS).clamp(1, DEFAULT_SHARDS)
+    }
+
+    /// The product itself, if every field is within its limits.
+    pub fn checked(self) -> Result<Self, Invalid> {
+        let characters = self.name.chars().count();
+        if characters == 0 || characters > MAX_NAME || self.name.chars().any(char::is_control) {
+            return Err(Invalid::new("name", "must be 1 to 200 characters, none of them a control character"));
+        }
+        if self.price_minor > MAX_PRICE_MINOR {
+            return Err(Invalid::new("price_minor", "must be a whole number from 0 to 100000000000"));
+        }
+        if self.total > MAX_TOTAL {
+            return Err(Invalid::new("total", "must be a whole number from 0 to 1000000000"));
+        }
+        if !(1..=MAX_SHARDS).contains(&self.shards) {
+            return Err(Invalid::new("shards", "must be a whole number from 1 to 64"));
+        }
+        if self.max_per_customer == Some(0) {
+            return Err(Invalid::new("max_per_customer", "must be a whole number from 1, or absent"));
+        }
+        if let (Some(starts), Some(ends)) = (self.sale_starts_at, self.sale_ends_at)
+            && starts >= ends
+        {
+            return Err(Invalid::new("sale_ends_at", "must be later than sale_starts_at"));
+        }
+        Ok(self)
+    }
+
+    /// The product after `change`, one version on.
+    pub fn changed(&self, change: ProductChange) -> Result<Self, Invalid> {
+        Self {
+            name: change.name.unwrap_or_else(|| self.name.clone()),
+            price_minor: change.price_minor.unwrap_or(self.price_minor),
+            hold_seconds: change.hold_seconds.unwrap_or(self.hold_seconds),
+            max_per_customer: change.max_per_customer.unwrap_or(self.max_per_customer),
+            sale_starts_at: change.sale_starts_at.unwrap_or(self.sale_starts_at),
+            sale_ends_at: change.sale_ends_at.unwrap_or(self.sale_ends_at),
+            status: change.status.unwrap_or(self.status),
+            version: self.version + 1,
+            ..self.clone()
+        }
+        .checked()
+    }
+
+    /// Whether the product may be reserved at `now`.
+    pub fn on_sale(&self, now: Timestamp) -> Result<(), Refusal> {
+        match self.status {
+            ProductStatus::Paused => {
+                return Err(Refusal::ProductNotOnSale { product_id: self.product_id.clone() });
+            }
+            ProductStatus::OnSale => {}
+        }
+        let opens_at = self.sale_starts_at.filter(|&starts| now < starts);
+        let over = self.sale_ends_at.is_some_and(|ends| now >= ends);
+        if opens_at.is_some() || over {
+            return Err(Refusal::SaleNotOpen { product_id: self.product_id.clone(), opens_at });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn product(id: &str) -> Product {
+        Product {
+            product_id: ProductId::try_from(id).unwrap(),
+            name: format!("Product {id}"),
+            price_minor: 2_500,
+            currency: Currency::try_from("EUR".to_owned()).unwrap(),
+            total: 100,
+            shards: 4,
+            hold_seconds: HoldSeconds::DEFAULT,
+            max_per_customer: None,
+            sale_starts_at: None,
+            sale_ends_at: None,
+            status: ProductStatus::OnSale,
+            version: 1,
+        }
+    }
+
+    #[test]
+    fn shards_by_default_are_at_most_half_the_units_and_at_least_one() {
+        for (total, shards) in [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (31, 15), (32, 16), (33, 16), (u64::MAX, 16)] {
+            assert_eq!(Product::default_shards(total), shards, "{total}");
+        }
+    }
+
+    #[test]
+    fn a_product_past_any_limit_is_refused_by_the_name_of_the_field() {
+        let at = |millis| Some(Timestamp::from_millis(millis));
+        let cases: [(&str, fn(&mut Product)); 9] = [
+            ("name", |p| p.name = String::new()),
+            ("name", |p| p.name = "x".repeat(201)),
+            ("name", |p| p.name = "a\u{0}b".to_owned()),
+            ("price_minor", |p| p.price_minor = MAX_PRICE_MINOR + 1),
+            ("total", |p| p.total = MAX_TOTAL + 1),
+            ("shards", |p| p.shards = 0),
+            ("shards", |p| p.shards = MAX_SHARDS + 1),
+            ("max_per_customer", |p| p.max_per_customer = Some(0)),
+            ("price_minor", |p| p.price_minor = u64::MAX),
+        ];
+        for (field, spoil) in cases {
+            let mut spoiled = product("a");
+            spoil(&mut spoiled);
+            assert_eq!(spoiled.checked().unwrap_err().field, field);
+        }
+        let mut window = product("a");
+        (window.sale_starts_at, window.sale_ends_at) = (at(5), at(5));
+        assert_eq!(window.checked().unwrap_err().field, "sale_ends_at");
+        let limits = Product { price_minor: MAX_PRICE_MINOR, total: MAX_TOTAL, shards: MAX_SHARDS, ..product("a") };
+        assert!(limits.checked().is_ok());
+    }
+
+    #[test]
+    fn a_sale_is_open_from_its_start_until_before_its_end() {
+        let mut windowed = product("a");
+        windowed.sale_starts_at = Some(Timestamp::from_millis(1_000));
+        windowed.sale_ends_at = Some(Timestamp::from_millis(2_000));
+        let opens = |now| windowed.on_sale(Timestamp::from_millis(now));
+        assert!(matches!(opens(999), Err(Refusal::SaleNotOpen { opens_at: Some(_), .. })));
+        assert!(opens(1_000).is_ok());
+        assert!(opens(1_999).is_ok());
+        assert!(matches!(opens(2_000), Err(Refusal::SaleNotOpen { opens_at: None, .. })));
+        windowed.status = ProductStatus::Paused;
+        assert!(matches!(opens_paused(&windowed), Err(Refusal::ProductNotOnSale { .. })));
+    }
+
+    fn opens_paused(product: &Product) -> Result<(), Refusal> {
+        product.on_sale(Timestamp::from_millis(1_500))
+    }
+
+    #[test]
+    fn a_change_leaves_what_it_does_not_name_and_raises_the_version() {
+        let before = Product { max_per_customer: Some(2), ..product("a") };
+        let after = before.changed(ProductChange { price_minor: Some(1), ..ProductChange::default() }).unwrap();
+        assert_eq!(after, Product { price_minor: 1, version: 2, ..before.clone() });
+        let without =
+            before.changed(ProductChange { max_per_customer: Some(None), ..ProductChange::default() }).unwrap();
+        assert_eq!(without.max_per_customer, None);
+    }
+
+    #[test]
+    fn currencies_are_three_capital_letters() {
+        for (text, valid) in [("EUR", true), ("eur", false), ("EU", false), ("EURO", false), ("E1R", false)] {
+            assert_eq!(Currency::try_from(text.to_owned()).is_ok(), valid, "{text}");
+        }
+    }
+}

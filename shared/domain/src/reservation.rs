@@ -1,0 +1,108 @@
+//! The reservation: one customer's claim on some units, from hold to its one end.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Currency, CustomerId, HoldSeconds, PaymentReference, ProductId, ReservationId, Timestamp};
+
+/// Where a reservation stands. It leaves `Held` once and for all, but for one way back from `Expired`: a payment that
+/// was taken too late may take the units again and make it `Confirmed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Units are held until `expires_at`.
+    Held,
+    /// Units are sold: the reservation is the order.
+    Confirmed,
+    /// The customer gave the units back.
+    Cancelled,
+    /// Time gave the units back.
+    Expired,
+}
+
+impl Status {
+    /// The name that is stored and sent.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Confirmed => "confirmed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// Units taken from one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Take {
+    /// The shard's number, from 0.
+    pub shard: u32,
+    /// Units, at least 1.
+    pub units: u32,
+}
+
+/// One product of a reservation, at the price and under the name that it had when it was reserved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Line {
+    /// The product.
+    pub product_id: ProductId,
+    /// Units.
+    pub quantity: u32,
+    /// The product's name at that time.
+    pub name: String,
+    /// The price of one unit at that time, in minor units.
+    pub unit_price_minor: u64,
+    /// Whether the units count against the product's limit for each customer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub limited: bool,
+    /// The shards that the units came from: they go back there. Together `quantity` units.
+    pub takes: Vec<Take>,
+}
+
+/// A reservation as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// Its id; see [`ReservationId::derive`].
+    pub reservation_id: ReservationId,
+    /// Who owns it.
+    pub customer: CustomerId,
+    /// What it holds, one line a product.
+    pub lines: Vec<Line>,
+    /// The currency of every line.
+    pub currency: Currency,
+    /// Where it stands.
+    pub status: Status,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When the hold ends: at this moment it is over.
+    pub expires_at: Timestamp,
+    /// The length of the first hold.
+    pub hold_seconds: HoldSeconds,
+    /// The digest of the request that made it: tells a replay from a reused key.
+    pub fingerprint: String,
+    /// When it was confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_at: Option<Timestamp>,
+    /// Whether it was confirmed after its hold had expired.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub confirmed_late: bool,
+    /// The payment that it was confirmed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payment_reference: Option<PaymentReference>,
+}
+
+impl Reservation {
+    /// The price of everything, in minor units.
+    ///
+    /// Cannot overflow for lines within the limits (20 lines x 1,000 units x 10^11); saturates for any others.
+    pub fn total_price_minor(&self) -> u64 {
+        self.lines
+            .iter()
+            .map(|line| line.unit_price_minor.saturating_mul(u64::from(line.quantity)))
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Whether the hold's time is over at `now`.
+    pub fn overdue(&self, now: Timestamp) -> bool {
+        now >= self.expires_at
+    }
+}

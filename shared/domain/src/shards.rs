@@ -1,0 +1,125 @@
+//! Which slices of a product's stock a reservation takes its units from.
+//!
+//! A shard is one item, and one item carries about a thousand writes a second and one transaction at a time, so a
+//! product's stock is cut into several. This module chooses among them with what is known, which may be out of date:
+//! the condition on the write decides, a wrong guess costs a round trip and never a unit.
+
+use crate::Take;
+
+/// Takes `quantity` units, preferring one shard, the first at or after `home` (around the ring) that has enough or
+/// of which nothing is known; else the fullest shards together.
+///
+/// `known` has one entry a shard: its units, or `None` where nothing is known of it.
+///
+/// Returns `None` where even all shards together are known to hold too little. The takes name distinct shards, each at
+/// least one unit and at most what is known, together exactly `quantity`.
+pub fn choose(quantity: u32, known: &[Option<u64>], home: u32) -> Option<Vec<Take>> {
+    let shards = u32::try_from(known.len()).ok()?;
+    let enough = |&shard: &u32| known[shard as usize].is_none_or(|units| units >= u64::from(quantity));
+    if let Some(shard) = (0..shards).map(|step| (home % shards + step) % shards).find(enough) {
+        return Some(vec![Take { shard, units: quantity }]);
+    }
+    spread(u64::from(quantity), known.iter().map(|units| units.unwrap_or(0)))
+}
+
+/// Takes `units` from the fullest shards on, so that as few shards as can be take part.
+fn spread(units: u64, available: impl Iterator<Item = u64>) -> Option<Vec<Take>> {
+    let mut fullest: Vec<(u32, u64)> = (0..).zip(available).filter(|&(_, units)| units > 0).collect();
+    fullest.sort_by_key(|&(shard, units)| (std::cmp::Reverse(units), shard));
+    let mut left = units;
+    let mut takes = Vec::new();
+    for (shard, available) in fullest {
+        if left == 0 {
+            break;
+        }
+        let taken = u32::try_from(left.min(available)).unwrap_or(u32::MAX);
+        takes.push(Take { shard, units: taken });
+        left -= u64::from(taken);
+    }
+    (left == 0).then_some(takes)
+}
+
+/// Takes `units` away from shards whose units are `available`, as an admin does; `None` if they hold too little.
+pub fn withdraw(units: u64, available: &[u64]) -> Option<Vec<Take>> {
+    spread(units, available.iter().copied())
+}
+
+/// Deals `units` evenly over `shards`, starting at `first`; shards that would get nothing are left out.
+pub fn deal(units: u64, shards: u32, first: u32) -> Vec<Take> {
+    let count = u64::from(shards.max(1));
+    let (each, rest) = (units / count, units % count);
+    (0..count)
+        .map(|step| Take {
+            shard: u32::try_from((u64::from(first) + step) % count).unwrap_or(0),
+            units: u32::try_from(each + u64::from(step < rest)).unwrap_or(u32::MAX),
+        })
+        .filter(|take| take.units > 0)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn take(shard: u32, units: u32) -> Take {
+        Take { shard, units }
+    }
+
+    #[test]
+    fn one_shard_is_preferred_from_home_on() {
+        let full = [Some(5), Some(5), Some(5)];
+        assert_eq!(choose(2, &full, 1), Some(vec![take(1, 2)]));
+        assert_eq!(choose(2, &[Some(5), Some(1), Some(5)], 1), Some(vec![take(2, 2)]));
+        assert_eq!(choose(2, &[Some(5), Some(1), Some(1)], 1), Some(vec![take(0, 2)]));
+        assert_eq!(choose(2, &[Some(0), None, Some(9)], 0), Some(vec![take(1, 2)]));
+        assert_eq!(choose(2, &full, 7), Some(vec![take(1, 2)]));
+    }
+
+    #[test]
+    fn several_shards_serve_one_line_the_fullest_first() {
+        assert_eq!(choose(7, &[Some(3), Some(1), Some(4)], 0), Some(vec![take(2, 4), take(0, 3)]));
+        assert_eq!(choose(8, &[Some(3), Some(1), Some(4)], 0), Some(vec![take(2, 4), take(0, 3), take(1, 1)]));
+        assert_eq!(choose(9, &[Some(3), Some(1), Some(4)], 0), None);
+        assert_eq!(choose(1, &[], 0), None);
+    }
+
+    #[test]
+    fn units_are_dealt_evenly() {
+        assert_eq!(deal(5, 3, 0), vec![take(0, 2), take(1, 2), take(2, 1)]);
+        assert_eq!(deal(2, 4, 3), vec![take(3, 1), take(0, 1)]);
+        assert_eq!(deal(0, 4, 0), vec![]);
+    }
+
+    proptest! {
+        #[test]
+        fn takes_are_exact_distinct_and_within_what_is_known(
+            quantity in 1u32..=1_000,
+            known in prop::collection::vec(prop::option::of(0u64..600), 1..64),
+            home in any::<u32>(),
+        ) {
+            let takes = choose(quantity, &known, home);
+            let sum: u64 = known.iter().map(|units| units.unwrap_or(0)).sum();
+            let unknown = known.iter().any(Option::is_none);
+            prop_assert_eq!(takes.is_some(), unknown || sum >= u64::from(quantity));
+            if let Some(takes) = takes {
+                prop_assert_eq!(takes.iter().map(|take| take.units).sum::<u32>(), quantity);
+                let mut seen = std::collections::BTreeSet::new();
+                for Take { shard, units } in takes {
+                    prop_assert!(seen.insert(shard));
+                    prop_assert!(units >= 1);
+                    prop_assert!(known[shard as usize].is_none_or(|available| u64::from(units) <= available));
+                }
+            }
+        }
+
+        #[test]
+        fn dealing_loses_nothing(units in 0u64..1_000_000_000, shards in 1u32..=64, first in 0u32..64) {
+            let takes = deal(units, shards, first);
+            prop_assert_eq!(takes.iter().map(|take| u64::from(take.units)).sum::<u64>(), units);
+            let most = takes.iter().map(|take| take.units).max().unwrap_or(0);
+            let least = takes.iter().map(|take| take.units).min().unwrap_or(0);
+            prop_assert!(most - least <= 1);
+        }
+    }
+}

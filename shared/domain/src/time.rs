@@ -1,0 +1,98 @@
+//! Points in time and lengths of holds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Invalid;
+
+/// A point in time: milliseconds since 1970-01-01T00:00:00Z.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// From milliseconds since the epoch.
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the epoch.
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// Whole seconds since the epoch, rounded down.
+    pub const fn as_seconds(self) -> i64 {
+        self.0.div_euclid(1_000)
+    }
+
+    /// This many seconds later. Saturates at the end of time.
+    #[must_use]
+    pub const fn plus_seconds(self, seconds: i64) -> Self {
+        Self(self.0.saturating_add(seconds.saturating_mul(1_000)))
+    }
+
+    /// Whole seconds from `earlier` to here, rounded up, never negative: what a countdown shows.
+    pub const fn seconds_since(self, earlier: Self) -> i64 {
+        let millis = self.0.saturating_sub(earlier.0);
+        if millis <= 0 { 0 } else { millis.saturating_add(999) / 1_000 }
+    }
+}
+
+/// The length of a hold, in seconds: 10 to 3,600.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct HoldSeconds(u32);
+
+impl HoldSeconds {
+    /// The shortest hold.
+    pub const MIN: Self = Self(10);
+    /// The longest hold.
+    pub const MAX: Self = Self(3_600);
+    /// What a product gets that names no other.
+    pub const DEFAULT: Self = Self(600);
+
+    /// The length in seconds.
+    pub const fn get(self) -> i64 {
+        self.0 as i64
+    }
+}
+
+impl TryFrom<u32> for HoldSeconds {
+    type Error = Invalid;
+
+    fn try_from(seconds: u32) -> Result<Self, Invalid> {
+        let hold = Self(seconds);
+        if (Self::MIN..=Self::MAX).contains(&hold) {
+            Ok(hold)
+        } else {
+            Err(Invalid::new("hold_seconds", "must be a whole number from 10 to 3600"))
+        }
+    }
+}
+
+impl From<HoldSeconds> for u32 {
+    fn from(hold: HoldSeconds) -> u32 {
+        hold.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_countdown_rounds_up_and_never_goes_below_zero() {
+        let now = Timestamp::from_millis(1_000);
+        assert_eq!(Timestamp::from_millis(2_001).seconds_since(now), 2);
+        assert_eq!(Timestamp::from_millis(2_000).seconds_since(now), 1);
+        assert_eq!(Timestamp::from_millis(1_000).seconds_since(now), 0);
+        assert_eq!(Timestamp::from_millis(-5_000).seconds_since(now), 0);
+    }
+
+    #[test]
+    fn hold_seconds_are_refused_past_their_limits() {
+        for (seconds, valid) in [(0, false), (9, false), (10, true), (3_600, true), (3_601, false), (u32::MAX, false)] {
+            assert_eq!(HoldSeconds::try_from(seconds).is_ok(), valid, "{seconds}");
+        }
+    }
+}

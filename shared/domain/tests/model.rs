@@ -1,0 +1,234 @@
+//! Generated histories of several reservations over one stock, against a reference model that knows no shards, no
+//! statuses and no decisions: only where every unit is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_domain as domain;
+use holdfast_domain::{
+    Basket, CustomerId, HoldSeconds, IdempotencyKey, Line, PaymentReference, Product, ProductId, ProductStatus,
+    Refusal, Reservation, Status, Timestamp, shards,
+};
+use proptest::prelude::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Reserve { key: u8, quantity: u32, home: u32 },
+    Confirm { key: u8, payment: Option<u8> },
+    Cancel { key: u8 },
+    Extend { key: u8, hold_seconds: u32 },
+    Expire { key: u8 },
+    Wait { seconds: i64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let key = 0u8..6;
+    prop_oneof![
+        3 => (key.clone(), 1u32..8, 0u32..3).prop_map(|(key, quantity, home)| Step::Reserve { key, quantity, home }),
+        2 => (key.clone(), prop::option::of(0u8..2)).prop_map(|(key, payment)| Step::Confirm { key, payment }),
+        1 => key.clone().prop_map(|key| Step::Cancel { key }),
+        1 => (key.clone(), 10u32..60).prop_map(|(key, hold_seconds)| Step::Extend { key, hold_seconds }),
+        2 => key.prop_map(|key| Step::Expire { key }),
+        2 => (1i64..30).prop_map(|seconds| Step::Wait { seconds }),
+    ]
+}
+
+/// Where every unit is, and until when a hold lasts: all that the model knows.
+#[derive(Default)]
+struct Model {
+    free: u32,
+    held: BTreeMap<u8, (u32, i64)>,
+    sold: BTreeMap<u8, u32>,
+    ended: BTreeSet<u8>,
+}
+
+/// The system under test: the decisions, applied to shards and reservations as the store would.
+struct World {
+    now: Timestamp,
+    product: Product,
+    shards: Vec<u64>,
+    reservations: BTreeMap<u8, Reservation>,
+}
+
+impl World {
+    fn new() -> Self {
+        let product = Product {
+            product_id: ProductId::try_from("tee").unwrap(),
+            name: "Tee".to_owned(),
+            price_minor: 100,
+            currency: "EUR".to_owned().try_into().unwrap(),
+            total: 12,
+            shards: 3,
+            hold_seconds: HoldSeconds::try_from(20).unwrap(),
+            max_per_customer: None,
+            sale_starts_at: None,
+            sale_ends_at: None,
+            status: ProductStatus::OnSale,
+            version: 1,
+        };
+        Self { now: Timestamp::from_millis(0), product, shards: vec![4; 3], reservations: BTreeMap::new() }
+    }
+
+    fn draw(&mut self, quantity: u32, home: u32) -> Option<Vec<domain::Take>> {
+        let known: Vec<Option<u64>> = self.shards.iter().copied().map(Some).collect();
+        let takes = shards::choose(quantity, &known, home)?;
+        takes.iter().for_each(|take| self.shards[take.shard as usize] -= u64::from(take.units));
+        Some(takes)
+    }
+
+    fn give_back(&mut self, key: u8, status: Status) {
+        let reservation = self.reservations.get_mut(&key).unwrap();
+        reservation.status = status;
+        for take in &reservation.lines[0].takes {
+            self.shards[take.shard as usize] += u64::from(take.units);
+        }
+    }
+
+    fn reserve(&mut self, key: u8, quantity: u32, home: u32) -> bool {
+        if self.reservations.contains_key(&key) {
+            return false;
+        }
+        let customer = CustomerId::try_from("alice").unwrap();
+        let idempotency_key = IdempotencyKey::try_from(format!("k{key}")).unwrap();
+        let lines = vec![(self.product.product_id.clone(), Some(quantity))];
+        let basket = Basket::new(customer.clone(), &idempotency_key, lines).unwrap().unwrap();
+        let known = BTreeMap::from([(self.product.product_id.clone(), self.product.clone())]);
+        let draft = domain::draft(&basket, &known, self.now).unwrap();
+        let Some(takes) = self.draw(quantity, home) else { return false };
+        let line = Line {
+            product_id: self.product.product_id.clone(),
+            quantity,
+            name: self.product.name.clone(),
+            unit_price_minor: self.product.price_minor,
+            limited: false,
+            takes,
+        };
+        let reservation = Reservation {
+            reservation_id: basket.reservation_id.clone(),
+            customer,
+            lines: vec![line],
+            currency: draft.currency,
+            status: Status::Held,
+            created_at: self.now,
+            expires_at: draft.expires_at,
+            hold_seconds: draft.hold_seconds,
+            fingerprint: basket.fingerprint.clone(),
+            confirmed_at: None,
+            confirmed_late: false,
+            payment_reference: None,
+        };
+        self.reservations.insert(key, reservation);
+        true
+    }
+
+    /// Whether the reservation is an order of this payment afterwards.
+    fn confirm(&mut self, key: u8, payment: Option<&PaymentReference>) -> Result<(), Refusal> {
+        let reservation = self.reservations.get(&key).ok_or(Refusal::ReservationNotFound)?;
+        let quantity = reservation.lines[0].quantity;
+        let takes = match domain::confirm(reservation, payment, self.now) {
+            domain::Confirm::Refuse(refusal) => return Err(refusal),
+            domain::Confirm::LateRetake => Some(self.draw(quantity, 0).ok_or(Refusal::RefundRequired)?),
+            _ => None,
+        };
+        let reservation = self.reservations.get_mut(&key).unwrap();
+        reservation.status = Status::Confirmed;
+        if let Some(takes) = takes {
+            reservation.lines[0].takes = takes;
+        }
+        if reservation.payment_reference.is_none() {
+            reservation.payment_reference = payment.cloned();
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #[test]
+    fn units_are_where_the_model_says(steps in prop::collection::vec(step(), 1..60)) {
+        let mut world = World::new();
+        let mut model = Model { free: 12, ..Model::default() };
+        for step in steps {
+            let now = world.now.as_millis() / 1_000;
+            match step {
+                Step::Wait { seconds } => world.now = world.now.plus_seconds(seconds),
+                Step::Reserve { key, quantity, home } => {
+                    let fresh = !model.held.contains_key(&key) && !model.sold.contains_key(&key) && !model.ended.contains(&key);
+                    let possible = fresh && quantity <= model.free;
+                    prop_assert_eq!(world.reserve(key, quantity, home), possible);
+                    if possible {
+                        model.free -= quantity;
+                        model.held.insert(key, (quantity, now + 20));
+                    }
+                }
+                Step::Confirm { key, payment } => {
+                    let reference = payment.map(|n| PaymentReference::try_from(format!("pay_{n}")).unwrap());
+                    let answer = world.confirm(key, reference.as_ref());
+                    match model.held.get(&key).copied() {
+                        Some((quantity, until)) => {
+                            prop_assert_eq!(answer.is_ok(), now < until || payment.is_some());
+                            if answer.is_ok() {
+                                model.held.remove(&key);
+                                model.sold.insert(key, quantity);
+                            }
+                        }
+                        None if model.ended.contains(&key) && answer.is_ok() => {
+                            // Only a payment brings an ended hold back, and only with units that are free.
+                            let quantity = world.reservations[&key].lines[0].quantity;
+                            prop_assert!(payment.is_some());
+                            prop_assert!(quantity <= model.free);
+                            model.free -= quantity;
+                            model.ended.remove(&key);
+                            model.sold.insert(key, quantity);
+                        }
+                        None if model.sold.contains_key(&key) => {
+                            let other = reference.is_some() && world.reservations[&key].payment_reference != reference;
+                            prop_assert_eq!(answer.is_err(), other);
+                            prop_assert!(!other || answer.unwrap_err().owes_refund());
+                        }
+                        None => {
+                            // A payment that bought nothing is always owed back.
+                            let refusal = answer.unwrap_err();
+                            prop_assert_eq!(refusal.owes_refund(), model.ended.contains(&key) && payment.is_some());
+                        }
+                    }
+                }
+                Step::Cancel { key } => {
+                    let release = world.reservations.get(&key)
+                        .is_some_and(|held| domain::cancel(held, world.now) == domain::Cancel::Release);
+                    prop_assert_eq!(release, model.held.get(&key).is_some_and(|&(_, until)| now < until));
+                    if release {
+                        world.give_back(key, Status::Cancelled);
+                        model.free += model.held.remove(&key).unwrap().0;
+                        model.ended.insert(key);
+                    }
+                }
+                Step::Expire { key } => {
+                    let release = world.reservations.get(&key)
+                        .is_some_and(|held| domain::expire(held, world.now) == domain::Expire::Release);
+                    prop_assert_eq!(release, model.held.get(&key).is_some_and(|&(_, until)| now >= until));
+                    if release {
+                        world.give_back(key, Status::Expired);
+                        model.free += model.held.remove(&key).unwrap().0;
+                        model.ended.insert(key);
+                    }
+                }
+                Step::Extend { key, hold_seconds } => {
+                    let hold = HoldSeconds::try_from(hold_seconds).unwrap();
+                    if let Some(held) = world.reservations.get_mut(&key)
+                        && let domain::Extend::Until(until) = domain::extend(held, hold, world.now)
+                    {
+                        let entry = model.held.get_mut(&key).unwrap();
+                        prop_assert!(now < entry.1, "only a live hold is extended");
+                        prop_assert!(until <= held.created_at.plus_seconds(60), "at most three times the first 20 s");
+                        held.expires_at = until;
+                        entry.1 = now + i64::from(hold_seconds);
+                    }
+                }
+            }
+            let held: u32 = model.held.values().map(|&(quantity, _)| quantity).sum();
+            let sold: u32 = model.sold.values().sum();
+            prop_assert_eq!(model.free + held + sold, 12);
+            prop_assert_eq!(world.shards.iter().sum::<u64>(), u64::from(model.free));
+        }
+    }
+}
