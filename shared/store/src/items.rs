@@ -1,0 +1,159 @@
+//! Domain values to items and back, and the shapes that only the table has.
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use holdfast_domain::{CustomerId, Line, Product, Reservation, ReservationId, Status, Timestamp};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::keys::{self, Key};
+use crate::{Error, Item};
+
+/// How long an ended hold stays readable, and its Idempotency-Key known, before DynamoDB's clean-up may take it.
+/// Orders stay for ever.
+pub(crate) const RETENTION_DAYS: i64 = 30;
+
+/// A shard of a product's stock.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ShardItem {
+    pub(crate) available: u64,
+    pub(crate) product_version: u64,
+}
+
+/// A hold as the index `due` projects it: what releasing it needs. An index lags, so this may be gone or changed; the
+/// conditions of the release say whether it is.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Hold {
+    pk: String,
+    pub(crate) customer: CustomerId,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) created_at: Timestamp,
+}
+
+impl Hold {
+    pub(crate) fn reservation_id(&self) -> Result<ReservationId, Error> {
+        self.pk
+            .strip_prefix(keys::HOLD_PREFIX)
+            .ok_or_else(|| Error::internal("index due", format!("{} is no reservation", self.pk)))
+            .and_then(|id| ReservationId::try_from(id).map_err(|error| Error::internal("index due", error)))
+    }
+}
+
+impl From<&Reservation> for Hold {
+    fn from(reservation: &Reservation) -> Self {
+        Self {
+            pk: keys::reservation(&reservation.reservation_id).pk,
+            customer: reservation.customer.clone(),
+            lines: reservation.lines.clone(),
+            created_at: reservation.created_at,
+        }
+    }
+}
+
+/// An item that no version of this program wrote.
+pub(crate) fn read<T: DeserializeOwned>(what: &'static str, item: Item) -> Result<T, Error> {
+    serde_dynamo::from_item(item).map_err(|error| Error::internal(what, error))
+}
+
+/// `value` under `key`.
+pub(crate) fn write<T: Serialize>(what: &'static str, key: &Key, value: &T) -> Result<Item, Error> {
+    let mut item: Item = serde_dynamo::to_item(value).map_err(|error| Error::internal(what, error))?;
+    item.extend(key.item());
+    Ok(item)
+}
+
+/// The attribute value of anything that serde knows.
+pub(crate) fn value<T: Serialize>(what: &'static str, value: &T) -> Result<AttributeValue, Error> {
+    serde_dynamo::to_attribute_value(value).map_err(|error| Error::internal(what, error))
+}
+
+/// A number.
+pub(crate) fn number(number: impl ToString) -> AttributeValue {
+    AttributeValue::N(number.to_string())
+}
+
+/// A text.
+pub(crate) fn text(text: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(text.into())
+}
+
+/// A point in time, in milliseconds.
+pub(crate) fn time(at: Timestamp) -> AttributeValue {
+    number(at.as_millis())
+}
+
+/// The `ttl` of a hold that ended at `now`.
+pub(crate) fn ttl(now: Timestamp) -> AttributeValue {
+    number(now.plus_seconds(RETENTION_DAYS * 86_400).as_seconds())
+}
+
+/// A product's item.
+pub(crate) fn product(product: &Product) -> Result<Item, Error> {
+    write("product", &keys::product(&product.product_id), product)
+}
+
+/// A reservation's item. While held, and only then, it is in the index `due`.
+pub(crate) fn reservation(reservation: &Reservation) -> Result<Item, Error> {
+    let mut item = write("reservation", &keys::reservation(&reservation.reservation_id), reservation)?;
+    if reservation.status == Status::Held {
+        item.insert(keys::DUE_KEY.to_owned(), text(keys::due_partition(&reservation.reservation_id)));
+        item.insert(keys::DUE_AT.to_owned(), time(reservation.expires_at));
+    }
+    Ok(item)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_domain::{HoldSeconds, IdempotencyKey, Take};
+
+    fn held() -> Reservation {
+        let customer = CustomerId::try_from("alice").unwrap();
+        Reservation {
+            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap()),
+            customer,
+            lines: vec![Line {
+                product_id: "tee-black".try_into().unwrap(),
+                quantity: 2,
+                name: "Black tee".to_owned(),
+                unit_price_minor: 2_500,
+                limited: false,
+                takes: vec![Take { shard: 3, units: 2 }],
+            }],
+            currency: "EUR".to_owned().try_into().unwrap(),
+            status: Status::Held,
+            created_at: Timestamp::from_millis(1_763_700_000_123),
+            expires_at: Timestamp::from_millis(1_763_700_600_123),
+            hold_seconds: HoldSeconds::DEFAULT,
+            fingerprint: "f".repeat(52),
+            confirmed_at: None,
+            confirmed_late: false,
+            payment_reference: None,
+        }
+    }
+
+    #[test]
+    fn a_reservation_survives_the_table() {
+        for status in [Status::Held, Status::Confirmed, Status::Cancelled, Status::Expired] {
+            let before = Reservation { status, ..held() };
+            assert_eq!(read::<Reservation>("test", reservation(&before).unwrap()).unwrap(), before);
+        }
+    }
+
+    #[test]
+    fn only_a_held_reservation_is_in_the_index_due() {
+        let item = reservation(&held()).unwrap();
+        assert_eq!(item["pk"], text(format!("HOLD#{}", held().reservation_id)));
+        assert_eq!(item["sk"], text("HOLD"));
+        assert_eq!(item["due_at"], number(1_763_700_600_123_i64));
+        assert!(!item.contains_key("ttl"), "a hold is never cleaned up: its units would be lost");
+        let ended = reservation(&Reservation { status: Status::Confirmed, ..held() }).unwrap();
+        assert!(!ended.contains_key("due_key") && !ended.contains_key("due_at"));
+    }
+
+    #[test]
+    fn an_item_that_makes_no_sense_is_an_error_and_no_panic() {
+        let mut item = reservation(&held()).unwrap();
+        item.insert("status".to_owned(), text("half-confirmed"));
+        assert!(matches!(read::<Reservation>("test", item), Err(Error::Internal { .. })));
+    }
+}

@@ -1,0 +1,126 @@
+//! Every key, index and attribute name of the table. No other place spells one.
+
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use holdfast_domain::{CustomerId, ProductId, ReservationId};
+
+/// The table's partition key.
+pub const PK: &str = "pk";
+/// The table's sort key.
+pub const SK: &str = "sk";
+
+/// The sparse index of holds, by when they end.
+pub const DUE_INDEX: &str = "due";
+/// Its partition key.
+pub const DUE_KEY: &str = "due_key";
+/// Its sort key: `expires_at` in milliseconds.
+pub const DUE_AT: &str = "due_at";
+/// Into how many partitions the index `due` is dealt: each carries about a thousand writes a second, and a hold
+/// writes to it twice.
+pub const DUE_PARTITIONS: u32 = 8;
+
+/// The index of each customer's reservations, by when they were made.
+pub const CUSTOMER_INDEX: &str = "customer";
+/// Its partition key.
+pub const CUSTOMER: &str = "customer";
+/// Its sort key.
+pub const CREATED_AT: &str = "created_at";
+
+/// When DynamoDB may delete an item, in seconds since the epoch. Never a business clock: it comes up to days late.
+pub const TTL: &str = "ttl";
+
+/// The partition of all products.
+pub const CATALOG: &str = "CATALOG";
+/// The partition of all failed confirmations.
+pub const FAILED: &str = "FAILED";
+/// What a reservation's partition key begins with.
+pub const HOLD_PREFIX: &str = "HOLD#";
+/// What a product's sort key begins with.
+pub const PRODUCT_PREFIX: &str = "PRODUCT#";
+/// A reservation's sort key.
+pub const HOLD: &str = "HOLD";
+
+/// The key of one item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// The partition key.
+    pub pk: String,
+    /// The sort key.
+    pub sk: String,
+}
+
+impl Key {
+    /// As DynamoDB takes it.
+    pub fn item(&self) -> HashMap<String, AttributeValue> {
+        HashMap::from([
+            (PK.to_owned(), AttributeValue::S(self.pk.clone())),
+            (SK.to_owned(), AttributeValue::S(self.sk.clone())),
+        ])
+    }
+}
+
+/// A product.
+pub fn product(id: &ProductId) -> Key {
+    Key { pk: CATALOG.to_owned(), sk: format!("{PRODUCT_PREFIX}{id}") }
+}
+
+/// One shard of a product's stock. Each has a partition key of its own, so that DynamoDB can put them apart.
+pub fn shard(id: &ProductId, shard: u32) -> Key {
+    Key { pk: format!("STOCK#{id}#{shard}"), sk: "STOCK".to_owned() }
+}
+
+/// A reservation, which is its idempotency key's record too.
+pub fn reservation(id: &ReservationId) -> Key {
+    Key { pk: format!("{HOLD_PREFIX}{id}"), sk: HOLD.to_owned() }
+}
+
+/// How many units of a product a customer holds and owns.
+pub fn limit(product: &ProductId, customer: &CustomerId) -> Key {
+    Key { pk: format!("LIMIT#{product}#{customer}"), sk: "LIMIT".to_owned() }
+}
+
+/// One entry of a product's ledger.
+pub fn ledger(product: &ProductId, entry_id: &str) -> Key {
+    Key { pk: format!("LEDGER#{product}"), sk: entry_id.to_owned() }
+}
+
+/// The record of one adjustment's idempotency key.
+pub fn adjustment(adjustment_id: &str) -> Key {
+    Key { pk: format!("ADJUST#{adjustment_id}"), sk: "ADJUST".to_owned() }
+}
+
+/// A failed confirmation.
+pub fn failed(id: &str) -> Key {
+    Key { pk: FAILED.to_owned(), sk: id.to_owned() }
+}
+
+/// The partition of the index `due` that a reservation's hold is in.
+pub fn due_partition(id: &ReservationId) -> String {
+    // The id is a digest: any of its characters is as good as random, and base32 has a multiple of 8 of them.
+    let last = id.as_str().bytes().rev().nth(1).unwrap_or_default();
+    due_key(u32::from(last) % DUE_PARTITIONS)
+}
+
+/// The `k`-th partition of the index `due`.
+pub fn due_key(k: u32) -> String {
+    format!("DUE#{k}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_domain::IdempotencyKey;
+
+    #[test]
+    fn holds_are_dealt_over_all_partitions_of_the_index() {
+        let customer = CustomerId::try_from("alice").unwrap();
+        let mut holds = HashMap::<String, u32>::new();
+        for n in 0..8_000 {
+            let key = IdempotencyKey::try_from(format!("k{n}")).unwrap();
+            *holds.entry(due_partition(&ReservationId::derive(&customer, &key))).or_default() += 1;
+        }
+        assert_eq!(holds.len(), 8);
+        assert!(holds.values().all(|count| (700..1_300).contains(count)), "{holds:?}");
+    }
+}

@@ -1,0 +1,126 @@
+//! Holdfast's one DynamoDB table: what is stored, under which conditions it changes, and what each failure means.
+//!
+//! What must always hold, at every instant and for every product: the units of all shards, of all held reservations
+//! and of all orders add up to the product's total. So units only ever move inside one transaction that also moves
+//! the reservation (or the total) that explains them; there is no crash point in between.
+//!
+//! Decisions are `holdfast_domain`'s. A write repeats under its condition what the decision assumed; when the
+//! condition fails, what is stored comes back with the failure, and the decision is made again.
+//!
+//! - [`keys`]: every key, index and attribute name
+//! - `items`: domain values to items and back
+//! - `transact`: transactions, and cancellation reasons by position
+//! - `reserve`, `confirm`, `release`, `reservations`, `products`, `stock`, `failed`: one command each, or one family
+
+mod confirm;
+mod error;
+mod failed;
+mod items;
+pub mod keys;
+mod page;
+mod products;
+mod release;
+mod reservations;
+mod reserve;
+mod stock;
+mod transact;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+use holdfast_domain::ProductId;
+
+pub use error::{Deadline, Error};
+pub use failed::{FailedConfirmation, FailedState, Failure};
+pub use page::{Cursor, Page};
+pub use products::Stock;
+pub use release::Swept;
+pub use reserve::Reserved;
+pub use stock::{Adjusted, Adjustment, LedgerEntry};
+
+use error::{Attempts, fault};
+
+/// A stored item.
+pub(crate) type Item = HashMap<String, AttributeValue>;
+
+/// The table, and what this environment remembers of its products.
+///
+/// Make one at start and share it: the memory is what makes a warm reserve one round trip.
+#[derive(Debug)]
+pub struct Store {
+    client: Client,
+    table: String,
+    known: Mutex<HashMap<ProductId, products::Known>>,
+    random: Mutex<fastrand::Rng>,
+}
+
+impl Store {
+    /// A store over `table`. `seed` feeds the jitter and the choice of the home shard: any number in production, a
+    /// fixed one where a run must repeat.
+    pub fn new(client: Client, table: impl Into<String>, seed: u64) -> Self {
+        Self {
+            client,
+            table: table.into(),
+            known: Mutex::default(),
+            random: Mutex::new(fastrand::Rng::with_seed(seed)),
+        }
+    }
+
+    fn attempts(&self, deadline: Deadline) -> Attempts<'_> {
+        Attempts::new(deadline, &self.random)
+    }
+
+    fn random_below(&self, bound: u32) -> u32 {
+        lock(&self.random).u32(0..bound.max(1))
+    }
+
+    /// One item, as the latest write left it.
+    async fn get(&self, key: keys::Key, deadline: Deadline) -> Result<Option<Item>, Error> {
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let request =
+                self.client.get_item().table_name(&self.table).set_key(Some(key.item())).consistent_read(true);
+            match attempts.call(request.send()).await? {
+                Ok(answer) => return Ok(answer.item),
+                Err(error) => attempts.pause(fault("GetItem", &error)).await?,
+            }
+        }
+    }
+
+    /// Several items, as the latest writes left them, in any order; those that do not exist are left out.
+    async fn get_many(&self, keys: Vec<keys::Key>, deadline: Deadline) -> Result<Vec<Item>, Error> {
+        /// BatchGetItem's limit.
+        const BATCH: usize = 100;
+        let mut items = Vec::with_capacity(keys.len());
+        let mut left: Vec<Item> = keys.into_iter().map(|key| key.item()).collect();
+        let mut attempts = self.attempts(deadline);
+        while !left.is_empty() {
+            let batch = left.split_off(left.len().saturating_sub(BATCH));
+            let wanted = KeysAndAttributes::builder().set_keys(Some(batch.clone())).consistent_read(true).build();
+            let wanted = wanted.map_err(|error| Error::internal("BatchGetItem", error))?;
+            match attempts.call(self.client.batch_get_item().request_items(&self.table, wanted).send()).await? {
+                Ok(answer) => {
+                    items.extend(answer.responses.unwrap_or_default().into_values().flatten());
+                    let unprocessed = answer.unprocessed_keys.unwrap_or_default().into_values();
+                    let before = left.len();
+                    left.extend(unprocessed.flat_map(|keys| keys.keys));
+                    if left.len() > before {
+                        attempts.pause(error::Fault::Throttled).await?;
+                    }
+                }
+                Err(error) => {
+                    left.extend(batch);
+                    attempts.pause(fault("BatchGetItem", &error)).await?;
+                }
+            }
+        }
+        Ok(items)
+    }
+}
+
+/// The guarded value, also after a panic elsewhere: what is behind these locks is only ever replaced whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,110 @@
+//! Pages of a list, and the cursors between them.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use data_encoding::BASE64URL_NOPAD;
+use holdfast_domain::Invalid;
+
+use crate::Item;
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T> {
+    /// What is on it.
+    pub items: Vec<T>,
+    /// Where the next one starts; absent on the last.
+    pub next: Option<Cursor>,
+}
+
+/// Where a list goes on: the key of the last item seen. Opaque to the caller.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cursor(Item);
+
+impl Cursor {
+    pub(crate) fn new(key: Item) -> Self {
+        Self(key)
+    }
+
+    pub(crate) fn into_key(self) -> Item {
+        self.0
+    }
+
+    /// The key, if it names exactly these attributes: a cursor of one list is no cursor of another.
+    pub(crate) fn over(self, attributes: &[&str]) -> Result<Item, Invalid> {
+        let fits = self.0.len() == attributes.len() && attributes.iter().all(|&name| self.0.contains_key(name));
+        if fits { Ok(self.into_key()) } else { Err(Self::invalid()) }
+    }
+
+    const fn invalid() -> Invalid {
+        Invalid::new("cursor", "must be the next_cursor of an earlier page of this list")
+    }
+
+    /// As a caller gets it.
+    pub fn encode(&self) -> String {
+        let parts: BTreeMap<&str, String> = self
+            .0
+            .iter()
+            .filter_map(|(name, value)| match value {
+                AttributeValue::S(text) => Some((name.as_str(), format!("S{text}"))),
+                AttributeValue::N(number) => Some((name.as_str(), format!("N{number}"))),
+                _ => None,
+            })
+            .collect();
+        // A map of texts always serialises; an empty cursor would be refused when it comes back.
+        BASE64URL_NOPAD.encode(serde_json::to_string(&parts).unwrap_or_default().as_bytes())
+    }
+
+    /// As a caller gives it back.
+    pub fn decode(text: &str) -> Result<Self, Invalid> {
+        let parse = || {
+            let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
+            let parts: BTreeMap<String, String> = serde_json::from_slice(&bytes).ok()?;
+            parts
+                .into_iter()
+                .map(|(name, value)| match value.split_at_checked(1)? {
+                    ("S", text) if !text.is_empty() => Some((name, AttributeValue::S(text.to_owned()))),
+                    ("N", number) => {
+                        number.parse::<i64>().ok()?;
+                        Some((name, AttributeValue::N(number.to_owned())))
+                    }
+                    _ => None,
+                })
+                .collect::<Option<Item>>()
+        };
+        parse().map(Self).ok_or(Self::invalid())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_survives_its_journey() {
+        let cursor = Cursor(Item::from([
+            ("pk".to_owned(), AttributeValue::S("HOLD#é".to_owned())),
+            ("created_at".to_owned(), AttributeValue::N("-5".to_owned())),
+        ]));
+        assert_eq!(Cursor::decode(&cursor.encode()).unwrap(), cursor);
+        assert!(cursor.clone().over(&["pk", "created_at"]).is_ok());
+        assert!(cursor.over(&["pk", "sk"]).is_err());
+    }
+
+    #[test]
+    fn what_is_no_cursor_is_refused() {
+        let forged = [
+            "",
+            "?",
+            "bm90IGpzb24",
+            &BASE64URL_NOPAD.encode(br#"{"pk":"X"}"#),
+            &BASE64URL_NOPAD.encode(br#"{"pk":"S"}"#),
+            &BASE64URL_NOPAD.encode(br#"{"pk":"N1e9"}"#),
+            &BASE64URL_NOPAD.encode(br#"{"pk":1}"#),
+            &BASE64URL_NOPAD.encode("{\"pk\":\"é\"}".as_bytes()),
+        ];
+        for text in forged {
+            assert_eq!(Cursor::decode(text).unwrap_err().field, "cursor", "{text}");
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! Products, what is remembered of them, and how much of each is free and held.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use futures_util::future::try_join_all;
+use holdfast_domain::{Product, ProductChange, ProductId, Refusal, Timestamp, shards};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::error::{Fault, fault};
+use crate::items::{self, ShardItem, number, text};
+use crate::stock::LedgerEntry;
+use crate::transact::{Cancelled, Reason, Transaction, worst};
+use crate::{Cursor, Deadline, Error, Page, Store, keys, lock};
+
+/// How long an environment trusts the facts of a product without reading them. A newer version on a shard overrules
+/// them at once, so this only bounds how often they are read.
+const FACTS_LIFETIME: Duration = Duration::from_secs(5);
+/// How long "sold out" is remembered after a look at all shards.
+const SOLD_OUT_LIFETIME: Duration = Duration::from_secs(1);
+
+/// What an environment remembers of a product.
+#[derive(Debug)]
+pub(crate) struct Known {
+    product: Product,
+    read_at: Instant,
+    home: u32,
+    available: Vec<Option<u64>>,
+    looked_at: Option<Instant>,
+}
+
+impl Known {
+    pub(crate) fn looked_lately(&self) -> bool {
+        self.looked_at.is_some_and(|at| at.elapsed() < SOLD_OUT_LIFETIME)
+    }
+
+    pub(crate) fn choose(&self, quantity: u32) -> Option<Vec<holdfast_domain::Take>> {
+        shards::choose(quantity, &self.available, self.home)
+    }
+
+    pub(crate) fn free(&self) -> u64 {
+        self.available.iter().flatten().sum()
+    }
+
+    pub(crate) fn saw(&mut self, shard: u32, available: u64) {
+        if let Some(units) = self.available.get_mut(shard as usize) {
+            *units = Some(available);
+        }
+    }
+
+    pub(crate) fn took(&mut self, shard: u32, units: u32) {
+        if let Some(Some(available)) = self.available.get_mut(shard as usize) {
+            *available = available.saturating_sub(u64::from(units));
+        }
+    }
+
+    /// "Sold out" is no longer certain: the next one has to look.
+    pub(crate) fn doubt(&mut self) {
+        self.looked_at = None;
+    }
+
+    pub(crate) fn move_home(&mut self, home: u32) {
+        self.home = home;
+    }
+}
+
+/// How much of a product is where.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stock {
+    /// Units that may be reserved.
+    pub available: u64,
+    /// Units in holds.
+    pub reserved: u64,
+    /// Units in orders.
+    pub sold: u64,
+}
+
+impl Store {
+    /// The facts of these products, read where they are not remembered or too old. Unknown ones are left out.
+    pub(crate) async fn facts(
+        &self,
+        ids: impl Iterator<Item = &ProductId>,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, Product>, Error> {
+        let mut facts = BTreeMap::new();
+        let mut missing = Vec::new();
+        {
+            let known = lock(&self.known);
+            for id in ids {
+                match known.get(id).filter(|known| known.read_at.elapsed() < FACTS_LIFETIME) {
+                    Some(known) => _ = facts.insert(id.clone(), known.product.clone()),
+                    None => missing.push(keys::product(id)),
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Ok(facts);
+        }
+        for item in self.get_many(missing, deadline).await? {
+            let product: Product = items::read("product", item)?;
+            self.remember(&product);
+            facts.insert(product.product_id.clone(), product);
+        }
+        Ok(facts)
+    }
+
+    fn remember(&self, product: &Product) {
+        let home = self.random_below(product.shards);
+        let mut known = lock(&self.known);
+        let entry = known.entry(product.product_id.clone()).or_insert_with(|| Known {
+            product: product.clone(),
+            read_at: Instant::now(),
+            home,
+            available: vec![None; product.shards as usize],
+            looked_at: None,
+        });
+        entry.product = product.clone();
+        entry.read_at = Instant::now();
+    }
+
+    /// Forgets a product: the next request reads its facts.
+    pub(crate) fn forget(&self, id: &ProductId) {
+        lock(&self.known).remove(id);
+    }
+
+    /// What is remembered of a product whose facts were just read.
+    pub(crate) fn with_known<T>(&self, id: &ProductId, look: impl FnOnce(&mut Known) -> T) -> Option<T> {
+        lock(&self.known).get_mut(id).map(look)
+    }
+
+    /// Looks at all shards of these products, and remembers what they hold.
+    pub(crate) async fn look(&self, products: &[&Product], deadline: Deadline) -> Result<(), Error> {
+        for (id, available) in self.shards(products, deadline).await? {
+            self.with_known(&id, |known| {
+                known.available = available.into_iter().map(Some).collect();
+                known.looked_at = Some(Instant::now());
+            });
+        }
+        Ok(())
+    }
+
+    /// The units of every shard of these products.
+    pub(crate) async fn shards(
+        &self,
+        products: &[&Product],
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, Vec<u64>>, Error> {
+        let places: HashMap<String, (&ProductId, u32)> = products
+            .iter()
+            .flat_map(|product| (0..product.shards).map(|shard| (&product.product_id, shard)))
+            .map(|(id, shard)| (keys::shard(id, shard).pk, (id, shard)))
+            .collect();
+        let wanted = places.values().map(|&(id, shard)| keys::shard(id, shard)).collect();
+        let mut found: BTreeMap<ProductId, Vec<u64>> =
+            products.iter().map(|p| (p.product_id.clone(), vec![0; p.shards as usize])).collect();
+        for item in self.get_many(wanted, deadline).await? {
+            let place = item.get(keys::PK).and_then(|pk| pk.as_s().ok()).and_then(|pk| places.get(pk)).copied();
+            let shard_item: ShardItem = items::read("shard", item)?;
+            if let Some((id, shard)) = place
+                && let Some(units) = found.get_mut(id).and_then(|shards| shards.get_mut(shard as usize))
+            {
+                *units = shard_item.available;
+            }
+        }
+        Ok(found)
+    }
+
+    /// One product, as it is now.
+    pub async fn product(&self, id: &ProductId, deadline: Deadline) -> Result<Product, Error> {
+        match self.get(keys::product(id), deadline).await? {
+            Some(item) => items::read("product", item),
+            None => Err(Refusal::ProductNotFound { product_id: id.clone() }.into()),
+        }
+    }
+
+    /// A page of all products, in the order of their ids.
+    pub async fn products(
+        &self,
+        limit: u32,
+        cursor: Option<Cursor>,
+        deadline: Deadline,
+    ) -> Result<Page<Product>, Error> {
+        let start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let request = self
+                .client
+                .query()
+                .table_name(&self.table)
+                .key_condition_expression("#pk = :catalog AND begins_with(#sk, :prefix)")
+                .expression_attribute_names("#pk", keys::PK)
+                .expression_attribute_names("#sk", keys::SK)
+                .expression_attribute_values(":catalog", text(keys::CATALOG))
+                .expression_attribute_values(":prefix", text(keys::PRODUCT_PREFIX))
+                .consistent_read(true)
+                .limit(i32::try_from(limit).unwrap_or(i32::MAX))
+                .set_exclusive_start_key(start.clone());
+            match attempts.call(request.send()).await? {
+                Ok(answer) => {
+                    let found = answer.items.unwrap_or_default();
+                    let products = found.into_iter().map(|item| items::read("product", item));
+                    return Ok(Page {
+                        items: products.collect::<Result<_, _>>()?,
+                        next: answer.last_evaluated_key.map(Cursor::new),
+                    });
+                }
+                Err(error) => attempts.pause(fault("Query", &error)).await?,
+            }
+        }
+    }
+
+    /// Where the units of these products are. The parts are read one after another while sales go on, so under way
+    /// they may be a moment apart; `sold` is what is left of the total, and never negative.
+    pub async fn stock(&self, products: &[&Product], deadline: Deadline) -> Result<BTreeMap<ProductId, Stock>, Error> {
+        let held = self.held(deadline).await?;
+        let shards = self.shards(products, deadline).await?;
+        let stock = products.iter().map(|product| {
+            let id = &product.product_id;
+            let available = shards.get(id).map(|units| units.iter().sum()).unwrap_or_default();
+            let reserved = held.get(id).copied().unwrap_or_default();
+            let sold = product.total.saturating_sub(available).saturating_sub(reserved);
+            (id.clone(), Stock { available, reserved, sold })
+        });
+        Ok(stock.collect())
+    }
+
+    /// The units of all holds, by product: everything in the index `due`.
+    async fn held(&self, deadline: Deadline) -> Result<HashMap<ProductId, u64>, Error> {
+        /// Only the part of a line that counts here.
+        #[derive(Deserialize)]
+        struct Held {
+            lines: Vec<HeldLine>,
+        }
+        #[derive(Deserialize)]
+        struct HeldLine {
+            product_id: ProductId,
+            quantity: u32,
+        }
+        let partition = async |k: u32| -> Result<Vec<Held>, Error> {
+            let mut attempts = self.attempts(deadline);
+            let mut start = None;
+            let mut found = Vec::new();
+            loop {
+                let request = self
+                    .client
+                    .query()
+                    .table_name(&self.table)
+                    .index_name(keys::DUE_INDEX)
+                    .key_condition_expression("#due_key = :key")
+                    .expression_attribute_names("#due_key", keys::DUE_KEY)
+                    .expression_attribute_names("#lines", "lines")
+                    .expression_attribute_values(":key", text(keys::due_key(k)))
+                    .projection_expression("#lines")
+                    .set_exclusive_start_key(start.clone());
+                match attempts.call(request.send()).await? {
+                    Ok(answer) => {
+                        for item in answer.items.unwrap_or_default() {
+                            found.push(items::read("hold", item)?);
+                        }
+                        start = answer.last_evaluated_key;
+                        if start.is_none() {
+                            return Ok(found);
+                        }
+                    }
+                    Err(error) => attempts.pause(fault("Query", &error)).await?,
+                }
+            }
+        };
+        let mut units = HashMap::new();
+        for hold in try_join_all((0..keys::DUE_PARTITIONS).map(partition)).await?.into_iter().flatten() {
+            for line in hold.lines {
+                *units.entry(line.product_id).or_default() += u64::from(line.quantity);
+            }
+        }
+        Ok(units)
+    }
+
+    /// Makes a product with its stock, and the first entry of its ledger.
+    ///
+    /// # Errors
+    /// [`Refusal::ProductExists`].
+    pub async fn create_product(
+        &self,
+        product: &Product,
+        actor: &str,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let id = &product.product_id;
+        let dealt = shards::deal(product.total, product.shards, 0);
+        let mut transaction = Transaction::new();
+        let absent = "attribute_not_exists(#pk)";
+        transaction.put((), &self.table, items::product(product)?, absent)?;
+        for shard in 0..product.shards {
+            let units = dealt.iter().find(|take| take.shard == shard).map_or(0, |take| take.units);
+            let mut item = keys::shard(id, shard).item();
+            item.insert("available".to_owned(), number(units));
+            item.insert("product_version".to_owned(), number(product.version));
+            transaction.put((), &self.table, item, absent)?;
+        }
+        let entry = LedgerEntry::opening(product, actor, now);
+        transaction.put((), &self.table, entry.item(id)?, absent)?;
+        let mut attempts = self.attempts(deadline);
+        loop {
+            match self.transact(&transaction, &mut attempts).await? {
+                Ok(()) => return Ok(()),
+                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
+                Err(Cancelled::Because(reasons)) => {
+                    let exists = reasons.iter().any(|(_, reason)| matches!(reason, Reason::Condition(_)));
+                    if !exists {
+                        attempts.pause(worst(&reasons)).await?;
+                    } else if attempts.ambiguous && self.product(id, deadline).await? == *product {
+                        // Our own earlier try was applied, and its answer lost.
+                        return Ok(());
+                    } else {
+                        return Err(Refusal::ProductExists { product_id: id.clone() }.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Changes a product that is still at version `seen`. When this returns, nobody reserves on the old facts: the
+    /// product is written first, and then every shard is raised to its version.
+    ///
+    /// # Errors
+    /// [`Refusal::ProductNotFound`], [`Refusal::VersionMismatch`], `Invalid`. Where the version differs the shards are
+    /// raised all the same, so that a change that was cut off half-way is completed by its repetition.
+    pub async fn change_product(
+        &self,
+        id: &ProductId,
+        seen: u64,
+        change: ProductChange,
+        deadline: Deadline,
+    ) -> Result<Product, Error> {
+        let current = self.product(id, deadline).await?;
+        if current.version != seen {
+            self.raise_shards(&current, deadline).await?;
+            return Err(Refusal::VersionMismatch { current: current.version }.into());
+        }
+        let changed = current.changed(change)?;
+        let mut attempts = self.attempts(deadline);
+        loop {
+            match self.write_facts(&changed, seen, &mut attempts).await? {
+                Ok(()) => break,
+                Err(fault) => attempts.pause(fault).await?,
+            }
+        }
+        let changed = self.product(id, deadline).await?;
+        self.raise_shards(&changed, deadline).await?;
+        self.remember(&changed);
+        Ok(changed)
+    }
+
+    /// Writes everything of `product` but its total, which only adjustments touch.
+    async fn write_facts(
+        &self,
+        product: &Product,
+        seen: u64,
+        attempts: &mut crate::error::Attempts<'_>,
+    ) -> Result<Result<(), Fault>, Error> {
+        const OPTIONAL: [&str; 3] = ["max_per_customer", "sale_starts_at", "sale_ends_at"];
+        const ALWAYS: [&str; 5] = ["name", "price_minor", "hold_seconds", "status", "version"];
+        let item = items::product(product)?;
+        let (set, remove): (Vec<&str>, Vec<&str>) =
+            ALWAYS.iter().chain(&OPTIONAL).partition(|&&name| item.contains_key(name));
+        let sets: Vec<String> = set.iter().map(|name| format!("#{name} = :{name}")).collect();
+        let mut update = format!("SET {}", sets.join(", "));
+        if !remove.is_empty() {
+            let removes: Vec<String> = remove.iter().map(|name| format!("#{name}")).collect();
+            update = format!("{update} REMOVE {}", removes.join(", "));
+        }
+        let condition = "#version = :seen";
+        let mut values: HashMap<String, AttributeValue> =
+            set.iter().filter_map(|&name| Some((format!(":{name}"), item.get(name)?.clone()))).collect();
+        values.insert(":seen".to_owned(), number(seen));
+        let request = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .set_key(Some(keys::product(&product.product_id).item()))
+            .update_expression(&update)
+            .condition_expression(condition)
+            .set_expression_attribute_names(Some(crate::transact::names(&[&update, condition])))
+            .set_expression_attribute_values(Some(values));
+        match attempts.call(request.send()).await? {
+            Ok(_) => Ok(Ok(())),
+            Err(error)
+                if error.as_service_error().is_some_and(UpdateItemError::is_conditional_check_failed_exception) =>
+            {
+                let current = self.product(&product.product_id, attempts.deadline()).await?;
+                if attempts.ambiguous && (Product { total: product.total, ..current.clone() }) == *product {
+                    return Ok(Ok(()));
+                }
+                Err(Refusal::VersionMismatch { current: current.version }.into())
+            }
+            Err(error) => Ok(Err(fault("UpdateItem", &error))),
+        }
+    }
+
+    /// Raises every shard to the product's version, so that no reservation on older facts passes its condition.
+    async fn raise_shards(&self, product: &Product, deadline: Deadline) -> Result<(), Error> {
+        let raise = async |shard: u32| -> Result<(), Error> {
+            let mut attempts = self.attempts(deadline);
+            let (update, condition) = ("SET #product_version = :v", "#product_version < :v");
+            loop {
+                let request = self
+                    .client
+                    .update_item()
+                    .table_name(&self.table)
+                    .set_key(Some(keys::shard(&product.product_id, shard).item()))
+                    .update_expression(update)
+                    .condition_expression(condition)
+                    .set_expression_attribute_names(Some(crate::transact::names(&[update])))
+                    .expression_attribute_values(":v", number(product.version))
+                    .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::None);
+                match attempts.call(request.send()).await? {
+                    Ok(_) => return Ok(()),
+                    Err(error)
+                        if error
+                            .as_service_error()
+                            .is_some_and(UpdateItemError::is_conditional_check_failed_exception) =>
+                    {
+                        return Ok(());
+                    }
+                    Err(error) => attempts.pause(fault("UpdateItem", &error)).await?,
+                }
+            }
+        };
+        try_join_all((0..product.shards).map(raise)).await.map(drop)
+    }
+}

@@ -1,0 +1,254 @@
+//! Reading reservations, listing them, and extending their holds.
+
+use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+use aws_sdk_dynamodb::types::{
+    AttributeValue, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure,
+};
+use holdfast_domain::{
+    CustomerId, Extend, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp, extend,
+};
+
+use crate::error::{Attempts, fault};
+use crate::items::{self, text, time};
+use crate::transact::{Expression, names, values};
+use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
+
+/// The most pages of an index or of the table that one request reads to fill its own page. A list whose filter leaves
+/// little goes on in the next request.
+const MOST_READS: u32 = 10;
+
+impl Store {
+    /// One of the customer's own reservations. Another's does not exist for them.
+    pub async fn reservation(
+        &self,
+        id: &ReservationId,
+        customer: &CustomerId,
+        deadline: Deadline,
+    ) -> Result<Reservation, Error> {
+        let found = self.get(keys::reservation(id), deadline).await?;
+        let found = found.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
+        found.filter(|found| found.customer == *customer).ok_or(Refusal::ReservationNotFound.into())
+    }
+
+    /// Makes the hold last at least `hold_seconds` from now. `remind` as in [`Store::reserve`].
+    ///
+    /// # Errors
+    /// [`Refusal::ReservationNotFound`], [`Refusal::HoldExpired`], [`Refusal::ExtensionLimitReached`],
+    /// [`Refusal::ReservationCancelled`], [`Refusal::AlreadyConfirmed`].
+    pub async fn extend<F>(
+        &self,
+        id: &ReservationId,
+        customer: &CustomerId,
+        hold_seconds: HoldSeconds,
+        now: Timestamp,
+        deadline: Deadline,
+        remind: impl Fn(Timestamp) -> F,
+    ) -> Result<Reservation, Error>
+    where
+        F: Future<Output = Result<(), Error>>,
+    {
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let reservation = self.reservation(id, customer, deadline).await?;
+            let until = match extend(&reservation, hold_seconds, now) {
+                Extend::Refuse(refusal) => return Err(refusal.into()),
+                Extend::Done => return Ok(reservation),
+                Extend::Until(until) => until,
+            };
+            remind(until).await?;
+            let update = Expression::new("SET #expires_at = :until, #due_at = :until", vec![(":until", time(until))]);
+            let condition = Expression::new(
+                "#status = :held AND #created_at = :created AND #expires_at = :seen",
+                vec![
+                    (":held", text(Status::Held.as_str())),
+                    (":created", time(reservation.created_at)),
+                    (":seen", time(reservation.expires_at)),
+                ],
+            );
+            if let Ok(extended) = self.update_reservation(id, update, condition, &mut attempts).await? {
+                return Ok(extended);
+            }
+            if deadline.passed() {
+                return Err(attempts.unavailable("extend"));
+            }
+        }
+    }
+
+    /// Updates one reservation under a condition, in one round trip. Where the condition fails, the inner error is the
+    /// reservation as it is, if the answer carries it.
+    pub(crate) async fn update_reservation(
+        &self,
+        id: &ReservationId,
+        update: Expression,
+        condition: Expression,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Result<Reservation, Option<Reservation>>, Error> {
+        let (update_text, condition_text) = (update.text.clone(), condition.text.clone());
+        let values = values([update, condition]);
+        loop {
+            let request = self
+                .client
+                .update_item()
+                .table_name(&self.table)
+                .set_key(Some(keys::reservation(id).item()))
+                .update_expression(&update_text)
+                .condition_expression(&condition_text)
+                .set_expression_attribute_names(Some(names(&[&update_text, &condition_text])))
+                .set_expression_attribute_values(Some(values.clone()))
+                .return_values(ReturnValue::AllNew)
+                .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+                .return_consumed_capacity(ReturnConsumedCapacity::Indexes);
+            let error = match attempts.call(request.send()).await? {
+                Ok(answer) => return items::read("reservation", answer.attributes.unwrap_or_default()).map(Ok),
+                Err(error) => error,
+            };
+            if let Some(UpdateItemError::ConditionalCheckFailedException(failed)) = error.as_service_error() {
+                let old = failed.item().filter(|item| !item.is_empty()).cloned();
+                return old.map(|item| items::read("reservation", item)).transpose().map(Err);
+            }
+            attempts.pause(fault("UpdateItem", &error)).await?;
+        }
+    }
+
+    /// A page of the customer's own reservations, the newest first, of one status or of all.
+    pub async fn reservations_of(
+        &self,
+        customer: &CustomerId,
+        status: Option<Status>,
+        limit: usize,
+        cursor: Option<Cursor>,
+        deadline: Deadline,
+    ) -> Result<Page<Reservation>, Error> {
+        const KEY: [&str; 4] = [keys::CUSTOMER, keys::CREATED_AT, keys::PK, keys::SK];
+        let mut start = cursor.map(|cursor| cursor.over(&KEY)).transpose()?;
+        if start.as_ref().is_some_and(|key| key.get(keys::CUSTOMER) != Some(&text(customer.as_str()))) {
+            // Somebody else's cursor is none of this list's.
+            return Err(holdfast_domain::Invalid::new(
+                "cursor",
+                "must be the next_cursor of an earlier page of this list",
+            )
+            .into());
+        }
+        let mut attempts = self.attempts(deadline);
+        let mut found: Vec<Reservation> = Vec::new();
+        let mut reads = 0;
+        while reads < MOST_READS {
+            let request = self
+                .client
+                .query()
+                .table_name(&self.table)
+                .index_name(keys::CUSTOMER_INDEX)
+                .key_condition_expression("#customer = :customer")
+                .expression_attribute_names("#customer", keys::CUSTOMER)
+                .expression_attribute_values(":customer", text(customer.as_str()))
+                .scan_index_forward(false)
+                .limit(i32::try_from(limit).unwrap_or(i32::MAX))
+                .set_exclusive_start_key(start.clone());
+            let answer = match attempts.call(request.send()).await? {
+                Ok(answer) => answer,
+                Err(error) => {
+                    attempts.pause(fault("Query", &error)).await?;
+                    continue;
+                }
+            };
+            reads += 1;
+            let mut page = Vec::new();
+            for key in answer.items.unwrap_or_default() {
+                page.push(key_of(&key)?);
+            }
+            let mut reservations = Vec::new();
+            for item in self.get_many(page, deadline).await? {
+                reservations.push(items::read::<Reservation>("reservation", item)?);
+            }
+            reservations.sort_by(|a, b| (b.created_at, &b.reservation_id).cmp(&(a.created_at, &a.reservation_id)));
+            for reservation in reservations {
+                if status.is_none_or(|status| status == reservation.status) {
+                    found.push(reservation);
+                }
+            }
+            start = answer.last_evaluated_key;
+            if start.is_none() {
+                break;
+            }
+            if found.len() >= limit {
+                break;
+            }
+        }
+        if found.len() > limit {
+            found.truncate(limit);
+            start = found.last().map(|last| {
+                let mut key = keys::reservation(&last.reservation_id).item();
+                key.insert(keys::CUSTOMER.to_owned(), text(last.customer.as_str()));
+                key.insert(keys::CREATED_AT.to_owned(), time(last.created_at));
+                key
+            });
+        }
+        Ok(Page { items: found, next: start.map(Cursor::new) })
+    }
+
+    /// A page of everybody's reservations, in no order: for an admin, who has no index and reads the table.
+    pub async fn reservations(
+        &self,
+        status: Option<Status>,
+        product: Option<&ProductId>,
+        limit: usize,
+        cursor: Option<Cursor>,
+        deadline: Deadline,
+    ) -> Result<Page<Reservation>, Error> {
+        let mut start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
+        let mut attempts = self.attempts(deadline);
+        let mut found: Vec<Reservation> = Vec::new();
+        let mut reads = 0;
+        while reads < MOST_READS {
+            let mut filter = "begins_with(#pk, :prefix)".to_owned();
+            let mut filter_values = vec![(":prefix", text(keys::HOLD_PREFIX))];
+            if let Some(status) = status {
+                filter.push_str(" AND #status = :status");
+                filter_values.push((":status", text(status.as_str())));
+            }
+            let filter_values: Item =
+                filter_values.into_iter().map(|(k, v): (&str, AttributeValue)| (k.to_owned(), v)).collect();
+            let request = self
+                .client
+                .scan()
+                .table_name(&self.table)
+                .filter_expression(&filter)
+                .set_expression_attribute_names(Some(names(&[&filter])))
+                .set_expression_attribute_values(Some(filter_values))
+                .consistent_read(true)
+                .set_exclusive_start_key(start.clone());
+            let answer = match attempts.call(request.send()).await? {
+                Ok(answer) => answer,
+                Err(error) => {
+                    attempts.pause(fault("Scan", &error)).await?;
+                    continue;
+                }
+            };
+            reads += 1;
+            for item in answer.items.unwrap_or_default() {
+                let reservation: Reservation = items::read("reservation", item)?;
+                if product.is_none_or(|id| reservation.lines.iter().any(|line| line.product_id == *id)) {
+                    found.push(reservation);
+                }
+            }
+            start = answer.last_evaluated_key;
+            if start.is_none() || found.len() >= limit {
+                break;
+            }
+        }
+        if found.len() > limit {
+            // The scan returned more than the page holds: the next page starts behind the last one shown.
+            found.truncate(limit);
+            start = found.last().map(|last| keys::reservation(&last.reservation_id).item());
+        }
+        Ok(Page { items: found, next: start.map(Cursor::new) })
+    }
+}
+
+fn key_of(item: &Item) -> Result<keys::Key, Error> {
+    let part = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).cloned();
+    match (part(keys::PK), part(keys::SK)) {
+        (Some(pk), Some(sk)) => Ok(keys::Key { pk, sk }),
+        _ => Err(Error::internal("index customer", "an item without a key")),
+    }
+}

@@ -1,0 +1,308 @@
+//! An admin's adjustments of the stock, each with its reason in the ledger.
+
+use holdfast_domain::{
+    IdempotencyKey, Invalid, MAX_TOTAL, Product, ProductId, Refusal, Shortage, Take, Timestamp, digest_id, shards,
+};
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use crate::error::fault;
+use crate::items::{self, number, text};
+use crate::transact::{Cancelled, Expression, Reason, Transaction, worst};
+use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
+
+/// A change of a product's total: stock that came in, or was lost, or was counted anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adjustment {
+    /// The product.
+    pub product_id: ProductId,
+    /// Units added, or taken away where negative. Not 0.
+    pub delta: i64,
+    /// Why: 1 to 200 characters.
+    pub reason: String,
+    /// The document behind it, up to 200 characters.
+    pub reference: Option<String>,
+    /// The total that the caller believes in: if it is another, nothing happens.
+    pub expected_total: Option<u64>,
+    /// Who adjusts: the `sub` of the verified token.
+    pub actor: String,
+    /// The caller's key for this adjustment.
+    pub key: IdempotencyKey,
+}
+
+/// One entry of a product's ledger. Never changed, never removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerEntry {
+    /// Its id: a ULID, so that entries sort by time.
+    pub entry_id: String,
+    /// Units added, or taken away where negative.
+    pub delta: i64,
+    /// The product's total after it.
+    pub total_after: u64,
+    /// Why.
+    pub reason: String,
+    /// The document behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Who.
+    pub actor: String,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+/// What an adjustment did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adjusted {
+    /// The entry that it left in the ledger.
+    #[serde(flatten)]
+    pub entry: LedgerEntry,
+    /// Whether an earlier request made it.
+    #[serde(skip)]
+    pub replayed: bool,
+}
+
+/// The record of an adjustment's idempotency key: kept for as long as the ledger is.
+#[derive(Debug, Serialize, Deserialize)]
+struct KeyRecord {
+    fingerprint: String,
+    entry: LedgerEntry,
+}
+
+/// What an action of the transaction stands for.
+#[derive(Debug, Clone, Copy)]
+enum Action {
+    Key,
+    Product,
+    Shard,
+    Ledger,
+}
+
+impl LedgerEntry {
+    /// The first entry of every ledger.
+    pub(crate) fn opening(product: &Product, actor: &str, now: Timestamp) -> Self {
+        let delta = i64::try_from(product.total).unwrap_or(i64::MAX);
+        Self {
+            entry_id: entry_id(now, &digest_id("", &[product.product_id.as_str(), "opening"])),
+            delta,
+            total_after: product.total,
+            reason: "opening stock".to_owned(),
+            reference: None,
+            actor: actor.to_owned(),
+            created_at: now,
+        }
+    }
+
+    pub(crate) fn item(&self, product: &ProductId) -> Result<Item, Error> {
+        items::write("ledger", &keys::ledger(product, &self.entry_id), self)
+    }
+}
+
+/// A ULID of this time whose other half is made of `digest`: the same command has the same id.
+fn entry_id(now: Timestamp, digest: &str) -> String {
+    let millis = u64::try_from(now.as_millis()).unwrap_or_default();
+    let random = digest.bytes().take(16).fold(0_u128, |bits, byte| (bits << 5) | u128::from(byte & 31));
+    Ulid::from_parts(millis, random).to_string()
+}
+
+impl Adjustment {
+    /// The adjustment itself, if every field is within its limits.
+    pub fn checked(self) -> Result<Self, Invalid> {
+        let text_fits = |text: &str, least: usize| {
+            (least..=200).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+        };
+        if self.delta == 0 || self.delta.unsigned_abs() > MAX_TOTAL {
+            return Err(Invalid::new("delta", "must be a whole number from -1000000000 to 1000000000, and not 0"));
+        }
+        if !text_fits(&self.reason, 1) {
+            return Err(Invalid::new("reason", "must be 1 to 200 characters, none of them a control character"));
+        }
+        if self.reference.as_deref().is_some_and(|reference| !text_fits(reference, 1)) {
+            return Err(Invalid::new("reference", "must be 1 to 200 characters, none of them a control character"));
+        }
+        Ok(self)
+    }
+
+    fn fingerprint(&self) -> String {
+        let (delta, expected) = (self.delta.to_string(), self.expected_total.map(|total| total.to_string()));
+        let part = |text: Option<&str>| text.map_or_else(String::new, |text| format!("={text}"));
+        let (reference, expected) = (part(self.reference.as_deref()), part(expected.as_deref()));
+        digest_id("", &[self.product_id.as_str(), &delta, &self.reason, &reference, &expected])
+    }
+}
+
+impl Store {
+    /// Changes a product's total and the stock on its shards together, and says why in the ledger.
+    ///
+    /// Units that are held or sold cannot be taken away: only what is free can.
+    ///
+    /// # Errors
+    /// [`Refusal::IdempotencyKeyReused`], [`Refusal::ProductNotFound`], [`Refusal::VersionMismatch`] where the total
+    /// is not the expected one, [`Refusal::InsufficientStock`].
+    pub async fn adjust(&self, adjustment: &Adjustment, now: Timestamp, deadline: Deadline) -> Result<Adjusted, Error> {
+        let id = &adjustment.product_id;
+        let record_id = digest_id("", &[&adjustment.actor, adjustment.key.as_str()]);
+        let fingerprint = adjustment.fingerprint();
+        let mut attempts = self.attempts(deadline);
+        let mut tries = 0;
+        loop {
+            if let Some(item) = self.get(keys::adjustment(&record_id), deadline).await? {
+                let record: KeyRecord = items::read("adjustment", item)?;
+                if record.fingerprint != fingerprint {
+                    return Err(Refusal::IdempotencyKeyReused.into());
+                }
+                // Our own earlier try whose answer was lost is the first answer, not a replay.
+                let replayed = !(attempts.ambiguous && record.entry.created_at == now);
+                return Ok(Adjusted { entry: record.entry, replayed });
+            }
+            let product = self.product(id, deadline).await?;
+            if let Some(expected) = adjustment.expected_total
+                && expected != product.total
+            {
+                return Err(Refusal::VersionMismatch { current: product.total }.into());
+            }
+            let takes = self.takes(adjustment, &product, tries, deadline).await?;
+            let total_after = product
+                .total
+                .checked_add_signed(adjustment.delta)
+                .filter(|&total| total <= MAX_TOTAL)
+                .ok_or(Invalid::new("delta", "must leave the total from 0 to 1000000000"))?;
+            let entry = LedgerEntry {
+                entry_id: entry_id(now, &record_id),
+                delta: adjustment.delta,
+                total_after,
+                reason: adjustment.reason.clone(),
+                reference: adjustment.reference.clone(),
+                actor: adjustment.actor.clone(),
+                created_at: now,
+            };
+            let record = KeyRecord { fingerprint: fingerprint.clone(), entry };
+            let transaction = self.adjustment(&record_id, &record, &product, &takes)?;
+            match self.transact(&transaction, &mut attempts).await? {
+                Ok(()) => {
+                    self.with_known(id, super::products::Known::doubt);
+                    return Ok(Adjusted { entry: record.entry, replayed: false });
+                }
+                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
+                Err(Cancelled::Because(reasons)) => {
+                    // Whatever a condition failed on is read anew above; other transactions are waited for.
+                    match reasons.iter().find(|(_, reason)| matches!(reason, Reason::Condition(_))) {
+                        Some((Action::Key | Action::Product | Action::Shard, _)) => attempts.count(),
+                        Some((Action::Ledger, _)) => {
+                            return Err(Error::internal("adjust", "the ledger has an entry of this id"));
+                        }
+                        None => attempts.pause(worst(&reasons)).await?,
+                    }
+                }
+            }
+            tries += 1;
+            if deadline.passed() {
+                return Err(attempts.unavailable("adjust"));
+            }
+        }
+    }
+
+    /// Which shards get or give how much. Units are dealt over all shards at first; each try that failed halves their
+    /// number, since a transaction over many shards of a busy product meets a reserve on one of them again and again.
+    async fn takes(
+        &self,
+        adjustment: &Adjustment,
+        product: &Product,
+        tries: u32,
+        deadline: Deadline,
+    ) -> Result<Vec<Take>, Error> {
+        let units = adjustment.delta.unsigned_abs();
+        if adjustment.delta > 0 {
+            let first = self.random_below(product.shards);
+            let shards_now = (product.shards >> tries.min(6)).max(1);
+            let dealt = shards::deal(units, shards_now, 0);
+            let moved = dealt.into_iter().map(|take| Take { shard: (take.shard + first) % product.shards, ..take });
+            return Ok(moved.collect());
+        }
+        let available = self.shards(&[product], deadline).await?.remove(&product.product_id).unwrap_or_default();
+        shards::withdraw(units, &available).ok_or_else(|| {
+            let shortage = Shortage {
+                product_id: product.product_id.clone(),
+                requested: u32::try_from(units).unwrap_or(u32::MAX),
+                available: available.iter().sum(),
+            };
+            Refusal::InsufficientStock { shortages: vec![shortage] }.into()
+        })
+    }
+
+    fn adjustment(
+        &self,
+        record_id: &str,
+        record: &KeyRecord,
+        product: &Product,
+        takes: &[Take],
+    ) -> Result<Transaction<Action>, Error> {
+        let mut transaction = Transaction::new();
+        let (id, entry) = (&product.product_id, &record.entry);
+        let absent = "attribute_not_exists(#pk)";
+        let key_item = items::write("adjustment", &keys::adjustment(record_id), record)?;
+        transaction.put(Action::Key, &self.table, key_item, absent)?;
+        transaction.update(
+            Action::Product,
+            &self.table,
+            &keys::product(id),
+            Expression::new("SET #total = :after", vec![(":after", number(entry.total_after))]),
+            Expression::new("#total = :seen", vec![(":seen", number(product.total))]),
+        )?;
+        for take in takes {
+            let (update, condition) = if entry.delta > 0 {
+                ("SET #available = #available + :q", "attribute_exists(#pk)")
+            } else {
+                ("SET #available = #available - :q", "#available >= :q")
+            };
+            transaction.update(
+                Action::Shard,
+                &self.table,
+                &keys::shard(id, take.shard),
+                Expression::new(update, vec![(":q", number(take.units))]),
+                Expression::new(condition, vec![]),
+            )?;
+        }
+        transaction.put(Action::Ledger, &self.table, entry.item(id)?, absent)?;
+        Ok(transaction)
+    }
+
+    /// A page of a product's ledger, the newest entry first.
+    pub async fn ledger(
+        &self,
+        id: &ProductId,
+        limit: u32,
+        cursor: Option<Cursor>,
+        deadline: Deadline,
+    ) -> Result<Page<LedgerEntry>, Error> {
+        let partition = text(keys::ledger(id, "").pk);
+        let start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
+        if start.as_ref().is_some_and(|key| key.get(keys::PK) != Some(&partition)) {
+            return Err(Invalid::new("cursor", "must be the next_cursor of an earlier page of this list").into());
+        }
+        self.product(id, deadline).await?;
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let request = self
+                .client
+                .query()
+                .table_name(&self.table)
+                .key_condition_expression("#pk = :ledger")
+                .expression_attribute_names("#pk", keys::PK)
+                .expression_attribute_values(":ledger", partition.clone())
+                .consistent_read(true)
+                .scan_index_forward(false)
+                .limit(i32::try_from(limit).unwrap_or(i32::MAX))
+                .set_exclusive_start_key(start.clone());
+            match attempts.call(request.send()).await? {
+                Ok(answer) => {
+                    let entries = answer.items.unwrap_or_default().into_iter();
+                    return Ok(Page {
+                        items: entries.map(|item| items::read("ledger", item)).collect::<Result<_, _>>()?,
+                        next: answer.last_evaluated_key.map(Cursor::new),
+                    });
+                }
+                Err(error) => attempts.pause(fault("Query", &error)).await?,
+            }
+        }
+    }
+}

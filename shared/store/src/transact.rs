@@ -1,0 +1,217 @@
+//! Transactions, and what a cancelled one says.
+//!
+//! DynamoDB answers a cancelled transaction with one reason for each action, in the order of the actions. That order
+//! is the only link between the two, so an action and what it stands for are added together and never apart.
+
+use aws_sdk_dynamodb::error::BuildError;
+use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
+use aws_sdk_dynamodb::types::{
+    AttributeValue, CancellationReason, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
+    TransactWriteItem, Update,
+};
+
+use crate::error::{Attempts, Fault, fault};
+use crate::keys::Key;
+use crate::{Error, Item, Store};
+
+/// The most actions of one transaction.
+pub(crate) const MAX_ACTIONS: usize = 100;
+
+/// An expression with its values. Attribute names stand in the expression as `#name`, and are derived from it.
+pub(crate) struct Expression {
+    pub(crate) text: String,
+    pub(crate) values: Vec<(&'static str, AttributeValue)>,
+}
+
+impl Expression {
+    pub(crate) fn new(text: impl Into<String>, values: Vec<(&'static str, AttributeValue)>) -> Self {
+        Self { text: text.into(), values }
+    }
+}
+
+/// Every `#name` in the expressions, each standing for the attribute of that name. All names go through this, so that
+/// none can meet one of DynamoDB's reserved words.
+pub(crate) fn names(expressions: &[&str]) -> std::collections::HashMap<String, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    expressions
+        .iter()
+        .flat_map(|text| text.split('#').skip(1))
+        .map(|rest| rest.split(|c| !is_name(c)).next().unwrap_or_default())
+        .map(|name| (format!("#{name}"), name.to_owned()))
+        .collect()
+}
+
+/// The values of several expressions.
+pub(crate) fn values(
+    expressions: impl IntoIterator<Item = Expression>,
+) -> std::collections::HashMap<String, AttributeValue> {
+    expressions.into_iter().flat_map(|e| e.values).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Actions that happen together or not at all; each with the `A` that it stands for.
+pub(crate) struct Transaction<A> {
+    actions: Vec<(A, TransactWriteItem)>,
+}
+
+/// Why one action stopped its transaction.
+#[derive(Debug)]
+pub(crate) enum Reason {
+    /// Its condition failed on this item, or on none.
+    Condition(Option<Item>),
+    /// Another transaction was on its item.
+    Conflict,
+    /// Too fast for its partition, or for the table.
+    Throttled,
+}
+
+/// What a transaction that was not carried out says: the actions that stopped it.
+pub(crate) enum Cancelled<A> {
+    /// Cancelled: at least one action stopped it, and nothing was applied.
+    Because(Vec<(A, Reason)>),
+    /// No such answer.
+    Fault(Fault),
+}
+
+impl<A: Clone> Transaction<A> {
+    pub(crate) fn new() -> Self {
+        Self { actions: Vec::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.actions.len()
+    }
+
+    /// Puts a whole item where `condition` holds.
+    pub(crate) fn put(&mut self, means: A, table: &str, item: Item, condition: &str) -> Result<(), Error> {
+        let put = Put::builder()
+            .table_name(table)
+            .set_item(Some(item))
+            .condition_expression(condition)
+            .set_expression_attribute_names(Some(names(&[condition])))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .build()
+            .map_err(incomplete)?;
+        self.actions.push((means, TransactWriteItem::builder().put(put).build()));
+        Ok(())
+    }
+
+    /// Updates an item where `condition` holds.
+    pub(crate) fn update(
+        &mut self,
+        means: A,
+        table: &str,
+        key: &Key,
+        update: Expression,
+        condition: Expression,
+    ) -> Result<(), Error> {
+        let action = Update::builder()
+            .table_name(table)
+            .set_key(Some(key.item()))
+            .update_expression(&update.text)
+            .condition_expression(&condition.text)
+            .set_expression_attribute_names(Some(names(&[&update.text, &condition.text])))
+            .set_expression_attribute_values(Some(values([update, condition])))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+            .build()
+            .map_err(incomplete)?;
+        self.actions.push((means, TransactWriteItem::builder().update(action).build()));
+        Ok(())
+    }
+}
+
+fn incomplete(error: BuildError) -> Error {
+    Error::internal("transaction", error)
+}
+
+impl Store {
+    /// Carries the transaction out, or says what stopped it. The SDK gives each call one ClientRequestToken and keeps
+    /// it over its own retries, so a retry after a lost answer cannot apply it twice.
+    pub(crate) async fn transact<A: Clone>(
+        &self,
+        transaction: &Transaction<A>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Result<(), Cancelled<A>>, Error> {
+        let actions = transaction.actions.iter().map(|(_, action)| action.clone()).collect();
+        let request = self.client.transact_write_items().set_transact_items(Some(actions));
+        let request = request.return_consumed_capacity(ReturnConsumedCapacity::Indexes);
+        let error = match attempts.call(request.send()).await? {
+            Ok(_) => return Ok(Ok(())),
+            Err(error) => error,
+        };
+        if let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() {
+            let reasons = by_position(&transaction.actions, cancelled.cancellation_reasons())?;
+            return Ok(Err(Cancelled::Because(reasons)));
+        }
+        Ok(Err(Cancelled::Fault(fault("TransactWriteItems", &error))))
+    }
+}
+
+/// The actions that stopped a transaction, each with its reason.
+fn by_position<A: Clone>(
+    actions: &[(A, TransactWriteItem)],
+    reasons: &[CancellationReason],
+) -> Result<Vec<(A, Reason)>, Error> {
+    if actions.len() != reasons.len() {
+        return Err(Error::internal("cancellation reasons", format!("{} for {}", reasons.len(), actions.len())));
+    }
+    let mut stopped = Vec::new();
+    for ((means, _), reason) in actions.iter().zip(reasons) {
+        let reason = match reason.code() {
+            None | Some("None") => continue,
+            Some("ConditionalCheckFailed") => Reason::Condition(reason.item().filter(|i| !i.is_empty()).cloned()),
+            Some("TransactionConflict") => Reason::Conflict,
+            Some("ThrottlingError" | "ProvisionedThroughputExceeded") => Reason::Throttled,
+            Some(other) => return Err(Error::internal("cancelled transaction", other.to_owned())),
+        };
+        stopped.push((means.clone(), reason));
+    }
+    if stopped.is_empty() {
+        return Err(Error::internal("cancelled transaction", "no reason given"));
+    }
+    Ok(stopped)
+}
+
+/// The fault of a transaction that no condition stopped.
+pub(crate) fn worst<A>(reasons: &[(A, Reason)]) -> Fault {
+    if reasons.iter().any(|(_, reason)| matches!(reason, Reason::Throttled)) {
+        Fault::Throttled
+    } else {
+        Fault::Conflict
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(code: &str) -> CancellationReason {
+        CancellationReason::builder().code(code).build()
+    }
+
+    fn actions(count: usize) -> Vec<(usize, TransactWriteItem)> {
+        (0..count).map(|n| (n, TransactWriteItem::builder().build())).collect()
+    }
+
+    #[test]
+    fn reasons_belong_to_actions_by_position() {
+        let reasons = [reason("None"), reason("TransactionConflict"), reason("ConditionalCheckFailed"), reason("None")];
+        let stopped = by_position(&actions(4), &reasons).unwrap();
+        let stopped: Vec<_> = stopped.iter().map(|(means, reason)| (*means, format!("{reason:?}"))).collect();
+        assert_eq!(stopped, [(1, "Conflict".to_owned()), (2, "Condition(None)".to_owned())]);
+    }
+
+    #[test]
+    fn reasons_that_cannot_be_matched_are_an_error() {
+        assert!(by_position(&actions(2), &[reason("ConditionalCheckFailed")]).is_err());
+        assert!(by_position(&actions(1), &[reason("None")]).is_err());
+        assert!(by_position(&actions(1), &[reason("ItemCollectionSizeLimitExceeded")]).is_err());
+    }
+
+    #[test]
+    fn names_are_taken_from_the_expressions() {
+        let found = names(&["SET #status = :a, #due_at=:b REMOVE #ttl", "attribute_not_exists(#pk)"]);
+        let mut found: Vec<_> = found.into_values().collect();
+        found.sort();
+        assert_eq!(found, ["due_at", "pk", "status", "ttl"]);
+    }
+}
