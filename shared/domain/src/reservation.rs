@@ -101,6 +101,11 @@ impl Reservation {
             .fold(0, u64::saturating_add)
     }
 
+    /// Where it stands at `now`: a hold whose time is over has expired, also where nobody has released it yet.
+    pub fn status_at(&self, now: Timestamp) -> Status {
+        if self.status == Status::Held && self.overdue(now) { Status::Expired } else { self.status }
+    }
+
     /// Whether the hold's time is over at `now`.
     pub fn overdue(&self, now: Timestamp) -> bool {
         now >= self.expires_at

@@ -57,15 +57,15 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store over `table`. `seed` feeds the jitter and the choice of the home shard: any number in production, a
-    /// fixed one where a run must repeat.
-    pub fn new(client: Client, table: impl Into<String>, seed: u64) -> Self {
-        Self {
-            client,
-            table: table.into(),
-            known: Mutex::default(),
-            random: Mutex::new(fastrand::Rng::with_seed(seed)),
-        }
+    /// A store over `table`.
+    pub fn new(client: Client, table: impl Into<String>) -> Self {
+        Self { client, table: table.into(), known: Mutex::default(), random: Mutex::new(fastrand::Rng::new()) }
+    }
+
+    /// The same with its jitter and its choice of the home shard decided by `seed`: where a run must repeat.
+    #[must_use]
+    pub fn seeded(self, seed: u64) -> Self {
+        Self { random: Mutex::new(fastrand::Rng::with_seed(seed)), ..self }
     }
 
     fn attempts(&self, deadline: Deadline) -> Attempts<'_> {

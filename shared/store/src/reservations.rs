@@ -1,9 +1,7 @@
 //! Reading reservations, listing them, and extending their holds.
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{
-    AttributeValue, ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure,
-};
+use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use holdfast_domain::{
     CustomerId, Extend, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp, extend,
 };
@@ -115,6 +113,7 @@ impl Store {
         &self,
         customer: &CustomerId,
         status: Option<Status>,
+        now: Timestamp,
         limit: usize,
         cursor: Option<Cursor>,
         deadline: Deadline,
@@ -162,7 +161,7 @@ impl Store {
             }
             reservations.sort_by(|a, b| (b.created_at, &b.reservation_id).cmp(&(a.created_at, &a.reservation_id)));
             for reservation in reservations {
-                if status.is_none_or(|status| status == reservation.status) {
+                if status.is_none_or(|status| status == reservation.status_at(now)) {
                     found.push(reservation);
                 }
             }
@@ -191,6 +190,7 @@ impl Store {
         &self,
         status: Option<Status>,
         product: Option<&ProductId>,
+        now: Timestamp,
         limit: usize,
         cursor: Option<Cursor>,
         deadline: Deadline,
@@ -200,21 +200,13 @@ impl Store {
         let mut found: Vec<Reservation> = Vec::new();
         let mut reads = 0;
         while reads < MOST_READS {
-            let mut filter = "begins_with(#pk, :prefix)".to_owned();
-            let mut filter_values = vec![(":prefix", text(keys::HOLD_PREFIX))];
-            if let Some(status) = status {
-                filter.push_str(" AND #status = :status");
-                filter_values.push((":status", text(status.as_str())));
-            }
-            let filter_values: Item =
-                filter_values.into_iter().map(|(k, v): (&str, AttributeValue)| (k.to_owned(), v)).collect();
             let request = self
                 .client
                 .scan()
                 .table_name(&self.table)
-                .filter_expression(&filter)
-                .set_expression_attribute_names(Some(names(&[&filter])))
-                .set_expression_attribute_values(Some(filter_values))
+                .filter_expression("begins_with(#pk, :prefix)")
+                .expression_attribute_names("#pk", keys::PK)
+                .expression_attribute_values(":prefix", text(keys::HOLD_PREFIX))
                 .consistent_read(true)
                 .set_exclusive_start_key(start.clone());
             let answer = match attempts.call(request.send()).await? {
@@ -227,7 +219,8 @@ impl Store {
             reads += 1;
             for item in answer.items.unwrap_or_default() {
                 let reservation: Reservation = items::read("reservation", item)?;
-                if product.is_none_or(|id| reservation.lines.iter().any(|line| line.product_id == *id)) {
+                let of_product = product.is_none_or(|id| reservation.lines.iter().any(|line| line.product_id == *id));
+                if of_product && status.is_none_or(|status| status == reservation.status_at(now)) {
                     found.push(reservation);
                 }
             }

@@ -1,0 +1,225 @@
+//! Failed confirmations: what arrived in the dead-letter queue, and what becomes of it.
+
+use std::sync::Arc;
+
+use axum::Json as Answer;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use holdfast_aws::config::REQUEST_BUDGET;
+use holdfast_aws::queues::{Confirmation, Received};
+use holdfast_domain::{Invalid, Refusal, Status};
+use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query};
+use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::App;
+
+/// How many receives one request spends on what has arrived: ten messages each. What is left is the next request's.
+const MOST_RECEIVES: usize = 20;
+/// The longest body that is kept. Ours are far shorter; an item of DynamoDB may have 400 KB.
+const MOST_BODY: usize = 256 * 1024;
+
+/// A failed confirmation as an admin sees it.
+#[derive(Serialize)]
+struct FailedView {
+    id: String,
+    reservation_id: Option<String>,
+    customer: Option<String>,
+    payment_reference: Option<String>,
+    reason: String,
+    message: String,
+    state: FailedState,
+    first_failed_at: ApiTime,
+    last_failed_at: ApiTime,
+    settled_by: Option<String>,
+    settled_at: Option<ApiTime>,
+    note: Option<String>,
+}
+
+impl From<FailedConfirmation> for FailedView {
+    fn from(failed: FailedConfirmation) -> Self {
+        Self {
+            id: failed.id,
+            reservation_id: failed.reservation_id.map(String::from),
+            customer: failed.customer.map(String::from),
+            payment_reference: failed.payment_reference.map(String::from),
+            reason: failed.reason,
+            message: failed.body,
+            state: failed.state,
+            first_failed_at: ApiTime(failed.first_failed_at),
+            last_failed_at: ApiTime(failed.last_failed_at),
+            settled_by: failed.settled_by,
+            settled_at: failed.settled_at.map(ApiTime),
+            note: failed.note,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListFailed {
+    state: Option<FailedState>,
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// `GET /admin/failed-confirmations`
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    Query(query): Query<ListFailed>,
+) -> Result<Response, Problem> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
+    let page = ListQuery::new(query.limit, query.cursor);
+    let (limit, cursor) = (page.limit()?, page.cursor()?);
+    app.take_in(deadline).await?;
+    let page = app.store.failed_confirmations(query.state, limit, cursor, deadline).await?;
+    Ok(Answer(List::of(page, FailedView::from)).into_response())
+}
+
+/// `POST /admin/failed-confirmations/{id}/retry`
+pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<String>) -> Result<Response, Problem> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
+    let failed = app.store.failed(&failed_id(id)?, deadline).await?;
+    let retrying = app.retry(&failed, deadline).await?;
+    Ok((StatusCode::ACCEPTED, Answer(FailedView::from(retrying))).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resolve {
+    note: String,
+}
+
+/// `POST /admin/failed-confirmations/{id}/resolve`: a person has seen to it, and says how.
+pub(crate) async fn resolve(
+    State(app): State<Arc<App>>,
+    Admin(admin): Admin,
+    Path(id): Path<String>,
+    Json(body): Json<Resolve>,
+) -> Result<Response, Problem> {
+    let characters = body.note.chars().count();
+    if body.note.trim().is_empty() || characters > 1_000 {
+        // A payment may lie here: that nothing was done about it must not be the easy way out.
+        return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
+    }
+    let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
+    let resolved = app.store.resolve_failed(&failed_id(id)?, admin.as_str(), Some(&body.note), now, deadline).await?;
+    Ok(Answer(FailedView::from(resolved)).into_response())
+}
+
+/// `POST /admin/failed-confirmations/redrive`: retries every open one, a hundred a request.
+pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Response, Problem> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
+    app.take_in(deadline).await?;
+    let open = app.store.failed_confirmations(Some(FailedState::Open), 100, None, deadline).await?;
+    let mut retried = 0;
+    for failed in &open.items {
+        match app.retry(failed, deadline).await {
+            Ok(_) => retried += 1,
+            // Settled by somebody else a moment ago.
+            Err(Fault::Table(Error::Refused(Refusal::AlreadySettled))) => {}
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+    Ok((StatusCode::ACCEPTED, Answer(json!({ "retried": retried, "more": open.next.is_some() }))).into_response())
+}
+
+/// What stopped a retry.
+enum Fault {
+    Table(Error),
+    Queue(holdfast_aws::Unanswered),
+}
+
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Table(error) => error.into(),
+            Fault::Queue(unanswered) => unanswered.into(),
+        }
+    }
+}
+
+impl App {
+    /// Takes what has arrived in the dead-letter queue into the table: a message leaves the queue only when the table
+    /// has it.
+    async fn take_in(&self, deadline: Deadline) -> Result<(), Problem> {
+        for _ in 0..MOST_RECEIVES {
+            let messages = self.queues.receive_failed().await?;
+            if messages.is_empty() || deadline.passed() {
+                return Ok(());
+            }
+            for message in messages {
+                self.take_in_one(&message, deadline).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn take_in_one(&self, message: &Received, deadline: Deadline) -> Result<(), Problem> {
+        let now = self.clock.now();
+        let failure = failure(&message.body);
+        self.store.record_failure(&failure, now, deadline).await?;
+        if let (Some(id), Some(customer)) = (&failure.reservation_id, &failure.customer) {
+            // A later confirmation with this very payment may have succeeded before the message was read here. It
+            // settles what it finds; what was written only now, this look settles.
+            match self.store.reservation(id, customer, deadline).await {
+                Ok(reservation)
+                    if reservation.status == Status::Confirmed
+                        && reservation.payment_reference == failure.payment_reference =>
+                {
+                    let payment = failure.payment_reference.as_ref();
+                    self.store.failed_is_confirmed(id, payment, now, deadline).await?;
+                }
+                Ok(_) | Err(Error::Refused(Refusal::ReservationNotFound)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        tracing::warn!(id = failure.id(), reason = failure.reason, "failed confirmation taken in");
+        Ok(self.queues.delete_failed(message).await?)
+    }
+
+    /// Sends it through the queue again. It is sent before it is marked: one that is sent twice is confirmed once, one
+    /// that is marked and never sent would wait for ever.
+    async fn retry(&self, failed: &FailedConfirmation, deadline: Deadline) -> Result<FailedConfirmation, Fault> {
+        match failed.state {
+            FailedState::Open | FailedState::Retrying => {}
+            FailedState::Confirmed | FailedState::Resolved => {
+                return Err(Fault::Table(Refusal::AlreadySettled.into()));
+            }
+        }
+        self.queues.resend(&failed.body).await.map_err(Fault::Queue)?;
+        self.store.failed_is_retrying(&failed.id, deadline).await.map_err(Fault::Table)
+    }
+}
+
+/// What a message of the dead-letter queue says.
+fn failure(body: &str) -> Failure {
+    match serde_json::from_str::<Confirmation>(body) {
+        Ok(confirmation) => Failure {
+            // Stored without its reason, so that it is a confirmation like any other when it is sent again.
+            body: serde_json::to_string(&Confirmation { reason: None, ..confirmation.clone() })
+                .unwrap_or_else(|_| body.to_owned()),
+            reservation_id: Some(confirmation.reservation_id),
+            customer: Some(confirmation.customer),
+            payment_reference: confirmation.payment_reference,
+            reason: confirmation.reason.unwrap_or_else(|| "not_confirmed".to_owned()),
+        },
+        Err(_) => Failure {
+            reservation_id: None,
+            customer: None,
+            payment_reference: None,
+            reason: "unreadable".to_owned(),
+            body: body.chars().take(MOST_BODY / 4).collect(),
+        },
+    }
+}
+
+fn failed_id(text: String) -> Result<String, Problem> {
+    let valid = text
+        .strip_prefix("fc_")
+        .is_some_and(|rest| rest.len() == 52 && rest.bytes().all(|b| b.is_ascii_alphanumeric()));
+    if valid { Ok(text) } else { Err(Refusal::FailedConfirmationNotFound.into()) }
+}

@@ -1,0 +1,71 @@
+//! What the shop's staff does: products, stock, everybody's reservations, failed confirmations.
+//!
+//! - `products`: make, change, list; adjust the stock, with its reason in the ledger
+//! - `failed`: list, retry, resolve
+//!
+//! Every handler takes an [`Admin`](holdfast_http::Admin): without an admin's token there is no way in.
+
+mod failed;
+mod products;
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, patch, post};
+use axum::{Json as Answer, Router};
+use holdfast_aws::clock::Clock;
+use holdfast_aws::config::REQUEST_BUDGET;
+use holdfast_aws::queues::Queues;
+use holdfast_domain::{ProductId, Status};
+use holdfast_http::{Admin, List, ListQuery, Problem, Query, ReservationView};
+use holdfast_store::{Deadline, Store};
+use serde::Deserialize;
+
+/// What the function needs.
+#[derive(Debug)]
+pub struct App {
+    /// The table.
+    pub store: Store,
+    /// Where failed confirmations arrive, and where they are tried again.
+    pub queues: Queues,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// The function's routes.
+pub fn router(app: App) -> Router {
+    Router::new()
+        .route("/admin/products", post(products::create).get(products::list))
+        .route("/admin/products/{product_id}", patch(products::change))
+        .route("/admin/products/{product_id}/stock", post(products::adjust))
+        .route("/admin/products/{product_id}/ledger", get(products::ledger))
+        .route("/admin/reservations", get(reservations))
+        .route("/admin/failed-confirmations", get(failed::list))
+        .route("/admin/failed-confirmations/redrive", post(failed::redrive))
+        .route("/admin/failed-confirmations/{id}/retry", post(failed::retry))
+        .route("/admin/failed-confirmations/{id}/resolve", post(failed::resolve))
+        .with_state(Arc::new(app))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListReservations {
+    status: Option<Status>,
+    product_id: Option<ProductId>,
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+/// `GET /admin/reservations`
+async fn reservations(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    Query(query): Query<ListReservations>,
+) -> Result<Response, Problem> {
+    let page = ListQuery::new(query.limit, query.cursor);
+    let (limit, cursor) = (page.limit()? as usize, page.cursor()?);
+    let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
+    let found = app.store.reservations(query.status, query.product_id.as_ref(), now, limit, cursor, deadline).await?;
+    Ok(Answer(List::of(found, |reservation| ReservationView::for_admin(reservation, now))).into_response())
+}

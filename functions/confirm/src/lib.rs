@@ -1,0 +1,164 @@
+//! Makes orders of holds: on the customer's word over HTTP, and from the queue of those that failed before.
+//!
+//! What must always hold: a payment that was taken is an order, a queued confirmation or a failed confirmation before
+//! anybody is told that it arrived.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lambda_events::sqs::{SqsBatchResponse, SqsEvent, SqsMessage};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json as Answer, Router};
+use futures_util::future::join_all;
+use holdfast_aws::clock::Clock;
+use holdfast_aws::queues::{Confirmation, Queues};
+use holdfast_domain::{PaymentReference, Refusal, ReservationId};
+use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, path_id};
+use holdfast_store::{Deadline, Error, Store};
+use lambda_http::{Adapter, LambdaEvent};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// How long the table may take. The rest of the request's budget is for the queue, which takes what the table does
+/// not.
+const TABLE_BUDGET: Duration = Duration::from_secs(4);
+
+/// What the function needs.
+#[derive(Debug)]
+pub struct App {
+    /// The table.
+    pub store: Store,
+    /// Where confirmations wait, and where those end that cannot be.
+    pub queues: Queues,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// The function's routes.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new().route("/reservations/{reservation_id}/confirm", post(confirm)).with_state(app)
+}
+
+/// Answers an event of either kind: API Gateway's, or a batch of the queue's.
+///
+/// # Errors
+/// An event of neither kind, and a batch that cannot name what failed in it: Lambda then keeps the whole batch.
+pub async fn handle(app: &App, router: Router, event: LambdaEvent<Value>) -> Result<Value, lambda_http::Error> {
+    use lambda_http::Service;
+
+    let LambdaEvent { payload, context } = event;
+    if payload.get("Records").is_some() {
+        return Ok(serde_json::to_value(confirm_batch(app, serde_json::from_value(payload)?).await?)?);
+    }
+    let request = LambdaEvent::new(serde_json::from_value(payload)?, context);
+    Ok(serde_json::to_value(Adapter::from(router).call(request).await?)?)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Confirm {
+    payment_reference: Option<PaymentReference>,
+}
+
+/// `POST /reservations/{reservation_id}/confirm`
+async fn confirm(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Json(body): Json<Confirm>,
+) -> Result<Response, Problem> {
+    let id: ReservationId = path_id(id, "reservation_not_found")?;
+    about_reservation(&id);
+    let now = app.clock.now();
+    let confirmation = Confirmation {
+        reservation_id: id,
+        customer: caller.id,
+        payment_reference: body.payment_reference,
+        requested_at_ms: now,
+        reason: None,
+    };
+    match app.carry_out(&confirmation).await {
+        Ok(reservation) => Ok(Answer(ReservationView::new(reservation, now)).into_response()),
+        Err(Error::Refused(refusal)) => {
+            app.record_refund(&confirmation, &refusal).await?;
+            Err(refusal.into())
+        }
+        Err(Error::Invalid(invalid)) => Err(invalid.into()),
+        Err(error @ (Error::Unavailable { .. } | Error::Internal { .. })) => {
+            // The table does not answer, or answers nonsense: the queue takes the confirmation, or nobody has.
+            tracing::warn!(%error, "confirmation goes to the queue");
+            app.queues.send_confirmation(&confirmation).await?;
+            let queued = json!({ "reservation_id": confirmation.reservation_id, "status": "queued" });
+            Ok((StatusCode::ACCEPTED, Answer(queued)).into_response())
+        }
+    }
+}
+
+/// Confirms what the queue delivers. Each message stands for itself: what fails is named, and comes again.
+async fn confirm_batch(app: &App, batch: SqsEvent) -> Result<SqsBatchResponse, lambda_http::Error> {
+    let outcomes = join_all(batch.records.iter().map(|message| confirm_message(app, message))).await;
+    let mut response = SqsBatchResponse::default();
+    for (message, outcome) in batch.records.iter().zip(outcomes) {
+        let Err(error) = outcome else { continue };
+        let message_id = message.message_id.clone();
+        tracing::error!(message_id, error, "confirmation stays in the queue");
+        response.add_failure(message_id.ok_or("a message without an id failed")?);
+    }
+    Ok(response)
+}
+
+async fn confirm_message(app: &App, message: &SqsMessage) -> Result<(), String> {
+    let body = message.body.as_deref().unwrap_or_default();
+    // A message that cannot be read fails like any other, and reaches the dead-letter queue by using up its tries.
+    let confirmation: Confirmation = serde_json::from_str(body).map_err(|error| format!("unreadable: {error}"))?;
+    let reservation_id = confirmation.reservation_id.as_str();
+    match app.carry_out(&confirmation).await {
+        Ok(_) => {
+            tracing::info!(reservation_id, "confirmed from the queue");
+            app.settle(&confirmation).await.map_err(|error| error.to_string())
+        }
+        Err(Error::Refused(Refusal::ReservationNotFound)) => Err("there is no such reservation".to_owned()),
+        Err(Error::Refused(refusal)) => {
+            let code = refusal.code();
+            tracing::warn!(reservation_id, code, "queued confirmation refused");
+            if confirmation.payment_reference.is_none() {
+                // Nothing was paid: the reservation itself says how it ended.
+                return Ok(());
+            }
+            app.queues.send_failed(&confirmation, code).await.map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl App {
+    async fn carry_out(&self, confirmation: &Confirmation) -> Result<holdfast_domain::Reservation, Error> {
+        let Confirmation { reservation_id, customer, payment_reference, requested_at_ms, reason: _ } = confirmation;
+        let (now, deadline) = (self.clock.now(), Deadline::after(TABLE_BUDGET));
+        let payment = payment_reference.as_ref();
+        let order = self.store.confirm(reservation_id, customer, payment, *requested_at_ms, now, deadline).await?;
+        if order.confirmed_late {
+            // An earlier try may stand there as a refund that is owed: it is not any more.
+            self.settle(confirmation).await?;
+        }
+        Ok(order)
+    }
+
+    /// Settles the failed confirmation of this payment, if there is one.
+    async fn settle(&self, confirmation: &Confirmation) -> Result<(), Error> {
+        let Confirmation { reservation_id, payment_reference, .. } = confirmation;
+        let deadline = Deadline::after(TABLE_BUDGET);
+        self.store.failed_is_confirmed(reservation_id, payment_reference.as_ref(), self.clock.now(), deadline).await
+    }
+
+    /// Writes down a payment that must be given back, before anybody is told so.
+    async fn record_refund(&self, confirmation: &Confirmation, refusal: &Refusal) -> Result<(), Problem> {
+        if refusal.owes_refund() && confirmation.payment_reference.is_some() {
+            self.queues.send_failed(confirmation, refusal.code()).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! Wires the function `confirm`.
+
+use std::sync::Arc;
+
+use confirm::{App, handle, router};
+use holdfast_aws::clock::Clock;
+use holdfast_aws::config::{Environment, local_key_set, table_name};
+use holdfast_http::{Authenticator, serve};
+use holdfast_store::Store;
+use lambda_runtime::{Error, run, service_fn, tracing};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    tracing::init_default_subscriber();
+    let environment = Environment::read()?;
+    let app = Arc::new(App {
+        store: Store::new(environment.dynamodb(), table_name()?),
+        queues: environment.queues()?,
+        clock: Clock::system(),
+    });
+    let router = serve(router(app.clone()), Authenticator::new(local_key_set().as_deref())?);
+    run(service_fn(|event| handle(&app, router.clone(), event))).await
+}

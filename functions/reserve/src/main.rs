@@ -1,0 +1,20 @@
+//! Wires the function `reserve`.
+
+use holdfast_aws::clock::Clock;
+use holdfast_aws::config::{Environment, local_key_set, table_name};
+use holdfast_http::{Authenticator, serve};
+use holdfast_store::Store;
+use lambda_http::{Error, run, tracing};
+use reserve::{App, router};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    tracing::init_default_subscriber();
+    let environment = Environment::read()?;
+    let app = App {
+        store: Store::new(environment.dynamodb(), table_name()?),
+        schedules: environment.schedules()?,
+        clock: Clock::system(),
+    };
+    run(serve(router(app), Authenticator::new(local_key_set().as_deref())?)).await
+}

@@ -1,0 +1,162 @@
+//! The environment: the only place that reads it, and the AWS clients that are made of it.
+//!
+//! Each part is read by the functions that need it, and by no other, so that `template.yaml` gives each function just
+//! what it uses. A missing or malformed variable ends the start, by its name.
+
+use std::time::Duration;
+
+use aws_sdk_dynamodb::config::retry::RetryConfig;
+use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
+use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpClient};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+
+use crate::queues::Queues;
+use crate::schedules::{Schedules, Target};
+
+/// How long one try of a call may take. DynamoDB answers in milliseconds; a call that hangs must leave time for
+/// another within the request.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// The tries of one call. What fails after these goes to the caller's own loop, or to a queue.
+const TRIES: u32 = 3;
+/// The first wait between them. The SDK's own is a second after a throttle: longer than most requests last.
+const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
+/// How long a request may go on trying before it must answer. The functions' timeout in `template.yaml` is 10 s: the
+/// rest is for the answer itself.
+pub const REQUEST_BUDGET: Duration = Duration::from_secs(8);
+
+/// A variable that is missing, or holds something else than it must.
+#[derive(Debug, thiserror::Error)]
+#[error("environment variable {name}: {problem}")]
+pub struct ConfigError {
+    /// The variable.
+    pub name: &'static str,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
+/// A client of one SDK: each has a builder of its own, with the same methods.
+macro_rules! client {
+    ($(#[$doc:meta])* $name:ident, $sdk:ident) => {
+        $(#[$doc])*
+        pub fn $name(&self) -> $sdk::Client {
+            let mut config = $sdk::Config::builder()
+                .behavior_version(BehaviorVersion::latest())
+                .region(self.region.clone())
+                .credentials_provider(self.credentials.clone())
+                .http_client(self.http.clone())
+                .retry_config(RetryConfig::standard().with_max_attempts(TRIES).with_initial_backoff(INITIAL_BACKOFF))
+                .timeout_config(TimeoutConfig::builder().connect_timeout(ATTEMPT).operation_attempt_timeout(ATTEMPT).build());
+            config.set_endpoint_url(self.endpoint_url.clone());
+            $sdk::Client::from_conf(config.build())
+        }
+    };
+}
+
+/// What all clients share: region, credentials, endpoint, connections.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    region: Region,
+    credentials: Credentials,
+    endpoint_url: Option<String>,
+    http: SharedHttpClient,
+}
+
+impl Environment {
+    /// Reads what Lambda itself sets, and `AWS_ENDPOINT_URL` where an emulator takes AWS's place.
+    pub fn read() -> Result<Self, ConfigError> {
+        let credentials = Credentials::new(
+            required("AWS_ACCESS_KEY_ID")?,
+            required("AWS_SECRET_ACCESS_KEY")?,
+            optional("AWS_SESSION_TOKEN"),
+            None,
+            "environment",
+        );
+        Ok(Self {
+            region: Region::new(required("AWS_REGION")?),
+            credentials,
+            endpoint_url: optional("AWS_ENDPOINT_URL"),
+            http: https_client(),
+        })
+    }
+
+    /// The same over other parts: for tools and tests, which have no environment of Lambda's.
+    pub fn of_emulator(region: &str, endpoint_url: &str) -> Self {
+        Self {
+            region: Region::new(region.to_owned()),
+            credentials: Credentials::new("test", "test", None, None, "emulator"),
+            endpoint_url: Some(endpoint_url.to_owned()),
+            http: https_client(),
+        }
+    }
+
+    /// The same, with all calls sent through `http`: for tests that put faults into the wire.
+    #[must_use]
+    pub fn over(self, http: SharedHttpClient) -> Self {
+        Self { http, ..self }
+    }
+
+    client!(
+        /// A client of DynamoDB.
+        dynamodb,
+        aws_sdk_dynamodb
+    );
+    client!(
+        /// A client of SQS.
+        sqs,
+        aws_sdk_sqs
+    );
+    client!(
+        /// A client of EventBridge Scheduler.
+        scheduler,
+        aws_sdk_scheduler
+    );
+
+    /// The two queues of confirmations: `CONFIRMATIONS_QUEUE_URL`, `FAILED_CONFIRMATIONS_QUEUE_URL`.
+    pub fn queues(&self) -> Result<Queues, ConfigError> {
+        let (confirmations, failed) =
+            (required("CONFIRMATIONS_QUEUE_URL")?, required("FAILED_CONFIRMATIONS_QUEUE_URL")?);
+        Ok(Queues::new(self.sqs(), confirmations, failed))
+    }
+
+    /// The reminders of holds: `SCHEDULE_GROUP`, `EXPIRE_FUNCTION_ARN`, `SCHEDULE_ROLE_ARN`, `SCHEDULE_DLQ_ARN`,
+    /// `EXPIRY_SLOT_SECONDS`.
+    pub fn schedules(&self) -> Result<Schedules, ConfigError> {
+        let name = "EXPIRY_SLOT_SECONDS";
+        let slot_seconds = required(name)?
+            .parse()
+            .ok()
+            .filter(|seconds| (1..=3_600).contains(seconds))
+            .ok_or(ConfigError { name, problem: "must be a whole number from 1 to 3600" })?;
+        let target = Target {
+            group: required("SCHEDULE_GROUP")?,
+            function_arn: required("EXPIRE_FUNCTION_ARN")?,
+            role_arn: required("SCHEDULE_ROLE_ARN")?,
+            dead_letter_arn: required("SCHEDULE_DLQ_ARN")?,
+        };
+        Ok(Schedules::new(self.scheduler(), target, slot_seconds))
+    }
+}
+
+/// The table's name: `TABLE_NAME`.
+pub fn table_name() -> Result<String, ConfigError> {
+    required("TABLE_NAME")
+}
+
+/// The JSON Web Key Set of local tokens: `HOLDFAST_LOCAL_KEY_SET`. Only the local stack sets it: deployed, API Gateway
+/// checks the tokens, and with neither nobody gets in.
+pub fn local_key_set() -> Option<String> {
+    optional("HOLDFAST_LOCAL_KEY_SET")
+}
+
+fn https_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https()
+}
+
+fn required(name: &'static str) -> Result<String, ConfigError> {
+    optional(name).ok_or(ConfigError { name, problem: "is not set" })
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+fn optional(name: &'static str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

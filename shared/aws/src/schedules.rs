@@ -1,0 +1,146 @@
+//! Reminders: one-time schedules that call `expire` when holds may have ended.
+//!
+//! One schedule serves all holds that end within a slot of some seconds. Its name is the slot, so making it twice is a
+//! conflict, and a conflict is success. It is made before the hold, so a hold cannot exist without it; a schedule for
+//! a hold that was never made finds nothing to do. It only reminds: whether a hold has ended, the clock decides.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use aws_sdk_scheduler::Client;
+use aws_sdk_scheduler::operation::create_schedule::CreateScheduleError;
+use aws_sdk_scheduler::types::{
+    ActionAfterCompletion, DeadLetterConfig, FlexibleTimeWindow, FlexibleTimeWindowMode, RetryPolicy,
+    Target as ScheduleTarget,
+};
+use holdfast_domain::Timestamp;
+use serde::{Deserialize, Serialize};
+use time::macros::format_description;
+
+use crate::Unanswered;
+
+/// How many slots an environment remembers: an hour of them, the longest hold, at the default length.
+const REMEMBERED: usize = 360;
+
+/// What `expire` is called with. It is a hint for the log: whatever calls it, it releases what is overdue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Reminder {
+    /// A slot has ended.
+    Slot {
+        /// Its end, in seconds since the epoch.
+        slot: i64,
+    },
+    /// The recurring safety net.
+    Sweep,
+}
+
+/// What the schedules call, and as whom.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The schedule group.
+    pub group: String,
+    /// The function `expire`.
+    pub function_arn: String,
+    /// The role that Scheduler takes on to call it.
+    pub role_arn: String,
+    /// Where a call goes that failed for good.
+    pub dead_letter_arn: String,
+}
+
+/// The schedules of the group.
+#[derive(Debug)]
+pub struct Schedules {
+    client: Client,
+    target: Target,
+    slot_seconds: i64,
+    made: Mutex<BTreeSet<i64>>,
+}
+
+impl Schedules {
+    /// Schedules for slots of `slot_seconds`.
+    pub fn new(client: Client, target: Target, slot_seconds: i64) -> Self {
+        Self { client, target, slot_seconds: slot_seconds.max(1), made: Mutex::default() }
+    }
+
+    /// The end of the slot that `at` falls in, in seconds since the epoch: at `at` or after it.
+    fn slot(&self, at: Timestamp) -> i64 {
+        let seconds = at.plus_seconds(1).as_millis().saturating_sub(1).div_euclid(1_000);
+        seconds.saturating_add(self.slot_seconds - 1).div_euclid(self.slot_seconds) * self.slot_seconds
+    }
+
+    /// Makes sure that `expire` will be called at `at` or a little later. No call where this environment has made the
+    /// schedule of that slot before.
+    pub async fn ensure(&self, at: Timestamp) -> Result<(), Unanswered> {
+        let slot = self.slot(at);
+        let known = || self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(&slot) {
+            return Ok(());
+        }
+        self.create(slot).await?;
+        let mut made = known();
+        made.insert(slot);
+        while made.len() > REMEMBERED {
+            made.pop_first();
+        }
+        Ok(())
+    }
+
+    async fn create(&self, slot: i64) -> Result<(), Unanswered> {
+        let during = "CreateSchedule";
+        let wrong = |error: &(dyn std::error::Error + 'static)| Unanswered::new(during, error);
+        let at = time::OffsetDateTime::from_unix_timestamp(slot).map_err(|error| wrong(&error))?;
+        let at = at
+            .format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]"))
+            .map_err(|error| wrong(&error))?;
+        let input = serde_json::to_string(&Reminder::Slot { slot }).map_err(|error| wrong(&error))?;
+        let target = ScheduleTarget::builder()
+            .arn(&self.target.function_arn)
+            .role_arn(&self.target.role_arn)
+            .input(input)
+            .dead_letter_config(DeadLetterConfig::builder().arn(&self.target.dead_letter_arn).build())
+            // The recurring sweep comes every minute: a reminder that is an hour late reminds nobody.
+            .retry_policy(RetryPolicy::builder().maximum_event_age_in_seconds(3_600).maximum_retry_attempts(10).build())
+            .build()
+            .map_err(|error| wrong(&error))?;
+        let window = FlexibleTimeWindow::builder().mode(FlexibleTimeWindowMode::Off).build();
+        let request = self
+            .client
+            .create_schedule()
+            .group_name(&self.target.group)
+            .name(format!("slot-{slot}"))
+            .schedule_expression(format!("at({at})"))
+            .flexible_time_window(window.map_err(|error| wrong(&error))?)
+            .target(target)
+            // A finished one-time schedule stays, and counts against the quota, unless this says otherwise.
+            .action_after_completion(ActionAfterCompletion::Delete);
+        match request.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.as_service_error().is_some_and(CreateScheduleError::is_conflict_exception) => Ok(()),
+            Err(error) => Err(wrong(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Environment;
+
+    #[test]
+    fn a_slot_ends_at_or_after_the_hold_and_less_than_a_slot_later() {
+        let target =
+            Target { group: "g".into(), function_arn: "f".into(), role_arn: "r".into(), dead_letter_arn: "d".into() };
+        let client = Environment::of_emulator("us-east-1", "http://127.0.0.1:9").scheduler();
+        let schedules = Schedules::new(client, target, 10);
+        for (millis, slot) in [(0, 0), (1, 10), (999, 10), (1_000, 10), (10_000, 10), (10_001, 20), (19_999, 20)] {
+            assert_eq!(schedules.slot(Timestamp::from_millis(millis)), slot, "{millis}");
+        }
+    }
+
+    #[test]
+    fn a_reminder_has_the_shape_that_the_template_sends() {
+        assert_eq!(serde_json::to_string(&Reminder::Sweep).unwrap(), r#"{"kind":"sweep"}"#);
+        assert_eq!(serde_json::to_string(&Reminder::Slot { slot: 20 }).unwrap(), r#"{"kind":"slot","slot":20}"#);
+    }
+}

@@ -1,0 +1,113 @@
+//! What callers send: parsed, and within its limits, or a problem.
+
+use axum::body::to_bytes;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::{StatusCode, request::Parts};
+use holdfast_domain::{IdempotencyKey, Invalid};
+use holdfast_store::Cursor;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+
+use crate::Problem;
+
+/// The longest body.
+pub const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// A JSON body. An empty one counts as `{}`: it is refused where a field is needed.
+#[derive(Debug, Clone, Copy)]
+pub struct Json<T>(pub T);
+
+impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "the body must not exceed 65536 bytes")
+        })?;
+        let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
+        // The error's text names the caller's own fields and positions, nothing of ours.
+        serde_json::from_slice(text).map(Self).map_err(|error| Problem::invalid_request(error.to_string()))
+    }
+}
+
+/// The query string.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<T>(pub T);
+
+impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        query.map(|query| Self(query.0)).map_err(|error| Problem::invalid_request(error.body_text()))
+    }
+}
+
+/// The `Idempotency-Key` header.
+#[derive(Debug, Clone)]
+pub struct Key(pub IdempotencyKey);
+
+impl<S: Sync> FromRequestParts<S> for Key {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let mut values = parts.headers.get_all("idempotency-key").iter();
+        let Some(value) = values.next() else {
+            return Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "idempotency_key_missing",
+                "this request needs an Idempotency-Key header",
+            ));
+        };
+        let text = value.to_str().ok().filter(|_| values.next().is_none());
+        let key = text.and_then(|text| IdempotencyKey::try_from(text).ok());
+        key.map(Self).ok_or_else(|| {
+            Problem::new(
+                StatusCode::BAD_REQUEST,
+                "idempotency_key_invalid",
+                "Idempotency-Key must be given once, with 1 to 255 printable ASCII characters",
+            )
+        })
+    }
+}
+
+/// `limit` and `cursor`, as every list takes them.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListQuery {
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+impl ListQuery {
+    /// Made of its parts, where a list takes more than these.
+    pub fn new(limit: Option<u32>, cursor: Option<String>) -> Self {
+        Self { limit, cursor }
+    }
+
+    /// How many items a page has: 1 to 100, 50 unless given.
+    pub fn limit(&self) -> Result<u32, Problem> {
+        match self.limit.unwrap_or(50) {
+            limit @ 1..=100 => Ok(limit),
+            _ => Err(Invalid::new("limit", "must be a whole number from 1 to 100").into()),
+        }
+    }
+
+    /// Where the page starts.
+    pub fn cursor(&self) -> Result<Option<Cursor>, Problem> {
+        Ok(self.cursor.as_deref().map(Cursor::decode).transpose()?)
+    }
+}
+
+/// An id in a path. One that could never have been given is one that is not there.
+pub fn path_id<T: TryFrom<String>>(text: String, code: &'static str) -> Result<T, Problem> {
+    T::try_from(text).map_err(|_| Problem::new(StatusCode::NOT_FOUND, code, "there is nothing of that id"))
+}
+
+/// For a field that may be absent (leave it), `null` (take it away) or given.
+///
+/// # Errors
+/// Whatever the value's own type refuses.
+pub fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}

@@ -1,0 +1,184 @@
+//! `application/problem+json` (RFC 9457): the one place where a refusal becomes a status.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use holdfast_aws::Unanswered;
+use holdfast_domain::{Invalid, Refusal};
+use holdfast_store::Error;
+use serde_json::{Map, Value, json};
+
+use crate::ApiTime;
+
+/// After how many seconds a caller who met a 503 may ask again.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// An answer that is not the one that was asked for.
+///
+/// It has two messages: what the caller may know (everything but `inside`), and what the log keeps.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    detail: String,
+    more: Map<String, Value>,
+    pub(crate) inside: Option<String>,
+}
+
+impl Problem {
+    /// A problem of this status, stable code and explanation.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), more: Map::new(), inside: None }
+    }
+
+    /// 400: the request breaks a rule of the contract.
+    pub fn invalid_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+    }
+
+    /// 401: nobody that can be believed.
+    pub fn unauthenticated() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "a valid bearer token is needed")
+    }
+
+    /// 403: somebody else's business.
+    pub fn forbidden() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "the token's role does not allow this")
+    }
+
+    /// 503: nothing was acknowledged; the same request may be sent again. `inside` goes to the log.
+    pub fn unavailable(inside: impl Into<String>) -> Self {
+        let detail = "no clear answer in time; nothing is acknowledged, and the same request may be sent again";
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail);
+        problem.with("retry_after_seconds", RETRY_AFTER_SECONDS).inside(inside)
+    }
+
+    /// 500: a fault of ours that no repetition mends. `inside` goes to the log.
+    pub fn internal(inside: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "something is wrong on our side").inside(inside)
+    }
+
+    /// Adds a member that helps the caller to act.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.more.insert(name.to_owned(), value.into());
+        self
+    }
+
+    fn inside(mut self, inside: impl Into<String>) -> Self {
+        self.inside = Some(inside.into());
+        self
+    }
+
+    pub(crate) fn render(self, request_id: &str) -> Response {
+        let mut body = Map::new();
+        body.insert("type".to_owned(), format!("urn:holdfast:problem:{}", self.code).into());
+        body.insert("title".to_owned(), self.code.replace('_', " ").into());
+        body.insert("status".to_owned(), self.status.as_u16().into());
+        body.insert("detail".to_owned(), self.detail.into());
+        body.insert("code".to_owned(), self.code.into());
+        body.insert("request_id".to_owned(), request_id.into());
+        let retry_after = self.more.get("retry_after_seconds").and_then(Value::as_u64);
+        body.extend(self.more);
+        let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        let mut response = (self.status, [content_type], Value::Object(body).to_string()).into_response();
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// The problem travels as an extension: the layer of [`crate::serve`] knows the request's id, and renders it.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let status = match &refusal {
+            Refusal::ProductNotFound { .. } | Refusal::ReservationNotFound | Refusal::FailedConfirmationNotFound => {
+                StatusCode::NOT_FOUND
+            }
+            Refusal::ProductNotOnSale { .. }
+            | Refusal::SaleNotOpen { .. }
+            | Refusal::CustomerLimitReached { .. }
+            | Refusal::InsufficientStock { .. }
+            | Refusal::AlreadyConfirmed { .. }
+            | Refusal::RefundRequired
+            | Refusal::ReservationCancelled
+            | Refusal::ExtensionLimitReached { .. }
+            | Refusal::ProductExists { .. }
+            | Refusal::VersionMismatch { .. }
+            | Refusal::AlreadySettled => StatusCode::CONFLICT,
+            Refusal::HoldExpired => StatusCode::GONE,
+            Refusal::IdempotencyKeyReused | Refusal::InvalidQuantity { .. } | Refusal::CurrencyMismatch => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
+        };
+        let problem = Self::new(status, refusal.code(), refusal.to_string());
+        match &refusal {
+            Refusal::InvalidQuantity { product_id }
+            | Refusal::ProductNotFound { product_id }
+            | Refusal::ProductNotOnSale { product_id }
+            | Refusal::ProductExists { product_id } => problem.with("product_id", product_id.as_str()),
+            Refusal::SaleNotOpen { product_id, opens_at } => {
+                let opens_at = opens_at.map_or(Value::Null, |at| json!(ApiTime(at)));
+                problem.with("product_id", product_id.as_str()).with("sale_starts_at", opens_at)
+            }
+            Refusal::CustomerLimitReached { product_id, limit } => {
+                problem.with("product_id", product_id.as_str()).with("max_per_customer", *limit)
+            }
+            Refusal::InsufficientStock { shortages } => {
+                let lines = shortages.iter().map(|shortage| {
+                    json!({
+                        "product_id": shortage.product_id,
+                        "requested": shortage.requested,
+                        "available": shortage.available,
+                    })
+                });
+                problem.with("lines", lines.collect::<Vec<_>>())
+            }
+            Refusal::AlreadyConfirmed { other_payment } => problem.with("refund_required", *other_payment),
+            Refusal::ExtensionLimitReached { latest } => problem.with("latest", json!(ApiTime(*latest))),
+            Refusal::VersionMismatch { current } => problem.with("current", *current),
+            Refusal::IdempotencyKeyReused
+            | Refusal::CurrencyMismatch
+            | Refusal::ReservationNotFound
+            | Refusal::RefundRequired
+            | Refusal::ReservationCancelled
+            | Refusal::HoldExpired
+            | Refusal::FailedConfirmationNotFound
+            | Refusal::AlreadySettled => problem,
+        }
+    }
+}
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        Self::invalid_request(invalid.to_string()).with("field", invalid.field)
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(refusal) => refusal.into(),
+            Error::Invalid(invalid) => invalid.into(),
+            unavailable @ Error::Unavailable { .. } => Self::unavailable(unavailable.to_string()),
+            internal @ Error::Internal { .. } => Self::internal(internal.to_string()),
+        }
+    }
+}
+
+impl From<Unanswered> for Problem {
+    fn from(unanswered: Unanswered) -> Self {
+        Self::unavailable(unanswered.to_string())
+    }
+}
