@@ -197,7 +197,8 @@ pub(crate) mod tests {
     #[test]
     fn a_product_past_any_limit_is_refused_by_the_name_of_the_field() {
         let at = |millis| Some(Timestamp::from_millis(millis));
-        let cases: [(&str, fn(&mut Product)); 9] = [
+        type Spoil = fn(&mut Product);
+        let cases: [(&str, Spoil); 9] = [
             ("name", |p| p.name = String::new()),
             ("name", |p| p.name = "x".repeat(201)),
             ("name", |p| p.name = "a\u{0}b".to_owned()),

@@ -1,5 +1,6 @@
 //! Generated histories of several reservations over one stock, against a reference model that knows no shards, no
 //! statuses and no decisions: only where every unit is.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -5,6 +5,7 @@
 //! hold made anew under the same key after the first was cleaned up.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use holdfast_domain::{Cancel, CustomerId, Product, Reservation, ReservationId, Status, Timestamp, cancel};
@@ -18,6 +19,8 @@ use crate::{Deadline, Error, Item, Store, keys};
 /// The most holds that share a transaction. More would save more writes (the shard's are shared), but a transaction
 /// that large keeps its shard busy for longer, and reserves go on beside it.
 const HOLDS_PER_TRANSACTION: usize = 25;
+/// How long one batch may take: a busy shard must not keep the others' holds from being released.
+const BATCH_BUDGET: Duration = Duration::from_secs(4);
 /// The holds read in one go.
 const HOLDS_PER_PAGE: i32 = 200;
 
@@ -100,11 +103,11 @@ impl Store {
                 }
                 let (holds, next) = self.overdue(k, now, start, deadline).await?;
                 for batch in batches(holds) {
-                    match self.release(batch, End::Expired, now, deadline).await {
+                    if deadline.passed() {
+                        return Ok(Swept { complete: false, ..swept });
+                    }
+                    match self.release(batch, End::Expired, now, deadline.sooner(BATCH_BUDGET)).await {
                         Ok(part) => swept.add(part),
-                        Err(Error::Unavailable { .. }) if deadline.passed() => {
-                            return Ok(Swept { complete: false, ..swept });
-                        }
                         Err(error) => {
                             swept.complete = false;
                             failed.get_or_insert(error);

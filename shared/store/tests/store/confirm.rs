@@ -1,0 +1,157 @@
+//! Turning holds into orders: in time, late, twice, and with answers lost.
+
+use holdfast_domain::{Product, Refusal, Reservation, Status, Timestamp};
+use holdfast_store::{Error, Store};
+use holdfast_testkit::fixtures::{
+    NOW, basket, books, customer, payment, product, reserve, soon, stocked, store, table,
+};
+use holdfast_testkit::wire::{Fault, Wire};
+
+const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
+
+/// Alice holds 2 of 3.
+async fn held() -> (Wire, Store, Reservation) {
+    let wire = table().await;
+    stocked(&wire, &[Product { max_per_customer: Some(3), ..product("tee", 3, 1) }]).await;
+    let store = store(&wire, 1);
+    let reservation = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
+    wire.take_calls();
+    (wire, store, reservation)
+}
+
+async fn confirm(store: &Store, held: &Reservation, paid: Option<&str>, at: Timestamp) -> Result<Reservation, Error> {
+    let payment = paid.map(payment);
+    store.confirm(&held.reservation_id, &held.customer, payment.as_ref(), at, at, soon()).await
+}
+
+fn refusal(answer: Result<Reservation, Error>) -> Refusal {
+    match answer.unwrap_err() {
+        Error::Refused(refusal) => refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn in_time_is_one_call_and_repeating_it_changes_nothing() {
+    let (wire, store, held) = held().await;
+    let order = confirm(&store, &held, Some("pay_1"), NOW).await.unwrap();
+    let calls = wire.take_calls();
+    assert_eq!(calls.iter().map(|call| call.operation.as_str()).collect::<Vec<_>>(), ["UpdateItem"]);
+    assert_eq!((order.status, order.confirmed_at, order.confirmed_late), (Status::Confirmed, Some(NOW), false));
+    for at in [NOW, LATE] {
+        assert_eq!(confirm(&store, &held, Some("pay_1"), at).await.unwrap(), order);
+        assert_eq!(confirm(&store, &held, None, at).await.unwrap(), order);
+    }
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.held, tee.sold), (0, 2));
+}
+
+#[tokio::test]
+async fn another_payment_for_an_order_owes_a_refund() {
+    let (_, store, held) = held().await;
+    confirm(&store, &held, Some("pay_1"), NOW).await.unwrap();
+    let refused = refusal(confirm(&store, &held, Some("pay_2"), NOW).await);
+    assert!(refused.owes_refund());
+    assert_eq!(refused.code(), "already_confirmed");
+}
+
+#[tokio::test]
+async fn a_payment_that_comes_after_an_unpaid_confirmation_is_written_down() {
+    let (_, store, held) = held().await;
+    confirm(&store, &held, None, NOW).await.unwrap();
+    let order = confirm(&store, &held, Some("pay_1"), LATE).await.unwrap();
+    assert_eq!(order.payment_reference, Some(payment("pay_1")));
+    assert!(refusal(confirm(&store, &held, Some("pay_2"), NOW).await).owes_refund());
+}
+
+#[tokio::test]
+async fn too_late_without_a_payment_is_refused_also_before_anybody_released_it() {
+    let (wire, store, held) = held().await;
+    assert_eq!(refusal(confirm(&store, &held, None, LATE).await), Refusal::HoldExpired);
+    store.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!(refusal(confirm(&store, &held, None, LATE).await), Refusal::HoldExpired);
+    assert_eq!(books(&wire).await["tee"].available, 3);
+}
+
+#[tokio::test]
+async fn paid_late_keeps_units_that_nobody_gave_back() {
+    let (wire, store, held) = held().await;
+    let order = confirm(&store, &held, Some("pay_1"), LATE).await.unwrap();
+    assert!(order.confirmed_late);
+    assert_eq!(books(&wire).await["tee"].sold, 2);
+    assert_eq!(store.release_overdue(LATE, soon()).await.unwrap().holds, 0);
+}
+
+#[tokio::test]
+async fn paid_late_takes_the_units_again_and_counts_them_against_the_limit() {
+    let (wire, store, held) = held().await;
+    store.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!(books(&wire).await["tee"].available, 3);
+    let order = confirm(&store, &held, Some("pay_1"), LATE).await.unwrap();
+    assert!(order.confirmed_late && order.status == Status::Confirmed);
+    let stored = store.reservation(&held.reservation_id, &held.customer, soon()).await.unwrap();
+    assert_eq!(stored, order);
+    assert_eq!(books(&wire).await["tee"].sold, 2);
+    let more = reserve(&store, &basket("alice", "k2", &[("tee", 1)]), LATE).await.unwrap();
+    assert_eq!(more.reservation.status, Status::Held);
+    let limit = reserve(&store, &basket("alice", "k3", &[("tee", 1)]), LATE).await.unwrap_err();
+    assert!(matches!(limit, Error::Refused(Refusal::CustomerLimitReached { .. })), "{limit:?}");
+}
+
+#[tokio::test]
+async fn paid_late_and_gone_owes_a_refund_and_takes_nothing() {
+    let (wire, store, held) = held().await;
+    store.release_overdue(LATE, soon()).await.unwrap();
+    reserve(&store, &basket("bob", "k", &[("tee", 2)]), LATE).await.unwrap();
+    assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), LATE).await), Refusal::RefundRequired);
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.available, tee.held, tee.sold), (1, 2, 0));
+}
+
+#[tokio::test]
+async fn a_confirmation_accepted_in_time_is_kept_when_the_queue_carries_it_out_late() {
+    let (wire, store, held) = held().await;
+    store.release_overdue(LATE, soon()).await.unwrap();
+    let order = store.confirm(&held.reservation_id, &held.customer, None, NOW, LATE, soon()).await.unwrap();
+    assert_eq!(order.status, Status::Confirmed);
+    assert_eq!(books(&wire).await["tee"].sold, 2);
+}
+
+#[tokio::test]
+async fn cancelled_and_paid_owes_a_refund() {
+    let (_, store, held) = held().await;
+    store.cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
+    assert_eq!(refusal(confirm(&store, &held, None, NOW).await), Refusal::ReservationCancelled);
+    assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), NOW).await), Refusal::RefundRequired);
+}
+
+#[tokio::test]
+async fn another_customers_reservation_does_not_exist() {
+    let (wire, store, held) = held().await;
+    let (bob, pay) = (customer("bob"), payment("pay_1"));
+    for at in [NOW, LATE] {
+        let answer = store.confirm(&held.reservation_id, &bob, Some(&pay), at, at, soon()).await;
+        assert_eq!(refusal(answer), Refusal::ReservationNotFound);
+        assert_eq!(refusal(store.cancel(&held.reservation_id, &bob, at, soon()).await), Refusal::ReservationNotFound);
+        assert_eq!(refusal(store.reservation(&held.reservation_id, &bob, soon()).await), Refusal::ReservationNotFound);
+    }
+    assert_eq!(books(&wire).await["tee"].held, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_answers_make_one_order() {
+    for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled, Fault::Conflict] {
+        for operation in ["UpdateItem", "TransactWriteItems"] {
+            let (wire, store, held) = held().await;
+            let at = if operation == "UpdateItem" { NOW } else { LATE };
+            if at == LATE {
+                store.release_overdue(LATE, soon()).await.unwrap();
+            }
+            wire.fail(operation, 4, fault);
+            let order = confirm(&store, &held, Some("pay_1"), at).await;
+            let order = order.unwrap_or_else(|error| panic!("{fault:?} {operation}: {error}"));
+            assert_eq!(order.status, Status::Confirmed);
+            assert_eq!(books(&wire).await["tee"].sold, 2, "{fault:?} {operation}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Giving units back: once, whoever and however often asks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use holdfast_domain::{HoldSeconds, Product, Refusal, Status, Timestamp};
+use holdfast_store::{Error, keys};
+use holdfast_testkit::fixtures::{
+    NOW, TABLE, basket, books, client, customer, product, reserve, soon, stocked, store, table,
+};
+use holdfast_testkit::wire::{Fault, Wire};
+
+const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
+
+async fn tee(total: u64, shards: u32) -> Wire {
+    let wire = table().await;
+    stocked(&wire, &[product("tee", total, shards)]).await;
+    wire
+}
+
+#[tokio::test]
+async fn cancelling_gives_back_once_and_may_be_repeated() {
+    let wire = tee(10, 2).await;
+    let store = store(&wire, 1);
+    let held = reserve(&store, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap().reservation;
+    for _ in 0..3 {
+        let ended = store.cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
+        assert_eq!(ended.status, Status::Cancelled);
+        assert_eq!(books(&wire).await["tee"].available, 10);
+    }
+}
+
+#[tokio::test]
+async fn a_release_is_one_transaction_and_four_write_units() {
+    let wire = tee(10, 1).await;
+    let store = store(&wire, 1);
+    reserve(&store, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap();
+    wire.take_calls();
+    store.release_overdue(LATE, soon()).await.unwrap();
+    let calls = wire.take_calls();
+    let writes: Vec<_> = calls.iter().filter(|call| call.operation == "TransactWriteItems").collect();
+    assert_eq!(writes.len(), 1);
+    assert_eq!(writes[0].consumed().0, 4.0);
+}
+
+#[tokio::test]
+async fn only_what_is_overdue_is_released() {
+    let wire = tee(10, 2).await;
+    let store = store(&wire, 1);
+    let held = reserve(&store, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap().reservation;
+    let almost = Timestamp::from_millis(LATE.as_millis() - 1);
+    assert_eq!(store.release_overdue(almost, soon()).await.unwrap().holds, 0);
+    let hold = HoldSeconds::DEFAULT;
+    let extended =
+        store.extend(&held.reservation_id, &held.customer, hold, almost, soon(), |_| async { Ok(()) }).await.unwrap();
+    assert_eq!(extended.expires_at, almost.plus_seconds(600));
+    assert_eq!(store.release_overdue(LATE, soon()).await.unwrap().holds, 0);
+    let swept = store.release_overdue(extended.expires_at, soon()).await.unwrap();
+    assert_eq!((swept.holds, swept.units, swept.complete), (1, 4, true));
+}
+
+#[tokio::test]
+async fn the_event_may_come_twice_late_and_beside_itself() {
+    let wire = tee(60, 3).await;
+    let store = store(&wire, 1);
+    for n in 0..40 {
+        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
+    }
+    let sweeps = (0..8).map(|seed| {
+        let store = holdfast_testkit::fixtures::store(&wire, seed);
+        async move { store.release_overdue(LATE.plus_seconds(86_400), soon()).await.unwrap() }
+    });
+    let swept = futures_util::future::join_all(sweeps).await;
+    assert_eq!(swept.iter().map(|swept| swept.holds).sum::<u64>(), 40);
+    assert_eq!(books(&wire).await["tee"].available, 60);
+    assert_eq!(store.release_overdue(LATE, soon()).await.unwrap().holds, 0);
+}
+
+#[tokio::test]
+async fn one_that_was_confirmed_meanwhile_drops_out_alone() {
+    let wire = tee(60, 1).await;
+    let store = store(&wire, 1);
+    let mut holds = Vec::new();
+    for n in 0..10 {
+        holds.push(reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap().reservation);
+    }
+    // Three are paid, and the index, which lags, still shows them.
+    for hold in &holds[..3] {
+        store.confirm(&hold.reservation_id, &hold.customer, None, NOW, NOW, soon()).await.unwrap();
+        client(&wire)
+            .update_item()
+            .table_name(TABLE)
+            .set_key(Some(keys::reservation(&hold.reservation_id).item()))
+            .update_expression("SET due_key = :key, due_at = :at")
+            .expression_attribute_values(":key", AttributeValue::S(keys::due_partition(&hold.reservation_id)))
+            .expression_attribute_values(":at", AttributeValue::N("0".to_owned()))
+            .send()
+            .await
+            .unwrap();
+    }
+    let swept = store.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!((swept.holds, swept.ended_before), (7, 3));
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.available, tee.sold), (57, 3));
+}
+
+#[tokio::test]
+async fn a_late_copy_of_a_release_does_not_meet_a_hold_made_anew() {
+    let wire = tee(5, 1).await;
+    let store = store(&wire, 1);
+    let first = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
+    // The release has read the first hold, and its first try is lost on the way...
+    let lost = Arc::new(AtomicBool::new(false));
+    let on_the_wire = lost.clone();
+    wire.script(move |call| {
+        let first_try = call.operation == "TransactWriteItems" && !on_the_wire.swap(true, Ordering::SeqCst);
+        first_try.then_some(Fault::LostBefore)
+    });
+    let made_anew = async {
+        while !lost.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        // ...and before the next one, the hold under this key is another: ended, cleaned up and made anew.
+        client(&wire)
+            .update_item()
+            .table_name(TABLE)
+            .set_key(Some(keys::reservation(&first.reservation_id).item()))
+            .update_expression("SET created_at = :anew")
+            .expression_attribute_values(":anew", AttributeValue::N((NOW.as_millis() + 1).to_string()))
+            .send()
+            .await
+            .unwrap();
+    };
+    let (swept, ()) = futures_util::future::join(store.release_overdue(LATE, soon()), made_anew).await;
+    let swept = swept.unwrap();
+    assert_eq!((swept.holds, swept.ended_before), (0, 1));
+    assert_eq!(books(&wire).await["tee"].held, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_answers_and_conflicts_give_back_once() {
+    for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled, Fault::Conflict] {
+        let wire = table().await;
+        let limited = Product { max_per_customer: Some(9), ..product("tee", 30, 2) };
+        stocked(&wire, &[limited, product("cap", 30, 3)]).await;
+        let store = store(&wire, 1);
+        for n in 0..12 {
+            let lines = [("tee", 1), ("cap", 2)];
+            reserve(&store, &basket(&format!("c{}", n % 4), &format!("k{n}"), &lines), NOW).await.unwrap();
+        }
+        wire.fail("TransactWriteItems", 5, fault);
+        store.release_overdue(LATE, soon()).await.unwrap();
+        let books = books(&wire).await;
+        assert_eq!((books["tee"].available, books["cap"].available), (30, 30), "{fault:?}");
+        // The limit's units are back too: each customer may take all nine again.
+        for n in 0..3 {
+            reserve(&store, &basket(&format!("c{n}"), "again", &[("tee", 9)]), LATE).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_released_in_time_is_left_for_the_next() {
+    let wire = tee(10, 1).await;
+    let store = store(&wire, 1);
+    reserve(&store, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap();
+    wire.fail("TransactWriteItems", usize::MAX, Fault::Throttled);
+    let error = store.release_overdue(LATE, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    assert_eq!(books(&wire).await["tee"].held, 4);
+    assert_eq!(store.release_overdue(LATE, soon()).await.unwrap().holds, 1);
+}
+
+#[tokio::test]
+async fn ended_holds_cannot_be_cancelled_or_extended() {
+    let wire = tee(10, 1).await;
+    let store = store(&wire, 1);
+    let alice = customer("alice");
+    let held = reserve(&store, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap().reservation;
+    let extend = async |at| {
+        let hold = HoldSeconds::DEFAULT;
+        store.extend(&held.reservation_id, &alice, hold, at, soon(), |_| async { Ok(()) }).await
+    };
+    let expired = |answer: Result<_, Error>| matches!(answer.unwrap_err(), Error::Refused(Refusal::HoldExpired));
+    assert!(expired(store.cancel(&held.reservation_id, &alice, LATE, soon()).await.map(drop)));
+    assert!(expired(extend(LATE).await.map(drop)));
+    store.release_overdue(LATE, soon()).await.unwrap();
+    assert!(expired(store.cancel(&held.reservation_id, &alice, NOW, soon()).await.map(drop)));
+    assert!(expired(extend(NOW).await.map(drop)));
+}

@@ -1,0 +1,294 @@
+//! Making holds: promises, precedence, and what faults on the wire must not do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use holdfast_domain::{Product, ProductChange, ProductStatus, Refusal, Status};
+use holdfast_store::Error;
+use holdfast_testkit::fixtures::{
+    NOW, basket, books, customer, product, product_id, reserve, soon, stocked, store, table,
+};
+use holdfast_testkit::wire::{Fault, Wire};
+
+async fn tee(total: u64, shards: u32) -> Wire {
+    let wire = table().await;
+    stocked(&wire, &[product("tee", total, shards)]).await;
+    wire
+}
+
+fn code(error: &Error) -> &'static str {
+    match error {
+        Error::Refused(refusal) => refusal.code(),
+        Error::Invalid(_) => "invalid",
+        Error::Unavailable { .. } => "unavailable",
+        Error::Internal { .. } => "internal",
+    }
+}
+
+#[tokio::test]
+async fn a_warm_reserve_is_one_call_and_four_write_units() {
+    let wire = tee(100, 4).await;
+    let store = store(&wire, 1);
+    reserve(&store, &basket("alice", "warm-up", &[("tee", 1)]), NOW).await.unwrap();
+    wire.take_calls();
+    let reserved = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap();
+    let calls = wire.take_calls();
+    assert_eq!(calls.len(), 1, "{calls:?}");
+    assert_eq!(calls[0].operation, "TransactWriteItems");
+    assert_eq!(calls[0].consumed().0, 4.0, "{:?}", calls[0].response);
+    assert_eq!(reserved.reservation.total_price_minor(), 5_000);
+    assert_eq!(reserved.reservation.expires_at, NOW.plus_seconds(600));
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.available, tee.held, tee.sold), (97, 3, 0));
+}
+
+#[tokio::test]
+async fn the_same_key_gives_the_same_reservation_and_another_body_is_refused() {
+    let wire = tee(10, 2).await;
+    let (one, two) = (store(&wire, 1), store(&wire, 2));
+    let first = reserve(&one, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap();
+    for environment in [&one, &two] {
+        let again =
+            reserve(environment, &basket("alice", "k", &[("tee", 1), ("tee", 1)]), NOW.plus_seconds(5)).await.unwrap();
+        assert!(again.replayed && !first.replayed);
+        assert_eq!(again.reservation, first.reservation);
+        let other = reserve(environment, &basket("alice", "k", &[("tee", 3)]), NOW).await.unwrap_err();
+        assert_eq!(code(&other), "idempotency_key_reused");
+    }
+    // The same key of another customer is another key.
+    let bobs = reserve(&two, &basket("bob", "k", &[("tee", 2)]), NOW).await.unwrap();
+    assert!(!bobs.replayed);
+    assert_eq!(books(&wire).await["tee"].held, 4);
+}
+
+#[tokio::test]
+async fn several_lines_are_held_together_or_not_at_all() {
+    let wire = table().await;
+    stocked(&wire, &[product("a", 10, 2), product("b", 1, 1)]).await;
+    let store = store(&wire, 1);
+    let refused = reserve(&store, &basket("alice", "k", &[("a", 2), ("b", 2)]), NOW).await.unwrap_err();
+    let Error::Refused(Refusal::InsufficientStock { shortages }) = refused else { panic!("{refused:?}") };
+    assert_eq!(shortages.len(), 1);
+    assert_eq!((shortages[0].product_id.as_str(), shortages[0].requested, shortages[0].available), ("b", 2, 1));
+    assert_eq!(books(&wire).await["a"].held, 0);
+    reserve(&store, &basket("alice", "k", &[("a", 2), ("b", 1)]), NOW).await.unwrap();
+    let books = books(&wire).await;
+    assert_eq!((books["a"].held, books["b"].held), (2, 1));
+}
+
+#[tokio::test]
+async fn one_line_takes_from_several_shards() {
+    let wire = tee(10, 5).await;
+    let reserved = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 9)]), NOW).await.unwrap();
+    assert!(reserved.reservation.lines[0].takes.len() >= 5);
+    let refused = reserve(&store(&wire, 2), &basket("bob", "k", &[("tee", 2)]), NOW).await.unwrap_err();
+    assert_eq!(code(&refused), "insufficient_stock");
+    assert_eq!(books(&wire).await["tee"].available, 1);
+}
+
+#[tokio::test]
+async fn the_owner_of_a_hold_is_never_told_sold_out() {
+    let wire = tee(1, 1).await;
+    let store = store(&wire, 1);
+    let first = reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
+    // The environment now remembers "sold out", and alice comes again.
+    assert_eq!(
+        code(&reserve(&store, &basket("bob", "k", &[("tee", 1)]), NOW).await.unwrap_err()),
+        "insufficient_stock"
+    );
+    let again = reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
+    assert!(again.replayed);
+    assert_eq!(again.reservation.reservation_id, first.reservation.reservation_id);
+    // Also when the product has been paused meanwhile.
+    let change = ProductChange { status: Some(ProductStatus::Paused), ..ProductChange::default() };
+    store.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();
+    assert!(reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap().replayed);
+    assert_eq!(
+        code(&reserve(&store, &basket("bob", "k2", &[("tee", 1)]), NOW).await.unwrap_err()),
+        "product_not_on_sale"
+    );
+}
+
+#[tokio::test]
+async fn a_herd_that_finds_nothing_writes_nothing() {
+    let wire = tee(1, 1).await;
+    let store = store(&wire, 1);
+    reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
+    let _ = reserve(&store, &basket("bob", "first", &[("tee", 1)]), NOW).await.unwrap_err();
+    wire.take_calls();
+    for n in 0..50 {
+        let refused = reserve(&store, &basket("bob", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap_err();
+        assert_eq!(code(&refused), "insufficient_stock");
+    }
+    let calls = wire.take_calls();
+    // One read of the caller's own key, which is what keeps the owner of a hold from being told "sold out".
+    assert!(calls.iter().all(|call| call.operation == "GetItem"), "{calls:?}");
+    assert_eq!(calls.len(), 50);
+}
+
+#[tokio::test]
+async fn a_limit_counts_live_holds_and_orders_of_one_customer() {
+    let wire = table().await;
+    stocked(&wire, &[Product { max_per_customer: Some(3), ..product("tee", 100, 4) }]).await;
+    let store = store(&wire, 1);
+    let two = reserve(&store, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap().reservation;
+    assert_eq!(
+        code(&reserve(&store, &basket("alice", "k2", &[("tee", 2)]), NOW).await.unwrap_err()),
+        "customer_limit_reached"
+    );
+    reserve(&store, &basket("bob", "k2", &[("tee", 3)]), NOW).await.unwrap();
+    let one = reserve(&store, &basket("alice", "k3", &[("tee", 1)]), NOW).await.unwrap().reservation;
+    // An order counts, a hold that was given back does not.
+    let alice = customer("alice");
+    store.confirm(&two.reservation_id, &alice, None, NOW, NOW, soon()).await.unwrap();
+    store.cancel(&one.reservation_id, &alice, NOW, soon()).await.unwrap();
+    assert_eq!(
+        code(&reserve(&store, &basket("alice", "k4", &[("tee", 2)]), NOW).await.unwrap_err()),
+        "customer_limit_reached"
+    );
+    reserve(&store, &basket("alice", "k5", &[("tee", 1)]), NOW).await.unwrap();
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.held, tee.sold), (4, 2));
+}
+
+#[tokio::test]
+async fn nobody_reserves_on_facts_that_an_admin_has_changed() {
+    let wire = tee(100, 4).await;
+    let (shop, admin) = (store(&wire, 1), store(&wire, 2));
+    reserve(&shop, &basket("alice", "k1", &[("tee", 1)]), NOW).await.unwrap();
+    let change = ProductChange { price_minor: Some(9_900), ..ProductChange::default() };
+    admin.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();
+    // The shop's environment still remembers the old price; the shard's version refuses it.
+    let reserved = reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap();
+    assert_eq!(reserved.reservation.lines[0].unit_price_minor, 9_900);
+    let pause = ProductChange { status: Some(ProductStatus::Paused), ..ProductChange::default() };
+    admin.change_product(&product_id("tee"), 2, pause, soon()).await.unwrap();
+    assert_eq!(
+        code(&reserve(&shop, &basket("alice", "k3", &[("tee", 1)]), NOW).await.unwrap_err()),
+        "product_not_on_sale"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_one_reservation_and_the_first_answer() {
+    for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::ServerError, Fault::Throttled] {
+        // Fewer faults than the SDK retries itself, and more, so that the store's own loop takes over.
+        for times in [1, 2, 4] {
+            let wire = tee(10, 2).await;
+            let store = store(&wire, 1);
+            wire.fail("TransactWriteItems", times, fault);
+            let reserved = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await;
+            let reserved = reserved.unwrap_or_else(|error| panic!("{fault:?} {times}: {error}"));
+            assert!(!reserved.replayed, "{fault:?} {times}");
+            assert_eq!(books(&wire).await["tee"].held, 2, "{fault:?} {times}");
+            assert!(reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW.plus_seconds(1)).await.unwrap().replayed);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_moves_to_another_shard_at_once() {
+    let wire = tee(100, 8).await;
+    let store = store(&wire, 1);
+    reserve(&store, &basket("alice", "k0", &[("tee", 1)]), NOW).await.unwrap();
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let shards = seen.clone();
+    wire.script(move |call| {
+        let mut shards = shards.lock().unwrap();
+        shards.push(call.transaction_keys()[1].clone());
+        (shards.len() <= 3).then_some(Fault::ConflictAt(1))
+    });
+    let started = tokio::time::Instant::now();
+    reserve(&store, &basket("alice", "k1", &[("tee", 1)]), NOW).await.unwrap();
+    let seen = seen.lock().unwrap().clone();
+    assert_eq!(seen.len(), 4);
+    assert!(seen.iter().collect::<std::collections::BTreeSet<_>>().len() > 1, "never moved: {seen:?}");
+    assert!(started.elapsed().as_millis() < 200, "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_never_ends_in_an_answer_acknowledges_nothing() {
+    for fault in [Fault::LostBefore, Fault::LostAfter, Fault::Throttled, Fault::Conflict, Fault::ServerError] {
+        let wire = tee(10, 2).await;
+        let store = store(&wire, 1);
+        wire.fail("TransactWriteItems", usize::MAX, fault);
+        let started = tokio::time::Instant::now();
+        let error = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap_err();
+        assert_eq!(code(&error), "unavailable", "{fault:?}: {error}");
+        assert!(started.elapsed().as_secs() <= 8, "{fault:?}: {:?}", started.elapsed());
+        // Whatever became of it, the books balance, and the same key finds out.
+        books(&wire).await;
+        reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap();
+        assert_eq!(books(&wire).await["tee"].held, 2);
+    }
+}
+
+#[tokio::test]
+async fn what_no_repetition_mends_is_not_repeated() {
+    let wire = tee(10, 2).await;
+    let store = store(&wire, 1);
+    wire.fail("TransactWriteItems", usize::MAX, Fault::AccessDenied);
+    wire.take_calls();
+    let error = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap_err();
+    assert_eq!(code(&error), "internal");
+    let tries = wire.take_calls().iter().filter(|call| call.operation == "TransactWriteItems").count();
+    assert_eq!(tries, 1);
+}
+
+#[tokio::test]
+async fn no_hold_without_its_reminder() {
+    let wire = tee(10, 2).await;
+    let store = store(&wire, 1);
+    let away = |_| async { Err(Error::Unavailable { during: "CreateSchedule", last: "away".to_owned() }) };
+    let error = store.reserve(&basket("alice", "k", &[("tee", 2)]), NOW, soon(), away).await.unwrap_err();
+    assert_eq!(code(&error), "unavailable");
+    assert_eq!(books(&wire).await["tee"].held, 0);
+    // And it is asked for the moment at which the hold ends, before the transaction.
+    let asked = AtomicUsize::new(0);
+    wire.take_calls();
+    let remind = |at| {
+        assert_eq!(at, NOW.plus_seconds(600));
+        assert!(wire.take_calls().iter().all(|call| call.operation != "TransactWriteItems"));
+        asked.fetch_add(1, Ordering::SeqCst);
+        async { Ok(()) }
+    };
+    store.reserve(&basket("alice", "k", &[("tee", 2)]), NOW, soon(), remind).await.unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_reserve_that_finds_too_little_releases_what_is_overdue_first() {
+    let wire = tee(3, 1).await;
+    let store = store(&wire, 1);
+    let old = reserve(&store, &basket("alice", "k", &[("tee", 3)]), NOW).await.unwrap().reservation;
+    let later = NOW.plus_seconds(600);
+    let new = reserve(&store, &basket("bob", "k", &[("tee", 2)]), later).await.unwrap().reservation;
+    assert_eq!(new.status, Status::Held);
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.available, tee.held), (1, 2));
+    let old = store.reservation(&old.reservation_id, &customer("alice"), soon()).await.unwrap();
+    assert_eq!(old.status, Status::Expired);
+}
+
+#[tokio::test]
+async fn two_hundred_environments_race_for_the_last_units() {
+    let wire = tee(5, 2).await;
+    let race = (0..200).map(|n| {
+        let store = store(&wire, n);
+        async move { reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await }
+    });
+    let outcomes = futures_util::future::join_all(race).await;
+    let held = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    let sold_out =
+        outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).filter(|e| code(e) == "insufficient_stock");
+    assert_eq!((held, sold_out.count()), (5, 195));
+    assert_eq!(books(&wire).await["tee"].available, 0);
+}
+
+#[tokio::test]
+async fn unknown_products_are_named() {
+    let wire = tee(5, 2).await;
+    let refused = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 1), ("zebra", 1)]), NOW).await.unwrap_err();
+    let Error::Refused(Refusal::ProductNotFound { product_id }) = refused else { panic!("{refused:?}") };
+    assert_eq!(product_id.as_str(), "zebra");
+}

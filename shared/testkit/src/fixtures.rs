@@ -1,0 +1,205 @@
+//! A table, products, baskets, and the books.
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "for tests: a broken fixture is a failed test")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
+    ScalarAttributeType,
+};
+use holdfast_aws::config::Environment;
+use holdfast_domain::{
+    Basket, CustomerId, HoldSeconds, IdempotencyKey, PaymentReference, Product, ProductId, ProductStatus, Reservation,
+    Status, Timestamp,
+};
+use holdfast_store::{Deadline, Error, Reserved, Store, keys};
+
+use crate::wire::Wire;
+
+/// The table of the fixtures.
+pub const TABLE: &str = "holdfast";
+/// When the fixtures' stories begin.
+pub const NOW: Timestamp = Timestamp::from_millis(1_763_700_000_000);
+
+/// A client over the wire.
+pub fn client(wire: &Wire) -> Client {
+    Environment::of_emulator("us-east-1", "http://dynamodb.test").over(wire.http_client()).dynamodb()
+}
+
+/// A wire to an empty table.
+pub async fn table() -> Wire {
+    let wire = Wire::new();
+    create_table(&client(&wire), TABLE).await;
+    wire.take_calls();
+    wire
+}
+
+/// Another environment over the same table: with a memory and a chance of its own.
+pub fn store(wire: &Wire, seed: u64) -> Store {
+    Store::new(client(wire), TABLE).seeded(seed)
+}
+
+/// As long as any request may last.
+pub fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(8))
+}
+
+/// Makes the table of `template.yaml`.
+pub async fn create_table(client: &Client, name: &str) {
+    let attribute =
+        |name: &str, kind| AttributeDefinition::builder().attribute_name(name).attribute_type(kind).build().unwrap();
+    let key = |name: &str, kind| KeySchemaElement::builder().attribute_name(name).key_type(kind).build().unwrap();
+    let index = |name: &str, hash: &str, range: &str, projection| {
+        GlobalSecondaryIndex::builder()
+            .index_name(name)
+            .key_schema(key(hash, KeyType::Hash))
+            .key_schema(key(range, KeyType::Range))
+            .projection(projection)
+            .build()
+            .unwrap()
+    };
+    let releasing = ["customer", "lines", "created_at", "expires_at", "status"].map(str::to_owned).to_vec();
+    let releasing =
+        Projection::builder().projection_type(ProjectionType::Include).set_non_key_attributes(Some(releasing)).build();
+    let keys_only = Projection::builder().projection_type(ProjectionType::KeysOnly).build();
+    client
+        .create_table()
+        .table_name(name)
+        .billing_mode(BillingMode::PayPerRequest)
+        .attribute_definitions(attribute(keys::PK, ScalarAttributeType::S))
+        .attribute_definitions(attribute(keys::SK, ScalarAttributeType::S))
+        .attribute_definitions(attribute(keys::DUE_KEY, ScalarAttributeType::S))
+        .attribute_definitions(attribute(keys::DUE_AT, ScalarAttributeType::N))
+        .attribute_definitions(attribute(keys::CUSTOMER, ScalarAttributeType::S))
+        .attribute_definitions(attribute(keys::CREATED_AT, ScalarAttributeType::N))
+        .key_schema(key(keys::PK, KeyType::Hash))
+        .key_schema(key(keys::SK, KeyType::Range))
+        .global_secondary_indexes(index(keys::DUE_INDEX, keys::DUE_KEY, keys::DUE_AT, releasing))
+        .global_secondary_indexes(index(keys::CUSTOMER_INDEX, keys::CUSTOMER, keys::CREATED_AT, keys_only))
+        .send()
+        .await
+        .expect("a table");
+}
+
+/// A product of `total` units on `shards` shards, held for 600 s.
+pub fn product(id: &str, total: u64, shards: u32) -> Product {
+    Product {
+        product_id: product_id(id),
+        name: format!("Product {id}"),
+        price_minor: 2_500,
+        currency: "EUR".to_owned().try_into().unwrap(),
+        total,
+        shards,
+        hold_seconds: HoldSeconds::DEFAULT,
+        max_per_customer: None,
+        sale_starts_at: None,
+        sale_ends_at: None,
+        status: ProductStatus::OnSale,
+        version: 1,
+    }
+}
+
+/// A product's id.
+pub fn product_id(id: &str) -> ProductId {
+    ProductId::try_from(id).unwrap()
+}
+
+/// A customer.
+pub fn customer(id: &str) -> CustomerId {
+    CustomerId::try_from(id).unwrap()
+}
+
+/// A payment.
+pub fn payment(reference: &str) -> PaymentReference {
+    PaymentReference::try_from(reference).unwrap()
+}
+
+/// What `who` asks for under `key`.
+pub fn basket(who: &str, key: &str, lines: &[(&str, u32)]) -> Basket {
+    let lines = lines.iter().map(|&(id, quantity)| (product_id(id), Some(quantity))).collect();
+    Basket::new(customer(who), &IdempotencyKey::try_from(key).unwrap(), lines).unwrap().unwrap()
+}
+
+/// Makes products.
+pub async fn stocked(wire: &Wire, products: &[Product]) {
+    let store = store(wire, 0);
+    for product in products {
+        store.create_product(product, "admin", NOW, soon()).await.expect("a product");
+    }
+    wire.take_calls();
+}
+
+/// Reserves, with reminders that always work.
+pub async fn reserve(store: &Store, basket: &Basket, now: Timestamp) -> Result<Reserved, Error> {
+    store.reserve(basket, now, soon(), |_| async { Ok(()) }).await
+}
+
+/// Where the units of one product are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Books {
+    /// On the shards.
+    pub available: u64,
+    /// In held reservations.
+    pub held: u64,
+    /// In orders.
+    pub sold: u64,
+    /// What the product says that there are.
+    pub total: u64,
+}
+
+impl Books {
+    /// Whether every unit is in exactly one place.
+    pub fn balance(&self) -> bool {
+        self.available + self.held + self.sold == self.total
+    }
+}
+
+/// The books of every product, read from the items themselves.
+///
+/// # Panics
+/// Where the books of a product do not balance.
+pub async fn books(wire: &Wire) -> BTreeMap<String, Books> {
+    wire.script(|_| None);
+    let books = books_of(&client(wire), TABLE).await;
+    for (id, books) in &books {
+        assert!(books.balance(), "{id}: {books:?}");
+    }
+    books
+}
+
+/// The same of any table, balanced or not.
+pub async fn books_of(client: &Client, table: &str) -> BTreeMap<String, Books> {
+    let mut books: BTreeMap<String, Books> = BTreeMap::new();
+    let mut items = client.scan().table_name(table).consistent_read(true).into_paginator().items().send();
+    while let Some(item) = items.next().await {
+        let item = item.expect("an item");
+        let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).cloned().unwrap_or_default();
+        let number = |name: &str| -> u64 { item[name].as_n().unwrap().parse().expect("no negative number") };
+        let pk = text(keys::PK);
+        if text(keys::SK).starts_with(keys::PRODUCT_PREFIX) {
+            books.entry(text("product_id")).or_default().total = number("total");
+        } else if pk.starts_with("STOCK#") {
+            let id = pk.split('#').nth(1).unwrap().to_owned();
+            books.entry(id).or_default().available += number("available");
+        } else if pk.starts_with(keys::HOLD_PREFIX) {
+            let reservation: Reservation = serde_dynamo_from(item);
+            for line in &reservation.lines {
+                let taken: u32 = line.takes.iter().map(|take| take.units).sum();
+                assert_eq!(taken, line.quantity, "{reservation:?}");
+                let books = books.entry(line.product_id.to_string()).or_default();
+                match reservation.status {
+                    Status::Held => books.held += u64::from(line.quantity),
+                    Status::Confirmed => books.sold += u64::from(line.quantity),
+                    Status::Cancelled | Status::Expired => {}
+                }
+            }
+        }
+    }
+    books
+}
+
+fn serde_dynamo_from(item: std::collections::HashMap<String, aws_sdk_dynamodb::types::AttributeValue>) -> Reservation {
+    serde_dynamo::from_item(item).expect("a reservation")
+}

@@ -1,0 +1,220 @@
+//! The wire between the SDK and DynamoDB: the only fake in these tests.
+//!
+//! The store and the AWS SDK above it are the real ones, with their retries, signing and parsing; below is dynoxide in
+//! memory. In between, a [`Fault`] can meet any call. Every call is recorded with the capacity that it consumed.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use dynoxide::{Database, DynoxideError};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+/// What happens to a call instead of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It never arrives, and no answer comes.
+    LostBefore,
+    /// It is carried out, and its answer never comes.
+    LostAfter,
+    /// It never arrives, and the answer is "internal error".
+    ServerError,
+    /// It is carried out, and the answer is "internal error".
+    ServerErrorAfter,
+    /// Refused for its rate: not carried out.
+    Throttled,
+    /// Another transaction is on its items: not carried out. Of a transaction, all actions meet it.
+    Conflict,
+    /// A transaction whose action at this position meets a conflict; no other is evaluated.
+    ConflictAt(usize),
+    /// The caller may not: not carried out.
+    AccessDenied,
+}
+
+/// One call that went over the wire.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Such as `TransactWriteItems`.
+    pub operation: String,
+    /// What was asked.
+    pub request: Value,
+    /// The answer, where one came.
+    pub response: Option<Value>,
+    /// What happened to it.
+    pub fault: Option<Fault>,
+}
+
+impl Call {
+    /// The capacity units that the answer says it consumed on the table itself, and on its indexes.
+    pub fn consumed(&self) -> (f64, f64) {
+        let consumed = self.response.as_ref().map_or(&Value::Null, |response| &response["ConsumedCapacity"]);
+        let consumed = consumed.as_array().and_then(|parts| parts.first()).unwrap_or(consumed);
+        let units = |value: &Value| value["CapacityUnits"].as_f64().unwrap_or_default();
+        let indexes = consumed["GlobalSecondaryIndexes"].as_object();
+        (units(&consumed["Table"]), indexes.map_or(0.0, |indexes| indexes.values().map(units).sum()))
+    }
+
+    /// The keys that a transaction touches, in its order.
+    pub fn transaction_keys(&self) -> Vec<String> {
+        let actions = self.request["TransactItems"].as_array().cloned().unwrap_or_default();
+        let key = |action: &Value| {
+            let item = if action["Put"].is_object() { &action["Put"]["Item"] } else { &action["Update"]["Key"] };
+            item["pk"]["S"].as_str().unwrap_or_default().to_owned()
+        };
+        actions.iter().map(key).collect()
+    }
+}
+
+type Script = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
+
+struct Inner {
+    database: Database,
+    script: Mutex<Script>,
+    calls: Mutex<Vec<Call>>,
+}
+
+/// The wire. Clones are the same wire.
+#[derive(Clone)]
+pub struct Wire(Arc<Inner>);
+
+impl Wire {
+    /// A wire to an empty database.
+    #[expect(clippy::expect_used, reason = "for tests: without a database there is none")]
+    pub fn new() -> Self {
+        let database = Database::memory().expect("a database in memory");
+        Self(Arc::new(Inner { database, script: Mutex::new(Box::new(|_| None)), calls: Mutex::default() }))
+    }
+
+    /// From now on, `script` decides for each call whether a fault meets it.
+    pub fn script(&self, script: impl FnMut(&Call) -> Option<Fault> + Send + 'static) {
+        *self.0.script.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(script);
+    }
+
+    /// The next `times` calls of `operation` meet `fault`, and the wire is whole again.
+    pub fn fail(&self, operation: &'static str, times: usize, fault: Fault) {
+        let mut left = times;
+        self.script(move |call| {
+            let hit = left > 0 && call.operation == operation;
+            left -= usize::from(hit);
+            hit.then_some(fault)
+        });
+    }
+
+    /// All calls since the last time that this was asked.
+    pub fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.0.calls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// As the SDK takes it.
+    pub fn http_client(&self) -> SharedHttpClient {
+        SharedHttpClient::new(self.clone())
+    }
+
+    fn answer(&self, request: &HttpRequest) -> Result<HttpResponse, ConnectorError> {
+        let operation = request.headers().get("x-amz-target").and_then(|target| target.rsplit('.').next());
+        let mut call = Call {
+            operation: operation.unwrap_or_default().to_owned(),
+            request: request.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default(),
+            response: None,
+            fault: None,
+        };
+        call.fault = (self.0.script.lock().unwrap_or_else(PoisonError::into_inner))(&call);
+        let answer = match call.fault {
+            None => self.carry_out(&call),
+            Some(Fault::LostBefore) => Err(lost()),
+            Some(Fault::LostAfter) => self.carry_out(&call).and(Err(lost())),
+            Some(Fault::ServerError) => Ok((500, error("InternalServerError"))),
+            Some(Fault::ServerErrorAfter) => self.carry_out(&call).map(|_| (500, error("InternalServerError"))),
+            Some(Fault::Throttled) => Ok((400, error("ProvisionedThroughputExceededException"))),
+            Some(Fault::AccessDenied) => Ok((400, error("AccessDeniedException"))),
+            Some(Fault::Conflict) => Ok((400, conflict(&call, |_| true))),
+            Some(Fault::ConflictAt(position)) => Ok((400, conflict(&call, |at| at == position))),
+        };
+        if let Ok((_, body)) = &answer {
+            call.response = Some(body.clone());
+        }
+        self.0.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+        let (status, body) = answer?;
+        let status = status.try_into().map_err(|error| ConnectorError::other(Box::new(error), None))?;
+        let mut response = HttpResponse::new(status, body.to_string().into());
+        response.headers_mut().insert("content-type", "application/x-amz-json-1.0");
+        Ok(response)
+    }
+
+    fn carry_out(&self, call: &Call) -> Result<(u16, Value), ConnectorError> {
+        let (database, request) = (&self.0.database, &call.request);
+        let answer = match call.operation.as_str() {
+            "CreateTable" => run(request, |request| database.create_table(request)),
+            "GetItem" => run(request, |request| database.get_item(request)),
+            "BatchGetItem" => run(request, |request| database.batch_get_item(request)),
+            "Query" => run(request, |request| database.query(request)),
+            "Scan" => run(request, |request| database.scan(request)),
+            "PutItem" => run(request, |request| database.put_item(request)),
+            "UpdateItem" => run(request, |request| database.update_item(request)),
+            "DeleteItem" => run(request, |request| database.delete_item(request)),
+            "TransactWriteItems" => run(request, |request| database.transact_write_items(request)),
+            other => return Err(ConnectorError::user(format!("{other} is not on this wire").into())),
+        };
+        Ok(match answer {
+            Ok(body) => (200, body),
+            Err(error) => (error.status_code(), serde_json::from_str(&error.to_json()).unwrap_or_default()),
+        })
+    }
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn run<Q: DeserializeOwned, A: Serialize>(
+    request: &Value,
+    operation: impl FnOnce(Q) -> Result<A, DynoxideError>,
+) -> Result<Value, DynoxideError> {
+    let request = serde_json::from_value(request.clone())
+        .map_err(|error| DynoxideError::SerializationException(error.to_string()))?;
+    let answer = operation(request)?;
+    serde_json::to_value(answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
+}
+
+fn lost() -> ConnectorError {
+    ConnectorError::timeout("the answer never came".into())
+}
+
+fn error(code: &str) -> Value {
+    json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"), "message": "a fault" })
+}
+
+fn conflict(call: &Call, at: impl Fn(usize) -> bool) -> Value {
+    let Some(actions) = call.request["TransactItems"].as_array() else { return error("TransactionConflictException") };
+    let reason =
+        |position| if at(position) { json!({ "Code": "TransactionConflict" }) } else { json!({ "Code": "None" }) };
+    let mut body = error("TransactionCanceledException");
+    body["CancellationReasons"] = (0..actions.len()).map(reason).collect();
+    body
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wire")
+    }
+}
+
+impl HttpConnector for Wire {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        HttpConnectorFuture::ready(self.answer(&request))
+    }
+}
+
+impl HttpClient for Wire {
+    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        SharedHttpConnector::new(self.clone())
+    }
+}
