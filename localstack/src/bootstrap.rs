@@ -1,0 +1,275 @@
+//! The resources of template.yaml on an emulator: made at the start, deleted at the end.
+//!
+//! What must always hold: every name starts with the stack's own, which is new each time, so several stacks share an
+//! endpoint without meeting; and what was made is known, so that it can be deleted also when making the rest fails.
+
+use crate::aws::Clients;
+use crate::error::{Context, Error, Result};
+use crate::template::{ACCOUNT, Attributes, Resource, Scope, Table, Template, references};
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
+    ScalarAttributeType, TableStatus, TimeToLiveSpecification,
+};
+use aws_sdk_sqs::types::QueueAttributeName;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// How long a table may take to become active.
+const TABLE_READY: Duration = Duration::from_secs(60);
+/// How often that is asked. An emulator is ready at once or within a moment; there is nothing to subscribe to.
+const TABLE_POLL: Duration = Duration::from_millis(100);
+
+/// Properties of a queue that an emulator has no use for: names are the stack's, keys and tags the cloud's.
+const QUEUE_PROPERTIES_LEFT_OUT: [&str; 5] =
+    ["QueueName", "Tags", "KmsMasterKeyId", "KmsDataKeyReusePeriodSeconds", "SqsManagedSseEnabled"];
+
+/// What was made, and what the template's references to it resolve to.
+#[derive(Debug)]
+pub struct Resources {
+    /// Resolves the template's values.
+    pub scope: Scope,
+    /// Tables: logical id to name.
+    pub tables: BTreeMap<String, String>,
+    /// Queues: logical id to URL and ARN.
+    pub queues: BTreeMap<String, Queue>,
+    /// Schedule groups: logical id to name.
+    pub groups: BTreeMap<String, String>,
+}
+
+/// A queue on the emulator.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// Where to reach it.
+    pub url: String,
+    /// How others refer to it.
+    pub arn: String,
+}
+
+impl Resources {
+    /// Nothing yet.
+    pub fn new(scope: Scope) -> Self {
+        Self { scope, tables: BTreeMap::new(), queues: BTreeMap::new(), groups: BTreeMap::new() }
+    }
+
+    /// Makes every table, queue and schedule group of the template. Each is known here as soon as it is made, so that
+    /// [`Resources::delete`] finds it however this ends.
+    ///
+    /// # Errors
+    /// The endpoint refuses one, or the template holds what cannot be resolved.
+    pub async fn create(&mut self, template: &Template, clients: &Clients) -> Result<()> {
+        self.name_the_rest(template)?;
+        for resource in template.resources(&self.scope, "AWS::DynamoDB::Table")? {
+            self.create_table(template, clients, &resource).await?;
+        }
+        for resource in template.resources(&self.scope, "AWS::Scheduler::ScheduleGroup")? {
+            self.create_group(clients, resource.id).await?;
+        }
+        self.create_queues(template, clients).await
+    }
+
+    /// What functions and roles answer when they are referred to. They are not made: functions run beside the
+    /// emulator, under the names of their binaries, and no emulator checks a role.
+    fn name_the_rest(&mut self, template: &Template) -> Result<()> {
+        for function in template.functions(&self.scope)? {
+            let arn = format!("arn:aws:lambda:{}:{ACCOUNT}:function:{}", self.scope.region, function.binary);
+            self.know(&function.id, function.binary.clone(), [("Arn", arn)]);
+        }
+        let roles = template.resources(&self.scope, "AWS::IAM::Role")?;
+        let roles: Vec<String> = roles.into_iter().map(|role| role.id.to_owned()).collect();
+        for id in roles {
+            let name = self.name(&id);
+            let arn = format!("arn:aws:iam::{ACCOUNT}:role/{name}");
+            self.know(&id, name, [("Arn", arn)]);
+        }
+        Ok(())
+    }
+
+    async fn create_table(&mut self, template: &Template, clients: &Clients, resource: &Resource<'_>) -> Result<()> {
+        let name = self.name(resource.id);
+        let wrong = || format!("table {} of the template", resource.id);
+        let properties = template.resolve(&self.scope, resource.properties)?;
+        let table: Table = serde_json::from_value(properties).context(wrong)?;
+        if table.billing_mode.as_deref() != Some("PAY_PER_REQUEST") {
+            return Err(Error::new(format!("{}: only BillingMode PAY_PER_REQUEST is made locally", wrong())));
+        }
+        let attributes = table.attribute_definitions.iter().map(|attribute| {
+            AttributeDefinition::builder()
+                .attribute_name(&attribute.attribute_name)
+                .attribute_type(ScalarAttributeType::from(attribute.attribute_type.as_str()))
+                .build()
+        });
+        let indexes = table.global_secondary_indexes.iter().map(|index| {
+            let left = Some(index.projection.non_key_attributes.clone()).filter(|names| !names.is_empty());
+            let kind = ProjectionType::from(index.projection.projection_type.as_str());
+            GlobalSecondaryIndex::builder()
+                .index_name(&index.index_name)
+                .set_key_schema(Some(key(&index.key_schema)?))
+                .projection(Projection::builder().projection_type(kind).set_non_key_attributes(left).build())
+                .build()
+        });
+        let indexes: Vec<_> = indexes.collect::<std::result::Result<_, _>>().context(wrong)?;
+        let made = clients
+            .dynamodb
+            .create_table()
+            .table_name(&name)
+            .billing_mode(BillingMode::PayPerRequest)
+            .set_attribute_definitions(Some(attributes.collect::<std::result::Result<_, _>>().context(wrong)?))
+            .set_key_schema(Some(key(&table.key_schema).context(wrong)?))
+            .set_global_secondary_indexes(Some(indexes).filter(|indexes| !indexes.is_empty()))
+            .send()
+            .await
+            .context(|| format!("cannot make the table {name} at {}", clients.endpoint_url))?;
+        self.tables.insert(resource.id.to_owned(), name.clone());
+        let arn = made.table_description.and_then(|table| table.table_arn).unwrap_or_default();
+        self.know(resource.id, name.clone(), [("Arn", arn)]);
+
+        tokio::time::timeout(TABLE_READY, until_active(clients, &name))
+            .await
+            .map_err(|_| Error::new(format!("the table {name} did not become active within {TABLE_READY:?}")))??;
+        if let Some(ttl) = table.time_to_live_specification {
+            let specification =
+                TimeToLiveSpecification::builder().attribute_name(ttl.attribute_name).enabled(ttl.enabled);
+            clients
+                .dynamodb
+                .update_time_to_live()
+                .table_name(&name)
+                .time_to_live_specification(specification.build().context(wrong)?)
+                .send()
+                .await
+                .context(|| format!("cannot set the time to live of the table {name}"))?;
+        }
+        Ok(())
+    }
+
+    async fn create_group(&mut self, clients: &Clients, id: &str) -> Result<()> {
+        let name = self.name(id);
+        let made = clients
+            .scheduler
+            .create_schedule_group()
+            .name(&name)
+            .send()
+            .await
+            .context(|| format!("cannot make the schedule group {name} at {}", clients.endpoint_url))?;
+        self.groups.insert(id.to_owned(), name.clone());
+        self.know(id, name, [("Arn", made.schedule_group_arn)]);
+        Ok(())
+    }
+
+    /// A queue after the queues that it refers to: its dead-letter queue must exist first.
+    async fn create_queues(&mut self, template: &Template, clients: &Clients) -> Result<()> {
+        let scope = self.scope.clone();
+        let mut waiting = template.resources(&scope, "AWS::SQS::Queue")?;
+        while !waiting.is_empty() {
+            let ids: Vec<&str> = waiting.iter().map(|queue| queue.id).collect();
+            let free = |queue: &Resource<'_>| {
+                let needed = references(queue.properties);
+                !ids.iter().any(|id| needed.contains(*id))
+            };
+            let (ready, later): (Vec<_>, Vec<_>) = waiting.into_iter().partition(free);
+            if ready.is_empty() {
+                return Err(Error::new(format!("the queues {} refer to one another in a ring", ids.join(", "))));
+            }
+            for queue in ready {
+                self.create_queue(template, clients, &queue).await?;
+            }
+            waiting = later;
+        }
+        Ok(())
+    }
+
+    async fn create_queue(&mut self, template: &Template, clients: &Clients, resource: &Resource<'_>) -> Result<()> {
+        let name = self.name(resource.id);
+        let properties = template
+            .resolve(&self.scope, resource.properties)
+            .map_err(|why| Error::new(format!("queue {}: {why}", resource.id)))?;
+        // CloudFormation's names for a queue's properties are those of the API's attributes.
+        let attributes: HashMap<QueueAttributeName, String> = properties
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| !QUEUE_PROPERTIES_LEFT_OUT.contains(&name.as_str()))
+            .map(|(name, value)| (QueueAttributeName::from(name.as_str()), plain(value)))
+            .collect();
+        let made = clients
+            .sqs
+            .create_queue()
+            .queue_name(&name)
+            .set_attributes(Some(attributes))
+            .send()
+            .await
+            .context(|| format!("cannot make the queue {name} at {}", clients.endpoint_url))?;
+        let url = made.queue_url.ok_or_else(|| Error::new(format!("the queue {name} was made without a URL")))?;
+        let arn = clients
+            .sqs
+            .get_queue_attributes()
+            .queue_url(&url)
+            .attribute_names(QueueAttributeName::QueueArn)
+            .send()
+            .await
+            .context(|| format!("cannot read the queue {name}"))?
+            .attributes
+            .and_then(|mut attributes| attributes.remove(&QueueAttributeName::QueueArn))
+            .ok_or_else(|| Error::new(format!("the queue {name} does not tell its ARN")))?;
+        self.queues.insert(resource.id.to_owned(), Queue { url: url.clone(), arn: arn.clone() });
+        self.know(resource.id, url.clone(), [("Arn", arn), ("QueueName", name), ("QueueUrl", url)]);
+        Ok(())
+    }
+
+    /// Deletes all that was made. Never fails: what cannot be deleted is named on stderr.
+    pub async fn delete(&mut self, clients: &Clients) {
+        for name in std::mem::take(&mut self.tables).into_values() {
+            report(&name, clients.dynamodb.delete_table().table_name(&name).send().await);
+        }
+        for queue in std::mem::take(&mut self.queues).into_values() {
+            report(&queue.url, clients.sqs.delete_queue().queue_url(&queue.url).send().await);
+        }
+        for name in std::mem::take(&mut self.groups).into_values() {
+            report(&name, clients.scheduler.delete_schedule_group().name(&name).send().await);
+        }
+    }
+
+    fn name(&self, id: &str) -> String {
+        format!("{}-{id}", self.scope.stack)
+    }
+
+    fn know<const N: usize>(&mut self, id: &str, reference: String, attributes: [(&str, String); N]) {
+        let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        self.scope.resources.insert(id.to_owned(), Attributes { reference, attributes });
+    }
+}
+
+fn report<T, E: std::error::Error>(name: &str, outcome: std::result::Result<T, E>) {
+    if let Err(error) = outcome {
+        eprintln!("{name} could not be deleted: {}", crate::error::chain(&error));
+    }
+}
+
+fn key(
+    elements: &[crate::template::KeyElement],
+) -> std::result::Result<Vec<KeySchemaElement>, aws_sdk_dynamodb::error::BuildError> {
+    let element = |element: &crate::template::KeyElement| {
+        KeySchemaElement::builder()
+            .attribute_name(&element.attribute_name)
+            .key_type(KeyType::from(element.key_type.as_str()))
+            .build()
+    };
+    elements.iter().map(element).collect()
+}
+
+async fn until_active(clients: &Clients, name: &str) -> Result<()> {
+    let mut probe = tokio::time::interval(TABLE_POLL);
+    loop {
+        probe.tick().await;
+        let table = clients.dynamodb.describe_table().table_name(name).send().await;
+        let table = table.context(|| format!("cannot read the table {name}"))?.table;
+        if table.and_then(|table| table.table_status) == Some(TableStatus::Active) {
+            return Ok(());
+        }
+    }
+}
+
+/// An attribute's value: scalars as text, policies as JSON text.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

@@ -1,0 +1,579 @@
+//! `cargo local demo`: the whole life of stock on real components, told so that a person can follow it, checked so
+//! that a machine can.
+//!
+//! It uses nothing but the HTTP API, as a shop would; only the books at the end are read from the table itself, so
+//! that they do not rest on the word of the code that is being shown. A check that fails is named and the story goes
+//! on: what else is off matters too.
+
+use crate::error::{Context, Error, Result};
+use crate::runner::Event;
+use crate::stack::{Options, Stack};
+use crate::token::Role;
+use aws_sdk_dynamodb::types::AttributeValue;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::TryRecvError;
+use tokio::task::JoinSet;
+
+const SHOPPERS: usize = 1_000;
+const TICKETS: u64 = 100;
+/// Connections at once. More would only wait in the gateway, which lets 64 requests in.
+const CONNECTIONS: usize = 128;
+/// Long enough for the race, the replays and the confirmations to be over before the first hold ends.
+const TICKET_HOLD_SECONDS: u64 = 40;
+/// The shortest that the API allows.
+const SHORT_HOLD_SECONDS: u64 = 10;
+const REPLAYS: usize = 20;
+const CONFIRMED: usize = 10;
+const CANCELLED: usize = 5;
+/// How long after its end a hold may be released: the slot that it shares, the runner's list, and a busy machine.
+const RELEASE_WITHIN: Duration = Duration::from_secs(45);
+/// The API is asked again at this interval for what happens by itself: it offers nothing to wait on.
+const POLL: Duration = Duration::from_millis(500);
+/// A shopper tries again this often when the shop asks for it (503, 429) or the connection breaks.
+const ATTEMPTS: u32 = 8;
+
+/// Runs the demo; whether all was as it should be.
+///
+/// # Errors
+/// The stack does not start or stops answering.
+pub async fn run(options: Options) -> Result<bool> {
+    let stack = Stack::start(options).await?;
+    let told = tell(&stack).await;
+    stack.stop().await;
+    told
+}
+
+async fn tell(stack: &Stack) -> Result<bool> {
+    let mut story = Story::new(stack)?;
+    println!("\nHoldfast: {SHOPPERS} shoppers, {TICKETS} tickets. The API is {}.", stack.api_url());
+    story.products().await?;
+    let late = story.somebody_forgets_to_pay().await?;
+    let winners = story.race().await?;
+    story.replays(&winners).await?;
+    story.some_confirm_some_cancel(&winners).await?;
+    story.paid_too_late(&late).await?;
+    story.the_rest_expires(&winners).await?;
+    story.books().await?;
+    Ok(story.end())
+}
+
+struct Story<'a> {
+    stack: &'a Stack,
+    api: Api,
+    admin: String,
+    since: Instant,
+    events: tokio::sync::broadcast::Receiver<Event>,
+    off: Vec<String>,
+}
+
+/// A shopper who holds something.
+#[derive(Clone)]
+struct Holder {
+    token: String,
+    key: String,
+    body: Value,
+    reservation_id: String,
+}
+
+impl<'a> Story<'a> {
+    fn new(stack: &'a Stack) -> Result<Self> {
+        let runner = stack.runner().ok_or_else(|| Error::new("the runner does not run"))?;
+        Ok(Self {
+            stack,
+            api: Api::new(stack.api_url())?,
+            admin: stack.token("demo-admin", Role::Admin)?,
+            since: Instant::now(),
+            events: runner.events(),
+            off: Vec::new(),
+        })
+    }
+
+    async fn products(&mut self) -> Result<()> {
+        self.chapter("An admin puts three products on sale");
+        let products = [
+            ("ticket", "Concert ticket", 4_500, TICKETS, TICKET_HOLD_SECONDS),
+            ("print", "Signed print, the only one", 12_000, 1, SHORT_HOLD_SECONDS),
+            ("mug", "Mug", 900, 5, SHORT_HOLD_SECONDS),
+        ];
+        for (id, name, price_minor, total, hold_seconds) in products {
+            let body = json!({
+                "product_id": id, "name": name, "price_minor": price_minor, "currency": "EUR",
+                "total": total, "hold_seconds": hold_seconds,
+            });
+            let answer = self.api.call(Method::POST, "/admin/products", &self.admin, None, Some(&body)).await?;
+            self.check(
+                answer.status == StatusCode::CREATED,
+                &format!("{name}: {total}, held for {hold_seconds} s"),
+                &answer,
+            );
+        }
+        Ok(())
+    }
+
+    /// Two holds that lapse while others race, for the chapter on late payments.
+    async fn somebody_forgets_to_pay(&mut self) -> Result<(Holder, Holder)> {
+        self.chapter("Two customers reserve, and forget to pay");
+        let print = self.hold("forgetful", "print").await?;
+        let mug = self.hold("dreamy", "mug").await?;
+        Ok((print, mug))
+    }
+
+    async fn hold(&mut self, who: &str, product: &str) -> Result<Holder> {
+        let mut holder = Holder {
+            token: self.stack.token(who, Role::Customer)?,
+            key: format!("{who}-basket"),
+            body: json!({ "lines": [{ "product_id": product, "quantity": 1 }] }),
+            reservation_id: String::new(),
+        };
+        let answer = self.api.reserve(&holder).await?;
+        self.check(answer.status == StatusCode::CREATED, &format!("{who} holds a {product}"), &answer);
+        holder.reservation_id = answer.text("reservation_id");
+        Ok(holder)
+    }
+
+    async fn race(&mut self) -> Result<Vec<Holder>> {
+        self.chapter(&format!("{SHOPPERS} shoppers want a ticket each, at once"));
+        let doors = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut racing = JoinSet::new();
+        let since = Instant::now();
+        for number in 1..=SHOPPERS {
+            let holder = Holder {
+                token: self.stack.token(&format!("shopper-{number:04}"), Role::Customer)?,
+                key: format!("race-{number:04}"),
+                body: json!({ "lines": [{ "product_id": "ticket", "quantity": 1 }] }),
+                reservation_id: String::new(),
+            };
+            let (api, doors) = (self.api.clone(), Arc::clone(&doors));
+            racing.spawn(async move {
+                let _door = doors.acquire().await;
+                let begun = Instant::now();
+                let answer = api.reserve(&holder).await;
+                (holder, answer, begun.elapsed())
+            });
+        }
+        let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
+        let mut winners = Vec::new();
+        let mut times = Vec::new();
+        while let Some(raced) = racing.join_next().await {
+            let (mut holder, answer, took) = raced.context(|| "a shopper was lost".into())?;
+            let answer = answer?;
+            times.push(took);
+            *outcomes.entry(answer.outcome()).or_default() += 1;
+            if answer.status == StatusCode::CREATED {
+                holder.reservation_id = answer.text("reservation_id");
+                winners.push(holder);
+            }
+        }
+        times.sort_unstable();
+        let took = since.elapsed().as_secs_f64();
+        let percentile = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
+        println!(
+            "   it took {took:.1} s; an answer {:.0?} at the median, {:.0?} at the 99th percentile",
+            percentile(50),
+            percentile(99)
+        );
+        for (outcome, count) in &outcomes {
+            println!("   {count:>5}  {outcome}");
+        }
+        let tickets = usize::try_from(TICKETS).unwrap_or(usize::MAX);
+        self.verdict(
+            winners.len() == tickets,
+            &format!("exactly {TICKETS} hold a ticket"),
+            &format!("{}", winners.len()),
+        );
+        let refused = outcomes.get("409 insufficient_stock").copied().unwrap_or_default();
+        self.verdict(
+            refused == SHOPPERS - tickets,
+            "everybody else is told that there is none left",
+            &format!("{outcomes:?}"),
+        );
+        self.stock("ticket", 0, TICKETS, 0).await?;
+        Ok(winners)
+    }
+
+    async fn replays(&mut self, winners: &[Holder]) -> Result<()> {
+        self.chapter("Some did not get the answer and ask again, with the same key");
+        let mut same = 0;
+        for winner in winners.iter().take(REPLAYS) {
+            let answer = self.api.reserve(winner).await?;
+            let replayed = answer.headers.get("idempotent-replayed").is_some_and(|value| value == "true");
+            if replayed && answer.text("reservation_id") == winner.reservation_id {
+                same += 1;
+            }
+        }
+        let asked = winners.len().min(REPLAYS);
+        self.verdict(same == asked, &format!("{asked} of them get their own reservation again"), &format!("{same}"));
+        if let Some(winner) = winners.first() {
+            let mut other = winner.clone();
+            other.body = json!({ "lines": [{ "product_id": "mug", "quantity": 1 }] });
+            let answer = self.api.reserve(&other).await?;
+            let refused = answer.outcome() == "422 idempotency_key_reused";
+            self.check(refused, "the same key for another basket is refused", &answer);
+        }
+        self.stock("ticket", 0, TICKETS, 0).await
+    }
+
+    async fn some_confirm_some_cancel(&mut self, winners: &[Holder]) -> Result<()> {
+        self.chapter(&format!("{CONFIRMED} pay, {CANCELLED} think better of it"));
+        let (mut confirmed, mut cancelled) = (0, 0);
+        for (number, winner) in winners.iter().take(CONFIRMED).enumerate() {
+            let answer = self.api.confirm(winner, &format!("payment-{number}")).await?;
+            confirmed += usize::from(answer.status == StatusCode::OK && answer.text("status") == "confirmed");
+        }
+        for winner in winners.iter().skip(CONFIRMED).take(CANCELLED) {
+            let path = format!("/reservations/{}", winner.reservation_id);
+            let answer = self.api.call(Method::DELETE, &path, &winner.token, None, None).await?;
+            cancelled += usize::from(answer.status == StatusCode::OK);
+        }
+        self.verdict(
+            confirmed == CONFIRMED,
+            &format!("{CONFIRMED} reservations are confirmed: they are orders"),
+            &format!("{confirmed}"),
+        );
+        self.verdict(
+            cancelled == CANCELLED,
+            &format!("{CANCELLED} are cancelled, and their tickets are back at once"),
+            &format!("{cancelled}"),
+        );
+        let (sold, back) = (count(CONFIRMED), count(CANCELLED));
+        self.stock("ticket", back, TICKETS - sold - back, sold).await
+    }
+
+    async fn paid_too_late(&mut self, (print, mug): &(Holder, Holder)) -> Result<()> {
+        self.chapter("The two who forgot pay at last, after their holds have ended");
+        for (holder, product, total) in [(print, "print", 1), (mug, "mug", 5)] {
+            let back = self.until_available(product, total).await?;
+            self.tell_fired();
+            let status = self.status(holder).await?;
+            self.verdict(
+                back && status == "expired",
+                &format!("the {product}'s hold has expired, the {product} is back"),
+                &status,
+            );
+        }
+
+        let answer = self.api.confirm(mug, "payment-dreamy").await?;
+        let rescued = answer.status == StatusCode::OK && answer.body["confirmed_late"] == true;
+        self.check(rescued, "there are mugs left: the payment is honoured, confirmed_late", &answer);
+
+        let quick = self.hold("quick", "print").await?;
+        let answer = self.api.confirm(&quick, "payment-quick").await?;
+        self.check(answer.status == StatusCode::OK, "quick has bought the only print meanwhile", &answer);
+        let answer = self.api.confirm(print, "payment-forgetful").await?;
+        let refused = answer.outcome() == "409 refund_required";
+        self.check(refused, "forgetful's payment cannot be honoured, and is not lost either: refund_required", &answer);
+
+        let Some(failed) = self.failed_confirmation(&print.reservation_id).await? else {
+            self.verdict(false, "it is in the dead-letter queue, where the admin sees it", "it is not there");
+            return Ok(());
+        };
+        let as_paid = failed["payment_reference"] == "payment-forgetful" && failed["reason"] == "refund_required";
+        self.verdict(as_paid, "it is in the dead-letter queue, where the admin sees it", &failed.to_string());
+        let id = failed["id"].as_str().unwrap_or_default();
+        let path = format!("/admin/failed-confirmations/{id}/resolve");
+        let note = json!({ "note": "Refunded by hand in the demo." });
+        let answer = self.api.call(Method::POST, &path, &self.admin, None, Some(&note)).await?;
+        self.check(answer.status.is_success(), "the admin pays the money back, and settles it", &answer);
+        Ok(())
+    }
+
+    /// The item of a reservation, once it has come through the queue.
+    async fn failed_confirmation(&self, reservation_id: &str) -> Result<Option<Value>> {
+        let limit = Instant::now() + RELEASE_WITHIN;
+        let mut probe = tokio::time::interval(POLL);
+        while Instant::now() < limit {
+            probe.tick().await;
+            let answer = self.api.call(Method::GET, "/admin/failed-confirmations", &self.admin, None, None).await?;
+            let items = answer.body["items"].as_array().cloned().unwrap_or_default();
+            if let Some(item) = items.into_iter().find(|item| item["reservation_id"] == reservation_id) {
+                return Ok(Some(item));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn the_rest_expires(&mut self, winners: &[Holder]) -> Result<()> {
+        let rest = winners.len().saturating_sub(CONFIRMED + CANCELLED);
+        self.chapter(&format!("The other {rest} never pay. Nobody does anything about it"));
+        let expected = TICKETS - count(CONFIRMED);
+        let back = self.until_available("ticket", expected).await?;
+        self.verdict(back, &format!("all {expected} unsold tickets are on sale again"), "they are not");
+        let fired = self.tell_fired();
+        self.verdict(fired > 0, "their schedules released them", "no schedule has fired");
+        if let Some(loser) = winners.last() {
+            let answer = self
+                .api
+                .call(
+                    Method::POST,
+                    &format!("/reservations/{}/confirm", loser.reservation_id),
+                    &loser.token,
+                    None,
+                    Some(&json!({})),
+                )
+                .await?;
+            self.check(
+                answer.outcome() == "410 hold_expired",
+                "to confirm one of them without a payment is too late",
+                &answer,
+            );
+        }
+        self.stock("ticket", expected, 0, count(CONFIRMED)).await
+    }
+
+    /// Waits until so many are available, with no hand in it.
+    async fn until_available(&mut self, product: &str, expected: u64) -> Result<bool> {
+        let limit = Instant::now() + Duration::from_secs(TICKET_HOLD_SECONDS) + RELEASE_WITHIN;
+        let mut probe = tokio::time::interval(POLL);
+        while Instant::now() < limit {
+            probe.tick().await;
+            let answer = self.api.call(Method::GET, &format!("/products/{product}"), "", None, None).await?;
+            if answer.body["available"].as_u64() == Some(expected) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Names the schedules that fired since this was last asked, and counts them.
+    fn tell_fired(&mut self) -> usize {
+        let mut fired = 0;
+        loop {
+            match self.events.try_recv() {
+                Ok(event @ Event::Fired { .. }) => {
+                    println!("        {event}");
+                    fired += 1;
+                }
+                Ok(_) | Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return fired,
+            }
+        }
+    }
+
+    async fn status(&self, holder: &Holder) -> Result<String> {
+        let path = format!("/reservations/{}", holder.reservation_id);
+        Ok(self.api.call(Method::GET, &path, &holder.token, None, None).await?.text("status"))
+    }
+
+    /// What the API says of a product.
+    async fn stock(&mut self, product: &str, available: u64, reserved: u64, sold: u64) -> Result<()> {
+        let answer = self.api.call(Method::GET, &format!("/products/{product}"), "", None, None).await?;
+        let says = ["available", "reserved", "sold"].map(|field| answer.body[field].as_u64());
+        let line = format!("GET /products/{product}: available {available}, reserved {reserved}, sold {sold}");
+        self.verdict(says == [available, reserved, sold].map(Some), &line, &format!("{says:?}"));
+        Ok(())
+    }
+
+    async fn books(&mut self) -> Result<()> {
+        self.chapter("The books, read from the table itself");
+        let books = read_books(self.stack).await?;
+        let listed = self.api.call(Method::GET, "/products", "", None, None).await?;
+        let listed = listed.body["items"].as_array().cloned().unwrap_or_default();
+        println!("   {:<8} {:>9} {:>6} {:>6} {:>7}", "product", "available", "held", "sold", "total");
+        for (product, book) in &books {
+            println!("   {product:<8} {:>9} {:>6} {:>6} {:>7}", book.available, book.held, book.sold, book.total);
+        }
+        for (product, book) in &books {
+            let sum = book.available + book.held + book.sold;
+            self.verdict(
+                sum == book.total,
+                &format!("{product}: available + held + sold = total"),
+                &format!("{sum} of {}", book.total),
+            );
+            let item = listed.iter().find(|item| item["product_id"] == product.as_str());
+            let says =
+                ["available", "reserved", "sold", "total"].map(|field| item.and_then(|item| item[field].as_i64()));
+            let agrees = says == [book.available, book.held, book.sold, book.total].map(Some);
+            self.verdict(agrees, &format!("{product}: GET /products says the same"), &format!("{says:?}"));
+        }
+        self.verdict(books.len() == 3, "all three products are in the table", &format!("{}", books.len()));
+        Ok(())
+    }
+
+    fn chapter(&self, title: &str) {
+        println!("\n[{:>5.1} s] {title}", self.since.elapsed().as_secs_f64());
+    }
+
+    fn check(&mut self, holds: bool, what: &str, answer: &Answer) {
+        self.verdict(holds, what, &format!("{} {}", answer.status.as_u16(), answer.body));
+    }
+
+    fn verdict(&mut self, holds: bool, what: &str, instead: &str) {
+        if holds {
+            println!("   ok   {what}");
+        } else {
+            println!("   OFF  {what}\n        instead: {instead}");
+            self.off.push(what.to_owned());
+        }
+    }
+
+    fn end(self) -> bool {
+        let took = self.since.elapsed().as_secs_f64();
+        if self.off.is_empty() {
+            println!("\nAll as it should be, in {took:.0} s.");
+            return true;
+        }
+        println!("\nOff, after {took:.0} s:");
+        for what in &self.off {
+            println!("  - {what}");
+        }
+        let logs = self.stack.logs();
+        println!("The functions' log is {}.", crate::paths::shown(&logs.functions));
+        false
+    }
+}
+
+/// The API as a shop's front end calls it.
+#[derive(Clone)]
+struct Api {
+    client: reqwest::Client,
+    base: String,
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: reqwest::header::HeaderMap,
+    body: Value,
+}
+
+impl Answer {
+    fn text(&self, field: &str) -> String {
+        self.body[field].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The status, and the code of a problem.
+    fn outcome(&self) -> String {
+        format!("{} {}", self.status.as_u16(), self.body["code"].as_str().unwrap_or_default()).trim().to_owned()
+    }
+}
+
+impl Api {
+    fn new(base: &str) -> Result<Self> {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build();
+        Ok(Self { client: client.context(|| "cannot make an HTTP client".into())?, base: base.to_owned() })
+    }
+
+    async fn reserve(&self, holder: &Holder) -> Result<Answer> {
+        self.call(Method::POST, "/reservations", &holder.token, Some(&holder.key), Some(&holder.body)).await
+    }
+
+    async fn confirm(&self, holder: &Holder, payment: &str) -> Result<Answer> {
+        let path = format!("/reservations/{}/confirm", holder.reservation_id);
+        self.call(Method::POST, &path, &holder.token, None, Some(&json!({ "payment_reference": payment }))).await
+    }
+
+    /// Asks, and asks again as the API invites its callers to: after a 503 or 429, when `Retry-After` is over, and
+    /// after a broken connection. Everything in this story may be repeated.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        token: &str,
+        key: Option<&str>,
+        body: Option<&Value>,
+    ) -> Result<Answer> {
+        let mut attempt = 1;
+        loop {
+            let mut request = self.client.request(method.clone(), format!("{}{path}", self.base));
+            if !token.is_empty() {
+                request = request.bearer_auth(token);
+            }
+            if let Some(key) = key {
+                request = request.header("Idempotency-Key", key);
+            }
+            if let Some(body) = body {
+                request = request.json(body);
+            }
+            let wait = match request.send().await {
+                Ok(response) => {
+                    let (status, headers) = (response.status(), response.headers().clone());
+                    let again = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+                    if !again || attempt == ATTEMPTS {
+                        let text = response.bytes().await.context(|| format!("{method} {path}"))?;
+                        let body = serde_json::from_slice(&text).unwrap_or_default();
+                        return Ok(Answer { status, headers, body });
+                    }
+                    let seconds = headers.get("retry-after").and_then(|after| after.to_str().ok()?.parse().ok());
+                    Duration::from_secs(seconds.unwrap_or(1))
+                }
+                Err(error) if attempt == ATTEMPTS => return Err(error).context(|| format!("{method} {path}")),
+                Err(_) => Duration::from_secs(1),
+            };
+            // What `Retry-After` asks for.
+            tokio::time::sleep(wait).await;
+            attempt += 1;
+        }
+    }
+}
+
+/// One product's units, as the table has them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Book {
+    /// Of the product's item.
+    pub total: i64,
+    /// The sum over its shards.
+    pub available: i64,
+    /// The units of its reservations that are held.
+    pub held: i64,
+    /// The units of its reservations that are confirmed.
+    pub sold: i64,
+}
+
+impl Book {
+    /// Whether every unit is in exactly one place.
+    pub fn balances(&self) -> bool {
+        self.available >= 0 && self.available + self.held + self.sold == self.total
+    }
+}
+
+/// The books of every product, by a consistent scan of the whole table. Meaningful when nothing is under way.
+///
+/// # Errors
+/// The table cannot be read, or holds an item that is not understood.
+pub async fn read_books(stack: &Stack) -> Result<BTreeMap<String, Book>> {
+    let table = stack.table()?;
+    let mut books = BTreeMap::new();
+    let mut pages = stack.clients().dynamodb.scan().table_name(table).consistent_read(true).into_paginator().send();
+    while let Some(page) = pages.next().await {
+        for item in page.context(|| format!("cannot scan the table {table}"))?.items.unwrap_or_default() {
+            enter(&mut books, &item)
+                .ok_or_else(|| Error::new(format!("an item of {table} is not understood: {item:?}")))?;
+        }
+    }
+    Ok(books)
+}
+
+/// `None` if the item is one of those that count, and lacks what they count.
+fn enter(books: &mut BTreeMap<String, Book>, item: &HashMap<String, AttributeValue>) -> Option<()> {
+    let number =
+        |map: &HashMap<String, AttributeValue>, name: &str| -> Option<i64> { map.get(name)?.as_n().ok()?.parse().ok() };
+    let (pk, sk) = (item.get("pk")?.as_s().ok()?, item.get("sk")?.as_s().ok()?);
+    if pk == "CATALOG" {
+        if let Some(product) = sk.strip_prefix("PRODUCT#") {
+            books.entry(product.to_owned()).or_default().total = number(item, "total")?;
+        }
+    } else if let Some(shard) = pk.strip_prefix("STOCK#") {
+        let (product, _) = shard.rsplit_once('#')?;
+        books.entry(product.to_owned()).or_default().available += number(item, "available")?;
+    } else if pk.starts_with("HOLD#") {
+        let status = item.get("status")?.as_s().ok()?;
+        for line in item.get("lines")?.as_l().ok()? {
+            let line = line.as_m().ok()?;
+            let book = books.entry(line.get("product_id")?.as_s().ok()?.clone()).or_default();
+            match status.as_str() {
+                "held" => book.held += number(line, "quantity")?,
+                "confirmed" => book.sold += number(line, "quantity")?,
+                _ => {}
+            }
+        }
+    }
+    Some(())
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}

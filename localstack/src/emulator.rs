@@ -1,0 +1,241 @@
+//! The AWS emulator: ministack (the default, no Docker), LocalStack in Docker, or whatever answers at an endpoint.
+//!
+//! What must always hold: it binds to 127.0.0.1, it keeps nothing, and what we did not start we do not stop.
+
+use crate::error::{Context, Error, Result};
+use crate::paths;
+use crate::process::{Group, Keeper};
+use crate::progress::Step;
+use crate::tools;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::process::Command;
+
+/// The services that the template needs.
+const SERVICES: &str = "dynamodb,sqs,scheduler";
+/// The health page that LocalStack defined and ministack answers too.
+const HEALTH: &str = "_localstack/health";
+/// Neither emulator says when it is ready, so its health page is asked at this interval.
+const HEALTH_POLL: Duration = Duration::from_millis(100);
+/// How long a start may take: seconds for ministack, longer for LocalStack on a slow disk.
+const START: Duration = Duration::from_secs(90);
+
+/// Which emulator.
+#[derive(Clone, Debug)]
+pub enum Choice {
+    /// The Python package, installed on first use.
+    Ministack,
+    /// `localstack/compose.yaml`.
+    LocalStack,
+    /// Anything that runs already.
+    Endpoint(String),
+}
+
+impl Choice {
+    /// Whether it can be started, or answers.
+    ///
+    /// # Errors
+    /// There is no Docker for LocalStack, or nothing at the endpoint.
+    pub async fn check(&self) -> Result<()> {
+        match self {
+            Self::Ministack => Ok(()),
+            Self::LocalStack => docker_is_there().await,
+            Self::Endpoint(url) => answers(url).await,
+        }
+    }
+}
+
+/// An emulator that answers.
+pub struct Emulator {
+    url: String,
+    ours: Ours,
+}
+
+enum Ours {
+    Ministack { group: Group, pid_file: PathBuf },
+    Compose(Compose),
+    Nothing,
+}
+
+impl Emulator {
+    /// Starts the emulator and waits until it answers, or takes the one that runs.
+    ///
+    /// # Errors
+    /// It cannot be installed or started.
+    pub async fn start(choice: &Choice, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
+        match choice {
+            Choice::Ministack => ministack(port, log, keeper).await,
+            Choice::LocalStack => localstack(port, keeper).await,
+            Choice::Endpoint(url) => Ok(Self { url: url.trim_end_matches('/').to_owned(), ours: Ours::Nothing }),
+        }
+    }
+
+    /// Its one endpoint.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether others may use it beside us.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.ours, Ours::Nothing)
+    }
+
+    /// Stops what [`Emulator::start`] started.
+    pub async fn stop(self) {
+        match self.ours {
+            // It keeps nothing, and asked politely it waits seconds for idle connections.
+            Ours::Ministack { group, pid_file } => {
+                group.kill().await;
+                let _ = std::fs::remove_file(pid_file);
+            }
+            Ours::Compose(compose) => compose.down().await,
+            Ours::Nothing => {}
+        }
+    }
+}
+
+async fn ministack(port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Emulator> {
+    let program = tools::ensure(tools::MINISTACK, keeper).await?;
+    let step = Step::start("starting ministack");
+    let folder = paths::local("ministack")?;
+    let out = File::create(log).context(|| format!("cannot create {}", log.display()))?;
+    let err = out.try_clone().context(|| format!("cannot write to {}", log.display()))?;
+    let mut command = Command::new(program);
+    command
+        .current_dir(&folder)
+        .stdout(out)
+        .stderr(err)
+        .env("BIND_HOST", "127.0.0.1")
+        .env("GATEWAY_PORT", port.to_string())
+        .env("SERVICES", SERVICES)
+        .env("LOG_LEVEL", "WARNING")
+        // What it writes (a file with its process id) goes into its own folder, not into /tmp.
+        .env("TMPDIR", &folder)
+        .env("PERSIST_STATE", "0")
+        .env("STATE_DIR", folder.join("state"))
+        .env("S3_DATA_DIR", folder.join("s3"))
+        // Beside its one port it would listen on others.
+        .env("IOT_MTLS_ENABLED", "0")
+        .env("SFTP_ENABLED", "0")
+        // It would look for containers of its own to remove.
+        .env("DOCKER_HOST", format!("unix://{}", folder.join("no-docker").display()))
+        // What a developer set for other work must not change what runs here.
+        .env_remove("AUTH")
+        .env_remove("USE_SSL")
+        .env_remove("MINISTACK_HOST")
+        .env_remove("MINISTACK_ACCOUNT_ID")
+        .env_remove("LOCALSTACK_PERSISTENCE");
+    let mut group = keeper.spawn("ministack", &mut command)?;
+    let url = format!("http://127.0.0.1:{port}");
+    let ready = tokio::select! {
+        healthy = until_healthy(&url) => healthy,
+        ended = group.wait() => Err(Error::new(format!("it ended at once ({})", ended.map_or_else(|e| e.to_string(), |s| s.to_string())))),
+    };
+    ready.map_err(|why| Error::new(format!("ministack did not start: {why}; its log is {}", paths::shown(log))))?;
+    step.done(&url);
+    let pid_file = folder.join(format!("ministack-{port}.pid"));
+    Ok(Emulator { url, ours: Ours::Ministack { group, pid_file } })
+}
+
+async fn localstack(port: u16, keeper: &Arc<Keeper>) -> Result<Emulator> {
+    let step = Step::start("starting LocalStack in Docker (the first time, its image is fetched)");
+    // A project of its own: another LocalStack of the same user is not touched.
+    let compose = Compose {
+        file: paths::workspace().join("localstack").join("compose.yaml"),
+        project: format!("holdfast-{port}"),
+        port,
+        down: false,
+    };
+    let mut command = compose.command(&["up", "--detach"]);
+    let mut group = keeper.spawn("docker compose", command.stdout(Stdio::null()).stderr(Stdio::inherit()))?;
+    let status = group.wait().await?;
+    if !status.success() {
+        compose.down().await;
+        return Err(Error::new(format!("docker compose could not start LocalStack ({status})")));
+    }
+    let url = format!("http://127.0.0.1:{port}");
+    if let Err(why) = until_healthy(&url).await {
+        compose.down().await;
+        return Err(Error::new(format!("LocalStack did not start: {why}")));
+    }
+    step.done(&url);
+    Ok(Emulator { url, ours: Ours::Compose(compose) })
+}
+
+/// Asks for tables and not for the health page: anything that speaks DynamoDB will do.
+async fn answers(url: &str) -> Result<()> {
+    let asked = crate::aws::Clients::new(url.trim_end_matches('/')).dynamodb.list_tables().limit(1).send().await;
+    asked.context(|| format!("no AWS emulator answers at {url} (asked for its DynamoDB tables)"))?;
+    Ok(())
+}
+
+async fn docker_is_there() -> Result<()> {
+    let asked =
+        Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).stdin(Stdio::null()).output().await;
+    if asked.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    Err(Error::new(
+        "no Docker daemon answers, and LocalStack runs in Docker: use `--emulator ministack`, which needs no Docker, \
+         or `--endpoint URL` for an emulator that runs already",
+    ))
+}
+
+async fn until_healthy(url: &str) -> Result<()> {
+    let client = reqwest::Client::builder().no_proxy().build().context(|| "cannot make an HTTP client".into())?;
+    let healthy = async {
+        let mut probe = tokio::time::interval(HEALTH_POLL);
+        loop {
+            probe.tick().await;
+            let asked = client.get(format!("{url}/{HEALTH}")).send().await;
+            if asked.is_ok_and(|response| response.status().is_success()) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(START, healthy)
+        .await
+        .map_err(|_| Error::new(format!("{url}/{HEALTH} did not answer within {START:?}")))
+}
+
+/// A Compose project of ours. Its containers are the Docker daemon's children, so no process group ends them.
+struct Compose {
+    file: PathBuf,
+    project: String,
+    port: u16,
+    down: bool,
+}
+
+impl Compose {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.arg("compose").arg("--file").arg(&self.file).args(["--project-name", &self.project]);
+        command.args(arguments).env("HOLDFAST_LOCALSTACK_PORT", self.port.to_string());
+        command
+    }
+
+    fn down_command(&self) -> Command {
+        let mut command = self.command(&["down", "--volumes", "--timeout", "5"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    async fn down(mut self) {
+        self.down = true;
+        if !self.down_command().status().await.is_ok_and(|status| status.success()) {
+            eprintln!("LocalStack could not be stopped: docker compose --project-name {} down", self.project);
+        }
+    }
+}
+
+impl Drop for Compose {
+    fn drop(&mut self) {
+        if !self.down {
+            // The way out of a panic: there is no runtime left to wait with.
+            let _ = self.down_command().into_std().status();
+        }
+    }
+}

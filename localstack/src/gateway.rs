@@ -1,0 +1,227 @@
+//! The one way to the functions: a front door that stands where API Gateway stands in the cloud.
+//!
+//! It exists because of a limit of `cargo lambda watch` 1.9.2. Its queue for each function holds 100 requests, and a
+//! request that finds the queue full waits while it holds a lock that every function needs to fetch its next one: from
+//! then on nothing is ever answered again, on any route. So what must always hold: no more than [`IN_FLIGHT`] requests
+//! are inside at once, whoever sends them; the rest wait here, first come, first served.
+//!
+//! It also keeps the time limit, and answers as API Gateway does when it is over: `watch` never answers a request whose
+//! function was killed, and its own `--timeout` would end idle functions too.
+
+use crate::error::{Context, Error, Result};
+use crate::routes::Routes;
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::post;
+use serde_json::{Value, json};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// Well below 100, more than any sensible number of processes can use.
+const IN_FLIGHT: usize = 64;
+/// API Gateway's own limit on a body.
+const BODY_BYTES: usize = 10 * 1024 * 1024;
+
+/// Headers that belong to one connection and not to the message.
+const HOP_BY_HOP: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// `cargo lambda watch`, never given more than it can take.
+#[derive(Clone)]
+pub struct Upstream {
+    base: String,
+    client: reqwest::Client,
+    permits: Arc<Semaphore>,
+}
+
+/// Why an invocation has no result.
+#[derive(Debug)]
+pub enum InvokeError {
+    /// The function answered with an error.
+    Function(String),
+    /// No answer within the time limit: the function hangs, or was killed.
+    TimedOut,
+    /// `cargo lambda watch` cannot be reached.
+    Unreachable(String),
+}
+
+impl fmt::Display for InvokeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Function(body) => write!(f, "the function failed: {body}"),
+            Self::TimedOut => f.write_str("the function did not answer in time"),
+            Self::Unreachable(why) => write!(f, "the function cannot be reached: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for InvokeError {}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Upstream {
+    /// `base` is where `watch` listens. A request that takes longer than `timeout`, once it is in, has failed.
+    ///
+    /// # Errors
+    /// No HTTP client can be made.
+    pub fn new(base: String, timeout: Duration) -> Result<Self> {
+        let client = reqwest::Client::builder()
+            // Everything is on this machine: a proxy of the environment is not meant.
+            .no_proxy()
+            .timeout(timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .context(|| "cannot make an HTTP client".into())?;
+        Ok(Self { base, client, permits: Arc::new(Semaphore::new(IN_FLIGHT)) })
+    }
+
+    /// Calls a function with an event, as Lambda's Invoke does.
+    ///
+    /// # Errors
+    /// The function failed, or did not answer.
+    pub async fn invoke(&self, function: &str, event: &Value) -> std::result::Result<Value, InvokeError> {
+        let path = format!("/2015-03-31/functions/{function}/invocations");
+        let answer = self.send(Method::POST, &path, HeaderMap::new(), event.to_string().into_bytes()).await?;
+        if !answer.status.is_success() {
+            return Err(InvokeError::Function(String::from_utf8_lossy(&answer.body).into_owned()));
+        }
+        serde_json::from_slice(&answer.body)
+            .map_err(|error| InvokeError::Function(format!("its answer is not JSON: {error}")))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> std::result::Result<Answer, InvokeError> {
+        let failed = |error: reqwest::Error| {
+            if error.is_timeout() {
+                InvokeError::TimedOut
+            } else {
+                InvokeError::Unreachable(crate::error::chain(&error))
+            }
+        };
+        let permit = self.permits.acquire().await;
+        let _permit = permit.map_err(|error| InvokeError::Unreachable(error.to_string()))?;
+        let url = format!("{}{path}", self.base);
+        let response = self.client.request(method, url).headers(headers).body(body).send().await.map_err(failed)?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes().await.map_err(failed)?.to_vec();
+        Ok(Answer { status, headers, body })
+    }
+}
+
+/// The front door, open until dropped.
+pub struct Gateway {
+    url: String,
+    /// Ends the server when it is dropped.
+    _server: JoinSet<()>,
+}
+
+impl Gateway {
+    /// Listens on 127.0.0.1, on `port` or, without one, on any that is free. Long before the door opens: that a port
+    /// is taken should be known before anything is built.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub async fn listen(port: Option<u16>) -> Result<TcpListener> {
+        let port = port.unwrap_or(0);
+        let listening = TcpListener::bind(("127.0.0.1", port)).await;
+        listening.context(|| format!("the API cannot listen on 127.0.0.1:{port} (`--port` names another)"))
+    }
+
+    /// Lets requests in.
+    ///
+    /// # Errors
+    /// The listener is broken.
+    pub fn open(listener: TcpListener, upstream: Upstream, routes: Routes) -> Result<Self> {
+        let address = listener.local_addr().context(|| "cannot tell the gateway's port".into())?;
+        let app = Router::new()
+            .route("/2015-03-31/functions/{function}/invocations", post(forward))
+            .fallback(forward_known)
+            .with_state((upstream, Arc::new(routes)));
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            if let Err(error) = axum::serve(listener, app).await {
+                eprintln!("the gateway ended: {error}");
+            }
+        });
+        Ok(Self { url: format!("http://{address}"), _server: server })
+    }
+
+    /// Where the API is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+type Front = (Upstream, Arc<Routes>);
+
+/// What API Gateway does not know never reaches a function. (`watch` would hold it for a default function that we do
+/// not start.)
+async fn forward_known(front: State<Front>, request: Request) -> Response {
+    if front.0.1.know(request.method().as_str(), request.uri().path()) {
+        forward(front, request).await
+    } else {
+        message(StatusCode::NOT_FOUND, "Not Found")
+    }
+}
+
+async fn forward(State((upstream, _)): State<Front>, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, BODY_BYTES).await else {
+        return message(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
+    };
+    for name in HOP_BY_HOP {
+        parts.headers.remove(name);
+    }
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    match upstream.send(parts.method, &path, parts.headers, body.to_vec()).await {
+        Ok(mut answer) => {
+            for name in HOP_BY_HOP {
+                answer.headers.remove(name);
+            }
+            let mut response = Response::new(Body::from(answer.body));
+            *response.status_mut() = answer.status;
+            *response.headers_mut() = answer.headers;
+            response
+        }
+        Err(why) => {
+            eprintln!("{path}: {why}");
+            message(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
+        }
+    }
+}
+
+/// A refusal of the gateway's own, in API Gateway's words.
+fn message(status: StatusCode, text: &str) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], json!({ "message": text }).to_string()).into_response()
+}
+
+/// A port of 127.0.0.1 that is free now. It may be taken before it is used, so this is for servers that cannot be
+/// given port 0; they fail loudly then.
+pub(crate) fn free_port() -> Result<u16> {
+    let probe = std::net::TcpListener::bind(("127.0.0.1", 0));
+    let address = probe.and_then(|listener| listener.local_addr());
+    let port = address.context(|| "cannot find a free port".into())?.port();
+    if port == 0 { Err(Error::new("cannot find a free port")) } else { Ok(port) }
+}

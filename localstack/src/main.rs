@@ -1,0 +1,176 @@
+//! `cargo local`: Holdfast on one machine. See the library's page for how.
+
+use clap::{Args, Parser, Subcommand};
+use holdfast_local::demo;
+use holdfast_local::emulator::Choice;
+use holdfast_local::error::{Context as _, Result};
+use holdfast_local::paths::shown;
+use holdfast_local::stack::{Options, Stack};
+use holdfast_local::token::{Role, Signer};
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(name = "cargo local", bin_name = "cargo local", version, about = "Holdfast on one machine")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shows the whole life of stock on real components and checks the books; exits 1 if anything is off
+    Demo(StackArgs),
+    /// Runs the stack until Ctrl-C, for trying it by hand
+    Up(StackArgs),
+    /// Prints a token for the local API
+    Token {
+        /// Whose token
+        #[arg(long)]
+        sub: String,
+        /// What its bearer may do
+        #[arg(long, value_enum, default_value = "customer")]
+        role: Role,
+    },
+}
+
+#[derive(Args)]
+struct StackArgs {
+    /// The AWS emulator to start
+    #[arg(long, value_enum, default_value = "ministack", conflicts_with = "endpoint")]
+    emulator: Emulator,
+    /// Use the AWS emulator that runs at this URL already; nothing else there is touched
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// Port of the API on 127.0.0.1 [default: one that is free]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Port of the emulator on 127.0.0.1 [default: one that is free]
+    #[arg(long, conflicts_with = "endpoint")]
+    emulator_port: Option<u16>,
+    /// Processes of each function: Lambda's environments, each serving one request at a time
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=32))]
+    concurrency: u16,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Emulator {
+    /// A Python package, put into target/local; needs no Docker
+    Ministack,
+    /// localstack/compose.yaml; needs Docker
+    Localstack,
+}
+
+impl From<StackArgs> for Options {
+    fn from(args: StackArgs) -> Self {
+        let emulator = match (args.endpoint, args.emulator) {
+            (Some(url), _) => Choice::Endpoint(url),
+            (None, Emulator::Ministack) => Choice::Ministack,
+            (None, Emulator::Localstack) => Choice::LocalStack,
+        };
+        Self {
+            emulator,
+            port: args.port,
+            emulator_port: args.emulator_port,
+            concurrency: usize::from(args.concurrency),
+            ..Self::default()
+        }
+    }
+}
+
+/// As a shell reports a program that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Token { sub, role } => token(&sub, role),
+        Command::Up(args) => up(args.into()).await,
+        Command::Demo(args) => unless_stopped(demo::run(args.into())).await.map(|ended| match ended {
+            Some(true) => ExitCode::SUCCESS,
+            Some(false) => ExitCode::FAILURE,
+            None => ExitCode::from(INTERRUPTED),
+        }),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs something that Ctrl-C or SIGTERM cuts short: `None`. Whatever it started ends as it is dropped.
+async fn unless_stopped<T>(work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+    tokio::select! {
+        outcome = work => outcome.map(Some),
+        stopped = stop_signal() => {
+            stopped?;
+            eprintln!("stopped");
+            Ok(None)
+        }
+    }
+}
+
+async fn stop_signal() -> Result<()> {
+    let listen = |kind| signal(kind).context(|| "cannot listen for signals".into());
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+fn token(sub: &str, role: Role) -> Result<ExitCode> {
+    println!("{}", Signer::load()?.token(sub, role)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn up(options: Options) -> Result<ExitCode> {
+    let Some(stack) = unless_stopped(Stack::start(options)).await? else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    greet(&stack)?;
+    // The way to end it, and so a success.
+    stop_signal().await?;
+    eprintln!("stopping ...");
+    stack.stop().await;
+    eprintln!("stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn greet(stack: &Stack) -> Result<()> {
+    let api = stack.api_url();
+    println!(
+        "
+Holdfast runs until Ctrl-C.
+
+  API        {api}
+  emulator   {}   (table {})
+  logs       {}
+             {}
+
+Tokens, good for 12 hours (more: cargo local token --sub NAME --role customer|service|admin):
+
+  export ALICE={}
+  export ADMIN={}
+
+Try:
+
+  curl -s {api}/admin/products -H \"Authorization: Bearer $ADMIN\" -H 'Content-Type: application/json' \\
+    -d '{{\"product_id\":\"tea\",\"name\":\"Tea\",\"price_minor\":450,\"currency\":\"EUR\",\"total\":10}}'
+  curl -s {api}/products
+  curl -s {api}/reservations -H \"Authorization: Bearer $ALICE\" -H 'Idempotency-Key: basket-1' \\
+    -H 'Content-Type: application/json' -d '{{\"lines\":[{{\"product_id\":\"tea\",\"quantity\":2}}]}}'
+  curl -s {api}/reservations -H \"Authorization: Bearer $ALICE\"
+  curl -s {api}/reservations/RESERVATION_ID/confirm -H \"Authorization: Bearer $ALICE\" \\
+    -H 'Content-Type: application/json' -d '{{\"payment_reference\":\"pay-1\"}}'
+",
+        stack.endpoint_url(),
+        stack.table()?,
+        shown(&stack.logs().functions),
+        shown(&stack.logs().watch),
+        stack.token("alice", Role::Customer)?,
+        stack.token("root", Role::Admin)?,
+    );
+    Ok(())
+}

@@ -1,0 +1,403 @@
+//! The whole local stack: emulator, resources, functions, gateway and runner, started in this order and stopped in
+//! the other. `cargo local` and the end-to-end tests use the same one.
+//!
+//! What must always hold: when a stack has stopped, or was dropped in a panic, or its process was killed, none of the
+//! processes that it started is left; and nothing else was touched.
+
+use crate::aws::{CREDENTIAL, Clients};
+use crate::bootstrap::{Queue, Resources};
+use crate::emulator::{Choice, Emulator};
+use crate::error::{Context, Error, Result};
+use crate::functions::{self, Functions, Serve, Spec};
+use crate::gateway::{Gateway, InvokeError, Upstream, free_port};
+use crate::paths;
+use crate::process::Keeper;
+use crate::progress::Step;
+use crate::routes::Routes;
+use crate::runner::{self, Delivery, Runner, Work};
+use crate::template::{Function, RecurringSchedule, Scope, Template};
+use crate::token::{Role, Signer};
+use crate::tools;
+use rustix::process::{Resource as Limit, getrlimit, setrlimit};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// Logs of stacks that stopped this long ago are deleted when another starts.
+const LOGS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// What may differ between stacks.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The emulator.
+    pub emulator: Choice,
+    /// Where the API listens; any free port if `None`.
+    pub port: Option<u16>,
+    /// Where an emulator that we start listens; any free port if `None`.
+    pub emulator_port: Option<u16>,
+    /// Processes of each function.
+    pub concurrency: usize,
+    /// How long a request may take, and so how long one waits whose function was killed.
+    pub timeout: Duration,
+    /// Template parameters that differ from their defaults.
+    pub parameters: BTreeMap<String, String>,
+    /// Variables for every function, over those of the template.
+    pub environment: BTreeMap<String, String>,
+    /// Which of the cloud's jobs the runner plays.
+    pub runner: runner::Options,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            emulator: Choice::Ministack,
+            port: None,
+            emulator_port: None,
+            concurrency: 4,
+            // API Gateway's own limit.
+            timeout: Duration::from_secs(30),
+            parameters: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            runner: runner::Options::default(),
+        }
+    }
+}
+
+/// A running stack.
+pub struct Stack {
+    name: String,
+    clients: Clients,
+    resources: Resources,
+    upstream: Upstream,
+    signer: Signer,
+    logs: Logs,
+    // In the order in which they are stopped. `None` only while stopping.
+    runner: Option<Runner>,
+    gateway: Option<Gateway>,
+    functions: Option<Functions>,
+    emulator: Option<Emulator>,
+    keeper: Arc<Keeper>,
+}
+
+/// What is ready before there is anything to clean up.
+struct Parts {
+    template: Template,
+    declared: Vec<Function>,
+    routes: Routes,
+    listener: TcpListener,
+    binaries: BTreeMap<String, PathBuf>,
+    cargo_lambda: PathBuf,
+    watch_port: u16,
+}
+
+/// Where each part writes.
+#[derive(Clone, Debug)]
+pub struct Logs {
+    /// The emulator.
+    pub emulator: PathBuf,
+    /// `cargo lambda watch`.
+    pub watch: PathBuf,
+    /// The functions: their own structured lines.
+    pub functions: PathBuf,
+}
+
+impl Stack {
+    /// Starts everything and waits until every function answers.
+    ///
+    /// # Errors
+    /// A part does not start; those that did are stopped again.
+    pub async fn start(options: Options) -> Result<Self> {
+        if options.concurrency == 0 {
+            return Err(Error::new("concurrency must be at least 1"));
+        }
+        raise_file_limit();
+        // What can be refused at once comes before what takes long.
+        let listener = Gateway::listen(options.port).await?;
+        options.emulator.check().await?;
+        let template = Template::load(&paths::workspace().join("template.yaml"))?;
+        let signer = Signer::load()?;
+        let keeper = Keeper::start()?;
+        let name = format!("holdfast-{:08x}", fastrand::u32(..));
+        let logs = Logs::new(&name)?;
+
+        let cargo_lambda = tools::ensure(tools::CARGO_LAMBDA, &keeper).await?;
+        // A first look, for the names of the binaries only; references resolve once the resources are there.
+        let blank = |region: &str| Scope {
+            stack: name.clone(),
+            region: region.to_owned(),
+            parameters: options.parameters.clone(),
+            resources: BTreeMap::new(),
+        };
+        let declared = template.functions(&blank(""))?;
+        let routes = Routes::load(&template, &blank(""), &declared).await?;
+        let names: Vec<String> = declared.iter().map(|function| function.binary.clone()).collect();
+        let binaries = functions::build(&names, &keeper).await?;
+
+        let emulator_port = options.emulator_port.map_or_else(free_port, Ok)?;
+        let emulator = Emulator::start(&options.emulator, emulator_port, &logs.emulator, &keeper).await?;
+        let clients = Clients::new(emulator.url());
+        let resources = Resources::new(blank(&clients.region));
+        let watch_port = free_port()?;
+        let upstream = Upstream::new(format!("http://127.0.0.1:{watch_port}"), options.timeout)?;
+        let mut stack = Self {
+            name,
+            clients,
+            resources,
+            upstream,
+            signer,
+            logs,
+            runner: None,
+            gateway: None,
+            functions: None,
+            emulator: Some(emulator),
+            keeper,
+        };
+        // From here on there may be something to clean up on an emulator that others use too.
+        let parts = Parts { template, declared, routes, listener, binaries, cargo_lambda, watch_port };
+        match stack.start_rest(parts, &options).await {
+            Ok(()) => Ok(stack),
+            Err(error) => {
+                stack.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_rest(&mut self, parts: Parts, options: &Options) -> Result<()> {
+        let Parts { template, declared, routes, listener, binaries, cargo_lambda, watch_port } = parts;
+        let step = Step::start("making the table, queues and schedule group of template.yaml");
+        self.resources.create(&template, &self.clients).await?;
+        step.done(&self.name);
+        let recurring = template.recurring_schedules(&self.resources.scope)?;
+        let mut specs = Vec::new();
+        for function in &declared {
+            specs.push(self.spec(&template, function, &recurring, options)?);
+        }
+        let serve = Serve {
+            cargo_lambda: &cargo_lambda,
+            port: watch_port,
+            concurrency: options.concurrency,
+            watch_log: &self.logs.watch,
+            functions_log: &self.logs.functions,
+        };
+        let functions = self.functions.insert(Functions::start(&specs, &binaries, &serve, &self.keeper).await?);
+        functions.warm(&specs, &self.upstream, &self.logs.functions).await?;
+        self.gateway = Some(Gateway::open(listener, self.upstream.clone(), routes)?);
+        let work = Work {
+            clients: self.clients.clone(),
+            upstream: self.upstream.clone(),
+            groups: self.resources.groups.values().cloned().collect(),
+            recurring,
+            deliveries: self.deliveries(&declared)?,
+        };
+        self.runner = Some(Runner::start(work, &options.runner));
+        Ok(())
+    }
+
+    /// A function as the template deploys it, pointed at the emulator.
+    fn spec(
+        &self,
+        template: &Template,
+        function: &Function,
+        recurring: &[RecurringSchedule],
+        options: &Options,
+    ) -> Result<Spec> {
+        let mut environment = template.environment(&self.resources.scope, function)?;
+        let own = [
+            ("AWS_ENDPOINT_URL", self.clients.endpoint_url.as_str()),
+            ("AWS_REGION", &self.clients.region),
+            ("AWS_DEFAULT_REGION", &self.clients.region),
+            ("AWS_ACCESS_KEY_ID", CREDENTIAL),
+            ("AWS_SECRET_ACCESS_KEY", CREDENTIAL),
+            // As the template's LoggingConfig sets it in the cloud.
+            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
+            ("HOLDFAST_LOCAL_KEY_SET", self.signer.key_set()),
+        ];
+        for (name, value) in own {
+            let before = environment.insert(name.to_owned(), value.to_owned());
+            if before.is_some_and(|before| before != value) {
+                return Err(Error::new(format!(
+                    "template.yaml sets {name} for {}, which only the local stack may",
+                    function.id
+                )));
+            }
+        }
+        environment.extend(options.environment.clone());
+        // A function without routes is called with what its schedule would give it: there is nothing to do yet.
+        let scheduled = recurring.iter().find(|schedule| schedule.function == function.binary);
+        let probe = match scheduled {
+            Some(schedule) if !function.http => {
+                Some(serde_json::from_str(&schedule.input).context(|| format!("the input of {}", schedule.id))?)
+            }
+            _ => None,
+        };
+        Ok(Spec { name: function.binary.clone(), environment, memory_mb: function.memory_mb, probe })
+    }
+
+    fn deliveries(&self, declared: &[Function]) -> Result<Vec<Delivery>> {
+        let mut deliveries = Vec::new();
+        for function in declared {
+            for trigger in &function.queues {
+                let queue = self.queue(&trigger.queue)?;
+                deliveries.push(Delivery {
+                    id: trigger.queue.clone(),
+                    url: queue.url.clone(),
+                    arn: queue.arn.clone(),
+                    function: function.binary.clone(),
+                    batch_size: trigger.batch_size,
+                    partial_failures: trigger.partial_failures,
+                });
+            }
+        }
+        Ok(deliveries)
+    }
+
+    /// Its name, which every resource's name starts with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the API is.
+    pub fn api_url(&self) -> &str {
+        self.gateway.as_ref().map_or("", Gateway::url)
+    }
+
+    /// Where the emulator is.
+    pub fn endpoint_url(&self) -> &str {
+        &self.clients.endpoint_url
+    }
+
+    /// The AWS clients for the emulator.
+    pub fn clients(&self) -> &Clients {
+        &self.clients
+    }
+
+    /// The name of the table.
+    ///
+    /// # Errors
+    /// The template has not exactly one.
+    pub fn table(&self) -> Result<&str> {
+        let mut tables = self.resources.tables.values();
+        match (tables.next(), tables.next()) {
+            (Some(table), None) => Ok(table),
+            _ => Err(Error::new("template.yaml does not have exactly one table")),
+        }
+    }
+
+    /// A queue by its name in the template.
+    ///
+    /// # Errors
+    /// The template has none of that name.
+    pub fn queue(&self, id: &str) -> Result<&Queue> {
+        self.resources.queues.get(id).ok_or_else(|| Error::new(format!("template.yaml has no queue {id}")))
+    }
+
+    /// The schedule groups' names on the emulator.
+    pub fn schedule_groups(&self) -> impl Iterator<Item = &str> {
+        self.resources.groups.values().map(String::as_str)
+    }
+
+    /// A token for a caller.
+    ///
+    /// # Errors
+    /// Signing fails.
+    pub fn token(&self, sub: &str, role: Role) -> Result<String> {
+        self.signer.token(sub, role)
+    }
+
+    /// Calls a function with an event, as Lambda's Invoke does.
+    ///
+    /// # Errors
+    /// The function failed, or did not answer.
+    pub async fn invoke(&self, function: &str, event: &Value) -> std::result::Result<Value, InvokeError> {
+        self.upstream.invoke(function, event).await
+    }
+
+    /// The ids of a function's processes that run now. One that is killed is replaced at once.
+    pub fn pids(&self, function: &str) -> Vec<u32> {
+        self.functions.as_ref().map(|functions| functions.pids(function)).unwrap_or_default()
+    }
+
+    /// What plays the cloud: its events and counters.
+    pub fn runner(&self) -> Option<&Runner> {
+        self.runner.as_ref()
+    }
+
+    /// Where each part writes.
+    pub fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    /// Stops all that was started, and deletes what was made on an emulator that was not.
+    pub async fn stop(mut self) {
+        if let Some(runner) = self.runner.take() {
+            runner.stop().await;
+        }
+        drop(self.gateway.take());
+        if let Some(functions) = self.functions.take() {
+            functions.stop().await;
+        }
+        if let Some(emulator) = self.emulator.take() {
+            if emulator.is_shared() {
+                self.resources.delete(&self.clients).await;
+            }
+            emulator.stop().await;
+        }
+    }
+}
+
+impl Drop for Stack {
+    /// The way out of a panic. [`Stack::stop`] has left nothing to do here.
+    fn drop(&mut self) {
+        if self.emulator.as_ref().is_some_and(Emulator::is_shared) {
+            self.delete_from_outside();
+        }
+        self.keeper.kill_all();
+    }
+}
+
+impl Stack {
+    /// Deletes the resources in a thread with a runtime of its own: a drop cannot wait on the runtime that it may be
+    /// running in.
+    fn delete_from_outside(&mut self) {
+        let clients = Clients::new(&self.clients.endpoint_url);
+        let resources = &mut self.resources;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                if let Ok(runtime) = runtime {
+                    runtime.block_on(resources.delete(&clients));
+                }
+            });
+        });
+    }
+}
+
+impl Logs {
+    fn new(stack: &str) -> Result<Self> {
+        let folder = paths::local("logs")?;
+        remove_old(&folder);
+        let log = |part: &str| folder.join(format!("{stack}.{part}.log"));
+        Ok(Self { emulator: log("emulator"), watch: log("watch"), functions: log("functions") })
+    }
+}
+
+fn remove_old(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let modified = entry.metadata().and_then(|data| data.modified());
+        if modified.is_ok_and(|then| then.elapsed().is_ok_and(|age| age > LOGS_KEPT)) {
+            // Another stack may just have removed it.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// A thousand shoppers are two thousand sockets here, callers' and gateway's; the usual soft limit is half of that.
+fn raise_file_limit() {
+    let limit = getrlimit(Limit::Nofile);
+    // Where it cannot be raised, a large load fails with a clear "too many open files".
+    let _ = setrlimit(Limit::Nofile, rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum });
+}

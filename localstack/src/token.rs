@@ -1,0 +1,181 @@
+//! Tokens for the local stack, where `cargo lambda watch` has no authorizer and the functions check tokens themselves.
+//!
+//! The key is made once, at `target/local/signing-key.json`, readable by its owner only, in the very form (a JSON Web
+//! Key Set) in which the functions get it. It is worth nothing anywhere else: template.yaml never sets a key set.
+
+use crate::error::{Context, Error, Result};
+use crate::paths;
+use data_encoding::BASE64URL_NOPAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde::{Deserialize, Serialize};
+use std::fs::OpenOptions;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use time::{Duration, OffsetDateTime};
+
+/// Who issues local tokens. `.example` and `.local` names belong to nobody.
+pub const ISSUER: &str = "https://holdfast.local";
+/// Whom local tokens are for.
+pub const AUDIENCE: &str = "holdfast";
+/// A working day: long enough for `cargo local up` to be left running.
+const LIFETIME: Duration = Duration::hours(12);
+const KEY_ID: &str = "local";
+
+/// What a caller may do. `service` names customers in its requests; see the API's description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Own reservations only.
+    Customer,
+    /// A shop's back end.
+    Service,
+    /// Products, stock, failed confirmations.
+    Admin,
+}
+
+/// The claims that Cognito would put into an access token, as far as the functions read them.
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'a str,
+    aud: &'a str,
+    sub: &'a str,
+    #[serde(rename = "cognito:groups", skip_serializing_if = "Option::is_none")]
+    groups: Option<[&'a str; 1]>,
+    iat: i64,
+    exp: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeySet {
+    keys: Vec<Key>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Key {
+    kty: String,
+    kid: String,
+    alg: String,
+    #[serde(rename = "use")]
+    usage: String,
+    k: String,
+}
+
+/// The signing key of this workspace's local stacks.
+#[derive(Clone)]
+pub struct Signer {
+    key: EncodingKey,
+    key_set: String,
+}
+
+impl Signer {
+    /// Reads the key, or makes it the first time.
+    ///
+    /// # Errors
+    /// The file cannot be written or read, or is not a key.
+    pub fn load() -> Result<Self> {
+        let path = paths::local("")?.join("signing-key.json");
+        let wrong =
+            || format!("{} is not the key that was written there (delete it: a new one is made)", path.display());
+        if !path.exists() {
+            make(&path)?;
+        }
+        let key_set = std::fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))?;
+        let keys: KeySet = serde_json::from_str(&key_set).context(wrong)?;
+        let secret = keys.keys.first().ok_or_else(|| Error::new(wrong()))?.k.as_bytes();
+        let secret = BASE64URL_NOPAD.decode(secret).context(wrong)?;
+        Ok(Self { key: EncodingKey::from_secret(&secret), key_set })
+    }
+
+    /// What the functions verify with: the value of `HOLDFAST_LOCAL_KEY_SET`.
+    pub fn key_set(&self) -> &str {
+        &self.key_set
+    }
+
+    /// A token for `sub` in `role`, good for twelve hours.
+    ///
+    /// # Errors
+    /// Signing fails, which no known input brings about.
+    pub fn token(&self, sub: &str, role: Role) -> Result<String> {
+        let groups = match role {
+            Role::Customer => None,
+            Role::Service => Some(["service"]),
+            Role::Admin => Some(["admin"]),
+        };
+        let now = OffsetDateTime::now_utc();
+        let claims = Claims {
+            iss: ISSUER,
+            aud: AUDIENCE,
+            sub,
+            groups,
+            iat: now.unix_timestamp(),
+            exp: (now + LIFETIME).unix_timestamp(),
+        };
+        let header = Header { kid: Some(KEY_ID.to_owned()), ..Header::new(Algorithm::HS256) };
+        jsonwebtoken::encode(&header, &claims, &self.key).context(|| "cannot sign a token".into())
+    }
+}
+
+/// Writes a new key beside its place and links it there: whoever is first wins, and nobody ever reads half a key.
+fn make(path: &std::path::Path) -> Result<()> {
+    let cannot = || format!("cannot make the signing key {}", path.display());
+    let mut secret = [0_u8; 32];
+    std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut secret)).context(cannot)?;
+    let keys = KeySet {
+        keys: vec![Key {
+            kty: "oct".to_owned(),
+            kid: KEY_ID.to_owned(),
+            alg: "HS256".to_owned(),
+            usage: "sig".to_owned(),
+            k: BASE64URL_NOPAD.encode(&secret),
+        }],
+    };
+    let text = serde_json::to_string(&keys).context(cannot)?;
+    let draft = path.with_extension(format!("{:016x}.tmp", fastrand::u64(..)));
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&draft)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .context(cannot)?;
+    let linked = std::fs::hard_link(&draft, path);
+    let _ = std::fs::remove_file(&draft);
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error).context(cannot),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jsonwebtoken::jwk::JwkSet;
+    use jsonwebtoken::{DecodingKey, Validation};
+    use serde_json::Value;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_token_verifies_against_the_key_set_and_carries_the_role() {
+        let signer = Signer::load().unwrap();
+        let keys: JwkSet = serde_json::from_str(signer.key_set()).unwrap();
+        let key = DecodingKey::from_jwk(keys.find(KEY_ID).unwrap()).unwrap();
+        let mut rules = Validation::new(Algorithm::HS256);
+        rules.set_issuer(&[ISSUER]);
+        rules.set_audience(&[AUDIENCE]);
+        let claims = |role| {
+            let token = signer.token("alice", role).unwrap();
+            jsonwebtoken::decode::<Value>(&token, &key, &rules).unwrap().claims
+        };
+        assert_eq!(claims(Role::Admin)["cognito:groups"], serde_json::json!(["admin"]));
+        let customer = claims(Role::Customer);
+        assert_eq!(customer["sub"], "alice");
+        assert_eq!(customer.get("cognito:groups"), None);
+    }
+
+    #[test]
+    fn nobody_else_can_read_the_key() {
+        Signer::load().unwrap();
+        let path = paths::local("").unwrap().join("signing-key.json");
+        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
