@@ -8,6 +8,7 @@ use holdfast_domain::{
 
 use crate::error::Attempts;
 use crate::items::{self, text, time};
+use crate::products::REFUSAL_LIFETIME;
 use crate::reserve::take_limit;
 use crate::transact::{Cancelled, Expression, Reason, Transaction, worst};
 use crate::{Deadline, Error, Store, keys};
@@ -134,7 +135,7 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Reservation>, Error> {
         let deadline = attempts.deadline();
-        let facts = self.facts(seen.lines.iter().map(|line| &line.product_id), deadline).await?;
+        let facts = self.facts(seen.lines.iter().map(|line| &line.product_id), REFUSAL_LIFETIME, deadline).await?;
         let products: Vec<&Product> = facts.values().collect();
         self.look(&products, deadline).await?;
         let mut lines = seen.lines.clone();

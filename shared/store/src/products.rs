@@ -18,9 +18,10 @@ use crate::{Cursor, Deadline, Error, Page, Store, keys, lock};
 
 /// How long an environment trusts the facts of a product without reading them. A newer version on a shard overrules
 /// them at once, so this only bounds how often they are read.
-const FACTS_LIFETIME: Duration = Duration::from_secs(5);
-/// How long "sold out" is remembered after a look at all shards.
-const SOLD_OUT_LIFETIME: Duration = Duration::from_secs(1);
+pub(crate) const FACTS_LIFETIME: Duration = Duration::from_secs(5);
+/// How old what an environment remembers may be where somebody is refused for it: no shard is asked then. It applies
+/// to facts ("not on sale") as to stock ("sold out", after a look at all shards), and keeps a herd from reading.
+pub(crate) const REFUSAL_LIFETIME: Duration = Duration::from_secs(1);
 
 /// What an environment remembers of a product.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub(crate) struct Known {
 
 impl Known {
     pub(crate) fn looked_lately(&self) -> bool {
-        self.looked_at.is_some_and(|at| at.elapsed() < SOLD_OUT_LIFETIME)
+        self.looked_at.is_some_and(|at| at.elapsed() < REFUSAL_LIFETIME)
     }
 
     pub(crate) fn choose(&self, quantity: u32) -> Option<Vec<holdfast_domain::Take>> {
@@ -79,10 +80,12 @@ pub struct Stock {
 }
 
 impl Store {
-    /// The facts of these products, read where they are not remembered or too old. Unknown ones are left out.
+    /// The facts of these products, read where they are not remembered or older than `most_age`. Unknown ones are left
+    /// out.
     pub(crate) async fn facts(
         &self,
         ids: impl Iterator<Item = &ProductId>,
+        most_age: Duration,
         deadline: Deadline,
     ) -> Result<BTreeMap<ProductId, Product>, Error> {
         let mut facts = BTreeMap::new();
@@ -90,7 +93,7 @@ impl Store {
         {
             let known = lock(&self.known);
             for id in ids {
-                match known.get(id).filter(|known| known.read_at.elapsed() < FACTS_LIFETIME) {
+                match known.get(id).filter(|known| known.read_at.elapsed() < most_age) {
                     Some(known) => _ = facts.insert(id.clone(), known.product.clone()),
                     None => missing.push(keys::product(id)),
                 }

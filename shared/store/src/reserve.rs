@@ -7,6 +7,7 @@ use holdfast_domain::{Basket, Draft, Line, Product, Refusal, Reservation, Shorta
 
 use crate::error::Attempts;
 use crate::items::{self, ShardItem, number};
+use crate::products::{FACTS_LIFETIME, REFUSAL_LIFETIME};
 use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, worst};
 use crate::{Deadline, Error, Item, Store, keys};
 
@@ -65,10 +66,15 @@ impl Store {
     {
         let mut attempts = self.attempts(deadline);
         let mut released = false;
+        let mut facts_age = FACTS_LIFETIME;
         loop {
-            let facts = self.facts(basket.products(), deadline).await?;
+            let facts = self.facts(basket.products(), facts_age, deadline).await?;
             let draft = match draft(basket, &facts, now) {
                 Ok(draft) => draft,
+                Err(_) if facts_age > REFUSAL_LIFETIME => {
+                    facts_age = REFUSAL_LIFETIME;
+                    continue;
+                }
                 Err(refusal) => return self.replay_or(basket, refusal, deadline).await,
             };
             let lines = match self.choose(&draft) {

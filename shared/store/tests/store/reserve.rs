@@ -292,3 +292,16 @@ async fn unknown_products_are_named() {
     let Error::Refused(Refusal::ProductNotFound { product_id }) = refused else { panic!("{refused:?}") };
     assert_eq!(product_id.as_str(), "zebra");
 }
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
+    let wire = table().await;
+    stocked(&wire, &[Product { status: ProductStatus::Paused, ..product("tee", 10, 2) }]).await;
+    let (shop, admin) = (store(&wire, 1), store(&wire, 2));
+    let ask = basket("alice", "k", &[("tee", 1)]);
+    assert_eq!(code(&reserve(&shop, &ask, NOW).await.unwrap_err()), "product_not_on_sale");
+    let open = ProductChange { status: Some(ProductStatus::OnSale), ..ProductChange::default() };
+    admin.change_product(&product_id("tee"), 1, open, soon()).await.unwrap();
+    tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    reserve(&shop, &ask, NOW).await.unwrap();
+}

@@ -1,0 +1,170 @@
+//! A caller of the HTTP API.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_local::demo::{Book, read_books};
+use holdfast_local::runner::Event;
+use holdfast_local::stack::Stack;
+use holdfast_local::token::Role;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// How long anything that will happen may take to happen. Nothing waits this long unless something is broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The API of one stack.
+#[derive(Clone)]
+pub(crate) struct Api {
+    pub(crate) stack: Arc<Stack>,
+    http: reqwest::Client,
+}
+
+/// Who calls.
+#[derive(Clone, Copy)]
+pub(crate) enum Who<'a> {
+    Nobody,
+    Customer(&'a str),
+    Admin,
+    Token(&'a str),
+}
+
+/// An answer, whole.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    /// The problem's code; empty for an answer that is none.
+    pub(crate) fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+
+    pub(crate) fn id(&self) -> String {
+        self.body["reservation_id"].as_str().unwrap_or_else(|| panic!("no reservation: {self:?}")).to_owned()
+    }
+
+    /// Checks status and code, and that a problem has the shape of every problem.
+    #[track_caller]
+    pub(crate) fn is(&self, status: u16, code: &str) -> &Self {
+        assert_eq!((self.status, self.code()), (status, code), "{self:#?}");
+        if !code.is_empty() {
+            assert_eq!(self.headers["content-type"], "application/problem+json");
+            assert_eq!(self.body["type"], format!("urn:holdfast:problem:{code}"));
+            assert_eq!(self.body["status"], status);
+            for member in ["title", "detail", "request_id"] {
+                assert!(self.body[member].as_str().is_some_and(|text| !text.is_empty()), "{member}: {self:#?}");
+            }
+        }
+        self
+    }
+}
+
+impl Api {
+    pub(crate) fn new(stack: &Arc<Stack>) -> Self {
+        Self { stack: stack.clone(), http: reqwest::Client::new() }
+    }
+
+    /// Any request, as raw as need be.
+    pub(crate) async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        who: Who<'_>,
+        headers: &[(&str, &str)],
+        body: Option<String>,
+    ) -> Answer {
+        let mut request = self.http.request(method, format!("{}{path}", self.stack.api_url()));
+        let token = match who {
+            Who::Nobody => None,
+            Who::Customer(sub) => Some(self.stack.token(sub, Role::Customer).unwrap()),
+            Who::Admin => Some(self.stack.token("root", Role::Admin).unwrap()),
+            Who::Token(token) => Some(token.to_owned()),
+        };
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body);
+        }
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Answer { status, headers, body }
+    }
+
+    pub(crate) async fn get(&self, path: &str, who: Who<'_>) -> Answer {
+        self.raw(Method::GET, path, who, &[], None).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, who: Who<'_>, body: Value) -> Answer {
+        self.raw(Method::POST, path, who, &[], Some(body.to_string())).await
+    }
+
+    /// Makes a product of `total` units with these other fields.
+    pub(crate) async fn product(&self, id: &str, total: u64, more: Value) -> Answer {
+        let mut body = json!({"product_id": id, "name": id, "price_minor": 2_500, "currency": "EUR", "total": total});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = self.post("/admin/products", Who::Admin, body).await;
+        answer.is(201, "");
+        answer
+    }
+
+    pub(crate) async fn reserve(&self, customer: &str, key: &str, lines: &[(&str, u32)]) -> Answer {
+        let lines: Vec<_> = lines.iter().map(|(id, units)| json!({"product_id": id, "quantity": units})).collect();
+        let body = json!({ "lines": lines }).to_string();
+        let who = Who::Customer(customer);
+        self.raw(Method::POST, "/reservations", who, &[("idempotency-key", key)], Some(body)).await
+    }
+
+    pub(crate) async fn confirm(&self, customer: &str, id: &str, payment: Option<&str>) -> Answer {
+        let body = payment.map_or(json!({}), |payment| json!({ "payment_reference": payment }));
+        self.post(&format!("/reservations/{id}/confirm"), Who::Customer(customer), body).await
+    }
+
+    pub(crate) async fn cancel(&self, customer: &str, id: &str) -> Answer {
+        self.raw(Method::DELETE, &format!("/reservations/{id}"), Who::Customer(customer), &[], None).await
+    }
+
+    /// What `GET /products/{id}` says: available, reserved, sold.
+    pub(crate) async fn stock(&self, id: &str) -> (u64, u64, u64) {
+        let product = self.get(&format!("/products/{id}"), Who::Nobody).await;
+        product.is(200, "");
+        let units = |name: &str| product.body[name].as_u64().unwrap();
+        (units("available"), units("reserved"), units("sold"))
+    }
+
+    /// The books of one product, read from the table; they balance.
+    pub(crate) async fn book(&self, id: &str) -> Book {
+        let mut books: BTreeMap<String, Book> = read_books(&self.stack).await.unwrap();
+        let book = books.remove(id).unwrap_or_else(|| panic!("no product {id}"));
+        assert!(book.balances(), "{id}: {book:?}");
+        book
+    }
+
+    /// Waits for schedules to call `expire` until `done`.
+    pub(crate) async fn until_expired<F: Future<Output = bool>>(&self, done: impl Fn() -> F) {
+        let mut events = self.stack.runner().unwrap().events();
+        let waiting = async {
+            while !done().await {
+                while !matches!(events.recv().await, Ok(Event::Fired { function, .. }) if function == "expire") {}
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("the schedule released nothing");
+    }
+
+    /// Waits until the reservation's own time is over, by the clock that it was given.
+    pub(crate) async fn until_overdue(&self, reservation: &Answer) {
+        let seconds = reservation.body["expires_in_seconds"].as_u64().unwrap();
+        // Nothing announces that a moment has come; the extra tenth is for the round-up of the countdown.
+        tokio::time::sleep(Duration::from_millis(seconds * 1_000 + 100)).await;
+    }
+}

@@ -1,0 +1,371 @@
+//! Bad input: the documented problem, and nothing changed.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::api::{Api, Who};
+
+/// A request, and the problem that it must meet.
+struct Case {
+    what: &'static str,
+    method: Method,
+    path: String,
+    who: Who<'static>,
+    key: Option<String>,
+    body: Option<String>,
+    status: u16,
+    code: &'static str,
+}
+
+fn case(
+    what: &'static str,
+    method: Method,
+    path: &str,
+    who: Who<'static>,
+    body: Value,
+    problem: (u16, &'static str),
+) -> Case {
+    let (status, code) = problem;
+    let body = if body.is_null() { None } else { Some(body.to_string()) };
+    Case { what, method, path: path.to_owned(), who, key: Some("bad-input".to_owned()), body, status, code }
+}
+
+pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
+    const ALICE: Who<'static> = Who::Customer("alice");
+    const INVALID: (u16, &str) = (400, "invalid_request");
+    api.product("input", 10, json!({"max_per_customer": 3})).await;
+    api.product("input-usd", 10, json!({"currency": "USD"})).await;
+    api.product("input-paused", 10, json!({"status": "paused"})).await;
+    api.product("input-early", 10, json!({"sale_starts_at": "2999-01-01T00:00:00Z"})).await;
+    api.product("input-over", 10, json!({"sale_ends_at": "2001-01-01T00:00:00Z"})).await;
+    let unknown = format!("rsv_{}", "a".repeat(52));
+
+    let mut cases = Vec::new();
+    let line = |id: &str, quantity: Value| json!({"lines": [{"product_id": id, "quantity": quantity}]});
+    let one = line("input", json!(1));
+    let mut reserve =
+        |what, body: Value, problem| cases.push(case(what, Method::POST, "/reservations", ALICE, body, problem));
+    reserve("no lines", json!({"lines": []}), INVALID);
+    reserve("no body", Value::Null, INVALID);
+    reserve("an array", json!([]), INVALID);
+    reserve("lines of another type", json!({"lines": "input"}), INVALID);
+    reserve("a quantity of another type", line("input", json!("1")), INVALID);
+    reserve("a quantity of null", line("input", Value::Null), INVALID);
+    reserve("an unknown field", json!({"lines": [{"product_id": "input", "quantity": 1}], "price_minor": 0}), INVALID);
+    reserve(
+        "an unknown field in a line",
+        json!({"lines": [{"product_id": "input", "quantity": 1, "unit_price_minor": 1}]}),
+        INVALID,
+    );
+    reserve("a missing quantity", json!({"lines": [{"product_id": "input"}]}), INVALID);
+    reserve("a malformed product id", line("in put", json!(1)), INVALID);
+    reserve("an over-long product id", line(&"a".repeat(65), json!(1)), INVALID);
+    reserve("21 lines", json!({"lines": vec![json!({"product_id": "input", "quantity": 1}); 21]}), INVALID);
+    reserve(
+        "duplicates that exceed together",
+        json!({"lines": vec![json!({"product_id": "input", "quantity": 1_000}); 2]}),
+        (422, "invalid_quantity"),
+    );
+    reserve("an unknown product", line("no-such", json!(1)), (404, "product_not_found"));
+    reserve(
+        "two currencies",
+        json!({"lines": [{"product_id": "input", "quantity": 1}, {"product_id": "input-usd", "quantity": 1}]}),
+        (422, "currency_mismatch"),
+    );
+    reserve("a paused product", line("input-paused", json!(1)), (409, "product_not_on_sale"));
+    reserve("a sale that is to come", line("input-early", json!(1)), (409, "sale_not_open"));
+    reserve("a sale that is over", line("input-over", json!(1)), (409, "sale_not_open"));
+    reserve("more than the limit", line("input", json!(4)), (409, "customer_limit_reached"));
+    for (what, key, code) in [
+        ("no key", None, "idempotency_key_missing"),
+        ("an empty key", Some(String::new()), "idempotency_key_invalid"),
+        ("an over-long key", Some("k".repeat(256)), "idempotency_key_invalid"),
+    ] {
+        cases.push(Case { key, ..case(what, Method::POST, "/reservations", ALICE, one.clone(), (400, code)) });
+    }
+    for (what, body, problem) in [
+        ("not JSON", "{\"lines\":".to_owned(), INVALID),
+        ("nothing but a NUL", "\u{0}".to_owned(), INVALID),
+        ("a number past any range", r#"{"lines":[{"product_id":"input","quantity":1e999}]}"#.to_owned(), INVALID),
+        (
+            "64 KB and a byte",
+            format!("{{\"lines\":[],\"x\":\"{}\"}}", "x".repeat(65_536 - 18)),
+            (413, "payload_too_large"),
+        ),
+        ("a megabyte", "x".repeat(1_000_000), (413, "payload_too_large")),
+    ] {
+        cases.push(Case { body: Some(body), ..case(what, Method::POST, "/reservations", ALICE, Value::Null, problem) });
+    }
+
+    for id in ["x", "rsv_x", "..%2f..", &unknown, &unknown.to_uppercase(), "%00", &"a".repeat(2_000)] {
+        let missing = (404, "reservation_not_found");
+        cases.push(case(
+            "get a reservation that is not there",
+            Method::GET,
+            &format!("/reservations/{id}"),
+            ALICE,
+            Value::Null,
+            missing,
+        ));
+        cases.push(case("cancel it", Method::DELETE, &format!("/reservations/{id}"), ALICE, Value::Null, missing));
+        cases.push(case(
+            "confirm it",
+            Method::POST,
+            &format!("/reservations/{id}/confirm"),
+            ALICE,
+            json!({"payment_reference": "p"}),
+            missing,
+        ));
+        cases.push(case(
+            "extend it",
+            Method::POST,
+            &format!("/reservations/{id}/extend"),
+            ALICE,
+            json!({"hold_seconds": 60}),
+            missing,
+        ));
+    }
+    let confirm = format!("/reservations/{unknown}/confirm");
+    for body in [
+        json!({"payment_reference": ""}),
+        json!({"payment_reference": "x".repeat(256)}),
+        json!({"payment_reference": 1}),
+        json!({"payment_reference": "é"}),
+        json!({"paid": true}),
+    ] {
+        cases.push(case("a payment reference that is none", Method::POST, &confirm, ALICE, body, INVALID));
+    }
+    for seconds in [json!(9), json!(3_601), json!(-1), json!(10.5), json!("60"), json!(1e18), Value::Null] {
+        let extend = format!("/reservations/{unknown}/extend");
+        cases.push(case(
+            "an extension that is none",
+            Method::POST,
+            &extend,
+            ALICE,
+            json!({"hold_seconds": seconds}),
+            INVALID,
+        ));
+    }
+    for query in ["limit=0", "limit=101", "limit=x", "limit=-1", "status=sold", "cursor=%21", "cursor=e30", "page=2"] {
+        cases.push(case(
+            "a list that cannot be",
+            Method::GET,
+            &format!("/reservations?{query}"),
+            ALICE,
+            Value::Null,
+            INVALID,
+        ));
+    }
+    for query in ["limit=0", "limit=101", "cursor=x"] {
+        for path in [
+            "/products",
+            "/orders",
+            "/admin/products",
+            "/admin/reservations",
+            "/admin/failed-confirmations",
+            "/admin/products/input/ledger",
+        ] {
+            cases.push(case(
+                "a list that cannot be",
+                Method::GET,
+                &format!("{path}?{query}"),
+                Who::Admin,
+                Value::Null,
+                INVALID,
+            ));
+        }
+    }
+    let product = |change: Value| {
+        let mut body =
+            json!({"product_id": "input-new", "name": "New", "price_minor": 1, "currency": "EUR", "total": 1});
+        body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        body
+    };
+    for change in [
+        json!({"product_id": ""}),
+        json!({"product_id": "a b"}),
+        json!({"product_id": "a".repeat(65)}),
+        json!({"name": ""}),
+        json!({"name": "n".repeat(201)}),
+        json!({"price_minor": -1}),
+        json!({"price_minor": 0.5}),
+        json!({"price_minor": 100_000_000_001_u64}),
+        json!({"currency": "eur"}),
+        json!({"currency": "EURO"}),
+        json!({"total": -1}),
+        json!({"total": 1_000_000_001}),
+        json!({"shards": 0}),
+        json!({"shards": 65}),
+        json!({"hold_seconds": 9}),
+        json!({"hold_seconds": 3_601}),
+        json!({"max_per_customer": 0}),
+        json!({"status": "gone"}),
+        json!({"sale_starts_at": "tomorrow"}),
+        json!({"sale_starts_at": "2030-01-02T00:00:00Z", "sale_ends_at": "2030-01-01T00:00:00Z"}),
+        json!({"version": 7}),
+    ] {
+        cases.push(case(
+            "a product that cannot be",
+            Method::POST,
+            "/admin/products",
+            Who::Admin,
+            product(change),
+            INVALID,
+        ));
+    }
+    cases.push(case(
+        "a product that exists",
+        Method::POST,
+        "/admin/products",
+        Who::Admin,
+        product(json!({"product_id": "input"})),
+        (409, "product_exists"),
+    ));
+    let mut patch =
+        |what, path: &str, body: Value, problem| cases.push(case(what, Method::PATCH, path, Who::Admin, body, problem));
+    patch("a change without a version", "/admin/products/input", json!({"price_minor": 1}), INVALID);
+    patch(
+        "a change on another version",
+        "/admin/products/input",
+        json!({"version": 2, "price_minor": 1}),
+        (409, "version_mismatch"),
+    );
+    patch("a change of the total", "/admin/products/input", json!({"version": 1, "total": 1}), INVALID);
+    patch("a change past a limit", "/admin/products/input", json!({"version": 1, "name": ""}), INVALID);
+    patch(
+        "a change of nothing that is there",
+        "/admin/products/no-such",
+        json!({"version": 1}),
+        (404, "product_not_found"),
+    );
+    patch("a malformed id", "/admin/products/a%20b", json!({"version": 1}), (404, "product_not_found"));
+    let mut adjust = |what, body: Value, problem| {
+        cases.push(case(what, Method::POST, "/admin/products/input/stock", Who::Admin, body, problem))
+    };
+    adjust("no reason", json!({"delta": 1}), INVALID);
+    adjust("an empty reason", json!({"delta": 1, "reason": ""}), INVALID);
+    adjust("nothing to adjust", json!({"delta": 0, "reason": "x"}), INVALID);
+    adjust("a fraction", json!({"delta": 0.5, "reason": "x"}), INVALID);
+    adjust("a huge delta", json!({"delta": 1e300, "reason": "x"}), INVALID);
+    adjust("past the highest total", json!({"delta": 1_000_000_000, "reason": "x"}), INVALID);
+    adjust("more than there is", json!({"delta": -11, "reason": "x"}), (409, "insufficient_stock"));
+    adjust(
+        "another total than expected",
+        json!({"delta": 1, "reason": "x", "expected_total": 11}),
+        (409, "version_mismatch"),
+    );
+    cases.push(Case {
+        key: None,
+        ..case(
+            "no key",
+            Method::POST,
+            "/admin/products/input/stock",
+            Who::Admin,
+            json!({"delta": 1, "reason": "x"}),
+            (400, "idempotency_key_missing"),
+        )
+    });
+    for id in ["x", "fc_x", &format!("fc_{}", "a".repeat(52))] {
+        let missing = (404, "failed_confirmation_not_found");
+        cases.push(case(
+            "retry what is not there",
+            Method::POST,
+            &format!("/admin/failed-confirmations/{id}/retry"),
+            Who::Admin,
+            json!({}),
+            missing,
+        ));
+        cases.push(case(
+            "resolve what is not there",
+            Method::POST,
+            &format!("/admin/failed-confirmations/{id}/resolve"),
+            Who::Admin,
+            json!({"note": "x"}),
+            missing,
+        ));
+    }
+    cases.push(case(
+        "a product that is not there",
+        Method::GET,
+        "/products/no-such",
+        Who::Nobody,
+        Value::Null,
+        (404, "product_not_found"),
+    ));
+    cases.push(case(
+        "a malformed product id",
+        Method::GET,
+        "/products/a%20b",
+        Who::Nobody,
+        Value::Null,
+        (404, "product_not_found"),
+    ));
+
+    for case in &cases {
+        let key = case.key.as_deref().map(|key| ("idempotency-key", key));
+        let answer = api.raw(case.method.clone(), &case.path, case.who, key.as_slice(), case.body.clone()).await;
+        assert_eq!(
+            (answer.status, answer.code()),
+            (case.status, case.code),
+            "{}: {} {:.200} {:.300?}\n{answer:#?}",
+            case.what,
+            case.method,
+            case.path,
+            case.body
+        );
+        answer.is(case.status, case.code);
+    }
+    for id in ["input", "input-usd", "input-paused", "input-early", "input-over"] {
+        let book = api.book(id).await;
+        assert_eq!((book.available, book.total), (10, 10), "{id}");
+    }
+    assert_eq!(api.get("/products/input", Who::Nobody).await.body["version"], 1);
+
+    // And at the limits, all of it goes through.
+    let longest = "k".repeat(255);
+    api.reserve("alice", &longest, &[("input", 3)]).await.is(201, "");
+    let reused = api.reserve("alice", &longest, &[("input", 2)]).await;
+    reused.is(422, "idempotency_key_reused");
+    api.product(
+        &"i".repeat(64),
+        1_000_000_000,
+        json!({"name": "ü".repeat(200), "price_minor": 100_000_000_000_u64, "shards": 64, "hold_seconds": 3_600}),
+    )
+    .await;
+    let most = api.reserve("alice", "most", &[(&"i".repeat(64), 1_000)]).await;
+    most.is(201, "");
+    assert_eq!(most.body["total_price_minor"], 100_000_000_000_000_u64);
+}
+
+pub(crate) async fn events_with_missing_fields(api: Api) {
+    api.product("events", 5, json!({})).await;
+    api.reserve("alice", "events", &[("events", 2)]).await.is(201, "");
+    // `expire` looks at the clock, not at the event.
+    for event in [
+        json!({}),
+        json!([]),
+        json!("x"),
+        json!(null),
+        json!({"kind": "slot"}),
+        json!({"kind": "other"}),
+        json!({"slot": "x"}),
+    ] {
+        let released = api.stack.invoke("expire", &event).await;
+        assert!(released.is_ok(), "{event}: {released:?}");
+    }
+    // `confirm` names every message that it cannot carry out, and keeps a batch whole where it cannot name one.
+    let record =
+        |id: &str, body: &str| json!({"messageId": id, "receiptHandle": "r", "body": body, "eventSource": "aws:sqs"});
+    let bad = ["", "{}", "null", "[]", "not json", r#"{"reservation_id":"x","customer":"a","requested_at_ms":0}"#];
+    let records: Vec<_> = bad.iter().enumerate().map(|(n, body)| record(&format!("m{n}"), body)).collect();
+    let answer = api.stack.invoke("confirm", &json!({ "Records": records })).await.unwrap();
+    assert_eq!(answer["batchItemFailures"].as_array().unwrap().len(), bad.len(), "{answer}");
+    assert!(api.stack.invoke("confirm", &json!({"Records": [{"body": "x"}]})).await.is_err());
+    assert!(api.stack.invoke("confirm", &json!({"Records": "x"})).await.is_err());
+    let empty = api.stack.invoke("confirm", &json!({"Records": []})).await.unwrap();
+    assert_eq!(empty["batchItemFailures"], json!([]));
+    let book = api.book("events").await;
+    assert_eq!((book.available, book.held), (3, 2));
+    // Whatever they were sent, the functions still answer.
+    api.reserve("alice", "events", &[("events", 2)]).await.is(201, "");
+}

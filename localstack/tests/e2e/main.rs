@@ -1,0 +1,104 @@
+//! End to end: the compiled functions behind `cargo lambda watch`, an emulator, and nothing faked.
+//!
+//! One stack serves all tests, each with products of its own; those that kill functions start another. The emulator is
+//! ministack, or whatever answers at `HOLDFAST_ENDPOINT`: `HOLDFAST_ENDPOINT=http://127.0.0.1:4566 cargo test --test e2e`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
+
+mod admin;
+mod api;
+mod bad_input;
+mod crash;
+mod life;
+mod peers;
+mod queues;
+mod races;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_local::emulator::Choice;
+use holdfast_local::runner;
+use holdfast_local::stack::{Options, Stack};
+use libtest_mimic::{Arguments, Trial};
+use tokio::runtime::Runtime;
+
+/// As many tests at once as leave each of them time to run: most of it is waiting for holds to end.
+const TESTS_AT_ONCE: usize = 6;
+
+/// The stack as the tests want it: what failed in a queue comes back after a second and not after a minute.
+fn options() -> Options {
+    #[expect(clippy::disallowed_methods, reason = "a test binary has no other way to be told")]
+    let endpoint = std::env::var("HOLDFAST_ENDPOINT").ok();
+    Options {
+        emulator: endpoint.map_or(Choice::Ministack, Choice::Endpoint),
+        runner: runner::Options { visibility_timeout: Some(Duration::from_secs(1)), ..runner::Options::default() },
+        ..Options::default()
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(Some(TESTS_AT_ONCE));
+    let runtime = Arc::new(Runtime::new().expect("a runtime"));
+    let wanted = !arguments.list && !arguments.ignored;
+    let stack =
+        wanted.then(|| Arc::new(runtime.block_on(Stack::start(options())).unwrap_or_else(|error| panic!("{error}"))));
+
+    macro_rules! trials {
+        ($($module:ident::{$($test:ident),* $(,)?}),* $(,)?) => {
+            vec![$($({
+                let (runtime, stack) = (runtime.clone(), stack.clone());
+                Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
+                    let stack = stack.ok_or("no stack")?;
+                    runtime.block_on($module::$test(api::Api::new(&stack)));
+                    Ok(())
+                })
+            }),*),*]
+        };
+    }
+    let trials = trials![
+        life::{
+            a_hold_becomes_an_order,
+            a_hold_left_alone_expires_by_its_schedule_and_gives_back_once,
+            a_hold_can_be_extended_up_to_its_cap,
+            a_hold_can_be_cancelled_more_than_once,
+            paid_late_is_honoured_while_there_is_stock,
+            paid_late_and_gone_is_a_failed_confirmation_that_an_admin_settles,
+            lists_show_the_customers_own,
+        },
+        races::{
+            two_hundred_callers_for_the_last_unit,
+            the_same_request_fifty_times_at_once,
+            several_lines_all_or_nothing_under_contention,
+        },
+        crash::{
+            peer_case_3_functions_killed_in_the_middle_of_five_hundred_reserves_lose_nothing,
+        },
+        peers::{
+            peer_case_1_confirm_after_expiry_is_refused,
+            peer_case_2_confirm_races_expiry,
+            peer_case_5_quantities_and_ids_cannot_be_abused,
+            peer_case_6_anothers_key_or_id_gives_nothing,
+            peer_case_7_nobody_makes_themselves_admin,
+            peer_case_9_contention_is_no_error_while_stock_remains,
+        },
+        bad_input::{
+            every_field_at_its_limits_and_past_them,
+            events_with_missing_fields,
+        },
+        queues::{
+            a_queued_confirmation_is_carried_out,
+            a_poison_message_reaches_the_dead_letter_queue,
+        },
+        admin::{
+            products_are_made_changed_and_listed,
+            stock_is_adjusted_once_with_a_reason,
+        },
+    ];
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(stack) = stack.and_then(Arc::into_inner) {
+        runtime.block_on(stack.stop());
+    }
+    conclusion.exit_code()
+}
