@@ -21,13 +21,11 @@ pub const AUDIENCE: &str = "holdfast";
 const LIFETIME: Duration = Duration::hours(12);
 const KEY_ID: &str = "local";
 
-/// What a caller may do. `service` names customers in its requests; see the API's description.
+/// What a caller may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Role {
     /// Own reservations only.
     Customer,
-    /// A shop's back end.
-    Service,
     /// Products, stock, failed confirmations.
     Admin,
 }
@@ -97,7 +95,6 @@ impl Signer {
     pub fn token(&self, sub: &str, role: Role) -> Result<String> {
         let groups = match role {
             Role::Customer => None,
-            Role::Service => Some(["service"]),
             Role::Admin => Some(["admin"]),
         };
         let now = OffsetDateTime::now_utc();

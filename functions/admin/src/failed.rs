@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::{Confirmation, Received};
-use holdfast_domain::{Invalid, Refusal, Status};
+use holdfast_domain::{CustomerId, Invalid, PaymentReference, Refusal, ReservationId, Status};
 use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query};
 use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,8 @@ use crate::App;
 
 /// How many receives one request spends on what has arrived: ten messages each. What is left is the next request's.
 const MOST_RECEIVES: usize = 20;
+/// The reason of one that used up its tries without an answer.
+const NOT_CONFIRMED: &str = "not_confirmed";
 /// The longest body that is kept. Ours are far shorter; an item of DynamoDB may have 400 KB.
 const MOST_BODY: usize = 256 * 1024;
 
@@ -106,25 +108,40 @@ pub(crate) async fn resolve(
         return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
     }
     let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
-    let resolved = app.store.resolve_failed(&failed_id(id)?, admin.as_str(), Some(&body.note), now, deadline).await?;
+    let failed = app.store.failed(&failed_id(id)?, deadline).await?;
+    let FailedConfirmation { reservation_id, customer, payment_reference, .. } = &failed;
+    let payment = payment_reference.as_ref();
+    if app.settled_by_its_order(reservation_id.as_ref(), customer.as_ref(), payment, deadline).await? {
+        // The payment bought what it was for: nobody may be told to give it back.
+        return Err(Refusal::AlreadySettled.into());
+    }
+    let resolved = app.store.resolve_failed(&failed.id, admin.as_str(), Some(&body.note), now, deadline).await?;
     Ok(Answer(FailedView::from(resolved)).into_response())
 }
 
-/// `POST /admin/failed-confirmations/redrive`: retries every open one, a hundred a request.
+/// `POST /admin/failed-confirmations/redrive`: retries every open one that failed for want of an answer, a hundred a
+/// request. One that was refused is left to a person: the payment may have been given back already.
 pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     app.take_in(deadline).await?;
-    let open = app.store.failed_confirmations(Some(FailedState::Open), 100, None, deadline).await?;
-    let mut retried = 0;
-    for failed in &open.items {
-        match app.retry(failed, deadline).await {
-            Ok(_) => retried += 1,
-            // Settled by somebody else a moment ago.
-            Err(Fault::Table(Error::Refused(Refusal::AlreadySettled))) => {}
-            Err(fault) => return Err(fault.into()),
+    let (mut retried, mut cursor) = (0, None);
+    loop {
+        let open = app.store.failed_confirmations(Some(FailedState::Open), 100, cursor, deadline).await?;
+        for failed in open.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
+            match app.retry(failed, deadline).await {
+                Ok(_) => retried += 1,
+                // Settled by somebody else a moment ago.
+                Err(Fault::Table(Error::Refused(Refusal::AlreadySettled))) => {}
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+        cursor = open.next;
+        // A page of what is left to a person must not hide for ever what lies behind it.
+        if cursor.is_none() || retried >= 100 || deadline.passed() {
+            break;
         }
     }
-    Ok((StatusCode::ACCEPTED, Answer(json!({ "retried": retried, "more": open.next.is_some() }))).into_response())
+    Ok((StatusCode::ACCEPTED, Answer(json!({ "retried": retried, "more": cursor.is_some() }))).into_response())
 }
 
 /// What stopped a retry.
@@ -162,23 +179,31 @@ impl App {
         let now = self.clock.now();
         let failure = failure(&message.body);
         self.store.record_failure(&failure, now, deadline).await?;
-        if let (Some(id), Some(customer)) = (&failure.reservation_id, &failure.customer) {
-            // A later confirmation with this very payment may have succeeded before the message was read here. It
-            // settles what it finds; what was written only now, this look settles.
-            match self.store.reservation(id, customer, deadline).await {
-                Ok(reservation)
-                    if reservation.status == Status::Confirmed
-                        && reservation.payment_reference == failure.payment_reference =>
-                {
-                    let payment = failure.payment_reference.as_ref();
-                    self.store.failed_is_confirmed(id, payment, now, deadline).await?;
-                }
-                Ok(_) | Err(Error::Refused(Refusal::ReservationNotFound)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        // A later confirmation with this very payment may have succeeded before the message was read here.
+        let Failure { reservation_id, customer, payment_reference, .. } = &failure;
+        self.settled_by_its_order(reservation_id.as_ref(), customer.as_ref(), payment_reference.as_ref(), deadline)
+            .await?;
         tracing::warn!(id = failure.id(), reason = failure.reason, "failed confirmation taken in");
         Ok(self.queues.delete_failed(message).await?)
+    }
+
+    /// Settles a failed confirmation whose reservation is an order of this very payment by now; whether it is.
+    async fn settled_by_its_order(
+        &self,
+        reservation: Option<&ReservationId>,
+        customer: Option<&CustomerId>,
+        payment: Option<&PaymentReference>,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        let (Some(id), Some(customer)) = (reservation, customer) else { return Ok(false) };
+        match self.store.reservation(id, customer, deadline).await {
+            Ok(found) if found.status == Status::Confirmed && found.payment_reference.as_ref() == payment => {
+                self.store.failed_is_confirmed(id, payment, self.clock.now(), deadline).await?;
+                Ok(true)
+            }
+            Ok(_) | Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Sends it through the queue again. It is sent before it is marked: one that is sent twice is confirmed once, one
@@ -205,7 +230,7 @@ fn failure(body: &str) -> Failure {
             reservation_id: Some(confirmation.reservation_id),
             customer: Some(confirmation.customer),
             payment_reference: confirmation.payment_reference,
-            reason: confirmation.reason.unwrap_or_else(|| "not_confirmed".to_owned()),
+            reason: confirmation.reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
         },
         Err(_) => Failure {
             reservation_id: None,

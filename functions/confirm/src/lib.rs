@@ -113,7 +113,9 @@ async fn confirm_batch(app: &App, batch: SqsEvent) -> Result<SqsBatchResponse, l
 async fn confirm_message(app: &App, message: &SqsMessage) -> Result<(), String> {
     let body = message.body.as_deref().unwrap_or_default();
     // A message that cannot be read fails like any other, and reaches the dead-letter queue by using up its tries.
-    let confirmation: Confirmation = serde_json::from_str(body).map_err(|error| format!("unreadable: {error}"))?;
+    let confirmation: Confirmation = serde_json::from_str(body)
+        // Where, not what: serde's own text quotes the value, and that may be a payment.
+        .map_err(|error| format!("unreadable at line {} column {}", error.line(), error.column()))?;
     let reservation_id = confirmation.reservation_id.as_str();
     match app.carry_out(&confirmation).await {
         Ok(_) => {
@@ -124,10 +126,7 @@ async fn confirm_message(app: &App, message: &SqsMessage) -> Result<(), String> 
         Err(Error::Refused(refusal)) => {
             let code = refusal.code();
             tracing::warn!(reservation_id, code, "queued confirmation refused");
-            if confirmation.payment_reference.is_none() {
-                // Nothing was paid: the reservation itself says how it ended.
-                return Ok(());
-            }
+            // Paid or not, somebody was told that it is on its way: a person has to see that it is not.
             app.queues.send_failed(&confirmation, code).await.map_err(|error| error.to_string())
         }
         Err(error) => Err(error.to_string()),

@@ -11,7 +11,9 @@ use holdfast_aws::clock::Clock;
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::schedules::Schedules;
 use holdfast_domain::{Basket, HoldSeconds, ProductId, Reservation, ReservationId, Status, Timestamp};
-use holdfast_http::{Caller, Json, Key, List, ListQuery, Problem, Query, ReservationView, about_reservation, path_id};
+use holdfast_http::{
+    Caller, Json, Key, List, ListQuery, Object, Problem, Query, ReservationView, about_reservation, path_id,
+};
 use holdfast_store::{Deadline, Error, Store};
 use serde::Deserialize;
 
@@ -40,7 +42,7 @@ pub fn router(app: App) -> Router {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Create {
-    lines: Vec<CreateLine>,
+    lines: Vec<Object<CreateLine>>,
 }
 
 #[derive(Deserialize)]
@@ -59,7 +61,7 @@ async fn create(
     Json(body): Json<Create>,
 ) -> Result<Response, Problem> {
     let quantity = |number: &serde_json::Number| number.as_u64().and_then(|quantity| u32::try_from(quantity).ok());
-    let lines = body.lines.into_iter().map(|line| (line.product_id, quantity(&line.quantity))).collect();
+    let lines = body.lines.into_iter().map(|Object(line)| (line.product_id, quantity(&line.quantity))).collect();
     let basket = Basket::new(caller.id, &key, lines)??;
     about_reservation(&basket.reservation_id);
 

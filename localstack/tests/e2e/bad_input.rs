@@ -48,6 +48,8 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
     reserve("no lines", json!({"lines": []}), INVALID);
     reserve("no body", Value::Null, INVALID);
     reserve("an array", json!([]), INVALID);
+    reserve("an array of the fields", json!([[{"product_id": "input", "quantity": 1}]]), INVALID);
+    reserve("a line as an array of its fields", json!({"lines": [["input", 1]]}), INVALID);
     reserve("lines of another type", json!({"lines": "input"}), INVALID);
     reserve("a quantity of another type", line("input", json!("1")), INVALID);
     reserve("a quantity of null", line("input", Value::Null), INVALID);

@@ -5,7 +5,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{StatusCode, request::Parts};
 use holdfast_domain::{IdempotencyKey, Invalid};
 use holdfast_store::Cursor;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::Problem;
@@ -26,7 +26,35 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         })?;
         let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
         // The error's text names the caller's own fields and positions, nothing of ours.
-        serde_json::from_slice(text).map(Self).map_err(|error| Problem::invalid_request(error.to_string()))
+        let object = serde_json::from_slice(text).map_err(|error| Problem::invalid_request(error.to_string()))?;
+        let Object(value) = object;
+        Ok(Self(value))
+    }
+}
+
+/// A struct that must be written as a JSON object. Serde's structs read an array of their fields too, in the order in
+/// which they are declared: an order that is no part of the contract.
+#[derive(Debug, Clone, Copy)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::deserialize(MapOnly(deserializer)).map(Self)
+    }
+}
+
+struct MapOnly<D>(D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for MapOnly<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_map(visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }
 
@@ -51,21 +79,19 @@ impl<S: Sync> FromRequestParts<S> for Key {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let mut values = parts.headers.get_all("idempotency-key").iter();
-        let Some(value) = values.next() else {
+        let Some(value) = parts.headers.get("idempotency-key") else {
             return Err(Problem::new(
                 StatusCode::BAD_REQUEST,
                 "idempotency_key_missing",
                 "this request needs an Idempotency-Key header",
             ));
         };
-        let text = value.to_str().ok().filter(|_| values.next().is_none());
-        let key = text.and_then(|text| IdempotencyKey::try_from(text).ok());
+        let key = value.to_str().ok().and_then(|text| IdempotencyKey::try_from(text).ok());
         key.map(Self).ok_or_else(|| {
             Problem::new(
                 StatusCode::BAD_REQUEST,
                 "idempotency_key_invalid",
-                "Idempotency-Key must be given once, with 1 to 255 printable ASCII characters",
+                "Idempotency-Key must have 1 to 255 printable ASCII characters",
             )
         })
     }

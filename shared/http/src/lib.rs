@@ -12,7 +12,7 @@ mod serve;
 mod view;
 
 pub use caller::{Admin, Authenticator, Caller, LOCAL_AUDIENCE, LOCAL_ISSUER, Role};
-pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, Query, path_id, some};
+pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, Object, Query, path_id, some};
 pub use problem::Problem;
 pub use serve::{about_reservation, serve};
 pub use view::{ApiTime, List, ProductView, ReservationView};

@@ -12,7 +12,7 @@ use crate::{Authenticator, Problem};
 
 /// `router` with everything around it. Unknown paths and methods are problems too.
 pub fn serve(router: Router, authenticator: Authenticator) -> Router {
-    let not_found = async || Problem::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path");
+    let not_found = async || route_not_found();
     let method = async || {
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not answer to this method")
     };
@@ -22,6 +22,10 @@ pub fn serve(router: Router, authenticator: Authenticator) -> Router {
         .layer(from_fn(answer))
         // Outermost, so that every extractor finds it.
         .layer(Extension(authenticator))
+}
+
+fn route_not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path")
 }
 
 /// Writes the reservation's id into every log line of this request from here on.
@@ -37,11 +41,14 @@ async fn answer(request: Request, next: Next) -> Response {
     let span = tracing::info_span!("request", request_id, %method, path, reservation_id = field::Empty);
     async move {
         let mut response = next.run(request).await;
-        let status = response.status().as_u16();
-        let Some(problem) = response.extensions_mut().remove::<Problem>() else {
-            tracing::info!(status, "answered");
+        let problem = response.extensions_mut().remove::<Problem>();
+        // The one refusal that is not ours: axum's own, of an id in the path that is not UTF-8.
+        let problem = problem.or_else(|| response.status().is_client_error().then(route_not_found));
+        let Some(problem) = problem else {
+            tracing::info!(status = response.status().as_u16(), "answered");
             return response;
         };
+        let status = problem.status.as_u16();
         match (&problem.inside, problem.status.is_server_error()) {
             (Some(inside), true) => tracing::error!(status, code = problem.code, inside, "failed"),
             _ => tracing::info!(status, code = problem.code, "refused"),

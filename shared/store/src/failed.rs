@@ -240,11 +240,11 @@ impl Store {
                         found.push(items::read("failed confirmation", item)?);
                     }
                     start = answer.last_evaluated_key;
+                    if start.is_none() || found.len() >= wanted {
+                        return Ok(Page { items: found, next: start.map(Cursor::new) });
+                    }
                 }
                 Err(error) => attempts.pause(fault("Query", &error)).await?,
-            }
-            if start.is_none() || found.len() >= wanted {
-                return Ok(Page { items: found, next: start.map(Cursor::new) });
             }
         }
     }

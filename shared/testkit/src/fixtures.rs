@@ -1,7 +1,9 @@
-//! A table, products, baskets, and the books.
+//! A table, queues, schedules, a clock, products, baskets, and the books.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "for tests: a broken fixture is a failed test")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
@@ -9,7 +11,10 @@ use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
     ScalarAttributeType,
 };
+use holdfast_aws::clock::Clock;
 use holdfast_aws::config::Environment;
+use holdfast_aws::queues::Queues;
+use holdfast_aws::schedules::{Schedules, Target};
 use holdfast_domain::{
     Basket, CustomerId, HoldSeconds, IdempotencyKey, PaymentReference, Product, ProductId, ProductStatus, Reservation,
     Status, Timestamp,
@@ -23,9 +28,62 @@ pub const TABLE: &str = "holdfast";
 /// When the fixtures' stories begin.
 pub const NOW: Timestamp = Timestamp::from_millis(1_763_700_000_000);
 
+/// The queue of confirmations.
+pub const CONFIRMATIONS: &str = "https://sqs.us-east-1.amazonaws.com/123456789012/confirmations";
+/// The dead-letter queue behind it.
+pub const FAILED: &str = "https://sqs.us-east-1.amazonaws.com/123456789012/failed-confirmations";
+
+fn environment(wire: &Wire) -> Environment {
+    Environment::of_emulator("us-east-1", "http://aws.test").over(wire.http_client())
+}
+
 /// A client over the wire.
 pub fn client(wire: &Wire) -> Client {
-    Environment::of_emulator("us-east-1", "http://dynamodb.test").over(wire.http_client()).dynamodb()
+    environment(wire).dynamodb()
+}
+
+/// Both queues over the wire.
+pub fn queues(wire: &Wire) -> Queues {
+    Queues::new(environment(wire).sqs(), CONFIRMATIONS.to_owned(), FAILED.to_owned())
+}
+
+/// Another environment's reminders over the wire, in slots of 10 s.
+pub fn schedules(wire: &Wire) -> Schedules {
+    let target = Target {
+        group: "holds".to_owned(),
+        function_arn: "arn:aws:lambda:us-east-1:123456789012:function:expire".to_owned(),
+        role_arn: "arn:aws:iam::123456789012:role/schedule".to_owned(),
+        dead_letter_arn: "arn:aws:sqs:us-east-1:123456789012:schedule-failures".to_owned(),
+    };
+    Schedules::new(environment(wire).scheduler(), target, 10)
+}
+
+/// The hands of a clock, which a test turns. They start at [`NOW`].
+#[derive(Debug, Clone)]
+pub struct Hands(Arc<AtomicI64>);
+
+impl Hands {
+    /// At [`NOW`].
+    pub fn new() -> Self {
+        Self(Arc::new(AtomicI64::new(NOW.as_millis())))
+    }
+
+    /// Turns them.
+    pub fn set(&self, now: Timestamp) {
+        self.0.store(now.as_millis(), Ordering::Relaxed);
+    }
+
+    /// The clock that they are of.
+    pub fn clock(&self) -> Clock {
+        let hands = self.0.clone();
+        Clock::new(move || Timestamp::from_millis(hands.load(Ordering::Relaxed)))
+    }
+}
+
+impl Default for Hands {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// A wire to an empty table.

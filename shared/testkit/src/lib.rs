@@ -1,4 +1,7 @@
-//! For tests only: a DynamoDB in process behind the real SDK, a wire that can be cut, and fixtures.
+//! For tests only: AWS in process behind the real SDKs, a wire that can be cut, events as they reach the functions, and
+//! fixtures.
 
+pub mod event;
 pub mod fixtures;
+mod services;
 pub mod wire;

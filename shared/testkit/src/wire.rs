@@ -1,10 +1,11 @@
-//! The wire between the SDK and DynamoDB: the only fake in these tests.
+//! The wire between the SDKs and AWS: the only fake in these tests.
 //!
-//! The store and the AWS SDK above it are the real ones, with their retries, signing and parsing; below is dynoxide in
-//! memory. In between, a [`Fault`] can meet any call. Every call is recorded with the capacity that it consumed.
+//! The functions, the store and the AWS SDKs above it are the real ones, with their retries, signing and parsing;
+//! below is dynoxide for DynamoDB, and a few lines of memory for SQS and Scheduler. In between, a [`Fault`] can meet
+//! any call, by the name of its operation. Every call is recorded, with the capacity that it consumed.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
@@ -15,6 +16,9 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use dynoxide::{Database, DynoxideError};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+
+pub use crate::services::Schedule;
+use crate::services::Services;
 
 /// What happens to a call instead of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +79,7 @@ type Script = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
 
 struct Inner {
     database: Database,
+    services: Mutex<Services>,
     script: Mutex<Script>,
     calls: Mutex<Vec<Call>>,
 }
@@ -88,12 +93,14 @@ impl Wire {
     #[expect(clippy::expect_used, reason = "for tests: without a database there is none")]
     pub fn new() -> Self {
         let database = Database::memory().expect("a database in memory");
-        Self(Arc::new(Inner { database, script: Mutex::new(Box::new(|_| None)), calls: Mutex::default() }))
+        let script: Script = Box::new(|_| None);
+        let (services, calls) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { database, services, script: Mutex::new(script), calls }))
     }
 
     /// From now on, `script` decides for each call whether a fault meets it.
     pub fn script(&self, script: impl FnMut(&Call) -> Option<Fault> + Send + 'static) {
-        *self.0.script.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(script);
+        *lock(&self.0.script) = Box::new(script);
     }
 
     /// The next `times` calls of `operation` meet `fault`, and the wire is whole again.
@@ -106,9 +113,39 @@ impl Wire {
         });
     }
 
+    /// From now on, every call of `operations` meets `fault`.
+    pub fn fail_all(&self, operations: &'static [&'static str], fault: Fault) {
+        self.script(move |call| operations.contains(&call.operation.as_str()).then_some(fault));
+    }
+
+    /// From now on, every call arrives and is answered.
+    pub fn mend(&self) {
+        self.script(|_| None);
+    }
+
+    /// The bodies in the queue of this URL, also of messages that are hidden because somebody received them.
+    pub fn messages(&self, queue_url: &str) -> Vec<String> {
+        lock(&self.0.services).messages(queue_url)
+    }
+
+    /// Puts a message into a queue, as somebody else would.
+    pub fn send_message(&self, queue_url: &str, body: &str) {
+        lock(&self.0.services).send(queue_url, body);
+    }
+
+    /// Ends the visibility timeout of every message that was received and not deleted.
+    pub fn show_messages(&self) {
+        lock(&self.0.services).show_messages();
+    }
+
+    /// The schedules, in the order in which they were made.
+    pub fn schedules(&self) -> Vec<Schedule> {
+        lock(&self.0.services).schedules()
+    }
+
     /// All calls since the last time that this was asked.
     pub fn take_calls(&self) -> Vec<Call> {
-        std::mem::take(&mut *self.0.calls.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.0.calls))
     }
 
     /// As the SDK takes it.
@@ -117,14 +154,8 @@ impl Wire {
     }
 
     fn answer(&self, request: &HttpRequest) -> Result<HttpResponse, ConnectorError> {
-        let operation = request.headers().get("x-amz-target").and_then(|target| target.rsplit('.').next());
-        let mut call = Call {
-            operation: operation.unwrap_or_default().to_owned(),
-            request: request.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default(),
-            response: None,
-            fault: None,
-        };
-        call.fault = (self.0.script.lock().unwrap_or_else(PoisonError::into_inner))(&call);
+        let mut call = call(request);
+        call.fault = lock(&self.0.script)(&call);
         let answer = match call.fault {
             None => self.carry_out(&call),
             Some(Fault::LostBefore) => Err(lost()),
@@ -139,7 +170,7 @@ impl Wire {
         if let Ok((_, body)) = &answer {
             call.response = Some(body.clone());
         }
-        self.0.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+        lock(&self.0.calls).push(call);
         let (status, body) = answer?;
         let status = status.try_into().map_err(|error| ConnectorError::other(Box::new(error), None))?;
         let mut response = HttpResponse::new(status, body.to_string().into());
@@ -149,6 +180,9 @@ impl Wire {
 
     fn carry_out(&self, call: &Call) -> Result<(u16, Value), ConnectorError> {
         let (database, request) = (&self.0.database, &call.request);
+        if let Some(answer) = lock(&self.0.services).carry_out(&call.operation, request) {
+            return Ok(answer);
+        }
         let answer = match call.operation.as_str() {
             "CreateTable" => run(request, |request| database.create_table(request)),
             "GetItem" => run(request, |request| database.get_item(request)),
@@ -184,10 +218,30 @@ fn run<Q: DeserializeOwned, A: Serialize>(
     serde_json::to_value(answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
+/// Names the operation: in DynamoDB's and SQS's protocol a header does, in Scheduler's the method and the path.
+fn call(request: &HttpRequest) -> Call {
+    let mut body: Value = request.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
+    let target = request.headers().get("x-amz-target").and_then(|target| target.rsplit('.').next());
+    let operation = match (target, request.uri().rsplit_once("/schedules/")) {
+        (Some(operation), _) => operation,
+        (None, Some((_, name))) if request.method() == "POST" => {
+            body["Name"] = name.into();
+            "CreateSchedule"
+        }
+        (None, _) => "",
+    };
+    Call { operation: operation.to_owned(), request: body, response: None, fault: None }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn lost() -> ConnectorError {
     ConnectorError::timeout("the answer never came".into())
 }
 
+/// The SDKs of all three services find the code here, behind any namespace.
 fn error(code: &str) -> Value {
     json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"), "message": "a fault" })
 }
@@ -209,7 +263,12 @@ impl fmt::Debug for Wire {
 
 impl HttpConnector for Wire {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
-        HttpConnectorFuture::ready(self.answer(&request))
+        let wire = self.clone();
+        HttpConnectorFuture::new(async move {
+            // As on any network, others get their turn between a request and its answer.
+            tokio::task::yield_now().await;
+            wire.answer(&request)
+        })
     }
 }
 

@@ -1,5 +1,8 @@
 //! Turning holds into orders: in time, late, twice, and with answers lost.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use holdfast_domain::{Product, Refusal, Reservation, Status, Timestamp};
 use holdfast_store::{Error, Store};
 use holdfast_testkit::fixtures::{
@@ -106,6 +109,43 @@ async fn paid_late_and_gone_owes_a_refund_and_takes_nothing() {
     assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), LATE).await), Refusal::RefundRequired);
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.available, tee.held, tee.sold), (1, 2, 0));
+}
+
+#[tokio::test]
+async fn paid_late_takes_what_is_there_from_wherever_it_is() {
+    let wire = table().await;
+    stocked(&wire, &[product("tee", 8, 4)]).await;
+    let store = store(&wire, 1);
+    let held = reserve(&store, &basket("alice", "k", &[("tee", 7)]), NOW).await.unwrap().reservation;
+    store.release_overdue(LATE, soon()).await.unwrap();
+    let order = confirm(&store, &held, Some("pay_1"), LATE).await.unwrap();
+    assert_eq!(order.lines[0].takes.len(), 4);
+    assert_eq!(store.reservation(&held.reservation_id, &held.customer, soon()).await.unwrap(), order);
+    assert_eq!(books(&wire).await["tee"].sold, 7);
+}
+
+#[tokio::test]
+async fn paid_late_never_takes_what_somebody_else_took_a_moment_ago() {
+    let (wire, store, held) = held().await;
+    store.release_overdue(LATE, soon()).await.unwrap();
+    // After the look at the stock and before the transaction, bob takes all of it.
+    let looked = Arc::new(AtomicBool::new(false));
+    let on_the_wire = looked.clone();
+    wire.script(move |call| {
+        let first_try = call.operation == "TransactWriteItems" && !on_the_wire.swap(true, Ordering::SeqCst);
+        first_try.then_some(Fault::LostBefore)
+    });
+    let bob = holdfast_testkit::fixtures::store(&wire, 2);
+    let bob = async {
+        while !looked.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        reserve(&bob, &basket("bob", "k", &[("tee", 3)]), LATE).await.unwrap();
+    };
+    let (answer, ()) = futures_util::future::join(confirm(&store, &held, Some("pay_1"), LATE), bob).await;
+    assert_eq!(refusal(answer), Refusal::RefundRequired);
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.available, tee.held, tee.sold), (0, 3, 0));
 }
 
 #[tokio::test]

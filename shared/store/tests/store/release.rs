@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_domain::{HoldSeconds, Product, Refusal, Status, Timestamp};
-use holdfast_store::{Error, keys};
+use holdfast_domain::{HoldSeconds, Product, Refusal, ReservationId, Status, Timestamp};
+use holdfast_store::{Error, Swept, keys};
 use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, customer, product, reserve, soon, stocked, store, table,
 };
@@ -55,7 +55,8 @@ async fn only_what_is_overdue_is_released() {
     let extended =
         store.extend(&held.reservation_id, &held.customer, hold, almost, soon(), |_| async { Ok(()) }).await.unwrap();
     assert_eq!(extended.expires_at, almost.plus_seconds(600));
-    assert_eq!(store.release_overdue(LATE, soon()).await.unwrap().holds, 0);
+    let swept = store.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!((swept.holds, swept.ended_before), (0, 0), "the index knows of the extension");
     let swept = store.release_overdue(extended.expires_at, soon()).await.unwrap();
     assert_eq!((swept.holds, swept.units, swept.complete), (1, 4, true));
 }
@@ -105,35 +106,47 @@ async fn one_that_was_confirmed_meanwhile_drops_out_alone() {
     assert_eq!((tee.available, tee.sold), (57, 3));
 }
 
-#[tokio::test]
-async fn a_late_copy_of_a_release_does_not_meet_a_hold_made_anew() {
-    let wire = tee(5, 1).await;
-    let store = store(&wire, 1);
-    let first = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
-    // The release has read the first hold, and its first try is lost on the way...
+/// A sweep at `LATE` whose first transaction is lost on the way, with `meanwhile` done to the hold before the next try.
+async fn sweep_while(wire: &Wire, hold: &ReservationId, meanwhile: &str, value: i64) -> Swept {
     let lost = Arc::new(AtomicBool::new(false));
     let on_the_wire = lost.clone();
     wire.script(move |call| {
         let first_try = call.operation == "TransactWriteItems" && !on_the_wire.swap(true, Ordering::SeqCst);
         first_try.then_some(Fault::LostBefore)
     });
-    let made_anew = async {
+    let change = async {
         while !lost.load(Ordering::SeqCst) {
             tokio::task::yield_now().await;
         }
-        // ...and before the next one, the hold under this key is another: ended, cleaned up and made anew.
-        client(&wire)
+        client(wire)
             .update_item()
             .table_name(TABLE)
-            .set_key(Some(keys::reservation(&first.reservation_id).item()))
-            .update_expression("SET created_at = :anew")
-            .expression_attribute_values(":anew", AttributeValue::N((NOW.as_millis() + 1).to_string()))
+            .set_key(Some(keys::reservation(hold).item()))
+            .update_expression(format!("SET {meanwhile} = :value"))
+            .expression_attribute_values(":value", AttributeValue::N(value.to_string()))
             .send()
             .await
             .unwrap();
     };
-    let (swept, ()) = futures_util::future::join(store.release_overdue(LATE, soon()), made_anew).await;
-    let swept = swept.unwrap();
+    let store = store(wire, 7);
+    futures_util::future::join(store.release_overdue(LATE, soon()), change).await.0.unwrap()
+}
+
+#[tokio::test]
+async fn a_late_copy_of_a_release_does_not_meet_a_hold_made_anew() {
+    let wire = tee(5, 1).await;
+    let first = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
+    // The hold under this key is another by now: the first ended, was cleaned up, and was made anew.
+    let swept = sweep_while(&wire, &first.reservation_id, "created_at", NOW.as_millis() + 1).await;
+    assert_eq!((swept.holds, swept.ended_before), (0, 1));
+    assert_eq!(books(&wire).await["tee"].held, 2);
+}
+
+#[tokio::test]
+async fn a_hold_that_was_extended_since_the_index_was_read_stays() {
+    let wire = tee(5, 1).await;
+    let held = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
+    let swept = sweep_while(&wire, &held.reservation_id, "expires_at", LATE.as_millis() + 1).await;
     assert_eq!((swept.holds, swept.ended_before), (0, 1));
     assert_eq!(books(&wire).await["tee"].held, 2);
 }

@@ -99,6 +99,12 @@ async fn the_owner_of_a_hold_is_never_told_sold_out() {
     let again = reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
     assert!(again.replayed);
     assert_eq!(again.reservation.reservation_id, first.reservation.reservation_id);
+    // Another environment learns both at once, that there is none left and that she has hers: it need not ask further.
+    let other = holdfast_testkit::fixtures::store(&wire, 2);
+    wire.take_calls();
+    assert!(reserve(&other, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap().replayed);
+    let calls: Vec<_> = wire.take_calls().into_iter().map(|call| call.operation).collect();
+    assert_eq!(calls, ["BatchGetItem", "TransactWriteItems"]);
     // Also when the product has been paused meanwhile.
     let change = ProductChange { status: Some(ProductStatus::Paused), ..ProductChange::default() };
     store.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();

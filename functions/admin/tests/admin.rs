@@ -1,0 +1,371 @@
+//! The function `admin` over the real SDKs: what becomes of failed confirmations, and its routes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
+
+use admin::{App, router};
+use axum::Router;
+use holdfast_aws::queues::Confirmation;
+use holdfast_domain::{Product, Reservation, Timestamp};
+use holdfast_http::{Authenticator, serve};
+use holdfast_testkit::event::{Answer, at, event, names, saying, send, with_header};
+use holdfast_testkit::fixtures::{
+    CONFIRMATIONS, FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
+};
+use holdfast_testkit::wire::{Fault, Wire};
+use serde_json::{Value, json};
+
+/// The Idempotency-Key behind the reservation of the event files.
+const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
+/// The failed confirmation of the event files: of that reservation and `pay_123`.
+const ID: &str = "fc_bpr6tq6lc7ifa7dpc4vfvgiboyv7hzlu6szz6ol4dggonvz5teea";
+/// When a hold made at `NOW` is over.
+const LATE: Timestamp = NOW.plus_seconds(600);
+
+/// The function, and a shop with 100 tees, two of them held by Alice.
+struct Shop {
+    wire: Wire,
+    hands: Hands,
+    router: Router,
+    held: Reservation,
+}
+
+async fn shop() -> Shop {
+    let wire = table().await;
+    let tee = Product { name: "Black tee".to_owned(), ..product("tee-black", 100, 16) };
+    stocked(&wire, &[tee]).await;
+    let held = reserve(&store(&wire, 2), &basket("alice", KEY, &[("tee-black", 2)]), NOW).await.unwrap().reservation;
+    let (hands, router) = function(&wire);
+    wire.take_calls();
+    Shop { wire, hands, router, held }
+}
+
+fn function(wire: &Wire) -> (Hands, Router) {
+    let hands = Hands::new();
+    let app = App { store: store(wire, 1), queues: queues(wire), clock: hands.clock() };
+    (hands, serve(router(app), Authenticator::default()))
+}
+
+impl Shop {
+    async fn send(&self, event: Value) -> Answer {
+        send(self.router.clone(), event).await
+    }
+
+    /// What the list shows, of one state or of all.
+    async fn listed(&self, state: &str) -> Vec<Value> {
+        let mut event = event("admin/list-failed-confirmations");
+        event["rawQueryString"] = if state.is_empty() { "".into() } else { format!("state={state}").into() };
+        let answer = self.send(event).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.body["items"].as_array().unwrap().clone()
+    }
+
+    async fn resolve(&self, id: &str, note: Value) -> Answer {
+        let path = format!("/admin/failed-confirmations/{id}/resolve");
+        let event = at(event("admin/resolve-failed-confirmation"), "POST", &path);
+        self.send(saying(event, json!({ "note": note }))).await
+    }
+
+    /// A message as `confirm` leaves it where a refund is owed.
+    fn refund_is_owed(&self, paid: &str) {
+        self.wire.send_message(FAILED, &self.message(paid, Some("refund_required")));
+    }
+
+    fn message(&self, paid: &str, reason: Option<&str>) -> String {
+        let confirmation = Confirmation {
+            reservation_id: self.held.reservation_id.clone(),
+            customer: self.held.customer.clone(),
+            payment_reference: Some(payment(paid)),
+            requested_at_ms: NOW,
+            reason: reason.map(str::to_owned),
+        };
+        serde_json::to_string(&confirmation).unwrap()
+    }
+
+    /// The hold is over, its units are back, and the customer's payment takes them again.
+    async fn confirm_late(&self, paid: &str) {
+        self.hands.set(LATE);
+        let (store, held) = (store(&self.wire, 5), &self.held);
+        store.release_overdue(LATE, soon()).await.unwrap();
+        let (id, customer, payment) = (&held.reservation_id, &held.customer, payment(paid));
+        let order = store.confirm(id, customer, Some(&payment), LATE, LATE, soon()).await.unwrap();
+        assert!(order.confirmed_late);
+    }
+}
+
+#[tokio::test]
+async fn every_event_file_is_answered_with_its_success() {
+    for name in names("admin") {
+        let shop = shop().await;
+        shop.refund_is_owed("pay_123");
+        let event = event(&format!("admin/{name}"));
+        match name.as_str() {
+            "create-product" => {
+                let (_, router) = function(&table().await);
+                let answer = send(router, event).await;
+                assert_eq!((answer.status, &answer.body["available"]), (201, &json!(100)), "{answer:?}");
+            }
+            "list-products" => {
+                let answer = shop.send(event).await;
+                let tee = &answer.body["items"][0];
+                assert_eq!((answer.status, &tee["product_id"]), (200, &json!("tee-black")), "{answer:?}");
+                assert_eq!((&tee["available"], &tee["reserved"], &tee["sold"]), (&json!(98), &json!(2), &json!(0)));
+            }
+            "change-product" => {
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body["price_minor"]), (200, &json!(2_000)), "{answer:?}");
+                assert_eq!(answer.body["version"], 2);
+            }
+            "adjust-stock" => {
+                let first = shop.send(event.clone()).await;
+                assert_eq!((first.status, &first.body["total_after"]), (200, &json!(150)), "{first:?}");
+                let again = shop.send(event).await;
+                assert_eq!((again.header("idempotent-replayed"), &again.body), (Some("true"), &first.body));
+                assert_eq!(books(&shop.wire).await["tee-black"].total, 150);
+            }
+            "get-ledger" => {
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body["items"][0]["delta"]), (200, &json!(100)), "{answer:?}");
+            }
+            "list-reservations" => {
+                let answer = shop.send(event).await;
+                let held = &answer.body["items"][0];
+                assert_eq!((answer.status, &held["customer_id"]), (200, &json!("alice")), "{answer:?}");
+                assert_eq!(held["reservation_id"], shop.held.reservation_id.as_str());
+            }
+            "list-failed-confirmations" => {
+                let answer = shop.send(event).await;
+                let failed = &answer.body["items"][0];
+                assert_eq!((answer.status, &failed["id"]), (200, &json!(ID)), "{answer:?}");
+                assert_eq!((&failed["state"], &failed["reason"]), (&json!("open"), &json!("refund_required")));
+                assert_eq!((&failed["customer"], &failed["payment_reference"]), (&json!("alice"), &json!("pay_123")));
+            }
+            "redrive-failed-confirmations" => {
+                shop.wire.send_message(FAILED, &shop.message("pay_124", None));
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body), (202, &json!({ "retried": 1, "more": false })));
+            }
+            "retry-failed-confirmation" => {
+                assert_eq!(shop.listed("").await.len(), 1);
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body["state"]), (202, &json!("retrying")), "{answer:?}");
+            }
+            "resolve-failed-confirmation" => {
+                assert_eq!(shop.listed("").await.len(), 1);
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body["state"]), (200, &json!("resolved")), "{answer:?}");
+                assert_eq!(answer.body["note"], "refunded by hand");
+                assert_eq!(answer.body["settled_by"], "admin-1");
+            }
+            other => panic!("events/admin/{other}.json has no test"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_leaves_the_queue_only_when_the_table_has_it() {
+    for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
+        let shop = shop().await;
+        shop.refund_is_owed("pay_123");
+        shop.wire.fail_all(&["UpdateItem"], fault);
+        let answer = shop.send(event("admin/list-failed-confirmations")).await;
+        let code = if fault == Fault::AccessDenied { "internal_error" } else { "unavailable" };
+        answer.problem(if fault == Fault::AccessDenied { 500 } else { 503 }, code);
+        assert_eq!(shop.wire.messages(FAILED).len(), 1, "{fault:?}");
+        shop.wire.mend();
+        shop.wire.show_messages();
+        assert_eq!(shop.listed("open").await.len(), 1, "{fault:?}");
+        assert!(shop.wire.messages(FAILED).is_empty(), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_not_deleted_is_listed_once_all_the_same() {
+    for fault in [Fault::LostBefore, Fault::LostAfter] {
+        let shop = shop().await;
+        shop.refund_is_owed("pay_123");
+        shop.wire.fail_all(&["DeleteMessage"], fault);
+        shop.send(event("admin/list-failed-confirmations")).await.problem(503, "unavailable");
+        // The table has it already: the list needs the queue no more.
+        assert_eq!(shop.listed("open").await.len(), 1, "{fault:?}");
+        shop.wire.mend();
+        shop.wire.show_messages();
+        assert_eq!(shop.listed("").await.len(), 1, "{fault:?}");
+        assert!(shop.wire.messages(FAILED).is_empty(), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_listed_as_that_and_more_than_a_receive_holds_is_taken_in() {
+    let shop = shop().await;
+    let poison = ["not JSON", "{}", "[1]", "\u{1F9E8}", r#"{"reservation_id":"rsv_x","customer":"alice"}"#];
+    poison.iter().for_each(|body| shop.wire.send_message(FAILED, body));
+    for n in 0..21 {
+        shop.wire.send_message(FAILED, &shop.message(&format!("pay_{n}"), None));
+    }
+    let listed = shop.listed("open").await;
+    let of = |reason: &str| listed.iter().filter(|failed| failed["reason"] == reason).collect::<Vec<_>>();
+    assert_eq!((of("unreadable").len(), of("not_confirmed").len()), (poison.len(), 21));
+    let mut messages: Vec<&str> = of("unreadable").iter().map(|failed| failed["message"].as_str().unwrap()).collect();
+    let mut expected = poison.to_vec();
+    messages.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(messages, expected);
+    assert!(of("unreadable").iter().all(|failed| failed["reservation_id"].is_null()));
+    assert!(shop.wire.messages(FAILED).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_is_sent_before_it_is_marked() {
+    let shop = shop().await;
+    shop.refund_is_owed("pay_123");
+    assert_eq!(shop.listed("open").await.len(), 1);
+    let retry = || event("admin/retry-failed-confirmation");
+
+    shop.wire.fail_all(&["SendMessage"], Fault::LostBefore);
+    shop.send(retry()).await.problem(503, "unavailable");
+    assert_eq!(shop.listed("open").await.len(), 1, "never sent, never marked");
+
+    shop.wire.fail_all(&["UpdateItem"], Fault::LostBefore);
+    shop.send(retry()).await.problem(503, "unavailable");
+    assert_eq!(shop.wire.messages(CONFIRMATIONS).len(), 1, "sent, if not marked");
+
+    shop.wire.mend();
+    assert_eq!(shop.send(retry()).await.body["state"], "retrying");
+    // It goes without the reason that it had in the other queue: a confirmation like any other.
+    for sent in shop.wire.messages(CONFIRMATIONS) {
+        assert_eq!(sent, shop.message("pay_123", None));
+    }
+    assert!(shop.listed("open").await.is_empty());
+    assert_eq!(shop.listed("retrying").await.len(), 1);
+
+    // It failed again, and is open again, under the same id.
+    shop.refund_is_owed("pay_123");
+    let open = shop.listed("open").await;
+    assert_eq!((open.len(), &open[0]["id"]), (1, &json!(ID)));
+}
+
+#[tokio::test]
+async fn what_is_settled_stays_settled() {
+    let shop = shop().await;
+    shop.refund_is_owed("pay_123");
+    assert_eq!(shop.listed("open").await.len(), 1);
+    for note in [json!(""), json!("  \n"), json!("x".repeat(1_001)), json!(null), json!(7)] {
+        shop.resolve(ID, note).await.problem(400, "invalid_request");
+    }
+    assert_eq!(shop.listed("open").await.len(), 1);
+    assert_eq!(shop.resolve(ID, json!("x".repeat(1_000))).await.status, 200);
+    shop.resolve(ID, json!("again")).await.problem(409, "already_settled");
+    shop.send(event("admin/retry-failed-confirmation")).await.problem(409, "already_settled");
+    // A late copy of the message opens nothing.
+    shop.refund_is_owed("pay_123");
+    assert!(shop.listed("open").await.is_empty());
+    assert_eq!(shop.listed("resolved").await[0]["note"], "x".repeat(1_000));
+    assert!(shop.wire.messages(CONFIRMATIONS).is_empty());
+    let answer = shop.send(event("admin/redrive-failed-confirmations")).await;
+    assert_eq!(answer.body, json!({ "retried": 0, "more": false }));
+
+    for id in ["fc_x", "FAILED", "..%2F", &ID.to_uppercase(), &format!("fc_{}", "a".repeat(52))] {
+        let answer = shop.resolve(id, json!("note")).await;
+        answer.problem(404, "failed_confirmation_not_found");
+    }
+}
+
+#[tokio::test]
+async fn a_payment_that_was_confirmed_late_before_the_message_was_read_is_not_open() {
+    let shop = shop().await;
+    shop.refund_is_owed("pay_123");
+    shop.refund_is_owed("pay_456");
+    shop.confirm_late("pay_123").await;
+    let open = shop.listed("open").await;
+    assert_eq!(open.len(), 1, "the other payment is still owed: {open:?}");
+    assert_eq!(open[0]["payment_reference"], "pay_456");
+    let confirmed = shop.listed("confirmed").await;
+    assert_eq!((confirmed.len(), &confirmed[0]["payment_reference"]), (1, &json!("pay_123")));
+    shop.resolve(ID, json!("refunded")).await.problem(409, "already_settled");
+}
+
+#[tokio::test]
+async fn nobody_is_told_to_refund_what_has_become_an_order() {
+    let shop = shop().await;
+    // Its tries ran out, an admin sees it; and then the customer asks once more, in time, and it is an order.
+    shop.wire.send_message(FAILED, &shop.message("pay_123", None));
+    assert_eq!(shop.listed("open").await.len(), 1);
+    let (held, paid) = (&shop.held, payment("pay_123"));
+    let store = store(&shop.wire, 5);
+    store.confirm(&held.reservation_id, &held.customer, Some(&paid), NOW, NOW, soon()).await.unwrap();
+    shop.resolve(ID, json!("refunded")).await.problem(409, "already_settled");
+    assert_eq!(shop.listed("confirmed").await.len(), 1);
+}
+
+#[tokio::test]
+async fn redrive_sends_once_what_got_no_answer_and_leaves_the_rest_to_a_person() {
+    let shop = shop().await;
+    shop.wire.send_message(FAILED, "not JSON");
+    for n in 0..101 {
+        shop.refund_is_owed(&format!("refused_{n}"));
+        shop.wire.send_message(FAILED, &shop.message(&format!("unanswered_{n}"), None));
+    }
+    // What is left to a person fills more than a page, and hides nothing behind it.
+    for _ in 0..3 {
+        assert_eq!(shop.send(event("admin/redrive-failed-confirmations")).await.status, 202);
+    }
+    let mut sent = shop.wire.messages(CONFIRMATIONS);
+    assert_eq!(sent.len(), 101);
+    sent.sort_unstable();
+    sent.dedup();
+    assert_eq!(sent.len(), 101);
+    assert!(sent.iter().all(|message| message.contains("unanswered_")));
+    let answer = shop.send(event("admin/redrive-failed-confirmations")).await;
+    assert_eq!(answer.body, json!({ "retried": 0, "more": false }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_asked_is_a_problem() {
+    let shop = shop().await;
+    let create = || event("admin/create-product");
+    let change = |body: Value| saying(event("admin/change-product"), body);
+    let adjust = |body: Value| saying(event("admin/adjust-stock"), body);
+    for (what, event, status, code) in [
+        ("no such route", at(create(), "GET", "/admin/nowhere"), 404, "route_not_found"),
+        ("no such method", at(create(), "DELETE", "/admin/products"), 405, "method_not_allowed"),
+        ("too long", saying(create(), "x".repeat(65_537)), 413, "payload_too_large"),
+        ("not UTF-8", at(adjust(json!({})), "POST", "/admin/products/%FF/stock"), 404, "route_not_found"),
+        ("there already", create(), 409, "product_exists"),
+        ("no id", saying(create(), "{}"), 400, "invalid_request"),
+        ("an old version", change(json!({ "version": 7, "price_minor": 1 })), 409, "version_mismatch"),
+        ("a field that is set once", change(json!({ "version": 1, "shards": 2 })), 400, "invalid_request"),
+        ("more than is free", adjust(json!({ "delta": -99, "reason": "lost" })), 409, "insufficient_stock"),
+        ("another total", adjust(json!({ "delta": 1, "reason": "x", "expected_total": 7 })), 409, "version_mismatch"),
+        ("no reason", adjust(json!({ "delta": 1 })), 400, "invalid_request"),
+        ("nothing", adjust(json!({ "delta": 0, "reason": "x" })), 400, "invalid_request"),
+    ] {
+        let answer = shop.send(event).await;
+        assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{what}: {answer:?}");
+        answer.problem(status, code);
+    }
+    assert_eq!(books(&shop.wire).await["tee-black"].total, 100);
+
+    for name in names("admin") {
+        let event = event(&format!("admin/{name}"));
+        let mut customers = event.clone();
+        customers["requestContext"]["authorizer"]["jwt"]["claims"]["cognito:groups"] = "[customer]".into();
+        shop.send(customers).await.problem(403, "forbidden");
+        // A header is no claim.
+        let mut nobodys = with_header(event, "x-cognito-groups", "[admin]");
+        nobodys["requestContext"].as_object_mut().unwrap().remove("authorizer");
+        shop.send(nobodys).await.problem(401, "unauthenticated");
+    }
+
+    // A list that could not be read is no empty list.
+    const ALL: &[&str] = &["GetItem", "BatchGetItem", "Query", "Scan", "UpdateItem", "TransactWriteItems"];
+    for (fault, status, code) in [(Fault::LostBefore, 503, "unavailable"), (Fault::AccessDenied, 500, "internal_error")]
+    {
+        shop.wire.fail_all(ALL, fault);
+        for name in names("admin") {
+            let answer = shop.send(event(&format!("admin/{name}"))).await;
+            assert_eq!(answer.status, status, "{name} {fault:?}: {answer:?}");
+            answer.problem(status, code);
+        }
+    }
+    shop.wire.fail_all(&["ReceiveMessage"], Fault::AccessDenied);
+    shop.send(event("admin/list-failed-confirmations")).await.problem(503, "unavailable");
+}

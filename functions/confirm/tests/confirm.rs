@@ -1,0 +1,383 @@
+//! The function `confirm` over the real SDKs: what is a payment while one service or the other is away.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use confirm::{App, handle, router};
+use holdfast_aws::queues::Confirmation;
+use holdfast_domain::{PaymentReference, Reservation, Status, Timestamp};
+use holdfast_http::{Authenticator, serve};
+use holdfast_testkit::event::{Answer, at, by, event, names, saying, with_header};
+use holdfast_testkit::fixtures::{
+    CONFIRMATIONS, FAILED, Hands, NOW, basket, books, customer, payment, product, queues, reserve, soon, stocked,
+    store, table,
+};
+use holdfast_testkit::wire::{Fault, Wire};
+use lambda_http::tracing::subscriber;
+use lambda_runtime::{Context, Error, LambdaEvent};
+use serde_json::{Value, json};
+
+/// When a hold made at `NOW` is over.
+const LATE: Timestamp = NOW.plus_seconds(600);
+/// The Idempotency-Key behind the reservation of the event files.
+const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
+/// All that `confirm` writes to the table with.
+const WRITES: &[&str] = &["UpdateItem", "TransactWriteItems"];
+
+/// The function, and a shop with 3 tees.
+struct Shop {
+    wire: Wire,
+    hands: Hands,
+    app: Arc<App>,
+    router: Router,
+}
+
+async fn shop() -> Shop {
+    let (wire, hands) = (table().await, Hands::new());
+    stocked(&wire, &[product("tee-black", 3, 1)]).await;
+    let app = Arc::new(App { store: store(&wire, 1), queues: queues(&wire), clock: hands.clock() });
+    let router = serve(router(app.clone()), Authenticator::default());
+    Shop { wire, hands, app, router }
+}
+
+impl Shop {
+    /// Holds one tee, or as many.
+    async fn hold(&self, who: &str, key: &str, quantity: u32) -> Reservation {
+        let basket = basket(who, key, &[("tee-black", quantity)]);
+        let held = reserve(&store(&self.wire, 2), &basket, self.app.clock.now()).await.unwrap().reservation;
+        self.wire.take_calls();
+        held
+    }
+
+    /// The hold is over, its units are back, and Bob has all three.
+    async fn sold_to_another(&self) {
+        self.hands.set(LATE);
+        store(&self.wire, 3).release_overdue(LATE, soon()).await.unwrap();
+        self.hold("bob", "k", 3).await;
+    }
+
+    async fn call(&self, event: Value) -> Result<Value, Error> {
+        handle(&self.app, self.router.clone(), LambdaEvent::new(event, Context::default())).await
+    }
+
+    async fn http(&self, event: Value) -> Answer {
+        Answer::of(self.call(event).await.unwrap())
+    }
+
+    /// Alice pays for a reservation.
+    async fn pay(&self, held: &Reservation, payment: &str) -> Answer {
+        let path = format!("/reservations/{}/confirm", held.reservation_id);
+        self.http(saying(at(event("confirm/confirm"), "POST", &path), json!({ "payment_reference": payment }))).await
+    }
+
+    /// The ids of the messages that stay in the queue after this batch. The n-th message's id is `m<n>`.
+    async fn batch(&self, bodies: &[String]) -> Vec<String> {
+        let answer = self.call(batch(bodies)).await.unwrap();
+        let failures = answer["batchItemFailures"].as_array().unwrap().clone();
+        failures.iter().map(|failure| failure["itemIdentifier"].as_str().unwrap().to_owned()).collect()
+    }
+
+    async fn stored(&self, held: &Reservation) -> Reservation {
+        self.wire.mend();
+        store(&self.wire, 4).reservation(&held.reservation_id, &held.customer, soon()).await.unwrap()
+    }
+
+    fn queued(&self, url: &str) -> Vec<Confirmation> {
+        self.wire.messages(url).iter().map(|body| serde_json::from_str(body).unwrap()).collect()
+    }
+}
+
+/// A batch of the queue's, made of the event file's first record.
+fn batch(bodies: &[String]) -> Value {
+    let record = event("confirm/queue")["Records"][0].clone();
+    let records = bodies.iter().enumerate().map(|(n, body)| {
+        let mut record = record.clone();
+        record["messageId"] = format!("m{n}").into();
+        record["body"] = body.as_str().into();
+        record
+    });
+    json!({ "Records": records.collect::<Vec<_>>() })
+}
+
+fn message(held: &Reservation, payment_reference: Option<PaymentReference>) -> String {
+    let (reservation_id, customer) = (held.reservation_id.clone(), held.customer.clone());
+    let confirmation = Confirmation { reservation_id, customer, payment_reference, requested_at_ms: NOW, reason: None };
+    serde_json::to_string(&confirmation).unwrap()
+}
+
+#[tokio::test]
+async fn every_event_file_is_answered_with_its_success() {
+    for name in names("confirm") {
+        let shop = shop().await;
+        let held = shop.hold("alice", KEY, 1).await;
+        let event = event(&format!("confirm/{name}"));
+        match name.as_str() {
+            "confirm" => {
+                let answer = shop.http(event).await;
+                assert_eq!((answer.status, &answer.body["status"]), (200, &json!("confirmed")));
+                assert_eq!(answer.body["payment_reference"], "pay_123");
+                assert_eq!(answer.body["confirmed_late"], false);
+            }
+            "queue" => {
+                let body: Confirmation = serde_json::from_str(event["Records"][1]["body"].as_str().unwrap()).unwrap();
+                let mut other = basket("alice", "k", &[("tee-black", 1)]);
+                other.reservation_id = body.reservation_id;
+                reserve(&store(&shop.wire, 2), &other, NOW).await.unwrap();
+                assert_eq!(shop.call(event).await.unwrap(), json!({ "batchItemFailures": [] }));
+                assert_eq!(books(&shop.wire).await["tee-black"].sold, 2);
+            }
+            "queue-poison" => {
+                let poison = event["Records"][1]["messageId"].clone();
+                let answer = shop.call(event).await.unwrap();
+                assert_eq!(answer, json!({ "batchItemFailures": [{ "itemIdentifier": poison }] }));
+            }
+            other => panic!("events/confirm/{other}.json has no test"),
+        }
+        assert_eq!(shop.stored(&held).await.status, Status::Confirmed, "{name}");
+        assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_table_is_away_the_queue_takes_the_payment_and_it_counts_from_then() {
+    for fault in [Fault::LostBefore, Fault::LostAfter, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
+        let shop = shop().await;
+        let held = shop.hold("alice", KEY, 1).await;
+        shop.wire.fail_all(WRITES, fault);
+        let answer = shop.pay(&held, "pay_123").await;
+        assert_eq!((answer.status, &answer.body["status"]), (202, &json!("queued")), "{fault:?}");
+        assert_eq!(answer.body["reservation_id"], held.reservation_id.as_str());
+        let queued = shop.wire.messages(CONFIRMATIONS);
+        assert_eq!(queued, [message(&held, Some(payment("pay_123")))], "{fault:?}");
+
+        // As long as the table is away, the message stays.
+        assert_eq!(shop.batch(&queued).await, ["m0"], "{fault:?}");
+        shop.wire.mend();
+        // It was in time when it was accepted: that it is carried out late is not the customer's fault.
+        shop.hands.set(LATE);
+        assert!(shop.batch(&queued).await.is_empty(), "{fault:?}");
+        // A queue delivers at least once.
+        assert!(shop.batch(&queued).await.is_empty(), "{fault:?}");
+        let order = shop.stored(&held).await;
+        assert_eq!((order.status, order.confirmed_late), (Status::Confirmed, false), "{fault:?}");
+        assert_eq!(order.payment_reference, Some(payment("pay_123")), "{fault:?}");
+        assert!(shop.wire.messages(FAILED).is_empty(), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn peer_case_4_a_payment_is_never_acknowledged_before_it_is_durable() {
+    const AWAY: &[&str] = &["UpdateItem", "TransactWriteItems", "SendMessage"];
+    for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
+        let shop = shop().await;
+        let held = shop.hold("alice", KEY, 1).await;
+        shop.wire.fail_all(AWAY, fault);
+        shop.pay(&held, "pay_123").await.problem(503, "unavailable");
+        assert!(shop.wire.messages(CONFIRMATIONS).is_empty() && shop.wire.messages(FAILED).is_empty(), "{fault:?}");
+        assert_eq!(shop.stored(&held).await.status, Status::Held, "{fault:?}");
+        // Nothing was acknowledged, so the caller sends it again.
+        let answer = shop.pay(&held, "pay_123").await;
+        assert_eq!((answer.status, &answer.body["status"]), (200, &json!("confirmed")), "{fault:?}");
+        assert_eq!(books(&shop.wire).await["tee-black"].sold, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn paid_late_and_gone_is_spoken_only_after_it_is_written_down() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    shop.sold_to_another().await;
+
+    shop.wire.fail_all(&["SendMessage"], Fault::LostBefore);
+    shop.pay(&held, "pay_123").await.problem(503, "unavailable");
+    assert!(shop.wire.messages(FAILED).is_empty());
+
+    shop.wire.mend();
+    shop.pay(&held, "pay_123").await.problem(409, "refund_required");
+    let failed = shop.queued(FAILED);
+    assert_eq!(failed.len(), 1);
+    assert_eq!((&failed[0].reservation_id, &failed[0].customer), (&held.reservation_id, &held.customer));
+    assert_eq!(failed[0].payment_reference, Some(payment("pay_123")));
+    assert_eq!(failed[0].reason.as_deref(), Some("refund_required"));
+    assert_eq!(books(&shop.wire).await["tee-black"].held, 3, "Bob keeps his");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_payment_for_an_order_is_written_down_and_a_repeated_one_is_not() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    for _ in 0..2 {
+        assert_eq!(shop.pay(&held, "pay_123").await.status, 200);
+    }
+    assert!(shop.wire.messages(FAILED).is_empty());
+
+    shop.wire.fail_all(&["SendMessage"], Fault::LostBefore);
+    shop.pay(&held, "pay_456").await.problem(503, "unavailable");
+    shop.wire.mend();
+    let problem = shop.pay(&held, "pay_456").await.problem(409, "already_confirmed");
+    assert_eq!(problem["refund_required"], true);
+    let failed = shop.queued(FAILED);
+    assert_eq!((failed.len(), &failed[0].payment_reference), (1, &Some(payment("pay_456"))));
+    assert_eq!(failed[0].reason.as_deref(), Some("already_confirmed"));
+    assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")));
+}
+
+#[tokio::test]
+async fn where_nothing_was_paid_nothing_is_written_down() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    shop.hands.set(LATE);
+    shop.http(saying(event("confirm/confirm"), "{}")).await.problem(410, "hold_expired");
+    store(&shop.wire, 3).release_overdue(LATE, soon()).await.unwrap();
+    shop.http(saying(event("confirm/confirm"), "")).await.problem(410, "hold_expired");
+    assert!(shop.wire.messages(FAILED).is_empty() && shop.wire.messages(CONFIRMATIONS).is_empty());
+    assert_eq!(shop.stored(&held).await.status, Status::Expired);
+}
+
+#[tokio::test]
+async fn of_a_batch_exactly_the_bad_ones_stay_in_the_queue() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let nobodys =
+        Reservation { reservation_id: basket("alice", "never", &[("tee-black", 1)]).reservation_id, ..held.clone() };
+    let strangers = Reservation { customer: customer("mallory"), ..held.clone() };
+    let bodies = [
+        "not JSON".to_owned(),
+        message(&nobodys, Some(payment("pay_1"))),
+        message(&held, Some(payment("pay_123"))),
+        "{}".to_owned(),
+        String::new(),
+        message(&strangers, Some(payment("pay_2"))),
+        message(&held, None).replace("rsv_", "rsv-"),
+    ];
+    assert_eq!(shop.batch(&bodies).await, ["m0", "m1", "m3", "m4", "m5", "m6"]);
+    assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_confirmation_that_cannot_be_an_order_goes_to_a_person_or_stays() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    store(&shop.wire, 3).cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
+    let paid = [message(&held, Some(payment("pay_123")))];
+    shop.wire.fail_all(&["SendMessage"], Fault::LostBefore);
+    assert_eq!(shop.batch(&paid).await, ["m0"]);
+    shop.wire.mend();
+    assert!(shop.batch(&paid).await.is_empty());
+    let failed = shop.queued(FAILED);
+    assert_eq!((failed.len(), failed[0].reason.as_deref()), (1, Some("refund_required")));
+    // Paid or not, somebody was told that it is on its way.
+    assert!(shop.batch(&[message(&held, None)]).await.is_empty());
+    assert_eq!(shop.queued(FAILED)[1].reason.as_deref(), Some("reservation_cancelled"));
+}
+
+#[tokio::test]
+async fn a_failed_message_that_has_no_name_fails_the_whole_call() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let nameless = |body: String| {
+        let mut batch = batch(&[message(&held, None), body]);
+        batch["Records"][1].as_object_mut().unwrap().remove("messageId");
+        batch
+    };
+    // Lambda reads an empty list of failures as success, and would delete the message.
+    assert!(shop.call(nameless("not JSON".to_owned())).await.is_err());
+    assert!(shop.call(nameless(message(&held, None))).await.is_ok());
+    for neither in [json!({}), json!(null), json!([]), json!({ "Records": 1 })] {
+        assert!(shop.call(neither.clone()).await.is_err(), "{neither}");
+    }
+}
+
+#[tokio::test]
+async fn anothers_reservation_and_nobodys_do_not_exist() {
+    let shop = shop().await;
+    shop.hold("alice", KEY, 1).await;
+    shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
+    for path in ["/reservations/rsv_x/confirm", "/reservations/%FF/confirm", "/reservations/a b/confirm"] {
+        let answer = shop.http(at(event("confirm/confirm"), "POST", path)).await;
+        assert_eq!(answer.status, 404, "{path}: {answer:?}");
+        let code = answer.body["code"].as_str().unwrap().to_owned();
+        answer.problem(404, &code);
+    }
+    let mut anonymous = event("confirm/confirm");
+    anonymous["requestContext"].as_object_mut().unwrap().remove("authorizer");
+    shop.http(anonymous).await.problem(401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_is_a_problem_with_the_requests_id() {
+    let shop = shop().await;
+    shop.hold("alice", KEY, 1).await;
+    let confirm = || event("confirm/confirm");
+    let path = confirm()["rawPath"].as_str().unwrap().to_owned();
+    let problem = shop.http(at(confirm(), "POST", "/nowhere")).await.problem(404, "route_not_found");
+    assert_eq!(problem["request_id"], confirm()["requestContext"]["requestId"]);
+    let answer = shop.http(at(confirm(), "GET", &path)).await;
+    assert_eq!(answer.header("allow"), Some("POST"));
+    answer.problem(405, "method_not_allowed");
+    let long = saying(confirm(), json!({ "payment_reference": "p".repeat(65_536) }));
+    shop.http(long).await.problem(413, "payload_too_large");
+    for bad in [
+        json!("not an object"),
+        json!({ "payment_reference": 7 }),
+        json!({ "payment_reference": "" }),
+        json!({ "payment_reference": "pay_123", "amount": 1 }),
+    ] {
+        shop.http(saying(confirm(), bad)).await.problem(400, "invalid_request");
+    }
+    shop.http(saying(confirm(), "{")).await.problem(400, "invalid_request");
+    assert_eq!(books(&shop.wire).await["tee-black"].held, 1);
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
+    let log = Log::default();
+    let writer = log.clone();
+    // As the runtime's own subscriber, but for the writer; and of the whole process, since tracing decides once for
+    // all threads whether anybody listens. So the other tests' payments are in here too, if any is.
+    let capture = subscriber::fmt().json().with_max_level(subscriber::filter::LevelFilter::INFO);
+    capture.with_writer(move || writer.clone()).init();
+
+    let shop = shop().await;
+    let held = shop.hold("alice", "logged", 1).await;
+    let path = format!("/reservations/{}/confirm", held.reservation_id);
+    let confirm = at(event("confirm/confirm"), "POST", &path);
+    let confirm = with_header(confirm, "authorization", "Bearer eyJhbGciOiJSUzI1NiJ9.c2VjcmV0.c2lnbmF0dXJl");
+    // Through every way that a payment can take: both services away, the queue, the table, and a refusal.
+    for (away, status) in [(&["UpdateItem", "SendMessage"][..], 503), (&["UpdateItem"], 202), (&[], 200)] {
+        shop.wire.fail_all(away, Fault::LostBefore);
+        assert_eq!(shop.http(confirm.clone()).await.status, status);
+    }
+    assert!(shop.batch(&shop.wire.messages(CONFIRMATIONS)).await.is_empty());
+    assert_eq!(shop.pay(&held, "pay_456").await.status, 409);
+
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for secret in ["pay_", "eyJhbGci", "c2VjcmV0", "Bearer"] {
+        assert!(!log.contains(secret), "{secret} is in the log:\n{log}");
+    }
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ours = |line: &&Value| line["span"]["reservation_id"] == held.reservation_id.as_str();
+    let answers: Vec<&Value> = lines.iter().filter(ours).filter(|line| line["fields"]["status"].is_u64()).collect();
+    let statuses: Vec<u64> = answers.iter().map(|line| line["fields"]["status"].as_u64().unwrap()).collect();
+    assert_eq!(statuses, [503, 202, 200, 409], "each request is logged once, where it is answered");
+    for answer in answers {
+        assert!(!answer["span"]["request_id"].as_str().unwrap().is_empty(), "{answer}");
+    }
+}

@@ -1,0 +1,274 @@
+//! The function `reserve` over the real SDKs: its routes, and the reminder that comes before every hold.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
+
+use axum::Router;
+use holdfast_domain::Timestamp;
+use holdfast_http::{Authenticator, serve};
+use holdfast_testkit::event::{Answer, at, by, event, names, saying, send, with_header};
+use holdfast_testkit::fixtures::{Hands, NOW, basket, books, product, schedules, soon, stocked, store, table};
+use holdfast_testkit::wire::{Fault, Wire};
+use reserve::{App, router};
+use serde_json::{Value, json};
+
+/// The Idempotency-Key behind the reservation of the event files.
+const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
+
+/// The function in one environment, over a shop with 100 tees.
+struct Shop {
+    wire: Wire,
+    hands: Hands,
+    router: Router,
+}
+
+async fn shop() -> Shop {
+    let wire = table().await;
+    stocked(&wire, &[product("tee-black", 100, 4)]).await;
+    environment(&wire, 1)
+}
+
+/// Another environment of the function: with a memory of its own.
+fn environment(wire: &Wire, seed: u64) -> Shop {
+    let hands = Hands::new();
+    let app = App { store: store(wire, seed), schedules: schedules(wire), clock: hands.clock() };
+    Shop { wire: wire.clone(), hands, router: serve(router(app), Authenticator::default()) }
+}
+
+impl Shop {
+    async fn send(&self, event: Value) -> Answer {
+        send(self.router.clone(), event).await
+    }
+
+    /// Reserves two tees under `key`.
+    async fn create(&self, key: &str) -> Answer {
+        self.send(with_header(event("reserve/create"), "idempotency-key", key)).await
+    }
+
+    async fn free(&self) -> u64 {
+        books(&self.wire).await["tee-black"].available
+    }
+}
+
+/// The operations that went over the wire.
+fn operations(wire: &Wire) -> Vec<String> {
+    wire.take_calls().into_iter().map(|call| call.operation).collect()
+}
+
+#[tokio::test]
+async fn every_event_file_is_answered_with_its_success() {
+    for name in names("reserve") {
+        let shop = shop().await;
+        let id = basket("alice", KEY, &[("tee-black", 2)]).reservation_id;
+        if name != "create" {
+            assert_eq!(shop.create(KEY).await.status, 201);
+        }
+        if name.starts_with("order") {
+            let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
+            store(&shop.wire, 2).confirm(&id, &alice, None, NOW, NOW, soon()).await.unwrap();
+        }
+        if name == "extend" {
+            shop.hands.set(NOW.plus_seconds(60));
+        }
+        let answer = shop.send(event(&format!("reserve/{name}"))).await;
+        let of_list = |answer: &Answer| answer.body["items"][0].clone();
+        let (status, reservation, stands) = match name.as_str() {
+            "create" => (201, answer.body.clone(), "held"),
+            "get" => (200, answer.body.clone(), "held"),
+            "list" => (200, of_list(&answer), "held"),
+            "order" => (200, answer.body.clone(), "confirmed"),
+            "orders" => (200, of_list(&answer), "confirmed"),
+            "cancel" => (200, answer.body.clone(), "cancelled"),
+            "extend" => {
+                assert_eq!(answer.body["expires_at"], "2025-11-21T04:51:00Z");
+                (200, answer.body.clone(), "held")
+            }
+            other => panic!("events/reserve/{other}.json has no test"),
+        };
+        assert_eq!(answer.status, status, "{name}: {answer:?}");
+        assert_eq!(reservation["reservation_id"], id.as_str(), "{name}: {answer:?}");
+        assert_eq!(reservation["status"], stands, "{name}");
+        assert_eq!((&reservation["total_price_minor"], &reservation["currency"]), (&json!(5_000), &json!("EUR")));
+    }
+}
+
+#[tokio::test]
+async fn the_same_request_again_is_the_same_answer_and_says_so() {
+    let shop = shop().await;
+    let first = shop.create(KEY).await;
+    let location = format!("/reservations/{}", first.body["reservation_id"].as_str().unwrap());
+    assert_eq!((first.status, first.header("location")), (201, Some(location.as_str())));
+    assert_eq!(first.header("idempotent-replayed"), None);
+    // Also where it was another environment that made it.
+    for shop in [environment(&shop.wire, 2), shop] {
+        let again = shop.create(KEY).await;
+        assert_eq!((again.status, again.header("idempotent-replayed")), (201, Some("true")));
+        assert_eq!(again.body, first.body);
+        assert_eq!(shop.free().await, 98);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn peer_case_8_when_the_scheduler_is_away_no_unit_is_taken_and_the_retry_is_real() {
+    for fault in [Fault::LostBefore, Fault::LostAfter, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
+        let shop = shop().await;
+        shop.wire.fail_all(&["CreateSchedule"], fault);
+        shop.create(KEY).await.problem(503, "unavailable");
+        assert!(!operations(&shop.wire).contains(&"TransactWriteItems".to_owned()), "{fault:?}");
+        assert_eq!(shop.free().await, 100, "{fault:?}");
+
+        // The caller sends it again: a new reservation, not the echo of one that was never made.
+        shop.wire.mend();
+        let answer = shop.create(KEY).await;
+        assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, None), "{fault:?}");
+        assert_eq!(shop.free().await, 98, "{fault:?}");
+        assert_eq!(shop.wire.schedules().len(), 1, "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_not_extended_past_its_reminder() {
+    let shop = shop().await;
+    let before = shop.create(KEY).await;
+    shop.hands.set(NOW.plus_seconds(60));
+    shop.wire.fail_all(&["CreateSchedule"], Fault::LostBefore);
+    shop.send(event("reserve/extend")).await.problem(503, "unavailable");
+    shop.wire.mend();
+    assert_eq!(shop.send(event("reserve/get")).await.body["expires_at"], before.body["expires_at"]);
+    assert_eq!(shop.send(event("reserve/extend")).await.status, 200);
+    assert_eq!(shop.wire.schedules().len(), 2);
+}
+
+#[tokio::test]
+async fn the_reminder_is_made_before_the_hold_and_once_a_slot() {
+    let shop = shop().await;
+    // Fifty holds within one slot: 600 s after 04:40:00.001 to 04:40:09.801.
+    for n in 0..50 {
+        shop.hands.set(Timestamp::from_millis(NOW.as_millis() + 1 + 200 * n));
+        assert_eq!(shop.create(&format!("k{n}")).await.status, 201);
+    }
+    let operations = operations(&shop.wire);
+    let first = |operation: &str| operations.iter().position(|other| other == operation).unwrap();
+    assert!(first("CreateSchedule") < first("TransactWriteItems"), "{operations:?}");
+    assert_eq!(operations.iter().filter(|operation| *operation == "CreateSchedule").count(), 1);
+
+    let schedules = shop.wire.schedules();
+    let schedule = &schedules[0];
+    let slot = NOW.plus_seconds(610).as_seconds();
+    assert_eq!((schedule.group.as_str(), schedule.name.as_str()), ("holds", format!("slot-{slot}").as_str()));
+    // At the end of the slot: none of them is still held then.
+    assert_eq!(schedule.expression, "at(2025-11-21T04:50:10)");
+    assert_eq!(schedule.request["ActionAfterCompletion"], "DELETE");
+    assert_eq!(schedule.request["FlexibleTimeWindow"]["Mode"], "OFF");
+    let target = &schedule.request["Target"];
+    assert_eq!(target["Input"], json!({ "kind": "slot", "slot": slot }).to_string());
+    assert!(target["DeadLetterConfig"]["Arn"].is_string() && target["RetryPolicy"].is_object(), "{target}");
+}
+
+#[tokio::test]
+async fn a_reminder_that_another_environment_made_is_a_reminder() {
+    let shop = shop().await;
+    let other = environment(&shop.wire, 2);
+    assert_eq!(shop.create("k1").await.status, 201);
+    shop.wire.take_calls();
+    assert_eq!(other.create("k2").await.status, 201);
+    let calls = shop.wire.take_calls();
+    let conflict = calls.iter().find(|call| call.operation == "CreateSchedule").unwrap();
+    assert_eq!(conflict.response.as_ref().unwrap()["__type"], "ConflictException");
+    // And is remembered like one of its own.
+    assert_eq!(other.create("k3").await.status, 201);
+    assert!(!operations(&shop.wire).contains(&"CreateSchedule".to_owned()));
+    assert_eq!((shop.wire.schedules().len(), shop.free().await), (1, 94));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_does_not_answer_is_a_503_and_one_that_refuses_is_a_500_with_nothing_from_inside() {
+    let writes: &[&str] = &["TransactWriteItems"];
+    let reads: &[&str] = &["GetItem", "BatchGetItem", "Query"];
+    for operations in [writes, reads] {
+        for (fault, status, code) in [
+            (Fault::LostBefore, 503, "unavailable"),
+            (Fault::ServerError, 503, "unavailable"),
+            (Fault::Throttled, 503, "unavailable"),
+            (Fault::AccessDenied, 500, "internal_error"),
+        ] {
+            let shop = shop().await;
+            shop.wire.fail_all(operations, fault);
+            shop.create(KEY).await.problem(status, code);
+            if operations == reads {
+                for name in ["reserve/get", "reserve/list"] {
+                    shop.send(event(name)).await.problem(status, code);
+                }
+            }
+            assert_eq!(shop.free().await, 100, "{fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn anothers_reservation_does_not_exist_and_their_key_is_their_own() {
+    let shop = shop().await;
+    let alices = shop.create(KEY).await;
+    for name in ["get", "cancel", "extend", "order"] {
+        let answer = shop.send(by(event(&format!("reserve/{name}")), "bob")).await;
+        answer.problem(404, "reservation_not_found");
+    }
+    // A hold is no order yet.
+    shop.send(event("reserve/order")).await.problem(404, "reservation_not_found");
+    assert_eq!(shop.send(by(event("reserve/list"), "bob")).await.body["items"], json!([]));
+    let bobs = shop.send(by(event("reserve/create"), "bob")).await;
+    assert_eq!((bobs.status, bobs.header("idempotent-replayed")), (201, None));
+    assert_ne!(bobs.body["reservation_id"], alices.body["reservation_id"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
+    let shop = shop().await;
+    let create = || event("reserve/create");
+    let lines = |lines: Value| saying(create(), json!({ "lines": lines }));
+    let line = |quantity: Value| lines(json!([{ "product_id": "tee-black", "quantity": quantity }]));
+    let keyed = |key: &str| with_header(create(), "idempotency-key", key);
+    let mut keyless = create();
+    keyless["headers"].as_object_mut().unwrap().remove("idempotency-key");
+    let mut anonymous = create();
+    anonymous["requestContext"].as_object_mut().unwrap().remove("authorizer");
+    let twenty_one: Vec<Value> = (0..21).map(|n| json!({ "product_id": format!("p{n}"), "quantity": 1 })).collect();
+
+    for (what, event, status, code) in [
+        ("no such route", at(create(), "POST", "/nowhere"), 404, "route_not_found"),
+        ("no such method", at(create(), "PUT", "/reservations"), 405, "method_not_allowed"),
+        ("too long", saying(create(), "x".repeat(65_537)), 413, "payload_too_large"),
+        ("as long as may be", saying(create(), "x".repeat(65_536)), 400, "invalid_request"),
+        ("nobody", anonymous, 401, "unauthenticated"),
+        ("no key", keyless, 400, "idempotency_key_missing"),
+        ("an empty key", keyed(""), 400, "idempotency_key_invalid"),
+        ("too long a key", keyed(&"k".repeat(256)), 400, "idempotency_key_invalid"),
+        ("not JSON", saying(create(), "{\"lines\":"), 400, "invalid_request"),
+        ("no body", saying(create(), ""), 400, "invalid_request"),
+        ("an unknown field", saying(create(), json!({ "lines": [], "customer_id": "bob" })), 400, "invalid_request"),
+        ("no lines", lines(json!([])), 400, "invalid_request"),
+        ("21 lines", lines(twenty_one.into()), 400, "invalid_request"),
+        ("an id that is none", lines(json!([{ "product_id": "a b", "quantity": 1 }])), 400, "invalid_request"),
+        ("no such product", lines(json!([{ "product_id": "hat", "quantity": 1 }])), 404, "product_not_found"),
+        ("text for a number", line(json!("2")), 400, "invalid_request"),
+        ("zero", line(json!(0)), 422, "invalid_quantity"),
+        ("negative", line(json!(-1)), 422, "invalid_quantity"),
+        ("a fraction", line(json!(1.5)), 422, "invalid_quantity"),
+        ("1,001", line(json!(1_001)), 422, "invalid_quantity"),
+        ("huge", line(json!(u64::MAX)), 422, "invalid_quantity"),
+        ("more than there is", line(json!(101)), 409, "insufficient_stock"),
+        ("a path that is not UTF-8", at(event("reserve/get"), "GET", "/reservations/%FF"), 404, "route_not_found"),
+        ("no id at all", at(event("reserve/get"), "GET", "/reservations/tee"), 404, "reservation_not_found"),
+    ] {
+        let answer = shop.send(event).await;
+        assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{what}: {answer:?}");
+        answer.problem(status, code);
+    }
+    assert_eq!(shop.free().await, 100);
+
+    // The same key for something else.
+    assert_eq!(shop.create(KEY).await.status, 201);
+    shop.send(line(json!(3))).await.problem(422, "idempotency_key_reused");
+    // Lines of one product are one line.
+    let twice = json!([{ "product_id": "tee-black", "quantity": 1 }, { "product_id": "tee-black", "quantity": 1 }]);
+    assert_eq!(shop.send(lines(twice)).await.header("idempotent-replayed"), Some("true"));
+    assert_eq!(shop.free().await, 98);
+}

@@ -1,0 +1,100 @@
+//! SQS and EventBridge Scheduler in memory: as much of them as the functions use.
+
+use serde_json::{Value, json};
+
+/// A schedule that somebody made.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    /// Its group.
+    pub group: String,
+    /// Its name.
+    pub name: String,
+    /// Such as `at(2025-11-21T04:50:00)`.
+    pub expression: String,
+    /// The whole request.
+    pub request: Value,
+}
+
+#[derive(Debug)]
+struct Message {
+    queue: String,
+    receipt: String,
+    body: String,
+    hidden: bool,
+}
+
+/// Both services. A queue exists as soon as somebody names it.
+#[derive(Debug, Default)]
+pub(crate) struct Services {
+    messages: Vec<Message>,
+    sent: usize,
+    schedules: Vec<Schedule>,
+}
+
+impl Services {
+    /// The answer to a call, or nothing where the operation is of another service.
+    pub(crate) fn carry_out(&mut self, operation: &str, request: &Value) -> Option<(u16, Value)> {
+        Some(match operation {
+            "SendMessage" => (200, self.send(&text(request, "QueueUrl"), &text(request, "MessageBody"))),
+            "ReceiveMessage" => (200, self.receive(request)),
+            "DeleteMessage" => {
+                let (queue, receipt) = (text(request, "QueueUrl"), text(request, "ReceiptHandle"));
+                self.messages.retain(|message| message.queue != queue || message.receipt != receipt);
+                (200, json!({}))
+            }
+            "CreateSchedule" => self.create_schedule(request),
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn send(&mut self, queue: &str, body: &str) -> Value {
+        self.sent += 1;
+        let receipt = format!("message-{}", self.sent);
+        let answer = json!({ "MessageId": receipt });
+        self.messages.push(Message { queue: queue.to_owned(), receipt, body: body.to_owned(), hidden: false });
+        answer
+    }
+
+    fn receive(&mut self, request: &Value) -> Value {
+        let queue = text(request, "QueueUrl");
+        let most = request["MaxNumberOfMessages"].as_u64().and_then(|most| most.try_into().ok()).unwrap_or(1);
+        let visible = self.messages.iter_mut().filter(|message| message.queue == queue && !message.hidden);
+        let received = visible.take(most).map(|message| {
+            message.hidden = true;
+            json!({ "MessageId": message.receipt, "ReceiptHandle": message.receipt, "Body": message.body })
+        });
+        json!({ "Messages": received.collect::<Vec<_>>() })
+    }
+
+    fn create_schedule(&mut self, request: &Value) -> (u16, Value) {
+        let schedule = Schedule {
+            group: text(request, "GroupName"),
+            name: text(request, "Name"),
+            expression: text(request, "ScheduleExpression"),
+            request: request.clone(),
+        };
+        if self.schedules.iter().any(|other| (&other.group, &other.name) == (&schedule.group, &schedule.name)) {
+            return (409, json!({ "__type": "ConflictException", "Message": "it exists already" }));
+        }
+        let arn = format!("arn:aws:scheduler:us-east-1:123456789012:schedule/{}/{}", schedule.group, schedule.name);
+        self.schedules.push(schedule);
+        (200, json!({ "ScheduleArn": arn }))
+    }
+
+    pub(crate) fn messages(&self, queue: &str) -> Vec<String> {
+        let messages = self.messages.iter().filter(|message| message.queue == queue);
+        messages.map(|message| message.body.clone()).collect()
+    }
+
+    pub(crate) fn show_messages(&mut self) {
+        self.messages.iter_mut().for_each(|message| message.hidden = false);
+    }
+
+    pub(crate) fn schedules(&self) -> Vec<Schedule> {
+        self.schedules.clone()
+    }
+}
+
+fn text(request: &Value, member: &str) -> String {
+    request[member].as_str().unwrap_or_default().to_owned()
+}
