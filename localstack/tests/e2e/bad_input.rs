@@ -242,7 +242,7 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
     );
     patch("a malformed id", "/admin/products/a%20b", json!({"version": 1}), (404, "product_not_found"));
     let mut adjust = |what, body: Value, problem| {
-        cases.push(case(what, Method::POST, "/admin/products/input/stock", Who::Admin, body, problem))
+        cases.push(case(what, Method::POST, "/admin/products/input/stock", Who::Admin, body, problem));
     };
     adjust("no reason", json!({"delta": 1}), INVALID);
     adjust("an empty reason", json!({"delta": 1, "reason": ""}), INVALID);

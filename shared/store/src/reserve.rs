@@ -66,6 +66,8 @@ impl Store {
     {
         let mut attempts = self.attempts(deadline);
         let mut released = false;
+        // Whether all shards were looked at since anything was learned of the stock.
+        let mut looked = false;
         let mut facts_age = FACTS_LIFETIME;
         loop {
             let facts = self.facts(basket.products(), facts_age, deadline).await?;
@@ -77,18 +79,19 @@ impl Store {
                 }
                 Err(refusal) => return self.replay_or(basket, refusal, deadline).await,
             };
-            let lines = match self.choose(&draft) {
+            let lines = match self.choose(&draft, looked) {
                 Ok(lines) => lines,
                 Err(Lack::Certain(refusal)) => return self.replay_or(basket, refusal, deadline).await,
                 Err(Lack::Perhaps) => {
                     let products: Vec<&Product> = draft.lines.iter().map(|line| &line.product).collect();
                     self.look(&products, deadline).await?;
-                    if !released && self.choose(&draft).is_err() {
+                    if !released && self.choose(&draft, true).is_err() {
                         released = true;
                         if self.release_overdue_of(&products, now, deadline.sooner(RELEASE_FIRST)).await? > 0 {
                             self.look(&products, deadline).await?;
                         }
                     }
+                    looked = true;
                     continue;
                 }
             };
@@ -128,7 +131,10 @@ impl Store {
                     let limit = product.max_per_customer.unwrap_or_default();
                     return Err(Refusal::CustomerLimitReached { product_id: product.product_id.clone(), limit }.into());
                 }
-                Verdict::Short => attempts.count(),
+                Verdict::Short => {
+                    looked = false;
+                    attempts.count();
+                }
                 Verdict::Contention => attempts.pause(worst(&reasons)).await?,
             }
             if deadline.passed() {
@@ -137,8 +143,9 @@ impl Store {
         }
     }
 
-    /// The lines of the draft with the shards that they take from, by what is remembered of the stock.
-    fn choose(&self, draft: &Draft) -> Result<Vec<Line>, Lack> {
+    /// The lines of the draft with the shards that they take from, by what is remembered of the stock; `looked` says
+    /// that this request itself has just looked at it.
+    fn choose(&self, draft: &Draft, looked: bool) -> Result<Vec<Line>, Lack> {
         let mut lines = Vec::with_capacity(draft.lines.len());
         let mut shortages = Vec::new();
         let mut certain = true;
@@ -147,7 +154,7 @@ impl Store {
             let product = &line.product;
             let chosen = self.with_known(&product.product_id, |known| match known.choose(line.quantity) {
                 Some(takes) => Ok(takes),
-                None => Err((known.looked_lately(), known.free())),
+                None => Err((looked || known.looked_lately(), known.free())),
             });
             let takes = match chosen {
                 Some(Ok(takes)) => takes,
