@@ -215,37 +215,31 @@ impl Store {
     ) -> Result<Page<FailedConfirmation>, Error> {
         let mut start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
         let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
-        let mut attempts = self.attempts(deadline);
+        let mut filter_values = vec![(":failed".to_owned(), text(keys::FAILED))];
+        filter_values.extend(state.map(|state| (":state".to_owned(), text(state.as_str()))));
+        let mut request = self
+            .client
+            .query()
+            .key_condition_expression("#pk = :failed")
+            .expression_attribute_names("#pk", keys::PK)
+            .set_expression_attribute_values(Some(filter_values.into_iter().collect::<Item>()))
+            .consistent_read(true);
+        if state.is_some() {
+            request = request.filter_expression("#state = :state").expression_attribute_names("#state", "state");
+        }
         let mut found: Vec<FailedConfirmation> = Vec::new();
         loop {
             // Never more than the page still has room for, so the last key read is the last one shown.
-            let room = wanted.saturating_sub(found.len());
-            let mut filter_values = vec![(":failed".to_owned(), text(keys::FAILED))];
-            filter_values.extend(state.map(|state| (":state".to_owned(), text(state.as_str()))));
-            let request = self
-                .client
-                .query()
-                .table_name(&self.table)
-                .key_condition_expression("#pk = :failed")
-                .expression_attribute_names("#pk", keys::PK)
-                .set_filter_expression(state.map(|_| "#state = :state".to_owned()))
-                .set_expression_attribute_values(Some(filter_values.into_iter().collect::<Item>()))
-                .consistent_read(true)
-                .limit(i32::try_from(room).unwrap_or(i32::MAX))
-                .set_exclusive_start_key(start.clone());
-            let request = if state.is_some() { request.expression_attribute_names("#state", "state") } else { request };
-            match attempts.call(request.send()).await? {
-                Ok(answer) => {
-                    for item in answer.items.unwrap_or_default() {
-                        found.push(items::read("failed confirmation", item)?);
-                    }
-                    start = answer.last_evaluated_key;
-                    if start.is_none() || found.len() >= wanted {
-                        return Ok(Page { items: found, next: start.map(Cursor::new) });
-                    }
-                }
-                Err(error) => attempts.pause(fault("Query", &error)).await?,
+            let room = i32::try_from(wanted.saturating_sub(found.len())).unwrap_or(i32::MAX);
+            let (items, next) =
+                self.query(request.clone().limit(room).set_exclusive_start_key(start), deadline).await?;
+            for item in items {
+                found.push(items::read("failed confirmation", item)?);
             }
+            if next.is_none() || found.len() >= wanted {
+                return Ok(Page { items: found, next: next.map(Cursor::new) });
+            }
+            start = next;
         }
     }
 

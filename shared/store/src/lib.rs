@@ -29,6 +29,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::ProductId;
 
@@ -85,6 +86,18 @@ impl Store {
             match attempts.call(request.send()).await? {
                 Ok(answer) => return Ok(answer.item),
                 Err(error) => attempts.pause(fault("GetItem", &error)).await?,
+            }
+        }
+    }
+
+    /// One page of a query, and where the next one starts.
+    async fn query(&self, request: QueryFluentBuilder, deadline: Deadline) -> Result<(Vec<Item>, Option<Item>), Error> {
+        let request = request.table_name(&self.table);
+        let mut attempts = self.attempts(deadline);
+        loop {
+            match attempts.call(request.clone().send()).await? {
+                Ok(answer) => return Ok((answer.items.unwrap_or_default(), answer.last_evaluated_key)),
+                Err(error) => attempts.pause(fault("Query", &error)).await?,
             }
         }
     }

@@ -187,32 +187,20 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Page<Product>, Error> {
         let start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
-        let mut attempts = self.attempts(deadline);
-        loop {
-            let request = self
-                .client
-                .query()
-                .table_name(&self.table)
-                .key_condition_expression("#pk = :catalog AND begins_with(#sk, :prefix)")
-                .expression_attribute_names("#pk", keys::PK)
-                .expression_attribute_names("#sk", keys::SK)
-                .expression_attribute_values(":catalog", text(keys::CATALOG))
-                .expression_attribute_values(":prefix", text(keys::PRODUCT_PREFIX))
-                .consistent_read(true)
-                .limit(i32::try_from(limit).unwrap_or(i32::MAX))
-                .set_exclusive_start_key(start.clone());
-            match attempts.call(request.send()).await? {
-                Ok(answer) => {
-                    let found = answer.items.unwrap_or_default();
-                    let products = found.into_iter().map(|item| items::read("product", item));
-                    return Ok(Page {
-                        items: products.collect::<Result<_, _>>()?,
-                        next: answer.last_evaluated_key.map(Cursor::new),
-                    });
-                }
-                Err(error) => attempts.pause(fault("Query", &error)).await?,
-            }
-        }
+        let request = self
+            .client
+            .query()
+            .key_condition_expression("#pk = :catalog AND begins_with(#sk, :prefix)")
+            .expression_attribute_names("#pk", keys::PK)
+            .expression_attribute_names("#sk", keys::SK)
+            .expression_attribute_values(":catalog", text(keys::CATALOG))
+            .expression_attribute_values(":prefix", text(keys::PRODUCT_PREFIX))
+            .consistent_read(true)
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX))
+            .set_exclusive_start_key(start);
+        let (found, next) = self.query(request, deadline).await?;
+        let products = found.into_iter().map(|item| items::read("product", item));
+        Ok(Page { items: products.collect::<Result<_, _>>()?, next: next.map(Cursor::new) })
     }
 
     /// Where the units of these products are. The parts are read one after another while sales go on, so under way
@@ -243,33 +231,26 @@ impl Store {
             quantity: u32,
         }
         let partition = async |k: u32| -> Result<Vec<Held>, Error> {
-            let mut attempts = self.attempts(deadline);
+            let request = self
+                .client
+                .query()
+                .index_name(keys::DUE_INDEX)
+                .key_condition_expression("#due_key = :key")
+                .expression_attribute_names("#due_key", keys::DUE_KEY)
+                .expression_attribute_names("#lines", "lines")
+                .expression_attribute_values(":key", text(keys::due_key(k)))
+                .projection_expression("#lines");
             let mut start = None;
             let mut found = Vec::new();
             loop {
-                let request = self
-                    .client
-                    .query()
-                    .table_name(&self.table)
-                    .index_name(keys::DUE_INDEX)
-                    .key_condition_expression("#due_key = :key")
-                    .expression_attribute_names("#due_key", keys::DUE_KEY)
-                    .expression_attribute_names("#lines", "lines")
-                    .expression_attribute_values(":key", text(keys::due_key(k)))
-                    .projection_expression("#lines")
-                    .set_exclusive_start_key(start.clone());
-                match attempts.call(request.send()).await? {
-                    Ok(answer) => {
-                        for item in answer.items.unwrap_or_default() {
-                            found.push(items::read("hold", item)?);
-                        }
-                        start = answer.last_evaluated_key;
-                        if start.is_none() {
-                            return Ok(found);
-                        }
-                    }
-                    Err(error) => attempts.pause(fault("Query", &error)).await?,
+                let (items, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
+                for item in items {
+                    found.push(items::read("hold", item)?);
                 }
+                if next.is_none() {
+                    return Ok(found);
+                }
+                start = next;
             }
         };
         let mut units = HashMap::new();

@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use holdfast_domain::{Cancel, CustomerId, Product, Reservation, ReservationId, Status, Timestamp, cancel};
 
-use crate::error::fault;
 use crate::items::{self, Hold, number, text, time, ttl};
 use crate::keys::Key;
 use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, worst};
@@ -161,28 +160,20 @@ impl Store {
         start: Option<Item>,
         deadline: Deadline,
     ) -> Result<(Vec<Hold>, Option<Item>), Error> {
-        let mut attempts = self.attempts(deadline);
-        loop {
-            let request = self
-                .client
-                .query()
-                .table_name(&self.table)
-                .index_name(keys::DUE_INDEX)
-                .key_condition_expression("#due_key = :key AND #due_at <= :now")
-                .expression_attribute_names("#due_key", keys::DUE_KEY)
-                .expression_attribute_names("#due_at", keys::DUE_AT)
-                .expression_attribute_values(":key", text(keys::due_key(k)))
-                .expression_attribute_values(":now", time(now))
-                .limit(HOLDS_PER_PAGE)
-                .set_exclusive_start_key(start.clone());
-            match attempts.call(request.send()).await? {
-                Ok(answer) => {
-                    let holds = answer.items.unwrap_or_default().into_iter().map(|item| items::read("hold", item));
-                    return Ok((holds.collect::<Result<_, _>>()?, answer.last_evaluated_key));
-                }
-                Err(error) => attempts.pause(fault("Query", &error)).await?,
-            }
-        }
+        let request = self
+            .client
+            .query()
+            .index_name(keys::DUE_INDEX)
+            .key_condition_expression("#due_key = :key AND #due_at <= :now")
+            .expression_attribute_names("#due_key", keys::DUE_KEY)
+            .expression_attribute_names("#due_at", keys::DUE_AT)
+            .expression_attribute_values(":key", text(keys::due_key(k)))
+            .expression_attribute_values(":now", time(now))
+            .limit(HOLDS_PER_PAGE)
+            .set_exclusive_start_key(start);
+        let (found, next) = self.query(request, deadline).await?;
+        let holds = found.into_iter().map(|item| items::read("hold", item));
+        Ok((holds.collect::<Result<_, _>>()?, next))
     }
 
     /// Ends these holds in one transaction; those that have ended already drop out, alone.

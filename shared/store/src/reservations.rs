@@ -128,31 +128,21 @@ impl Store {
             )
             .into());
         }
-        let mut attempts = self.attempts(deadline);
+        let request = self
+            .client
+            .query()
+            .index_name(keys::CUSTOMER_INDEX)
+            .key_condition_expression("#customer = :customer")
+            .expression_attribute_names("#customer", keys::CUSTOMER)
+            .expression_attribute_values(":customer", text(customer.as_str()))
+            .scan_index_forward(false)
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX));
         let mut found: Vec<Reservation> = Vec::new();
-        let mut reads = 0;
-        while reads < MOST_READS {
-            let request = self
-                .client
-                .query()
-                .table_name(&self.table)
-                .index_name(keys::CUSTOMER_INDEX)
-                .key_condition_expression("#customer = :customer")
-                .expression_attribute_names("#customer", keys::CUSTOMER)
-                .expression_attribute_values(":customer", text(customer.as_str()))
-                .scan_index_forward(false)
-                .limit(i32::try_from(limit).unwrap_or(i32::MAX))
-                .set_exclusive_start_key(start.clone());
-            let answer = match attempts.call(request.send()).await? {
-                Ok(answer) => answer,
-                Err(error) => {
-                    attempts.pause(fault("Query", &error)).await?;
-                    continue;
-                }
-            };
-            reads += 1;
+        for _ in 0..MOST_READS {
+            let (index, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
+            start = next;
             let mut page = Vec::new();
-            for key in answer.items.unwrap_or_default() {
+            for key in index {
                 page.push(key_of(&key)?);
             }
             let mut reservations = Vec::new();
@@ -165,11 +155,7 @@ impl Store {
                     found.push(reservation);
                 }
             }
-            start = answer.last_evaluated_key;
-            if start.is_none() {
-                break;
-            }
-            if found.len() >= limit {
+            if start.is_none() || found.len() >= limit {
                 break;
             }
         }

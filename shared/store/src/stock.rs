@@ -6,7 +6,6 @@ use holdfast_domain::{
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
-use crate::error::fault;
 use crate::items::{self, number, text};
 use crate::transact::{Cancelled, Expression, Reason, Transaction, worst};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
@@ -280,29 +279,18 @@ impl Store {
             return Err(Invalid::new("cursor", "must be the next_cursor of an earlier page of this list").into());
         }
         self.product(id, deadline).await?;
-        let mut attempts = self.attempts(deadline);
-        loop {
-            let request = self
-                .client
-                .query()
-                .table_name(&self.table)
-                .key_condition_expression("#pk = :ledger")
-                .expression_attribute_names("#pk", keys::PK)
-                .expression_attribute_values(":ledger", partition.clone())
-                .consistent_read(true)
-                .scan_index_forward(false)
-                .limit(i32::try_from(limit).unwrap_or(i32::MAX))
-                .set_exclusive_start_key(start.clone());
-            match attempts.call(request.send()).await? {
-                Ok(answer) => {
-                    let entries = answer.items.unwrap_or_default().into_iter();
-                    return Ok(Page {
-                        items: entries.map(|item| items::read("ledger", item)).collect::<Result<_, _>>()?,
-                        next: answer.last_evaluated_key.map(Cursor::new),
-                    });
-                }
-                Err(error) => attempts.pause(fault("Query", &error)).await?,
-            }
-        }
+        let request = self
+            .client
+            .query()
+            .key_condition_expression("#pk = :ledger")
+            .expression_attribute_names("#pk", keys::PK)
+            .expression_attribute_values(":ledger", partition)
+            .consistent_read(true)
+            .scan_index_forward(false)
+            .limit(i32::try_from(limit).unwrap_or(i32::MAX))
+            .set_exclusive_start_key(start);
+        let (found, next) = self.query(request, deadline).await?;
+        let entries = found.into_iter().map(|item| items::read("ledger", item));
+        Ok(Page { items: entries.collect::<Result<_, _>>()?, next: next.map(Cursor::new) })
     }
 }
