@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use confirm::{App, handle, router};
 use holdfast_aws::clock::Clock;
-use holdfast_aws::config::{Environment, local_key_set, table_name};
+use holdfast_aws::config::{Environment, local_key_set, roles_claim, table_name};
 use holdfast_http::{Authenticator, serve};
 use holdfast_store::Store;
 use lambda_runtime::{Error, run, service_fn, tracing};
@@ -18,6 +18,6 @@ async fn main() -> Result<(), Error> {
         queues: environment.queues()?,
         clock: Clock::system(),
     });
-    let router = serve(router(app.clone()), Authenticator::new(local_key_set().as_deref())?);
+    let router = serve(router(app.clone()), Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
     run(service_fn(|event| handle(&app, router.clone(), event))).await
 }

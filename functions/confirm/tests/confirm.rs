@@ -9,7 +9,7 @@ use confirm::{App, handle, router};
 use holdfast_aws::queues::Confirmation;
 use holdfast_domain::{PaymentReference, Reservation, Status, Timestamp};
 use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, at, by, event, names, saying, with_header};
+use holdfast_testkit::event::{Answer, at, by, event, in_role, names, saying, with_header};
 use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, customer, payment, product, queues, reserve, soon, stocked,
     store, table,
@@ -304,6 +304,31 @@ async fn anothers_reservation_and_nobodys_do_not_exist() {
     let mut anonymous = event("confirm/confirm");
     anonymous["requestContext"].as_object_mut().unwrap().remove("authorizer");
     shop.http(anonymous).await.problem(401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn a_service_confirms_for_the_customer_that_it_names() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let service = || in_role(by(event("confirm/confirm"), "shop-back-end"), "service");
+    let named =
+        |event, customer: &str| saying(event, json!({ "payment_reference": "pay_123", "customer_id": customer }));
+    let problem = shop.http(service()).await.problem(400, "invalid_request");
+    assert_eq!(problem["field"], "customer_id");
+    for customer in ["alice", "bob"] {
+        shop.http(named(by(event("confirm/confirm"), "bob"), customer)).await.problem(403, "forbidden");
+    }
+    shop.http(named(service(), "bob")).await.problem(404, "reservation_not_found");
+    assert_eq!(shop.stored(&held).await.status, Status::Held);
+    assert_eq!(shop.http(named(service(), "alice")).await.body["status"], "confirmed");
+    let order = shop.stored(&held).await;
+    assert_eq!((order.customer, order.payment_reference), (held.customer, Some(payment("pay_123"))));
+    // A payment that has to wait in the queue waits in the customer's name.
+    let other = shop.hold("alice", "waits", 1).await;
+    shop.wire.fail_all(WRITES, Fault::LostBefore);
+    let path = format!("/reservations/{}/confirm", other.reservation_id);
+    assert_eq!(shop.http(at(named(service(), "alice"), "POST", &path)).await.status, 202);
+    assert_eq!(shop.queued(CONFIRMATIONS)[0].customer, customer("alice"));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 use axum::Router;
 use holdfast_domain::Timestamp;
 use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, at, by, event, names, saying, send, with_header};
+use holdfast_testkit::event::{Answer, asking, at, by, event, in_role, names, saying, send, with_header};
 use holdfast_testkit::fixtures::{Hands, NOW, basket, books, product, schedules, soon, stocked, store, table};
 use holdfast_testkit::wire::{Fault, Wire};
 use reserve::{App, router};
@@ -219,6 +219,75 @@ async fn anothers_reservation_does_not_exist_and_their_key_is_their_own() {
     assert_ne!(bobs.body["reservation_id"], alices.body["reservation_id"]);
 }
 
+/// The shop's back end, which asks for this customer.
+fn service(name: &str, customer: &str) -> Value {
+    let event = in_role(by(event(&format!("reserve/{name}")), "shop-back-end"), "service");
+    match event["body"].as_str().map(|body| serde_json::from_str::<Value>(body).unwrap()) {
+        Some(mut body) => {
+            body["customer_id"] = customer.into();
+            saying(event, body)
+        }
+        None => asking(event, &format!("customer_id={customer}")),
+    }
+}
+
+#[tokio::test]
+async fn a_service_does_what_the_customer_could_that_it_names() {
+    for name in names("reserve") {
+        let shop = shop().await;
+        let id = basket("alice", KEY, &[("tee-black", 2)]).reservation_id;
+        if name != "create" {
+            // The service's reservation is the customer's own: both find it.
+            assert_eq!(shop.send(service("create", "alice")).await.status, 201);
+            assert_eq!(shop.send(event("reserve/get")).await.body["reservation_id"], id.as_str());
+        }
+        if name.starts_with("order") {
+            let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
+            store(&shop.wire, 2).confirm(&id, &alice, None, NOW, NOW, soon()).await.unwrap();
+        }
+        // For the wrong customer it meets what that customer would: nothing, and nothing is changed.
+        let wrong = shop.send(service(&name, "bob")).await;
+        match name.as_str() {
+            "create" => assert_eq!((wrong.status, shop.free().await), (201, 98)),
+            "list" | "orders" => assert_eq!((wrong.status, &wrong.body["items"]), (200, &json!([]))),
+            _ => _ = wrong.problem(404, "reservation_not_found"),
+        }
+        let right = shop.send(service(&name, "alice")).await;
+        assert_eq!(right.status, if name == "create" { 201 } else { 200 }, "{name}: {right:?}");
+        let found = if right.body["items"].is_array() { &right.body["items"][0] } else { &right.body };
+        assert_eq!(found["reservation_id"], id.as_str(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_names_nobody_and_anybody_else_who_names_somebody_are_refused() {
+    let shop = shop().await;
+    assert_eq!(shop.create(KEY).await.status, 201);
+    let before = shop.free().await;
+    for name in names("reserve") {
+        let nobody = in_role(by(event(&format!("reserve/{name}")), "shop-back-end"), "service");
+        let problem = shop.send(nobody).await.problem(400, "invalid_request");
+        assert_eq!(problem["field"], "customer_id", "{name}");
+        for (who, role) in [("alice", ""), ("bob", ""), ("root", "admin"), ("mallory", "services")] {
+            let named = in_role(by(service(&name, "alice"), who), role);
+            shop.send(named).await.problem(403, "forbidden");
+        }
+        for no_customer in ["", "a%0Ab"] {
+            let mut event = service(&name, "alice");
+            if event["body"].is_null() {
+                event = asking(event, &format!("customer_id={no_customer}"));
+            } else {
+                let mut body: Value = serde_json::from_str(event["body"].as_str().unwrap()).unwrap();
+                body["customer_id"] = no_customer.replace("%0A", "\n").into();
+                event = saying(event, body);
+            }
+            shop.send(event).await.problem(400, "invalid_request");
+        }
+    }
+    assert_eq!(shop.free().await, before);
+    assert_eq!(shop.send(event("reserve/get")).await.body["status"], "held");
+}
+
 #[tokio::test]
 async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
     let shop = shop().await;
@@ -243,7 +312,9 @@ async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
         ("too long a key", keyed(&"k".repeat(256)), 400, "idempotency_key_invalid"),
         ("not JSON", saying(create(), "{\"lines\":"), 400, "invalid_request"),
         ("no body", saying(create(), ""), 400, "invalid_request"),
-        ("an unknown field", saying(create(), json!({ "lines": [], "customer_id": "bob" })), 400, "invalid_request"),
+        ("an unknown field", saying(create(), json!({ "lines": [], "customer": "bob" })), 400, "invalid_request"),
+        ("another's name", saying(create(), json!({ "lines": [], "customer_id": "bob" })), 403, "forbidden"),
+        ("their own name", saying(create(), json!({ "lines": [], "customer_id": "alice" })), 403, "forbidden"),
         ("no lines", lines(json!([])), 400, "invalid_request"),
         ("21 lines", lines(twenty_one.into()), 400, "invalid_request"),
         ("an id that is none", lines(json!([{ "product_id": "a b", "quantity": 1 }])), 400, "invalid_request"),

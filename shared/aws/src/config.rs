@@ -148,6 +148,11 @@ pub fn local_key_set() -> Option<String> {
     optional("HOLDFAST_LOCAL_KEY_SET")
 }
 
+/// The claim that carries a token's roles: `ROLES_CLAIM`.
+pub fn roles_claim() -> Result<String, ConfigError> {
+    required("ROLES_CLAIM")
+}
+
 fn https_client() -> SharedHttpClient {
     aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https()
 }

@@ -1,6 +1,6 @@
 //! HTTP as every function speaks it: who calls, what they may send, and how a refusal looks.
 //!
-//! - [`Caller`], [`Admin`]: the verified caller, as an argument of a handler
+//! - [`Caller`], [`Customer`], [`Admin`]: the verified caller, as an argument of a handler
 //! - [`Json`], [`Query`], [`Key`]: input, parsed and within its limits
 //! - [`Problem`]: the one place where a refusal becomes a status
 //! - [`serve`]: what surrounds every router
@@ -11,7 +11,7 @@ mod problem;
 mod serve;
 mod view;
 
-pub use caller::{Admin, Authenticator, Caller, LOCAL_AUDIENCE, LOCAL_ISSUER, Role};
+pub use caller::{Admin, Authenticator, Caller, Customer, LOCAL_AUDIENCE, LOCAL_ISSUER};
 pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, Object, Query, path_id, some};
 pub use problem::Problem;
 pub use serve::{about_reservation, serve};

@@ -40,9 +40,9 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "a valid bearer token is needed")
     }
 
-    /// 403: somebody else's business.
-    pub fn forbidden() -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", "the token's role does not allow this")
+    /// 403: not for a token of this role.
+    pub fn forbidden(detail: &'static str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 
     /// 503: nothing was acknowledged; the same request may be sent again. `inside` goes to the log.
