@@ -1,8 +1,7 @@
 //! The function `confirm` over the real SDKs: what is a payment while one service or the other is away.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::Router;
 use confirm::{App, handle, router};
@@ -14,8 +13,8 @@ use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, customer, payment, product, queues, reserve, soon, stocked,
     store, table,
 };
+use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
-use lambda_http::tracing::subscriber;
 use lambda_runtime::{Context, Error, LambdaEvent};
 use serde_json::{Value, json};
 
@@ -356,29 +355,10 @@ async fn what_cannot_be_asked_is_a_problem_with_the_requests_id() {
     assert_eq!(books(&shop.wire).await["tee-black"].held, 1);
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
-    let log = Log::default();
-    let writer = log.clone();
-    // As the runtime's own subscriber, but for the writer; and of the whole process, since tracing decides once for
-    // all threads whether anybody listens. So the other tests' payments are in here too, if any is.
-    let capture = subscriber::fmt().json().with_max_level(subscriber::filter::LevelFilter::INFO);
-    capture.with_writer(move || writer.clone()).init();
+    // The other tests' payments are in here too, if any is.
+    let log = Log::capture();
 
     let shop = shop().await;
     let held = shop.hold("alice", "logged", 1).await;
@@ -392,12 +372,13 @@ async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
     }
     assert!(shop.batch(&shop.wire.messages(CONFIRMATIONS)).await.is_empty());
     assert_eq!(shop.pay(&held, "pay_456").await.status, 409);
-
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    for secret in ["pay_", "eyJhbGci", "c2VjcmV0", "Bearer"] {
-        assert!(!log.contains(secret), "{secret} is in the log:\n{log}");
+    // A payment where none belongs, and one that cannot be read.
+    for bad in [json!({ "payment": "pay_123" }), json!({ "payment_reference": ["pay_123"] }), json!("pay_123")] {
+        shop.http(saying(confirm.clone(), bad)).await.problem(400, "invalid_request");
     }
-    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+
+    log.is_free_of(&["pay_", "eyJhbGci", "c2VjcmV0", "Bearer"]);
+    let lines = log.lines();
     let ours = |line: &&Value| line["span"]["reservation_id"] == held.reservation_id.as_str();
     let answers: Vec<&Value> = lines.iter().filter(ours).filter(|line| line["fields"]["status"].is_u64()).collect();
     let statuses: Vec<u64> = answers.iter().map(|line| line["fields"]["status"].as_u64().unwrap()).collect();
@@ -405,4 +386,22 @@ async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
     for answer in answers {
         assert!(!answer["span"]["request_id"].as_str().unwrap().is_empty(), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_repeated_confirmation_is_the_same_answer_and_changes_nothing_without_a_key() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let first = shop.http(event("confirm/confirm")).await;
+    let order = shop.stored(&held).await;
+    for _ in 0..2 {
+        let again = shop.http(event("confirm/confirm")).await;
+        assert_eq!((again.status, &again.body), (200, &first.body));
+    }
+    // Also at another time: what the order says of itself stays.
+    shop.hands.set(LATE);
+    let again = shop.http(event("confirm/confirm")).await;
+    assert_eq!((again.status, &again.body["confirmed_at"]), (200, &first.body["confirmed_at"]));
+    assert_eq!(shop.stored(&held).await, order);
+    assert!(shop.queued(CONFIRMATIONS).is_empty() && shop.queued(FAILED).is_empty());
 }
