@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tower_http::cors::CorsLayer;
 
 /// Well below 100, more than any sensible number of processes can use.
 const IN_FLIGHT: usize = 64;
@@ -153,12 +154,16 @@ impl Gateway {
     ///
     /// # Errors
     /// The listener is broken.
-    pub fn open(listener: TcpListener, upstream: Upstream, routes: Routes) -> Result<Self> {
+    pub fn open(listener: TcpListener, upstream: Upstream, routes: Routes, cors: Option<CorsLayer>) -> Result<Self> {
         let address = listener.local_addr().context(|| "cannot tell the gateway's port".into())?;
         let app = Router::new()
             .route("/2015-03-31/functions/{function}/invocations", post(forward))
             .fallback(forward_known)
             .with_state((upstream, Arc::new(routes)));
+        let app = match cors {
+            Some(cors) => app.layer(cors),
+            None => app,
+        };
         let mut server = JoinSet::new();
         server.spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {

@@ -13,6 +13,7 @@
 
 pub mod aws;
 pub mod bootstrap;
+pub mod cors;
 pub mod demo;
 pub mod emulator;
 pub mod error;

@@ -96,6 +96,7 @@ fn main() -> ExitCode {
             a_product_that_did_not_change_is_a_304,
             a_herd_of_one_customer_holds_no_more_than_their_limit,
             a_customer_who_asks_too_often_is_told_when_to_come_back,
+            a_page_of_an_origin_that_is_named_may_call_and_no_other,
         },
         queues::{
             a_queued_confirmation_is_carried_out,
