@@ -6,8 +6,8 @@ use std::sync::Arc;
 use axum::Router;
 use confirm::{App, handle, router};
 use holdfast_aws::queues::Confirmation;
-use holdfast_domain::{PaymentReference, Reservation, Status, Timestamp};
-use holdfast_http::{Authenticator, serve};
+use holdfast_domain::{PaymentReference, RateLimit, Reservation, Status, Timestamp};
+use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_testkit::event::{Answer, at, by, event, in_role, names, saying, with_header};
 use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, customer, payment, product, queues, reserve, soon, stocked,
@@ -404,4 +404,22 @@ async fn a_repeated_confirmation_is_the_same_answer_and_changes_nothing_without_
     assert_eq!((again.status, &again.body["confirmed_at"]), (200, &first.body["confirmed_at"]));
     assert_eq!(shop.stored(&held).await, order);
     assert!(shop.queued(CONFIRMATIONS).is_empty() && shop.queued(FAILED).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payment_that_cannot_be_counted_is_not_turned_away() {
+    let mut shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let limiter = Limiter::new(store(&shop.wire, 9), shop.hands.clock(), RateLimit::new(1, 1).unwrap());
+    shop.router = serve(limited(router(shop.app.clone()), Some(limiter)), Authenticator::default());
+    let started = tokio::time::Instant::now();
+    shop.wire.fail_all(WRITES, Fault::LostBefore);
+    assert_eq!(shop.http(event("confirm/confirm")).await.status, 202);
+    assert!(started.elapsed().as_secs() < 9, "{:?}", started.elapsed());
+    assert_eq!(shop.queued(CONFIRMATIONS).len(), 1);
+    // Once the table counts again, so does the limit.
+    shop.wire.mend();
+    assert_eq!(shop.http(event("confirm/confirm")).await.status, 200);
+    shop.http(event("confirm/confirm")).await.problem(429, "rate_limited");
+    assert_eq!(shop.stored(&held).await.status, Status::Confirmed);
 }

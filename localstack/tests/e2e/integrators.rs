@@ -261,12 +261,16 @@ pub(crate) async fn a_customer_who_asks_too_often_is_told_when_to_come_back(_: A
     // Nobody else is held up, nor is who only looks; and to wait as long as one is told is enough.
     api.reserve("patient", "rated", &[("rated", 1)]).await.is(201, "");
     api.get("/reservations", Who::Customer("hasty")).await.is(200, "");
+    // Both functions that serve customers count in the same place.
+    let unknown = format!("rsv_{}", "a".repeat(52));
     let refused = loop {
-        let answer = api.reserve("hasty", "rated-more", &[("rated", 1)]).await;
+        let answer = api.confirm("hasty", &unknown, Some("pay_1")).await;
         if answer.status == 429 {
             break answer;
         }
+        answer.is(404, "reservation_not_found");
     };
+    refused.is(429, "rate_limited");
     tokio::time::sleep(Duration::from_secs(refused.body["retry_after_seconds"].as_u64().unwrap())).await;
     api.reserve("hasty", "rated-at-last", &[("rated", 1)]).await.is(201, "");
     drop(api);
