@@ -68,11 +68,14 @@ impl Resources {
         self.create_queues(template, clients).await
     }
 
-    /// What functions and roles answer when they are referred to. They are not made: functions run beside the
-    /// emulator, under the names of their binaries, and no emulator checks a role.
+    /// What functions, roles and log groups answer when they are referred to. They are not made: functions run beside
+    /// the emulator, under the names of their binaries, and write to a file; and no emulator checks a role.
     fn name_the_rest(&mut self, template: &Template) -> Result<()> {
         for function in template.functions(&self.scope)? {
             let arn = format!("arn:aws:lambda:{}:{ACCOUNT}:function:{}", self.scope.region, function.binary);
+            if let Some(alias) = function.alias {
+                self.know(&format!("{}.Alias", function.id), format!("{arn}:{alias}"), []);
+            }
             self.know(&function.id, function.binary.clone(), [("Arn", arn)]);
         }
         let roles = template.resources(&self.scope, "AWS::IAM::Role")?;
@@ -81,6 +84,15 @@ impl Resources {
             let name = self.name(&id);
             let arn = format!("arn:aws:iam::{ACCOUNT}:role/{name}");
             self.know(&id, name, [("Arn", arn)]);
+        }
+        for group in template.resources(&self.scope, "AWS::Logs::LogGroup")? {
+            let name = template
+                .resolve(&self.scope, &group.properties["LogGroupName"])
+                .map_err(|why| Error::new(format!("log group {}: {why}", group.id)))?;
+            let name = name.as_str().map_or_else(|| self.name(group.id), str::to_owned);
+            // CloudFormation's ends so: it stands for the streams of the group.
+            let arn = format!("arn:aws:logs:{}:{ACCOUNT}:log-group:{name}:*", self.scope.region);
+            self.know(group.id, name, [("Arn", arn)]);
         }
         Ok(())
     }
@@ -272,4 +284,39 @@ async fn until_active(clients: &Clients, name: &str) -> Result<()> {
 /// An attribute's value: scalars as text, policies as JSON text.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call past the alias would reach code that nobody has put into service yet, and a role that allows the one does
+    /// not allow the other.
+    #[test]
+    fn whatever_calls_expire_calls_its_alias_and_may() {
+        let template = Template::load(&crate::paths::workspace().join("template.yaml")).unwrap();
+        let scope = Scope {
+            stack: "s".to_owned(),
+            region: "r".to_owned(),
+            parameters: BTreeMap::new(),
+            resources: BTreeMap::new(),
+        };
+        let mut resources = Resources::new(scope);
+        resources.name_the_rest(&template).unwrap();
+        let properties = |kind: &str, id: &str| {
+            let found = template.resources(&resources.scope, kind).unwrap();
+            found.into_iter().find(|resource| resource.id == id).unwrap().properties
+        };
+        let statements = &properties("AWS::IAM::Role", "ScheduleRole")["Policies"][0]["PolicyDocument"]["Statement"];
+        let calls = statements.as_array().unwrap().iter().find(|allowed| allowed["Action"] == "lambda:InvokeFunction");
+        let reserve = properties("AWS::Serverless::Function", "ReserveFunction");
+        for (what, value) in [
+            ("the sweep", &properties("AWS::Scheduler::Schedule", "SweepSchedule")["Target"]["Arn"]),
+            ("a slot's schedule", &reserve["Environment"]["Variables"]["EXPIRE_FUNCTION_ARN"]),
+            ("what the role allows", &calls.unwrap()["Resource"]),
+        ] {
+            let arn = template.resolve(&resources.scope, value).unwrap();
+            assert_eq!(arn, format!("arn:aws:lambda:r:{ACCOUNT}:function:expire:live"), "{what}");
+        }
+    }
 }

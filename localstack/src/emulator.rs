@@ -6,7 +6,7 @@ use crate::error::{Context, Error, Result};
 use crate::paths;
 use crate::process::{Group, Keeper};
 use crate::progress::Step;
-use crate::tools;
+use crate::tools::{self, Tool};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -67,10 +67,20 @@ impl Emulator {
     /// It cannot be installed or started.
     pub async fn start(choice: &Choice, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
         match choice {
-            Choice::Ministack => ministack(port, log, keeper).await,
+            Choice::Ministack => ministack(tools::MINISTACK, port, log, keeper, &[("SERVICES", SERVICES)]).await,
             Choice::LocalStack => localstack(port, keeper).await,
             Choice::Endpoint(url) => Ok(Self { url: url.trim_end_matches('/').to_owned(), ours: Ours::Nothing }),
         }
+    }
+
+    /// Starts ministack as a cloud that can be deployed to: all services, functions that it runs itself, and roles that
+    /// are enforced. Only the root credentials ([`crate::aws::CREDENTIAL`]) may do everything.
+    ///
+    /// # Errors
+    /// It cannot be installed or started.
+    pub async fn start_cloud(port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
+        let settings = [("LAMBDA_EXECUTOR", "local"), ("AUTH", "true")];
+        ministack(tools::MINISTACK_CLOUD, port, log, keeper, &settings).await
     }
 
     /// Its one endpoint.
@@ -97,8 +107,14 @@ impl Emulator {
     }
 }
 
-async fn ministack(port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Emulator> {
-    let program = tools::ensure(tools::MINISTACK, keeper).await?;
+async fn ministack(
+    tool: Tool,
+    port: u16,
+    log: &Path,
+    keeper: &Arc<Keeper>,
+    settings: &[(&str, &str)],
+) -> Result<Emulator> {
+    let program = tools::ensure(tool, keeper).await?;
     let step = Step::start("starting ministack");
     let folder = paths::local("ministack")?;
     let out = File::create(log).context(|| format!("cannot create {}", log.display()))?;
@@ -110,7 +126,6 @@ async fn ministack(port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Emulat
         .stderr(err)
         .env("BIND_HOST", "127.0.0.1")
         .env("GATEWAY_PORT", port.to_string())
-        .env("SERVICES", SERVICES)
         .env("LOG_LEVEL", "WARNING")
         // What it writes (a file with its process id) goes into its own folder, not into /tmp.
         .env("TMPDIR", &folder)
@@ -127,7 +142,8 @@ async fn ministack(port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Emulat
         .env_remove("USE_SSL")
         .env_remove("MINISTACK_HOST")
         .env_remove("MINISTACK_ACCOUNT_ID")
-        .env_remove("LOCALSTACK_PERSISTENCE");
+        .env_remove("LOCALSTACK_PERSISTENCE")
+        .envs(settings.iter().copied());
     let mut group = keeper.spawn("ministack", &mut command)?;
     let url = format!("http://127.0.0.1:{port}");
     let ready = tokio::select! {

@@ -31,7 +31,7 @@ const IN_FLIGHT: usize = 64;
 const BODY_BYTES: usize = 10 * 1024 * 1024;
 
 /// Headers that belong to one connection and not to the message.
-const HOP_BY_HOP: [HeaderName; 6] = [
+pub(crate) const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
     header::TE,
@@ -248,7 +248,7 @@ fn message(status: StatusCode, text: &str) -> Response {
 
 /// A port of 127.0.0.1 that is free now. It may be taken before it is used, so this is for servers that cannot be
 /// given port 0; they fail loudly then.
-pub(crate) fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     let probe = std::net::TcpListener::bind(("127.0.0.1", 0));
     let address = probe.and_then(|listener| listener.local_addr());
     let port = address.context(|| "cannot find a free port".into())?.port();

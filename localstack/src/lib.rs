@@ -13,15 +13,18 @@
 
 pub mod aws;
 pub mod bootstrap;
+pub mod calls;
 pub mod cors;
 pub mod demo;
 pub mod emulator;
 pub mod error;
 pub mod functions;
 pub mod gateway;
+pub mod iam;
 pub mod paths;
 pub mod process;
 pub mod progress;
+pub mod recorder;
 pub mod routes;
 pub mod runner;
 pub mod stack;

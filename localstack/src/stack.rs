@@ -6,14 +6,17 @@
 
 use crate::aws::{CREDENTIAL, Clients};
 use crate::bootstrap::{Queue, Resources};
+use crate::calls::Names;
 use crate::cors;
 use crate::emulator::{Choice, Emulator};
 use crate::error::{Context, Error, Result};
 use crate::functions::{self, Functions, Serve, Spec};
 use crate::gateway::{Gateway, InvokeError, Upstream, free_port};
+use crate::iam;
 use crate::paths;
 use crate::process::Keeper;
 use crate::progress::Step;
+use crate::recorder::Recorder;
 use crate::routes::Routes;
 use crate::runner::{self, Delivery, Runner, Work};
 use crate::template::{Function, RecurringSchedule, Scope, Template};
@@ -49,6 +52,8 @@ pub struct Options {
     pub environment: BTreeMap<String, String>,
     /// Which of the cloud's jobs the runner plays.
     pub runner: runner::Options,
+    /// Whether the functions' AWS calls go through a [`Recorder`].
+    pub record_calls: bool,
 }
 
 impl Default for Options {
@@ -63,6 +68,7 @@ impl Default for Options {
             parameters: BTreeMap::new(),
             environment: BTreeMap::new(),
             runner: runner::Options::default(),
+            record_calls: false,
         }
     }
 }
@@ -75,10 +81,14 @@ pub struct Stack {
     upstream: Upstream,
     signer: Signer,
     logs: Logs,
+    /// What each function's role allows, by the function's name; only where there is a recorder to compare it with.
+    roles: BTreeMap<String, iam::Role>,
     // In the order in which they are stopped. `None` only while stopping.
     runner: Option<Runner>,
     gateway: Option<Gateway>,
     functions: Option<Functions>,
+    /// `None` unless asked for.
+    recorder: Option<Recorder>,
     emulator: Option<Emulator>,
     keeper: Arc<Keeper>,
 }
@@ -150,9 +160,11 @@ impl Stack {
             upstream,
             signer,
             logs,
+            roles: BTreeMap::new(),
             runner: None,
             gateway: None,
             functions: None,
+            recorder: None,
             emulator: Some(emulator),
             keeper,
         };
@@ -172,6 +184,12 @@ impl Stack {
         let step = Step::start("making the table, queues and schedule group of template.yaml");
         self.resources.create(&template, &self.clients).await?;
         step.done(&self.name);
+        if options.record_calls {
+            self.roles = iam::roles(&template, &self.resources.scope)?;
+            let functions = declared.iter().map(|function| function.binary.clone()).collect();
+            let names = Names::new(&self.resources)?;
+            self.recorder = Some(Recorder::start(&self.clients.endpoint_url, names, functions).await?);
+        }
         let recurring = template.recurring_schedules(&self.resources.scope)?;
         let cors = cors::layer(&template, &self.resources.scope)?;
         let mut specs = Vec::new();
@@ -199,7 +217,7 @@ impl Stack {
         Ok(())
     }
 
-    /// A function as the template deploys it, pointed at the emulator.
+    /// A function as the template deploys it, pointed at the emulator, or at the recorder in front of it.
     fn spec(
         &self,
         template: &Template,
@@ -208,11 +226,15 @@ impl Stack {
         options: &Options,
     ) -> Result<Spec> {
         let mut environment = template.environment(&self.resources.scope, function)?;
+        let (endpoint_url, access_key_id) = match &self.recorder {
+            Some(recorder) => (recorder.url(), function.binary.as_str()),
+            None => (self.clients.endpoint_url.as_str(), CREDENTIAL),
+        };
         let own = [
-            ("AWS_ENDPOINT_URL", self.clients.endpoint_url.as_str()),
+            ("AWS_ENDPOINT_URL", endpoint_url),
             ("AWS_REGION", &self.clients.region),
             ("AWS_DEFAULT_REGION", &self.clients.region),
-            ("AWS_ACCESS_KEY_ID", CREDENTIAL),
+            ("AWS_ACCESS_KEY_ID", access_key_id),
             ("AWS_SECRET_ACCESS_KEY", CREDENTIAL),
             // As the template's LoggingConfig sets it in the cloud.
             ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
@@ -328,6 +350,16 @@ impl Stack {
         self.runner.as_ref()
     }
 
+    /// What the functions' AWS calls go through, where [`Options::record_calls`] asked for it.
+    pub fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
+    }
+
+    /// What each function's role allows, by the function's name; nothing where there is no recorder.
+    pub fn roles(&self) -> &BTreeMap<String, iam::Role> {
+        &self.roles
+    }
+
     /// Where each part writes.
     pub fn logs(&self) -> &Logs {
         &self.logs
@@ -342,6 +374,7 @@ impl Stack {
         if let Some(functions) = self.functions.take() {
             functions.stop().await;
         }
+        drop(self.recorder.take());
         if let Some(emulator) = self.emulator.take() {
             if emulator.is_shared() {
                 self.resources.delete(&self.clients).await;

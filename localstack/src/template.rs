@@ -28,7 +28,8 @@ pub struct Scope {
     pub region: String,
     /// Parameters that differ from the template's defaults.
     pub parameters: BTreeMap<String, String>,
-    /// What `Ref` and `Fn::GetAtt` answer, by logical id.
+    /// What `Ref` and `Fn::GetAtt` answer, by logical id; also by the names that SAM gives to what it makes of a resource
+    /// (`ExpireFunction.Alias`).
     pub resources: BTreeMap<String, Attributes>,
 }
 
@@ -59,6 +60,8 @@ pub struct Function {
     pub binary: String,
     /// Its memory, which the runtime is told.
     pub memory_mb: u64,
+    /// The alias by which it is called, if it has one.
+    pub alias: Option<String>,
     /// Its own variables over those of `Globals`, unresolved.
     environment: Map<String, Value>,
     /// Whether the HTTP API calls it.
@@ -218,6 +221,7 @@ impl Template {
                 .or_else(|| properties["CodeUri"].as_str().and_then(|uri| Path::new(uri).file_name()?.to_str()))
                 .ok_or_else(|| wrong("neither Metadata.BuildProperties.Binary nor CodeUri names its binary"))?;
             let memory = [properties, shared].into_iter().find_map(|side| side["MemorySize"].as_u64());
+            let alias = [properties, shared].into_iter().find_map(|side| side["AutoPublishAlias"].as_str());
             let (mut http, mut queues) = (false, Vec::new());
             for (name, event) in properties["Events"].as_object().into_iter().flatten() {
                 match event["Type"].as_str().unwrap_or_default() {
@@ -232,6 +236,7 @@ impl Template {
                 binary: binary.to_owned(),
                 // Lambda's own default.
                 memory_mb: memory.unwrap_or(128),
+                alias: alias.map(str::to_owned),
                 environment,
                 http,
                 queues,
@@ -389,7 +394,7 @@ impl Template {
         Ok(json!(value))
     }
 
-    /// `${Name}`, `${Resource.Attribute}` and, to write one literally, `${!Name}`.
+    /// `${Name}`, `${Resource.Attribute}`, `${Function.Alias}` and, to write one literally, `${!Name}`.
     fn substitute(&self, scope: &Scope, pattern: &str, own: &Map<String, Value>) -> Result<Value> {
         let mut result = String::new();
         let mut rest = pattern;
@@ -402,7 +407,7 @@ impl Template {
                 result.push_str(&format!("${{{literal}}}"));
             } else if let Some(value) = own.get(name) {
                 result.push_str(&text(&self.resolve(scope, value)?));
-            } else if name.contains('.') {
+            } else if name.contains('.') && !scope.resources.contains_key(name) {
                 result.push_str(&text(&self.call(scope, "Fn::GetAtt", &json!(name))?));
             } else {
                 result.push_str(&text(&self.reference(scope, name)?));
@@ -438,7 +443,7 @@ impl Template {
 }
 
 /// The logical ids that a value refers to, parameters among them.
-pub(crate) fn references(value: &Value) -> BTreeSet<String> {
+pub fn references(value: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     collect(value, &mut found);
     found
@@ -447,7 +452,8 @@ pub(crate) fn references(value: &Value) -> BTreeSet<String> {
 fn collect(value: &Value, found: &mut BTreeSet<String>) {
     match intrinsic(value) {
         Some(("Ref", Value::String(name))) => {
-            found.insert(name.clone());
+            // `ExpireFunction.Alias` is made of the resource ExpireFunction.
+            found.extend(name.split('.').next().map(str::to_owned));
         }
         Some(("Fn::GetAtt", argument)) => found.extend(get_att(argument).map(|(id, _)| id.to_owned())),
         Some(("Fn::Sub", argument)) => {
@@ -464,7 +470,7 @@ fn collect(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The name of the function that an ARN names.
+/// The name of the function that an ARN names, with or without an alias.
 pub(crate) fn function_name(arn: &str) -> Option<&str> {
     let (_, name) = arn.split_once(":function:")?;
     name.split(':').next().filter(|name| !name.is_empty())
@@ -594,7 +600,7 @@ Resources:
     Type: AWS::Scheduler::Schedule
     Properties:
       ScheduleExpression: rate(1 minute)
-      Target: { Arn: !GetAtt ConfirmFunction.Arn, Input: '{"kind":"sweep"}' }
+      Target: { Arn: !Ref ConfirmFunction.Alias, Input: '{"kind":"sweep"}' }
 "#;
 
     fn scope() -> Scope {
@@ -610,6 +616,7 @@ Resources:
                 ("Table".to_owned(), attributes("s-Table", "arn:t")),
                 ("Dead".to_owned(), attributes("http://dead", "arn:d")),
                 ("ConfirmFunction".to_owned(), attributes("confirm", "arn:aws:lambda:r:a:function:confirm")),
+                ("ConfirmFunction.Alias".to_owned(), attributes("arn:aws:lambda:r:a:function:confirm:live", "")),
             ]),
         }
     }
@@ -665,6 +672,71 @@ Resources:
         assert_eq!(rate("rate(5 minutes)").map(|every| every.as_secs()), Some(300));
         assert_eq!(rate("rate(0 minutes)"), None);
         assert_eq!(rate("cron(0 0 * * ? *)"), None);
+    }
+
+    #[test]
+    fn an_alias_is_referred_to_through_its_function() {
+        let template = Template::parse(TEMPLATE).unwrap();
+        let value = |yaml: &str| long_form(serde_norway::from_str(yaml).unwrap()).unwrap();
+        for yaml in ["!Ref ConfirmFunction.Alias", "!Sub \"${ConfirmFunction.Alias}\""] {
+            let alias = template.resolve(&scope(), &value(yaml)).unwrap();
+            assert_eq!(alias, "arn:aws:lambda:r:a:function:confirm:live", "{yaml}");
+            assert_eq!(references(&value(yaml)), BTreeSet::from(["ConfirmFunction".to_owned()]), "{yaml}");
+        }
+        let why = template.resolve(&scope(), &value("!Ref Table.Alias")).unwrap_err().to_string();
+        assert!(why.contains("!Ref Table.Alias"), "{why}");
+
+        let alias = |text: &str| Template::parse(text).unwrap().functions(&scope()).unwrap().remove(0).alias;
+        let shared = TEMPLATE.replace("    MemorySize: 512\n", "    AutoPublishAlias: live\n");
+        assert_eq!(alias(TEMPLATE), None);
+        assert_eq!(alias(&shared).as_deref(), Some("live"));
+        let own = shared.replace("      CodeUri: .\n", "      CodeUri: .\n      AutoPublishAlias: own\n");
+        assert_eq!(alias(&own).as_deref(), Some("own"));
+    }
+
+    #[test]
+    fn a_functions_arn_names_it_with_and_without_an_alias() {
+        assert_eq!(function_name("arn:aws:lambda:r:1:function:expire"), Some("expire"));
+        assert_eq!(function_name("arn:aws:lambda:r:1:function:expire:live"), Some("expire"));
+        assert_eq!(function_name("arn:aws:lambda:r:1:function:"), None);
+        assert_eq!(function_name("arn:aws:sqs:r:1:expire"), None);
+    }
+
+    /// SAM publishes a version when the template's text changes, not when a parameter does, and Lambda publishes none of
+    /// a function that did not change: so the description of the version has to name the parameters that the function's
+    /// variables are made of, and no other.
+    #[test]
+    fn a_version_is_described_by_the_parameters_that_its_function_reads() {
+        let template = Template::load(&crate::paths::workspace().join("template.yaml")).unwrap();
+        let shared = &template.root["Globals"]["Function"]["Environment"];
+        let functions = template.resources(&scope(), "AWS::Serverless::Function").unwrap();
+        assert_eq!(functions.len(), 5);
+        for Resource { id, properties } in functions {
+            let mut read = parameters(&template, shared);
+            read.extend(parameters(&template, &properties["Environment"]));
+            assert_eq!(parameters(&template, &properties["VersionDescription"]), read, "{id}");
+            assert_eq!(properties["AutoPublishAliasAllProperties"], true, "{id}");
+        }
+    }
+
+    /// The parameters that a value depends on, those of its conditions among them.
+    fn parameters(template: &Template, value: &Value) -> BTreeSet<String> {
+        let mut found = references(value);
+        match value {
+            Value::Object(map) => {
+                for (name, inner) in map {
+                    if name == "Fn::If" {
+                        let condition = inner[0].as_str().unwrap();
+                        found.extend(parameters(template, &template.root["Conditions"][condition]));
+                    }
+                    found.extend(parameters(template, inner));
+                }
+            }
+            Value::Array(list) => list.iter().for_each(|inner| found.extend(parameters(template, inner))),
+            _ => {}
+        }
+        found.retain(|name| template.root["Parameters"].get(name).is_some());
+        found
     }
 
     #[test]

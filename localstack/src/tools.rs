@@ -1,4 +1,4 @@
-//! The two tools that the stack needs and Rust does not bring: put at pinned versions into `target/local/tools`,
+//! The tools that the stack and its tests need and Rust does not bring: put at pinned versions into `target/local/tools`,
 //! a Python environment for each, never into the system.
 //!
 //! What must always hold: an environment counts as installed only once its marker says so, and the marker is written
@@ -46,6 +46,23 @@ pub const MINISTACK: Tool = Tool {
     options: &[],
     program: "ministack",
 };
+
+/// The same emulator with what it needs to be deployed to.
+pub const MINISTACK_CLOUD: Tool = Tool {
+    name: "ministack-cloud",
+    requirements: include_str!("../tools/ministack-cloud.txt"),
+    options: &[],
+    program: "ministack",
+};
+
+/// Expands, lints and deploys template.yaml; cfn-lint beside it. For the deploy test and `.ci/run`.
+pub const SAM: Tool =
+    Tool { name: "aws-sam-cli", requirements: include_str!("../tools/aws-sam-cli.txt"), options: &[], program: "sam" };
+
+/// What `cargo lambda build` cross-compiles with. It is found by way of the `python3` of its environment, so that one's
+/// folder belongs on the `PATH`.
+pub const ZIG: Tool =
+    Tool { name: "ziglang", requirements: include_str!("../tools/ziglang.txt"), options: &[], program: "python3" };
 
 /// The path of the tool's program, after installing the tool if it is not there in the pinned version.
 ///

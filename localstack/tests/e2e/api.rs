@@ -10,6 +10,7 @@ use holdfast_local::stack::Stack;
 use holdfast_local::token::Role;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::broadcast;
 
 /// How long anything that will happen may take to happen. Nothing waits this long unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
@@ -168,6 +169,26 @@ impl Api {
             }
         };
         tokio::time::timeout(PATIENCE, waiting).await.expect("the schedule released nothing");
+    }
+
+    /// Waits for the queue to make an order of this reservation; the order. `events` began before the message was sent.
+    pub(crate) async fn until_confirmed(
+        &self,
+        customer: &str,
+        id: &str,
+        mut events: broadcast::Receiver<Event>,
+    ) -> Answer {
+        let path = format!("/reservations/{id}");
+        let confirmed = async {
+            loop {
+                let reservation = self.get(&path, Who::Customer(customer)).await;
+                if reservation.body["status"] == "confirmed" {
+                    return reservation;
+                }
+                while !matches!(events.recv().await, Ok(Event::Delivered { .. })) {}
+            }
+        };
+        tokio::time::timeout(PATIENCE, confirmed).await.expect("the queue delivered nothing")
     }
 
     /// Waits until the reservation's own time is over, by the clock that it was given.

@@ -1,5 +1,5 @@
-//! What breaks in other reservation services, each case by its number. Case 3 is in `crash`; cases 4 and 8 take the
-//! queue and the Scheduler away, and are in the tests of the functions `confirm` and `reserve`.
+//! What breaks in other reservation services, each case by its number. Case 3 is in `crash`; cases 4 and 8 are in
+//! `outages`, and with every kind of fault in the tests of the functions `confirm` and `reserve`.
 
 use futures_util::future::{join, join_all};
 use reqwest::Method;

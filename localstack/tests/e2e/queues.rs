@@ -21,7 +21,7 @@ fn server_millis(answer: &Value) -> i64 {
 pub(crate) async fn a_queued_confirmation_is_carried_out(api: Api) {
     api.product("queued", 5, json!({})).await;
     let held = api.reserve("alice", "queued", &[("queued", 2)]).await;
-    let mut events = api.stack.runner().unwrap().events();
+    let events = api.stack.runner().unwrap().events();
     let message = json!({
         "reservation_id": held.id(), "customer": "alice", "payment_reference": "pay_q",
         "requested_at_ms": server_millis(&held.body),
@@ -29,14 +29,7 @@ pub(crate) async fn a_queued_confirmation_is_carried_out(api: Api) {
     // Twice: a queue delivers at least once.
     send(&api, &message.to_string()).await;
     send(&api, &message.to_string()).await;
-    let path = format!("/reservations/{}", held.id());
-    let confirmed = async {
-        while api.get(&path, Who::Customer("alice")).await.body["status"] != "confirmed" {
-            while !matches!(events.recv().await, Ok(Event::Delivered { .. })) {}
-        }
-    };
-    tokio::time::timeout(PATIENCE, confirmed).await.expect("the queue delivered nothing");
-    let order = api.get(&path, Who::Customer("alice")).await;
+    let order = api.until_confirmed("alice", &held.id(), events).await;
     assert_eq!(order.body["payment_reference"], "pay_q");
     assert_eq!(order.body["confirmed_late"], false);
     assert_eq!(api.book("queued").await.sold, 2);

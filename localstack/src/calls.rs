@@ -1,0 +1,336 @@
+//! AWS calls as IAM sees them: which actions on which resources a request must be allowed.
+//!
+//! What must always hold: a request is understood whole, or it is an error that names what is not understood. One that
+//! was guessed at, or skipped, would make every check of the permissions worthless.
+//!
+//! After AWS's Service Authorization Reference, which says for each operation what it is authorised as:
+//! <https://docs.aws.amazon.com/service-authorization/latest/reference/list_dynamodb.html>, `list_sqs.html` and
+//! `list_scheduler.html`. A transaction is authorised as the actions in it:
+//! <https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis-iam.html>. A batch of messages is
+//! authorised as one message:
+//! <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-api-permissions-reference.html>.
+
+use crate::bootstrap::Resources;
+use crate::error::{Error, Result};
+use crate::template::ACCOUNT;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Something that a caller must be allowed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Need {
+    /// As in `dynamodb:PutItem`.
+    pub action: String,
+    /// The ARN of what it is done to.
+    pub resource: String,
+    /// For `iam:PassRole`: the service that is to use the role.
+    pub passed_to_service: Option<String>,
+}
+
+impl Need {
+    fn new(action: String, resource: String) -> Self {
+        Self { action, resource, passed_to_service: None }
+    }
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.action, self.resource)?;
+        self.passed_to_service.iter().try_for_each(|service| write!(f, " for {service}"))
+    }
+}
+
+/// A request, as far as its permissions depend on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The HTTP method.
+    pub method: &'a str,
+    /// The path.
+    pub path: &'a str,
+    /// The header `X-Amz-Target`, by which DynamoDB and SQS are told what to do.
+    pub target: Option<&'a str>,
+    /// The body; `Null` if there is none.
+    pub body: &'a Value,
+}
+
+/// The stack's resources, by what requests call them.
+#[derive(Debug)]
+pub struct Names {
+    /// Tables: name to ARN.
+    tables: BTreeMap<String, String>,
+    /// Queues: URL to ARN.
+    queues: BTreeMap<String, String>,
+    /// Schedule groups by name.
+    groups: BTreeSet<String>,
+    /// What the ARNs of schedules begin with.
+    schedules: String,
+}
+
+impl Names {
+    /// The names of what was made.
+    ///
+    /// # Errors
+    /// A table has no ARN.
+    pub fn new(resources: &Resources) -> Result<Self> {
+        let mut tables = BTreeMap::new();
+        for (id, name) in &resources.tables {
+            let arn = resources.scope.resources.get(id).and_then(|table| table.attributes.get("Arn"));
+            let arn = arn.ok_or_else(|| Error::new(format!("the table {id} has no ARN")))?;
+            tables.insert(name.clone(), arn.clone());
+        }
+        let queues = resources.queues.values().map(|queue| (queue.url.clone(), queue.arn.clone())).collect();
+        let groups = resources.groups.values().cloned().collect();
+        let schedules = format!("arn:aws:scheduler:{}:{ACCOUNT}:schedule/", resources.scope.region);
+        Ok(Self { tables, queues, groups, schedules })
+    }
+
+    /// What the sender of `request` must be allowed; never nothing.
+    ///
+    /// # Errors
+    /// The request, or a part of it, is not understood.
+    pub fn needs(&self, request: Request<'_>) -> Result<Vec<Need>> {
+        let Request { method, path, target, body } = request;
+        let needs = match target.and_then(|target| target.split_once('.')) {
+            Some(("DynamoDB_20120810", operation)) => self.dynamodb(operation, body),
+            Some(("AmazonSQS", operation)) => self.sqs(operation, body),
+            None if target.is_none() => self.scheduler(method, path, body),
+            _ => Err(unknown("the operation")),
+        };
+        let what = || target.map_or_else(|| format!("{method} {path}"), str::to_owned);
+        let mut needs = needs.map_err(|why| Error::new(format!("{}: {why}", what())))?;
+        needs.sort();
+        needs.dedup();
+        if needs.is_empty() { Err(Error::new(format!("{}: it asks for nothing", what()))) } else { Ok(needs) }
+    }
+
+    fn dynamodb(&self, operation: &str, body: &Value) -> Result<Vec<Need>> {
+        match operation {
+            "GetItem" | "PutItem" | "UpdateItem" | "DeleteItem" => Ok(vec![self.on_table(operation, body)?]),
+            // On an index, the index is the resource, and its table is none.
+            "Query" | "Scan" => {
+                let mut need = self.on_table(operation, body)?;
+                match &body["IndexName"] {
+                    Value::Null => {}
+                    Value::String(index) => need.resource.push_str(&format!("/index/{index}")),
+                    _ => return Err(unknown("IndexName")),
+                }
+                Ok(vec![need])
+            }
+            "BatchGetItem" | "BatchWriteItem" => {
+                let tables = body["RequestItems"].as_object().ok_or_else(|| unknown("RequestItems"))?;
+                tables.keys().map(|name| Ok(Need::new(dynamodb(operation), self.table(name)?))).collect()
+            }
+            "TransactGetItems" | "TransactWriteItems" => {
+                let actions = body["TransactItems"].as_array().ok_or_else(|| unknown("TransactItems"))?;
+                actions.iter().map(|action| self.in_transaction(operation, action)).collect()
+            }
+            _ => Err(unknown("the operation")),
+        }
+    }
+
+    /// One action of a transaction: `{"Put": {"TableName": .., ..}}`.
+    fn in_transaction(&self, operation: &str, action: &Value) -> Result<Need> {
+        let parts: Vec<(&String, &Value)> = action.as_object().into_iter().flatten().collect();
+        let [(kind, parameters)] = parts.as_slice() else { return Err(unknown("an action of the transaction")) };
+        match (operation, kind.as_str()) {
+            ("TransactGetItems", "Get") => self.on_table("GetItem", parameters),
+            ("TransactWriteItems", "Put") => self.on_table("PutItem", parameters),
+            ("TransactWriteItems", "Update") => self.on_table("UpdateItem", parameters),
+            ("TransactWriteItems", "Delete") => self.on_table("DeleteItem", parameters),
+            ("TransactWriteItems", "ConditionCheck") => self.on_table("ConditionCheckItem", parameters),
+            (_, kind) => Err(unknown(&format!("the action {kind} of the transaction"))),
+        }
+    }
+
+    fn on_table(&self, action: &str, parameters: &Value) -> Result<Need> {
+        let name = parameters["TableName"].as_str().ok_or_else(|| unknown("TableName"))?;
+        Ok(Need::new(dynamodb(action), self.table(name)?))
+    }
+
+    fn table(&self, name: &str) -> Result<String> {
+        let arn = self.tables.get(name);
+        arn.cloned().ok_or_else(|| Error::new(format!("the table {name} is none of the stack's")))
+    }
+
+    fn sqs(&self, operation: &str, body: &Value) -> Result<Vec<Need>> {
+        let action = match operation {
+            "SendMessage" | "SendMessageBatch" => "sqs:SendMessage",
+            "ReceiveMessage" => "sqs:ReceiveMessage",
+            "DeleteMessage" | "DeleteMessageBatch" => "sqs:DeleteMessage",
+            "ChangeMessageVisibility" | "ChangeMessageVisibilityBatch" => "sqs:ChangeMessageVisibility",
+            "GetQueueAttributes" => "sqs:GetQueueAttributes",
+            _ => return Err(unknown("the operation")),
+        };
+        let url = body["QueueUrl"].as_str().ok_or_else(|| unknown("QueueUrl"))?;
+        let arn = self.queues.get(url).ok_or_else(|| Error::new(format!("the queue {url} is none of the stack's")))?;
+        Ok(vec![Need::new(action.to_owned(), arn.clone())])
+    }
+
+    fn scheduler(&self, method: &str, path: &str, body: &Value) -> Result<Vec<Need>> {
+        // The characters that a name may have, and no others: it stands in the path as it is.
+        let is_name = |text: &&str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let name = path.strip_prefix("/schedules/").filter(|text| method == "POST" && !text.is_empty());
+        let name = name.filter(is_name).ok_or_else(|| unknown("the operation"))?;
+        let group = body["GroupName"].as_str().ok_or_else(|| unknown("GroupName"))?;
+        if !self.groups.contains(group) {
+            return Err(Error::new(format!("the schedule group {group} is none of the stack's")));
+        }
+        let role = body["Target"]["RoleArn"].as_str().ok_or_else(|| unknown("Target.RoleArn"))?;
+        Ok(vec![
+            Need::new("scheduler:CreateSchedule".to_owned(), format!("{}{group}/{name}", self.schedules)),
+            Need {
+                action: "iam:PassRole".to_owned(),
+                resource: role.to_owned(),
+                passed_to_service: Some("scheduler.amazonaws.com".to_owned()),
+            },
+        ])
+    }
+}
+
+/// Who signed a request: the access key id in its `Authorization` header.
+pub fn caller(authorization: &str) -> Option<&str> {
+    let credential = authorization.strip_prefix("AWS4-HMAC-SHA256 ")?.split_once("Credential=")?.1;
+    credential.split_once('/').map(|(key, _)| key).filter(|key| !key.is_empty())
+}
+
+fn dynamodb(action: &str) -> String {
+    format!("dynamodb:{action}")
+}
+
+fn unknown(what: &str) -> Error {
+    Error::new(format!("{what} is not understood"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const TABLE: &str = "arn:aws:dynamodb:r:000000000000:table/s-Table";
+
+    fn names() -> Names {
+        Names {
+            tables: BTreeMap::from([("s-Table".to_owned(), TABLE.to_owned())]),
+            queues: BTreeMap::from([("http://q".to_owned(), "arn:aws:sqs:r:000000000000:s-Queue".to_owned())]),
+            groups: BTreeSet::from(["s-Schedules".to_owned()]),
+            schedules: "arn:aws:scheduler:r:000000000000:schedule/".to_owned(),
+        }
+    }
+
+    fn shown(target: Option<&str>, path: &str, body: &Value) -> std::result::Result<Vec<String>, String> {
+        let request = Request { method: "POST", path, target, body };
+        let needs = names().needs(request).map_err(|error| error.to_string())?;
+        Ok(needs.iter().map(ToString::to_string).collect())
+    }
+
+    fn dynamodb(operation: &str, body: &Value) -> std::result::Result<Vec<String>, String> {
+        shown(Some(&format!("DynamoDB_20120810.{operation}")), "/", body)
+    }
+
+    #[test]
+    fn an_operation_on_items_is_an_action_on_the_table() {
+        for operation in ["GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query", "Scan"] {
+            let needs = dynamodb(operation, &json!({"TableName": "s-Table", "Key": {}}));
+            assert_eq!(needs.unwrap(), [format!("dynamodb:{operation} on {TABLE}")]);
+        }
+        for operation in ["BatchGetItem", "BatchWriteItem"] {
+            let needs = dynamodb(operation, &json!({"RequestItems": {"s-Table": {}}}));
+            assert_eq!(needs.unwrap(), [format!("dynamodb:{operation} on {TABLE}")]);
+        }
+    }
+
+    #[test]
+    fn on_an_index_the_index_is_the_resource() {
+        for operation in ["Query", "Scan"] {
+            let needs = dynamodb(operation, &json!({"TableName": "s-Table", "IndexName": "due"}));
+            assert_eq!(needs.unwrap(), [format!("dynamodb:{operation} on {TABLE}/index/due")]);
+        }
+    }
+
+    #[test]
+    fn a_transaction_is_the_actions_in_it() {
+        let on_table = |kind: &str| json!({ kind: {"TableName": "s-Table"} });
+        let write = ["Update", "Put", "Update", "ConditionCheck", "Delete"].map(on_table);
+        let needs = dynamodb("TransactWriteItems", &json!({ "TransactItems": write })).unwrap();
+        let expected = ["ConditionCheckItem", "DeleteItem", "PutItem", "UpdateItem"];
+        assert_eq!(needs, expected.map(|action| format!("dynamodb:{action} on {TABLE}")));
+        let read = dynamodb("TransactGetItems", &json!({ "TransactItems": [on_table("Get")] }));
+        assert_eq!(read.unwrap(), [format!("dynamodb:GetItem on {TABLE}")]);
+    }
+
+    #[test]
+    fn a_batch_of_messages_is_one_message() {
+        for (operation, action) in [
+            ("SendMessage", "SendMessage"),
+            ("SendMessageBatch", "SendMessage"),
+            ("ReceiveMessage", "ReceiveMessage"),
+            ("DeleteMessage", "DeleteMessage"),
+            ("DeleteMessageBatch", "DeleteMessage"),
+            ("ChangeMessageVisibilityBatch", "ChangeMessageVisibility"),
+            ("GetQueueAttributes", "GetQueueAttributes"),
+        ] {
+            let needs = shown(Some(&format!("AmazonSQS.{operation}")), "/", &json!({"QueueUrl": "http://q"}));
+            assert_eq!(needs.unwrap(), [format!("sqs:{action} on arn:aws:sqs:r:000000000000:s-Queue")]);
+        }
+    }
+
+    #[test]
+    fn making_a_schedule_hands_a_role_over_too() {
+        let body = json!({"GroupName": "s-Schedules", "Target": {"RoleArn": "arn:aws:iam::0:role/s-Role"}});
+        let expected = [
+            "iam:PassRole on arn:aws:iam::0:role/s-Role for scheduler.amazonaws.com",
+            "scheduler:CreateSchedule on arn:aws:scheduler:r:000000000000:schedule/s-Schedules/slot-1",
+        ];
+        assert_eq!(shown(None, "/schedules/slot-1", &body).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named_and_never_nothing() {
+        let table = json!({"TableName": "s-Table"});
+        let schedule = json!({"GroupName": "s-Schedules", "Target": {"RoleArn": "arn:r"}});
+        for (target, path, body, named) in [
+            (Some("DynamoDB_20120810.ExecuteStatement"), "/", &table, "ExecuteStatement"),
+            (Some("DynamoDB_20120810.GetItem"), "/", &json!({"TableName": "other"}), "other"),
+            (Some("DynamoDB_20120810.GetItem"), "/", &Value::Null, "TableName"),
+            (Some("DynamoDB_20120810.Query"), "/", &json!({"TableName": "s-Table", "IndexName": 1}), "IndexName"),
+            (Some("DynamoDB_20120810.BatchGetItem"), "/", &json!({"RequestItems": {}}), "nothing"),
+            (Some("DynamoDB_20120810.BatchGetItem"), "/", &table, "RequestItems"),
+            (Some("DynamoDB_20120810.TransactWriteItems"), "/", &json!({"TransactItems": []}), "nothing"),
+            (
+                Some("DynamoDB_20120810.TransactWriteItems"),
+                "/",
+                &json!({"TransactItems": [{"Merge": {"TableName": "s-Table"}}]}),
+                "Merge",
+            ),
+            (
+                Some("DynamoDB_20120810.TransactWriteItems"),
+                "/",
+                &json!({"TransactItems": [{"Put": {"TableName": "s-Table"}, "Get": {}}]}),
+                "an action",
+            ),
+            (Some("AmazonSQS.PurgeQueue"), "/", &json!({"QueueUrl": "http://q"}), "PurgeQueue"),
+            (Some("AmazonSQS.SendMessage"), "/", &json!({"QueueUrl": "http://other"}), "http://other"),
+            (Some("Kinesis_20131202.PutRecord"), "/", &Value::Null, "Kinesis"),
+            (Some("GetItem"), "/schedules/slot-1", &schedule, "GetItem"),
+            (None, "/schedules", &schedule, "POST /schedules"),
+            (None, "/schedules/a%2Fb", &schedule, "a%2Fb"),
+            (None, "/schedules/slot-1", &json!({"GroupName": "default"}), "default"),
+            (None, "/schedules/slot-1", &json!({"GroupName": "s-Schedules"}), "RoleArn"),
+        ] {
+            let why = shown(target, path, body).unwrap_err();
+            assert!(why.contains(named), "{why}");
+        }
+        let update = Request { method: "PUT", path: "/schedules/slot-1", target: None, body: &schedule };
+        assert!(names().needs(update).is_err());
+    }
+
+    #[test]
+    fn the_access_key_says_who_calls() {
+        let header = "AWS4-HMAC-SHA256 Credential=reserve/20261121/r/sqs/aws4_request, SignedHeaders=host, Signature=0";
+        assert_eq!(caller(header), Some("reserve"));
+        for other in ["", "Bearer x", "AWS4-HMAC-SHA256 Credential=/x", "AWS4-HMAC-SHA256 SignedHeaders=host"] {
+            assert_eq!(caller(other), None, "{other}");
+        }
+    }
+}

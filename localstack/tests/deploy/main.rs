@@ -1,0 +1,165 @@
+//! The template proves itself: its rules are checked, and it is built and deployed as it stands, to an emulator whose
+//! own triggers drive the compiled functions and whose IAM enforces their roles.
+//!
+//! Takes minutes, since every function is built as a release, for both processors:
+//! `cargo test --workspace --test deploy`. A filter takes only what it names: `... --test deploy rules`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
+
+mod cloud;
+mod rules;
+mod triggers;
+mod users;
+mod variables;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cloud::{Architecture, Cloud, Sam};
+use holdfast_local::process::Keeper;
+use libtest_mimic::{Arguments, Failed, Trial};
+use rules::Expanded;
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+/// Most of what is deployed waits for the emulator's clock.
+const TESTS_AT_ONCE: usize = 6;
+
+/// What the tests share, each part made when the first test needs it.
+struct Shared {
+    runtime: Runtime,
+    keeper: Arc<Keeper>,
+    sam: OnceCell<Sam>,
+    template: OnceCell<Expanded>,
+    canary: OnceCell<Expanded>,
+    cloud: OnceCell<Cloud>,
+    /// Whether it was deployed, or that failed.
+    tried: AtomicBool,
+    /// One build at a time: they share a target directory and two cores.
+    build: tokio::sync::Mutex<()>,
+}
+
+impl Shared {
+    async fn sam(&self) -> &Sam {
+        self.sam.get_or_init(|| Sam::ready(&self.keeper)).await
+    }
+
+    async fn template(&self) -> &Expanded {
+        self.template.get_or_init(|| async { self.sam().await.expand(&[]).await }).await
+    }
+
+    /// With all that SAM adds where new versions are tried on a part of the calls first.
+    async fn canary(&self) -> &Expanded {
+        self.canary.get_or_init(|| async { self.sam().await.expand(&["CanaryDeployments=true"]).await }).await
+    }
+
+    async fn cloud(&self) -> &Cloud {
+        let deploy = async || {
+            // Building takes minutes: once is enough to fail.
+            let tried = self.tried.swap(true, Ordering::SeqCst);
+            assert!(!tried, "not deployed; the first test that needed it says why");
+            let (sam, here) = (self.sam().await, Architecture::here());
+            let built = {
+                let _alone = self.build.lock().await;
+                sam.build(here).await
+            };
+            Cloud::deploy(sam, &built, here, &self.keeper).await
+        };
+        self.cloud.get_or_init(deploy).await
+    }
+
+    /// Builds for the other processor. What is made cannot be run here; that it is made for it can be seen.
+    async fn other_architecture(&self) {
+        let other = if Architecture::here() == Architecture::X86 { Architecture::Arm } else { Architecture::X86 };
+        let (sam, template) = (self.sam().await, self.template().await);
+        let built = {
+            let _alone = self.build.lock().await;
+            sam.build(other).await
+        };
+        for id in template.function_ids() {
+            assert_eq!(elf_machine(&built.join(id).join("bootstrap")), other.elf_machine(), "{id}");
+        }
+    }
+}
+
+fn elf_machine(program: &Path) -> u16 {
+    let bytes = std::fs::read(program).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    assert_eq!(bytes.get(..4), Some(b"\x7fELF".as_slice()), "{} is no program", program.display());
+    u16::from_le_bytes([bytes[18], bytes[19]])
+}
+
+fn none(findings: &[String]) -> Result<(), Failed> {
+    if findings.is_empty() { Ok(()) } else { Err(findings.join("\n").into()) }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(Some(TESTS_AT_ONCE));
+    let shared = Arc::new(Shared {
+        runtime: Runtime::new().expect("a runtime"),
+        keeper: Keeper::start().expect("a keeper"),
+        sam: OnceCell::new(),
+        template: OnceCell::new(),
+        canary: OnceCell::new(),
+        cloud: OnceCell::new(),
+        tried: AtomicBool::new(false),
+        build: tokio::sync::Mutex::new(()),
+    });
+
+    let mut trials = Vec::new();
+    for (name, rule) in rules::RULES {
+        let shared = Arc::clone(&shared);
+        trials.push(Trial::test(format!("rules::{name}"), move || {
+            shared.runtime.block_on(async {
+                none(&rule(shared.template().await))?;
+                none(&rule(shared.canary().await))
+            })
+        }));
+    }
+    for (rule, breach, broken) in rules::breaches() {
+        let shared = Arc::clone(&shared);
+        trials.push(Trial::test(format!("rules::{rule}::sees_{}", breach.replace(' ', "_")), move || {
+            let mut template = shared.runtime.block_on(shared.template()).clone();
+            broken(&mut template.root);
+            let check = rules::RULES.iter().find(|(name, _)| *name == rule).expect("a rule").1;
+            if check(&template).is_empty() { Err(format!("{rule} does not see it").into()) } else { Ok(()) }
+        }));
+    }
+    let own = Arc::clone(&shared);
+    trials.push(Trial::test("rules::each_function_is_given_the_variables_that_it_reads_and_no_other", move || {
+        own.runtime.block_on(async { none(&variables::differences(own.template().await, &own.keeper).await) })
+    }));
+    let own = Arc::clone(&shared);
+    trials.push(Trial::test("build::the_other_architecture_too", move || {
+        own.runtime.block_on(own.other_architecture());
+        Ok(())
+    }));
+    macro_rules! deployed {
+        ($($module:ident::$test:ident),* $(,)?) => {$({
+            let shared = Arc::clone(&shared);
+            trials.push(Trial::test(concat!("deployed::", stringify!($module), "::", stringify!($test)), move || {
+                shared.runtime.block_on(async { $module::$test(shared.cloud().await).await });
+                Ok(())
+            }));
+        })*};
+    }
+    deployed![
+        triggers::every_event_is_answered,
+        triggers::a_deployed_schedule_releases_a_hold,
+        triggers::the_deployed_sweep_makes_up_for_a_lost_schedule,
+        triggers::the_event_source_confirms_what_is_in_the_queue,
+        triggers::a_poison_message_is_redriven_to_the_dead_letter_queue,
+        users::only_the_account_makes_an_admin,
+        users::a_sign_up_brings_no_groups,
+    ];
+
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(shared) = Arc::into_inner(shared) {
+        let Shared { runtime, cloud, .. } = shared;
+        if let Some(cloud) = cloud.into_inner() {
+            runtime.block_on(cloud.stop());
+        }
+    }
+    conclusion.exit_code()
+}

@@ -1,0 +1,482 @@
+//! What must hold for every deployment, checked on template.yaml as SAM expands it, so nothing that SAM adds is missed.
+//!
+//! A rule returns what breaks it, in words. That each rule catches its breach is shown by breaking it: [`breaches`].
+
+use std::collections::BTreeSet;
+
+use holdfast_local::template::references;
+use serde_json::{Map, Value, json};
+
+/// The one function whose routes need no token.
+const PUBLIC: &str = "CatalogFunction";
+
+/// A template in which there is nothing left for SAM to do.
+#[derive(Clone)]
+pub(crate) struct Expanded {
+    pub(crate) root: Value,
+}
+
+/// What a rule found.
+pub(crate) type Findings = Vec<String>;
+type Rule = fn(&Expanded) -> Findings;
+
+/// All rules, by name.
+pub(crate) const RULES: [(&str, Rule); 9] = [
+    ("each_function_logs_to_a_group_of_its_own_that_forgets", logs),
+    ("each_role_is_one_functions_own_and_names_what_it_may", roles),
+    ("a_queue_that_drives_a_function_gives_it_time_and_a_way_out", event_sources),
+    ("what_nobody_waits_for_ends_in_a_dead_letter_queue", asynchronous),
+    ("each_dead_letter_queue_has_an_alarm", alarms),
+    ("the_table_survives_mistakes", table),
+    ("what_is_stored_is_encrypted", encryption),
+    ("nothing_of_the_local_stack_can_be_deployed", deployed_only),
+    ("only_the_catalog_is_open_to_anyone", tokens),
+];
+
+impl Expanded {
+    fn of<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        let resources = self.root["Resources"].as_object();
+        resources
+            .into_iter()
+            .flatten()
+            .filter(move |(_, resource)| resource["Type"] == kind)
+            .map(|(id, r)| (id.as_str(), &r["Properties"]))
+    }
+
+    fn is(&self, id: &str, kind: &str) -> bool {
+        self.root["Resources"][id]["Type"] == kind
+    }
+
+    /// The resource of one kind that a value refers to, if it refers to exactly one.
+    fn one(&self, value: &Value, kind: &str) -> Option<String> {
+        let mut ids = references(value).into_iter().filter(|id| self.is(id, kind));
+        ids.next().filter(|_| ids.next().is_none())
+    }
+
+    fn properties(&self, id: &str) -> &Value {
+        &self.root["Resources"][id]["Properties"]
+    }
+
+    fn functions(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.of("AWS::Lambda::Function")
+    }
+
+    /// The functions' names in the template.
+    pub(crate) fn function_ids(&self) -> Vec<&str> {
+        self.functions().map(|(id, _)| id).collect()
+    }
+
+    /// The function that a value refers to, itself or by one of its aliases.
+    fn function(&self, value: &Value) -> Option<String> {
+        self.one(value, "AWS::Lambda::Function").or_else(|| {
+            let alias = self.one(value, "AWS::Lambda::Alias")?;
+            self.one(&self.properties(&alias)["FunctionName"], "AWS::Lambda::Function")
+        })
+    }
+
+    /// The statements of a role's own policies.
+    fn statements(&self, role: &str) -> Vec<&Value> {
+        let policies = self.properties(role)["Policies"].as_array();
+        let documents = policies.into_iter().flatten().map(|policy| &policy["PolicyDocument"]["Statement"]);
+        documents.flat_map(|statements| statements.as_array().into_iter().flatten()).collect()
+    }
+
+    /// Whether a role allows an action on the very resource that `resource` names.
+    fn allows(&self, role: &str, action: &str, resource: &Value) -> bool {
+        self.statements(role).into_iter().any(|statement| {
+            statement["Effect"] == "Allow"
+                && list(&statement["Action"]).contains(&&json!(action))
+                && list(&statement["Resource"]).contains(&resource)
+        })
+    }
+
+    fn trusts(&self, role: &str, service: &str) -> bool {
+        let statements = self.properties(role)["AssumeRolePolicyDocument"]["Statement"].as_array();
+        statements
+            .into_iter()
+            .flatten()
+            .any(|statement| list(&statement["Principal"]["Service"]).contains(&&json!(service)))
+    }
+
+    /// The queues that something gives up into.
+    fn dead_letter_queues(&self) -> BTreeSet<String> {
+        let redrives = self.of("AWS::SQS::Queue").map(|(_, queue)| &queue["RedrivePolicy"]["deadLetterTargetArn"]);
+        let schedules =
+            self.of("AWS::Scheduler::Schedule").map(|(_, schedule)| &schedule["Target"]["DeadLetterConfig"]);
+        let calls =
+            self.of("AWS::Lambda::EventInvokeConfig").map(|(_, config)| &config["DestinationConfig"]["OnFailure"]);
+        redrives.chain(schedules).chain(calls).filter_map(|value| self.one(value, "AWS::SQS::Queue")).collect()
+    }
+}
+
+/// A value, or each of a list of them.
+fn list(value: &Value) -> Vec<&Value> {
+    value.as_array().map_or_else(|| vec![value], |values| values.iter().collect())
+}
+
+fn logs(template: &Expanded) -> Findings {
+    let (mut findings, mut seen) = (Vec::new(), BTreeSet::new());
+    for (id, function) in template.functions() {
+        let Some(group) = template.one(&function["LoggingConfig"]["LogGroup"], "AWS::Logs::LogGroup") else {
+            findings.push(format!("{id} logs to no group of the template"));
+            continue;
+        };
+        if template.properties(&group)["RetentionInDays"].is_null() {
+            findings.push(format!("{group} keeps its lines for ever"));
+        }
+        if !seen.insert(group.clone()) {
+            findings.push(format!("{id} shares {group} with another function"));
+        }
+    }
+    findings
+}
+
+fn roles(template: &Expanded) -> Findings {
+    let (mut findings, mut seen) = (Vec::new(), BTreeSet::new());
+    for (id, function) in template.functions() {
+        let Some(role) = template.one(&function["Role"], "AWS::IAM::Role") else {
+            findings.push(format!("{id} has no role of the template"));
+            continue;
+        };
+        if !template.trusts(&role, "lambda.amazonaws.com") {
+            findings.push(format!("{role} cannot be taken on by Lambda"));
+        }
+        if !seen.insert(role.clone()) {
+            findings.push(format!("{id} shares {role} with another function"));
+        }
+    }
+    for (role, properties) in template.of("AWS::IAM::Role") {
+        // CodeDeploy's role is made by SAM, with the policy that AWS keeps for it.
+        if template.trusts(role, "codedeploy.amazonaws.com") {
+            continue;
+        }
+        if !properties["ManagedPolicyArns"].is_null() {
+            findings.push(format!("{role} takes what a managed policy gives"));
+        }
+        for statement in template.statements(role) {
+            for action in list(&statement["Action"]) {
+                if action.as_str().is_none_or(|action| action.contains('*')) {
+                    findings.push(format!("{role} may {action}"));
+                }
+            }
+            for resource in list(&statement["Resource"]) {
+                // A wildcard may end a name that a resource of the template begins, and stand nowhere else.
+                let text = resource.as_str().or_else(|| resource["Fn::Sub"].as_str()).unwrap_or_default();
+                let named = !references(resource).is_empty();
+                if !named || text.trim_end_matches("/*").contains('*') {
+                    findings.push(format!("{role} may act on {resource}"));
+                }
+            }
+        }
+    }
+    findings
+}
+
+fn event_sources(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    for (id, mapping) in template.of("AWS::Lambda::EventSourceMapping") {
+        let mut wrong = |what: &str| findings.push(format!("{id}: {what}"));
+        let (Some(queue), Some(function)) =
+            (template.one(&mapping["EventSourceArn"], "AWS::SQS::Queue"), template.function(&mapping["FunctionName"]))
+        else {
+            wrong("its queue or its function is none of the template");
+            continue;
+        };
+        let (queue, properties) = (template.properties(&queue), template.properties(&function));
+        let timeout = properties["Timeout"].as_u64().unwrap_or(3);
+        // https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html: at least six times.
+        if queue["VisibilityTimeout"].as_u64().unwrap_or(30) < 6 * timeout {
+            wrong("the queue shows a message again before its function has had six times its timeout");
+        }
+        if mapping["ScalingConfig"]["MaximumConcurrency"].is_null()
+            && properties["ReservedConcurrentExecutions"].is_null()
+        {
+            wrong("nothing limits how many of the function the queue drives");
+        }
+        if !list(&mapping["FunctionResponseTypes"]).contains(&&json!("ReportBatchItemFailures")) {
+            wrong("one bad message sends the whole batch back");
+        }
+        let dead = &queue["RedrivePolicy"]["deadLetterTargetArn"];
+        match template.one(dead, "AWS::SQS::Queue") {
+            Some(dead) => {
+                let days = |queue: &Value| queue["MessageRetentionPeriod"].as_u64().unwrap_or(345_600);
+                // A message keeps its first time when it moves: a shorter retention would lose it at once.
+                if days(template.properties(&dead)) <= days(queue) {
+                    wrong("the dead-letter queue forgets as soon as the queue itself");
+                }
+                if queue["RedrivePolicy"]["maxReceiveCount"].as_u64().is_none_or(|count| count < 5) {
+                    wrong("the queue gives up sooner than Lambda advises (five receives)");
+                }
+            }
+            None => wrong("the queue has no dead-letter queue"),
+        }
+        let role = template.one(&properties["Role"], "AWS::IAM::Role").unwrap_or_default();
+        for action in ["sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:ReceiveMessage"] {
+            if !template.allows(&role, action, &mapping["EventSourceArn"]) {
+                wrong(&format!("{role} does not allow {action}, by which Lambda polls"));
+            }
+        }
+    }
+    if template.of("AWS::Lambda::EventSourceMapping").next().is_none() {
+        findings.push("no queue drives a function: confirmations would wait for ever".to_owned());
+    }
+    findings
+}
+
+fn asynchronous(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    // The recurring schedules stand in the template; those that reserve makes are made of its variables.
+    let mut targets = Vec::new();
+    for (id, schedule) in template.of("AWS::Scheduler::Schedule") {
+        let target = &schedule["Target"];
+        if target["RetryPolicy"].is_null() {
+            findings.push(format!("{id} retries as long as Scheduler pleases"));
+        }
+        targets.push((id.to_owned(), &target["Arn"], &target["RoleArn"], &target["DeadLetterConfig"]["Arn"]));
+    }
+    if targets.is_empty() {
+        findings.push("no recurring schedule: a lost one-time schedule would hold units for ever".to_owned());
+    }
+    for (id, function) in template.functions() {
+        let variables = &function["Environment"]["Variables"];
+        if !variables["SCHEDULE_ROLE_ARN"].is_null() {
+            let [arn, role, dead] =
+                ["EXPIRE_FUNCTION_ARN", "SCHEDULE_ROLE_ARN", "SCHEDULE_DLQ_ARN"].map(|name| &variables[name]);
+            targets.push((format!("{id}'s schedules"), arn, role, dead));
+        }
+    }
+    for (id, arn, role, dead) in targets {
+        let mut wrong = |what: String| findings.push(format!("{id}: {what}"));
+        let Some(function) = template.function(arn) else {
+            wrong("the target is no function of the template".to_owned());
+            continue;
+        };
+        let Some(role) = template.one(role, "AWS::IAM::Role") else {
+            wrong("the role is none of the template".to_owned());
+            continue;
+        };
+        if !template.trusts(&role, "scheduler.amazonaws.com") {
+            wrong(format!("{role} cannot be taken on by Scheduler"));
+        }
+        if !template.allows(&role, "lambda:InvokeFunction", arn) {
+            wrong(format!("{role} does not allow to call the target"));
+        }
+        if template.one(dead, "AWS::SQS::Queue").is_none() {
+            wrong("a call that failed for good goes nowhere".to_owned());
+        }
+        if !template.allows(&role, "sqs:SendMessage", dead) {
+            wrong(format!("{role} does not allow to send to the dead-letter queue"));
+        }
+        // Scheduler calls and is done: what fails after that is Lambda's to keep.
+        let config = template
+            .of("AWS::Lambda::EventInvokeConfig")
+            .find(|(_, config)| template.function(&config["FunctionName"]).as_ref() == Some(&function));
+        let destination = config.map(|(_, config)| &config["DestinationConfig"]["OnFailure"]["Destination"]);
+        match destination.filter(|destination| template.one(destination, "AWS::SQS::Queue").is_some()) {
+            None => wrong(format!("{function} is called without waiting, and its failures go nowhere")),
+            Some(destination) => {
+                let role = template.one(&template.properties(&function)["Role"], "AWS::IAM::Role").unwrap_or_default();
+                if !template.allows(&role, "sqs:SendMessage", destination) {
+                    wrong(format!("{role} does not allow Lambda to keep a failed event"));
+                }
+            }
+        }
+    }
+    findings
+}
+
+fn alarms(template: &Expanded) -> Findings {
+    let watched = |queue: &str| {
+        template.of("AWS::CloudWatch::Alarm").any(|(_, alarm)| {
+            alarm["MetricName"] == "ApproximateNumberOfMessagesVisible"
+                && references(&alarm["Dimensions"]).contains(queue)
+                && references(&alarm["AlarmActions"]).contains("AlarmTopicArn")
+        })
+    };
+    let queues = template.dead_letter_queues().into_iter();
+    queues.filter(|queue| !watched(queue)).map(|queue| format!("nobody hears that something lies in {queue}")).collect()
+}
+
+fn table(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    for (id, table) in template.of("AWS::DynamoDB::Table") {
+        let mut wrong = |what: &str| findings.push(format!("{id}: {what}"));
+        if table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] != true {
+            wrong("no point-in-time recovery");
+        }
+        let condition = table["DeletionProtectionEnabled"]["Fn::If"][0].as_str().unwrap_or_default();
+        if !references(&template.root["Conditions"][condition]).contains("DeletionProtection") {
+            wrong("deletion protection does not follow its parameter");
+        }
+        for policy in ["DeletionPolicy", "UpdateReplacePolicy"] {
+            if template.root["Resources"][id][policy] != "Retain" {
+                wrong(&format!("{policy} does not retain it"));
+            }
+        }
+    }
+    if template.root["Parameters"]["DeletionProtection"]["Default"] != "true" {
+        findings.push("deletion protection is off unless asked for".to_owned());
+    }
+    findings
+}
+
+fn encryption(template: &Expanded) -> Findings {
+    let tables =
+        template.of("AWS::DynamoDB::Table").filter(|(_, table)| table["SSESpecification"]["SSEEnabled"] != true);
+    let queues = template.of("AWS::SQS::Queue").filter(|(_, queue)| queue["SqsManagedSseEnabled"] != true);
+    tables.chain(queues).map(|(id, _)| format!("{id} does not ask for encryption")).collect()
+}
+
+fn deployed_only(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    for (id, function) in template.functions() {
+        for (name, value) in function["Environment"]["Variables"].as_object().into_iter().flatten() {
+            if name.contains("LOCAL") || name.contains("TEST") {
+                findings.push(format!("{id} is given {name}"));
+            }
+            if name == "AWS_ENDPOINT_URL" && *value != endpoint_by_parameter() {
+                findings.push(format!("{id} is given an endpoint that no parameter switches off"));
+            }
+        }
+    }
+    if template.root["Parameters"]["AwsEndpointUrl"]["Default"] != "" {
+        findings.push("the functions would not call AWS unless asked to".to_owned());
+    }
+    findings
+}
+
+fn endpoint_by_parameter() -> Value {
+    json!({"Fn::If": ["HasAwsEndpointUrl", {"Ref": "AwsEndpointUrl"}, {"Ref": "AWS::NoValue"}]})
+}
+
+fn tokens(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    let mut routes = 0;
+    for (_, api) in template.of("AWS::ApiGatewayV2::Api") {
+        for (path, operations) in api["Body"]["paths"].as_object().into_iter().flatten() {
+            for (method, operation) in operations.as_object().into_iter().flatten() {
+                routes += 1;
+                let called = references(&operation["x-amazon-apigateway-integration"]["uri"]);
+                let public = called.iter().any(|id| id == PUBLIC || id.starts_with(&format!("{PUBLIC}Alias")));
+                let checked = list(&operation["security"]).iter().any(|scheme| scheme.get("Jwt").is_some());
+                if !public && !checked {
+                    findings.push(format!("{method} {path} asks for no token"));
+                }
+            }
+        }
+    }
+    if routes == 0 {
+        findings.push("the API has no routes".to_owned());
+    }
+    findings
+}
+
+/// Each rule, broken in each way that it names: what is done to the template, and the rule that must see it.
+pub(crate) fn breaches() -> Vec<(&'static str, &'static str, fn(&mut Value))> {
+    fn of<'a>(root: &'a mut Value, id: &str) -> &'a mut Value {
+        &mut root["Resources"][id]["Properties"]
+    }
+    fn without(value: &mut Value, name: &str) {
+        let removed = value.as_object_mut().and_then(|map: &mut Map<String, Value>| map.remove(name));
+        assert!(removed.is_some(), "there is no {name} to remove");
+    }
+    fn statement<'a>(root: &'a mut Value, role: &str, action: &str) -> &'a mut Value {
+        let statements = of(root, role)["Policies"][0]["PolicyDocument"]["Statement"].as_array_mut().unwrap();
+        statements.iter_mut().find(|statement| list(&statement["Action"]).contains(&&json!(action))).unwrap()
+    }
+    fn mapping(root: &mut Value) -> &mut Value {
+        let resources = root["Resources"].as_object_mut().unwrap().values_mut();
+        let mut mappings = resources.filter(|resource| resource["Type"] == "AWS::Lambda::EventSourceMapping");
+        &mut mappings.next().unwrap()["Properties"]
+    }
+    const LOGS: &str = RULES[0].0;
+    const ROLES: &str = RULES[1].0;
+    const SOURCES: &str = RULES[2].0;
+    const ASYNCHRONOUS: &str = RULES[3].0;
+    const ALARMS: &str = RULES[4].0;
+    const TABLE: &str = RULES[5].0;
+    const ENCRYPTION: &str = RULES[6].0;
+    const DEPLOYED: &str = RULES[7].0;
+    const TOKENS: &str = RULES[8].0;
+    vec![
+        (LOGS, "no group", |t| without(of(t, "ExpireFunction"), "LoggingConfig")),
+        (LOGS, "no retention", |t| without(of(t, "AdminLogGroup"), "RetentionInDays")),
+        (LOGS, "a shared group", |t| {
+            of(t, "AdminFunction")["LoggingConfig"]["LogGroup"] = json!({"Ref": "ExpireLogGroup"});
+        }),
+        (ROLES, "a shared role", |t| of(t, "AdminFunction")["Role"] = json!({"Fn::GetAtt": ["ReserveRole", "Arn"]})),
+        (ROLES, "any action", |t| statement(t, "ReserveRole", "dynamodb:PutItem")["Action"] = json!("dynamodb:*")),
+        (ROLES, "any resource", |t| statement(t, "ReserveRole", "dynamodb:PutItem")["Resource"] = json!("*")),
+        (ROLES, "any table", |t| {
+            statement(t, "ReserveRole", "dynamodb:PutItem")["Resource"] =
+                json!({"Fn::Sub": "arn:aws:dynamodb:${AWS::Region}:${AWS::AccountId}:table/*-${AWS::StackName}"});
+        }),
+        (ROLES, "a managed policy", |t| {
+            of(t, "ExpireRole")["ManagedPolicyArns"] =
+                json!(["arn:aws:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole"]);
+        }),
+        (ROLES, "another service's role", |t| {
+            of(t, "ExpireRole")["AssumeRolePolicyDocument"]["Statement"][0]["Principal"]["Service"] =
+                json!("ec2.amazonaws.com");
+        }),
+        (SOURCES, "shown again too soon", |t| of(t, "ConfirmationsQueue")["VisibilityTimeout"] = json!(59)),
+        (SOURCES, "a longer function", |t| of(t, "ConfirmFunction")["Timeout"] = json!(11)),
+        (SOURCES, "any concurrency", |t| without(mapping(t), "ScalingConfig")),
+        (SOURCES, "whole batches", |t| without(mapping(t), "FunctionResponseTypes")),
+        (SOURCES, "no dead-letter queue", |t| without(of(t, "ConfirmationsQueue"), "RedrivePolicy")),
+        (SOURCES, "a forgetful dead-letter queue", |t| {
+            without(of(t, "FailedConfirmationsQueue"), "MessageRetentionPeriod");
+        }),
+        (SOURCES, "no permission to poll", |t| {
+            statement(t, "ConfirmRole", "sqs:DeleteMessage")["Action"] =
+                json!(["sqs:DeleteMessage", "sqs:GetQueueAttributes"]);
+        }),
+        (SOURCES, "no event source", |t| {
+            t["Resources"].as_object_mut().unwrap().retain(|_, r| r["Type"] != "AWS::Lambda::EventSourceMapping");
+        }),
+        (ASYNCHRONOUS, "a schedule without a way out", |t| {
+            without(&mut of(t, "SweepSchedule")["Target"], "DeadLetterConfig");
+        }),
+        (ASYNCHRONOUS, "no sweep", |t| without(&mut t["Resources"], "SweepSchedule")),
+        (ASYNCHRONOUS, "a role that Scheduler cannot take on", |t| {
+            of(t, "ScheduleRole")["AssumeRolePolicyDocument"]["Statement"][0]["Principal"]["Service"] =
+                json!("lambda.amazonaws.com");
+        }),
+        (ASYNCHRONOUS, "a role that may not call", |t| {
+            statement(t, "ScheduleRole", "lambda:InvokeFunction")["Action"] = json!("lambda:GetFunction");
+        }),
+        (ASYNCHRONOUS, "a role for another function", |t| {
+            statement(t, "ScheduleRole", "lambda:InvokeFunction")["Resource"] =
+                json!({"Fn::GetAtt": ["ConfirmFunction", "Arn"]});
+        }),
+        (ASYNCHRONOUS, "a role that may not give up", |t| {
+            statement(t, "ScheduleRole", "sqs:SendMessage")["Action"] = json!("sqs:GetQueueUrl");
+        }),
+        (ASYNCHRONOUS, "failures of expire that go nowhere", |t| {
+            t["Resources"].as_object_mut().unwrap().retain(|_, r| r["Type"] != "AWS::Lambda::EventInvokeConfig");
+        }),
+        (ASYNCHRONOUS, "failures of expire that Lambda may not keep", |t| {
+            statement(t, "ExpireRole", "sqs:SendMessage")["Action"] = json!("sqs:GetQueueUrl");
+        }),
+        (ALARMS, "no alarm", |t| without(&mut t["Resources"], "ScheduleFailuresAlarm")),
+        (ALARMS, "an alarm that tells nobody", |t| without(of(t, "FailedConfirmationsAlarm"), "AlarmActions")),
+        (TABLE, "no recovery", |t| without(of(t, "Table"), "PointInTimeRecoverySpecification")),
+        (TABLE, "no protection", |t| of(t, "Table")["DeletionProtectionEnabled"] = json!(false)),
+        (TABLE, "protection off by default", |t| t["Parameters"]["DeletionProtection"]["Default"] = json!("false")),
+        (TABLE, "deleted with the stack", |t| t["Resources"]["Table"]["DeletionPolicy"] = json!("Delete")),
+        (ENCRYPTION, "a plain table", |t| without(of(t, "Table"), "SSESpecification")),
+        (ENCRYPTION, "a plain queue", |t| of(t, "ScheduleFailuresQueue")["SqsManagedSseEnabled"] = json!(false)),
+        (DEPLOYED, "a local key set", |t| {
+            of(t, "AdminFunction")["Environment"]["Variables"]["HOLDFAST_LOCAL_KEY_SET"] = json!("{}");
+        }),
+        (DEPLOYED, "an endpoint by default", |t| {
+            t["Parameters"]["AwsEndpointUrl"]["Default"] = json!("http://127.0.0.1:4566");
+        }),
+        (DEPLOYED, "an endpoint for good", |t| {
+            of(t, "AdminFunction")["Environment"]["Variables"]["AWS_ENDPOINT_URL"] = json!({"Ref": "AwsEndpointUrl"});
+        }),
+        (TOKENS, "an open route", |t| {
+            without(&mut of(t, "Api")["Body"]["paths"]["/reservations"]["post"], "security");
+        }),
+    ]
+}

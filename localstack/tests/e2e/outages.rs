@@ -1,0 +1,133 @@
+//! What a customer sees when a service is away, and what becomes of it once the service is back.
+//!
+//! The services are there for the other tests: a refusal meets the calls of one reservation only.
+
+use holdfast_local::recorder::{Call, Refusal, Refused};
+use reqwest::Method;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use crate::api::{Answer, Api, PATIENCE, Who};
+
+/// `confirm` meets `how` at these services, for this reservation.
+fn away(api: &Api, how: Refusal, services: &'static [&'static str], reservation: &str) -> Refused {
+    let reservation = reservation.to_owned();
+    api.stack.recorder().unwrap().refuse(how, move |call: &Call<'_>| {
+        call.function == "confirm"
+            && call.body.contains(&reservation)
+            && services.iter().any(|service| call.is_of(service))
+    })
+}
+
+/// Waits until more than `calls` calls have been refused.
+async fn until_met(refused: &Refused, calls: usize) {
+    let mut met = refused.met();
+    let waiting = met.wait_for(|met| *met > calls);
+    tokio::time::timeout(PATIENCE, waiting).await.expect("nobody called").unwrap();
+}
+
+#[track_caller]
+fn is_unavailable(answer: &Answer) {
+    answer.is(503, "unavailable");
+    let seconds: u32 = answer.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!(seconds > 0);
+}
+
+#[track_caller]
+fn is_queued(answer: &Answer, id: &str) {
+    assert_eq!((answer.status, &answer.body), (202, &json!({"reservation_id": id, "status": "queued"})));
+}
+
+pub(crate) async fn paid_while_the_table_is_away_becomes_an_order_once_it_is_back(api: Api) {
+    api.product("table-away", 5, json!({})).await;
+    let held = api.reserve("alice", "table-away", &[("table-away", 2)]).await;
+    let table = away(&api, Refusal::Away, &["dynamodb"], &held.id());
+    is_queued(&api.confirm("alice", &held.id(), Some("pay_away")).await, &held.id());
+    // The queue tries too, and it is not its last try.
+    let met = *table.met().borrow();
+    until_met(&table, met).await;
+    let path = format!("/reservations/{}", held.id());
+    assert_eq!(api.get(&path, Who::Customer("alice")).await.body["status"], "held");
+    let events = api.stack.runner().unwrap().events();
+    drop(table);
+    let order = api.until_confirmed("alice", &held.id(), events).await;
+    assert_eq!(order.body["payment_reference"], "pay_away");
+    assert_eq!(order.body["confirmed_late"], false);
+    assert_eq!(api.book("table-away").await.sold, 2);
+}
+
+pub(crate) async fn peer_case_4_paid_while_table_and_queue_are_away_is_not_acknowledged(api: Api) {
+    api.product("both-away", 5, json!({})).await;
+    let held = api.reserve("alice", "both-away", &[("both-away", 2)]).await;
+    let both = away(&api, Refusal::Away, &["dynamodb", "sqs"], &held.id());
+    is_unavailable(&api.confirm("alice", &held.id(), Some("pay_both")).await);
+    assert!(*both.met().borrow() > 1);
+    drop(both);
+    let book = api.book("both-away").await;
+    assert_eq!((book.available, book.held, book.sold), (3, 2, 0));
+    // Nothing was kept of it, so the customer's next try is the first.
+    let order = api.confirm("alice", &held.id(), Some("pay_both")).await;
+    order.is(200, "");
+    assert_eq!(order.body["confirmed_late"], false);
+    assert_eq!(api.book("both-away").await.sold, 2);
+}
+
+pub(crate) async fn peer_case_8_nothing_is_held_while_the_scheduler_is_away(api: Api) {
+    // No other test has holds of this length: the schedules of their slots are nobody else's.
+    api.product("scheduler-away", 3, json!({"hold_seconds": 2_000})).await;
+    let scheduler = api.stack.recorder().unwrap().refuse(Refusal::Away, |call: &Call<'_>| {
+        let ends = call.needs.iter().find_map(|need| need.resource.split_once("/slot-")?.1.parse::<i64>().ok());
+        ends.is_some_and(|ends| (1_900..2_100).contains(&(ends - OffsetDateTime::now_utc().unix_timestamp())))
+    });
+    let reserve = async || api.reserve("away-alice", "scheduler-away", &[("scheduler-away", 2)]).await;
+    is_unavailable(&reserve().await);
+    assert!(*scheduler.met().borrow() > 0);
+    let book = api.book("scheduler-away").await;
+    assert_eq!((book.available, book.held, book.sold), (3, 0, 0));
+    let own = api.get("/reservations", Who::Customer("away-alice")).await;
+    assert_eq!(own.body["items"], json!([]));
+    drop(scheduler);
+    // A new hold, not the echo of one that was never made.
+    let held = reserve().await;
+    held.is(201, "");
+    assert!(!held.headers.contains_key("idempotent-replayed"));
+    assert_eq!(api.book("scheduler-away").await.held, 2);
+}
+
+pub(crate) async fn what_used_up_its_tries_becomes_an_order_by_an_admins_word(api: Api) {
+    api.product("denied", 5, json!({})).await;
+    let held = api.reserve("alice", "denied", &[("denied", 1)]).await;
+    // What no retry mends, such as a role that lost a permission: each try is over with its first call.
+    let denied = away(&api, Refusal::Denied, &["dynamodb"], &held.id());
+    is_queued(&api.confirm("alice", &held.id(), Some("pay_denied")).await, &held.id());
+    let tries = 5;
+    until_met(&denied, tries).await;
+    let mine = async || {
+        let list = api.get("/admin/failed-confirmations?limit=100", Who::Admin).await;
+        list.is(200, "");
+        list.body["items"].as_array().unwrap().iter().find(|item| item["reservation_id"] == held.id()).cloned()
+    };
+    let arrived = async {
+        loop {
+            // No event says that the emulator moves a message, a moment after the last try: each look is a request.
+            if let Some(failed) = mine().await {
+                return failed;
+            }
+        }
+    };
+    let failed = tokio::time::timeout(PATIENCE, arrived).await.expect("it is nowhere");
+    let of = |failed: &Value, member: &str| failed[member].as_str().unwrap_or_default().to_owned();
+    assert_eq!((of(&failed, "reason"), of(&failed, "state")), ("not_confirmed".to_owned(), "open".to_owned()));
+    assert_eq!(of(&failed, "payment_reference"), "pay_denied");
+    assert_eq!(*denied.met().borrow(), 1 + tries, "one for the customer, five from the queue");
+
+    drop(denied);
+    let events = api.stack.runner().unwrap().events();
+    let redrive = api.raw(Method::POST, "/admin/failed-confirmations/redrive", Who::Admin, &[], None).await;
+    assert_eq!((redrive.status, &redrive.body["retried"]), (202, &json!(1)));
+    let order = api.until_confirmed("alice", &held.id(), events).await;
+    assert_eq!(order.body["payment_reference"], "pay_denied");
+    let settled = async { while of(&mine().await.unwrap(), "state") != "confirmed" {} };
+    tokio::time::timeout(PATIENCE, settled).await.expect("it is not settled");
+    assert_eq!(api.book("denied").await.sold, 1);
+}
