@@ -23,6 +23,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tower_http::cors::CorsLayer;
 
 /// Well below 100, more than any sensible number of processes can use.
 const IN_FLIGHT: usize = 64;
@@ -153,12 +154,16 @@ impl Gateway {
     ///
     /// # Errors
     /// The listener is broken.
-    pub fn open(listener: TcpListener, upstream: Upstream, routes: Routes) -> Result<Self> {
+    pub fn open(listener: TcpListener, upstream: Upstream, routes: Routes, cors: Option<CorsLayer>) -> Result<Self> {
         let address = listener.local_addr().context(|| "cannot tell the gateway's port".into())?;
         let app = Router::new()
             .route("/2015-03-31/functions/{function}/invocations", post(forward))
             .fallback(forward_known)
             .with_state((upstream, Arc::new(routes)));
+        let app = match cors {
+            Some(cors) => app.layer(cors),
+            None => app,
+        };
         let mut server = JoinSet::new();
         server.spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {
@@ -176,17 +181,26 @@ impl Gateway {
 
 type Front = (Upstream, Arc<Routes>);
 
-/// What API Gateway does not know never reaches a function. (`watch` would hold it for a default function that we do
-/// not start.)
+/// What API Gateway does not know goes to the function behind its route `$default`, or, without one, to none. (`watch`
+/// would hold it for a default function of its own, which we do not start; it calls a function by name at
+/// `/lambda-url`.)
 async fn forward_known(front: State<Front>, request: Request) -> Response {
-    if front.0.1.know(request.method().as_str(), request.uri().path()) {
-        forward(front, request).await
-    } else {
-        message(StatusCode::NOT_FOUND, "Not Found")
+    let routes = &front.0.1;
+    if routes.know(request.method().as_str(), request.uri().path()) {
+        return forward(front, request).await;
     }
+    let Some(function) = routes.otherwise() else {
+        return message(StatusCode::NOT_FOUND, "Not Found");
+    };
+    let prefix = format!("/lambda-url/{function}");
+    forward_to(&front.0.0, &prefix, request).await
 }
 
 async fn forward(State((upstream, _)): State<Front>, request: Request) -> Response {
+    forward_to(&upstream, "", request).await
+}
+
+async fn forward_to(upstream: &Upstream, prefix: &str, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, BODY_BYTES).await else {
         return message(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
@@ -194,7 +208,9 @@ async fn forward(State((upstream, _)): State<Front>, request: Request) -> Respon
     for name in HOP_BY_HOP {
         parts.headers.remove(name);
     }
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    join_repeated(&mut parts.headers);
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let path = format!("{prefix}{path}");
     match upstream.send(parts.method, &path, parts.headers, body.to_vec()).await {
         Ok(mut answer) => {
             for name in HOP_BY_HOP {
@@ -208,6 +224,19 @@ async fn forward(State((upstream, _)): State<Front>, request: Request) -> Respon
         Err(why) => {
             eprintln!("{path}: {why}");
             message(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
+        }
+    }
+}
+
+/// API Gateway hands a header that came more than once over as one, with commas between (payload format 2.0). `watch`
+/// would drop all but one.
+fn join_repeated(headers: &mut HeaderMap) {
+    let repeated: Vec<HeaderName> =
+        headers.keys().filter(|&name| headers.get_all(name).iter().count() > 1).cloned().collect();
+    for name in repeated {
+        let values: Vec<&[u8]> = headers.get_all(&name).iter().map(header::HeaderValue::as_bytes).collect();
+        if let Ok(joined) = header::HeaderValue::from_bytes(&values.join(&b","[..])) {
+            headers.insert(name, joined);
         }
     }
 }

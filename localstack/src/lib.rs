@@ -14,6 +14,7 @@
 pub mod aws;
 pub mod bootstrap;
 pub mod calls;
+pub mod cors;
 pub mod demo;
 pub mod emulator;
 pub mod error;

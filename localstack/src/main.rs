@@ -149,7 +149,7 @@ Holdfast runs until Ctrl-C.
   logs       {}
              {}
 
-Tokens, good for 12 hours (more: cargo local token --sub NAME --role customer|admin):
+Tokens, good for 12 hours (more: cargo local token --sub NAME --role customer|service|admin):
 
   export ALICE={}
   export ADMIN={}

@@ -25,7 +25,10 @@ pub struct Route {
 
 /// All routes of the API.
 #[derive(Clone, Debug, Default)]
-pub struct Routes(BTreeSet<Route>);
+pub struct Routes {
+    known: BTreeSet<Route>,
+    otherwise: Option<String>,
+}
 
 impl Routes {
     /// The template's routes, if Cargo.toml's are the same.
@@ -53,12 +56,17 @@ impl Routes {
                 show(only_watch)
             )));
         }
-        Ok(Self(declared))
+        Ok(Self { known: declared, otherwise: default_function(template, scope, functions)? })
     }
 
     /// Whether API Gateway would know this request.
     pub fn know(&self, method: &str, path: &str) -> bool {
-        self.0.iter().any(|route| route.method == method && matches(&route.path, path))
+        self.known.iter().any(|route| route.method == method && matches(&route.path, path))
+    }
+
+    /// The function behind the route `$default`, which serves what no other route knows. `watch` has no such route.
+    pub fn otherwise(&self) -> Option<&str> {
+        self.otherwise.as_deref()
     }
 }
 
@@ -83,6 +91,9 @@ fn of_template(template: &Template, scope: &Scope, functions: &[Function]) -> Re
             if event["Type"] != "HttpApi" {
                 continue;
             }
+            if is_default(event) {
+                continue;
+            }
             let text = |field: &str| event["Properties"][field].as_str();
             let (Some(path), Some(method), Some(function)) = (text("Path"), text("Method"), binary) else {
                 return Err(Error::new(format!("the event {name} of {} has no path or no method", resource.id)));
@@ -91,6 +102,22 @@ fn of_template(template: &Template, scope: &Scope, functions: &[Function]) -> Re
         }
     }
     Ok(routes)
+}
+
+/// SAM makes the route `$default` of an event that names neither path nor method.
+fn is_default(event: &Value) -> bool {
+    event["Properties"]["Path"].is_null() && event["Properties"]["Method"].is_null()
+}
+
+fn default_function(template: &Template, scope: &Scope, functions: &[Function]) -> Result<Option<String>> {
+    for resource in template.resources(scope, "AWS::Serverless::Function")? {
+        let mut events = resource.properties["Events"].as_object().into_iter().flat_map(serde_json::Map::values);
+        if events.any(|event| event["Type"] == "HttpApi" && is_default(event)) {
+            let function = functions.iter().find(|function| function.id == resource.id);
+            return Ok(function.map(|function| function.binary.clone()));
+        }
+    }
+    Ok(None)
 }
 
 fn of_metadata(metadata: &Value) -> Result<BTreeSet<Route>> {
@@ -140,17 +167,19 @@ mod tests {
         let functions = template.functions(&scope).unwrap();
         let routes = Routes::load(&template, &scope, &functions).await.unwrap();
         assert!(routes.know("GET", "/products"));
+        assert_eq!(routes.otherwise(), Some("catalog"));
     }
 
     #[test]
     fn a_variable_is_one_segment() {
-        let routes = Routes(
-            of_metadata(&json!({ "metadata": { "lambda": { "watch": { "router": {
+        let routes = Routes {
+            otherwise: None,
+            known: of_metadata(&json!({ "metadata": { "lambda": { "watch": { "router": {
             "/products/{product_id}": [{ "method": "get", "function": "catalog" }],
             "/products/{product_id}/stock": [{ "method": "POST", "function": "admin" }],
         } } } } }))
             .unwrap(),
-        );
+        };
         assert!(routes.know("GET", "/products/tea"));
         assert!(routes.know("POST", "/products/tea/stock"));
         for (method, path) in

@@ -7,6 +7,7 @@
 use crate::aws::{CREDENTIAL, Clients};
 use crate::bootstrap::{Queue, Resources};
 use crate::calls::Names;
+use crate::cors;
 use crate::emulator::{Choice, Emulator};
 use crate::error::{Context, Error, Result};
 use crate::functions::{self, Functions, Serve, Spec};
@@ -190,6 +191,7 @@ impl Stack {
             self.recorder = Some(Recorder::start(&self.clients.endpoint_url, names, functions).await?);
         }
         let recurring = template.recurring_schedules(&self.resources.scope)?;
+        let cors = cors::layer(&template, &self.resources.scope)?;
         let mut specs = Vec::new();
         for function in &declared {
             specs.push(self.spec(&template, function, &recurring, options)?);
@@ -203,7 +205,7 @@ impl Stack {
         };
         let functions = self.functions.insert(Functions::start(&specs, &binaries, &serve, &self.keeper).await?);
         functions.warm(&specs, &self.upstream, &self.logs.functions).await?;
-        self.gateway = Some(Gateway::open(listener, self.upstream.clone(), routes)?);
+        self.gateway = Some(Gateway::open(listener, self.upstream.clone(), routes, cors)?);
         let work = Work {
             clients: self.clients.clone(),
             upstream: self.upstream.clone(),

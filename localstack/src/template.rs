@@ -352,6 +352,13 @@ impl Template {
                 let parts: Vec<String> = list.as_array().ok_or_else(wrong)?.iter().map(text).collect();
                 Ok(json!(parts.join(separator)))
             }
+            "Fn::Split" => {
+                let [Value::String(separator), joined] = argument.as_array().ok_or_else(wrong)?.as_slice() else {
+                    return Err(wrong());
+                };
+                let joined = self.resolve(scope, joined)?;
+                Ok(joined.as_str().ok_or_else(wrong)?.split(separator.as_str()).collect())
+            }
             "Fn::If" => {
                 let [Value::String(condition), yes, no] = argument.as_array().ok_or_else(wrong)?.as_slice() else {
                     return Err(wrong());

@@ -26,6 +26,8 @@ const KEY_ID: &str = "local";
 pub enum Role {
     /// Own reservations only.
     Customer,
+    /// Whatever the customers may do that it names.
+    Service,
     /// Products, stock, failed confirmations.
     Admin,
 }
@@ -95,6 +97,7 @@ impl Signer {
     pub fn token(&self, sub: &str, role: Role) -> Result<String> {
         let groups = match role {
             Role::Customer => None,
+            Role::Service => Some(["service"]),
             Role::Admin => Some(["admin"]),
         };
         let now = OffsetDateTime::now_utc();
@@ -164,6 +167,7 @@ mod tests {
             jsonwebtoken::decode::<Value>(&token, &key, &rules).unwrap().claims
         };
         assert_eq!(claims(Role::Admin)["cognito:groups"], serde_json::json!(["admin"]));
+        assert_eq!(claims(Role::Service)["cognito:groups"], serde_json::json!(["service"]));
         let customer = claims(Role::Customer);
         assert_eq!(customer["sub"], "alice");
         assert_eq!(customer.get("cognito:groups"), None);

@@ -2,7 +2,7 @@
 
 use admin::{App, router};
 use holdfast_aws::clock::Clock;
-use holdfast_aws::config::{Environment, local_key_set, table_name};
+use holdfast_aws::config::{Environment, local_key_set, roles_claim, table_name};
 use holdfast_http::{Authenticator, serve};
 use holdfast_store::Store;
 use lambda_http::{Error, run, tracing};
@@ -16,5 +16,5 @@ async fn main() -> Result<(), Error> {
         queues: environment.queues()?,
         clock: Clock::system(),
     };
-    run(serve(router(app), Authenticator::new(local_key_set().as_deref())?)).await
+    run(serve(router(app), Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?))).await
 }

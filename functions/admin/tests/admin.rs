@@ -6,10 +6,11 @@ use axum::Router;
 use holdfast_aws::queues::Confirmation;
 use holdfast_domain::{Product, Reservation, Timestamp};
 use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, at, event, names, saying, send, with_header};
+use holdfast_testkit::event::{Answer, at, event, in_role, names, saying, send, with_header};
 use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
 };
+use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
 
@@ -348,7 +349,8 @@ async fn what_cannot_be_asked_is_a_problem() {
         let event = event(&format!("admin/{name}"));
         let mut customers = event.clone();
         customers["requestContext"]["authorizer"]["jwt"]["claims"]["cognito:groups"] = "[customer]".into();
-        shop.send(customers).await.problem(403, "forbidden");
+        shop.send(customers.clone()).await.problem(403, "forbidden");
+        shop.send(in_role(customers, "service")).await.problem(403, "forbidden");
         // A header is no claim.
         let mut nobodys = with_header(event, "x-cognito-groups", "[admin]");
         nobodys["requestContext"].as_object_mut().unwrap().remove("authorizer");
@@ -368,4 +370,86 @@ async fn what_cannot_be_asked_is_a_problem() {
     }
     shop.wire.fail_all(&["ReceiveMessage"], Fault::AccessDenied);
     shop.send(event("admin/list-failed-confirmations")).await.problem(503, "unavailable");
+}
+
+/// In the words of draft-ietf-httpapi-idempotency-key-header, section 2.7: "missing", "reused with a different request
+/// payload", and the first answer again. Its third error, 409 for a request that is still "being processed", has no
+/// place here: the transaction that adjusts also writes the key, so there is no time between the two.
+#[tokio::test]
+async fn an_adjustment_is_made_once_for_each_key() {
+    let shop = shop().await;
+    let adjust = || event("admin/adjust-stock");
+    let mut keyless = adjust();
+    keyless["headers"].as_object_mut().unwrap().remove("idempotency-key");
+    shop.send(keyless).await.problem(400, "idempotency_key_missing");
+    for invalid in ["", "a,b", "\"a", &"k".repeat(256)] {
+        let answer = shop.send(with_header(adjust(), "idempotency-key", invalid)).await;
+        answer.problem(400, "idempotency_key_invalid");
+    }
+    assert_eq!(books(&shop.wire).await["tee-black"].total, 100);
+
+    let first = shop.send(adjust()).await;
+    assert_eq!((first.status, first.header("idempotent-replayed")), (200, None));
+    let key = adjust()["headers"]["idempotency-key"].as_str().unwrap().to_owned();
+    for same in [key.clone(), format!("\"{key}\"")] {
+        let again = shop.send(with_header(adjust(), "idempotency-key", &same)).await;
+        assert_eq!((again.status, again.header("idempotent-replayed")), (200, Some("true")));
+        assert_eq!(again.body, first.body);
+    }
+    let other = saying(adjust(), json!({ "delta": 7, "reason": "delivery" }));
+    shop.send(other).await.problem(422, "idempotency_key_reused");
+    assert_eq!(books(&shop.wire).await["tee-black"].total, 150);
+    assert_eq!(shop.send(event("admin/get-ledger")).await.body["items"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_takes_no_key_changes_nothing_when_it_is_repeated() {
+    let shop = shop().await;
+    // The product's id is the caller's own name for it: a second one is told that it is there.
+    let products = shop.send(event("admin/list-products")).await.body;
+    shop.send(event("admin/create-product")).await.problem(409, "product_exists");
+    assert_eq!(shop.send(event("admin/list-products")).await.body, products);
+    // The version that a change names is gone with the change.
+    assert_eq!(shop.send(event("admin/change-product")).await.body["version"], 2);
+    let products = shop.send(event("admin/list-products")).await.body;
+    assert_eq!(shop.send(event("admin/change-product")).await.problem(409, "version_mismatch")["current"], 2);
+    assert_eq!(shop.send(event("admin/list-products")).await.body, products);
+    // A confirmation that is sent twice is confirmed once: `confirm` sees to that.
+    shop.wire.send_message(FAILED, &shop.message("pay_123", None));
+    let redrive = async || shop.send(event("admin/redrive-failed-confirmations")).await.body;
+    assert_eq!(redrive().await, json!({ "retried": 1, "more": false }));
+    assert_eq!(redrive().await, json!({ "retried": 0, "more": false }));
+    let retried = shop.send(event("admin/retry-failed-confirmation")).await;
+    let again = shop.send(event("admin/retry-failed-confirmation")).await;
+    assert_eq!((retried.status, again.status, &again.body), (202, 202, &retried.body));
+    let mut sent = shop.wire.messages(CONFIRMATIONS);
+    sent.dedup();
+    assert_eq!(sent, [shop.message("pay_123", None)]);
+    // A person's word stands: a second one is told so.
+    assert_eq!(shop.resolve(ID, json!("first")).await.status, 200);
+    shop.resolve(ID, json!("second")).await.problem(409, "already_settled");
+    assert_eq!(shop.listed("resolved").await[0]["note"], "first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_token_no_payment_and_no_key_is_ever_logged() {
+    const TOKEN: &str = "Bearer eyJhbGciOiJSUzI1NiJ9.YWRtaW4.c2lnbmVk";
+    const KEY: &str = "a-key-that-nobody-may-read";
+    let log = Log::capture();
+    // As it should be, and with the table and the queues away in every way.
+    for fault in [None, Some(Fault::LostBefore), Some(Fault::AccessDenied), Some(Fault::Conflict)] {
+        for name in names("admin") {
+            let shop = shop().await;
+            shop.refund_is_owed("pay_123");
+            assert_eq!(shop.listed("").await.len(), 1);
+            shop.wire.script(move |_| fault);
+            let event = with_header(event(&format!("admin/{name}")), "authorization", TOKEN);
+            let event = with_header(event, "idempotency-key", KEY);
+            shop.send(event.clone()).await;
+            shop.send(saying(event.clone(), json!({ "payment_reference": "pay_123" }))).await;
+            shop.send(saying(event, "pay_123")).await;
+        }
+    }
+    log.is_free_of(&["eyJhbGci", "YWRtaW4", "Bearer", "pay_123", KEY]);
+    assert!(log.lines().iter().any(|line| line["fields"]["status"] == 500 && line["level"] == "ERROR"));
 }

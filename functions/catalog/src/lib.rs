@@ -1,15 +1,19 @@
 //! Reads products and where their units are. Anyone may.
+//!
+//! It also answers for every path and method that no route of API Gateway knows: see `elsewhere`.
+
+mod elsewhere;
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use axum::routing::get;
-use axum::{Json, Router};
 use holdfast_aws::config::REQUEST_BUDGET;
-use holdfast_domain::{Product, ProductId};
-use holdfast_http::{List, ListQuery, Problem, ProductView, Query, path_id};
+use holdfast_domain::ProductId;
+use holdfast_http::{List, ListQuery, Problem, ProductView, Query, cached, path_id};
 use holdfast_store::{Deadline, Store};
 
 /// What the function needs.
@@ -21,28 +25,25 @@ pub struct App {
 
 /// The function's routes.
 pub fn router(app: App) -> Router {
-    Router::new().route("/products", get(list)).route("/products/{product_id}", get(one)).with_state(Arc::new(app))
+    let own = Router::new().route("/products", get(list)).route("/products/{product_id}", get(one));
+    elsewhere::refuse(own).with_state(Arc::new(app))
 }
 
-/// Stock moves all the time: a copy is good for a second.
-const CACHE: [(header::HeaderName, &str); 1] = [(header::CACHE_CONTROL, "public, max-age=1")];
+/// Stock moves all the time: a copy is good for a second, as what the store remembers for us is.
+const CACHE_SECONDS: u64 = 1;
 
-async fn list(State(app): State<Arc<App>>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
+async fn list(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Query(query): Query<ListQuery>,
+) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let page = app.store.products(query.limit()?, query.cursor()?, deadline).await?;
-    let products: Vec<&Product> = page.items.iter().collect();
-    let mut stock = app.store.stock(&products, deadline).await?;
-    let view = |product: Product| {
-        let stock = stock.remove(&product.product_id).unwrap_or_default();
-        ProductView::new(product, stock)
-    };
-    Ok((CACHE, Json(List::of(page, view))).into_response())
+    let page = app.store.products_lately(query.limit()?, query.cursor()?, deadline).await?;
+    cached(&headers, CACHE_SECONDS, &List::of(page, |(product, stock)| ProductView::new(product, stock)))
 }
 
-async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Problem> {
-    let deadline = Deadline::after(REQUEST_BUDGET);
+async fn one(State(app): State<Arc<App>>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, "product_not_found")?;
-    let product = app.store.product(&id, deadline).await?;
-    let stock = app.store.stock(&[&product], deadline).await?.remove(&id).unwrap_or_default();
-    Ok((CACHE, Json(ProductView::new(product, stock))).into_response())
+    let (product, stock) = app.store.product_lately(&id, Deadline::after(REQUEST_BUDGET)).await?;
+    cached(&headers, CACHE_SECONDS, &ProductView::new(product, stock))
 }

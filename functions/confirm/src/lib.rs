@@ -15,7 +15,7 @@ use axum::{Json as Answer, Router};
 use futures_util::future::join_all;
 use holdfast_aws::clock::Clock;
 use holdfast_aws::queues::{Confirmation, Queues};
-use holdfast_domain::{PaymentReference, Refusal, ReservationId};
+use holdfast_domain::{CustomerId, PaymentReference, Refusal, ReservationId};
 use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, path_id};
 use holdfast_store::{Deadline, Error, Store};
 use lambda_http::{Adapter, LambdaEvent};
@@ -61,6 +61,8 @@ pub async fn handle(app: &App, router: Router, event: LambdaEvent<Value>) -> Res
 #[serde(deny_unknown_fields)]
 struct Confirm {
     payment_reference: Option<PaymentReference>,
+    /// From a service, which must name it, and from nobody else.
+    customer_id: Option<CustomerId>,
 }
 
 /// `POST /reservations/{reservation_id}/confirm`
@@ -75,7 +77,7 @@ async fn confirm(
     let now = app.clock.now();
     let confirmation = Confirmation {
         reservation_id: id,
-        customer: caller.id,
+        customer: caller.customer(body.customer_id)?,
         payment_reference: body.payment_reference,
         requested_at_ms: now,
         reason: None,

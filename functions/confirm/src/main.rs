@@ -4,20 +4,19 @@ use std::sync::Arc;
 
 use confirm::{App, handle, router};
 use holdfast_aws::clock::Clock;
-use holdfast_aws::config::{Environment, local_key_set, table_name};
-use holdfast_http::{Authenticator, serve};
+use holdfast_aws::config::{Environment, local_key_set, rate_limit, roles_claim, table_name};
+use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
 use lambda_runtime::{Error, run, service_fn, tracing};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
-    let environment = Environment::read()?;
-    let app = Arc::new(App {
-        store: Store::new(environment.dynamodb(), table_name()?),
-        queues: environment.queues()?,
-        clock: Clock::system(),
-    });
-    let router = serve(router(app.clone()), Authenticator::new(local_key_set().as_deref())?);
+    let (environment, table) = (Environment::read()?, table_name()?);
+    let store = || Store::new(environment.dynamodb(), table.as_str());
+    let limiter = rate_limit()?.map(|limit| Limiter::new(store(), Clock::system(), limit));
+    let app = Arc::new(App { store: store(), queues: environment.queues()?, clock: Clock::system() });
+    let router = limited(router(app.clone()), limiter);
+    let router = serve(router, Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
     run(service_fn(|event| handle(&app, router.clone(), event))).await
 }

@@ -1,21 +1,20 @@
 //! The function `confirm` over the real SDKs: what is a payment while one service or the other is away.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::Router;
 use confirm::{App, handle, router};
 use holdfast_aws::queues::Confirmation;
-use holdfast_domain::{PaymentReference, Reservation, Status, Timestamp};
-use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, at, by, event, names, saying, with_header};
+use holdfast_domain::{PaymentReference, RateLimit, Reservation, Status, Timestamp};
+use holdfast_http::{Authenticator, Limiter, limited, serve};
+use holdfast_testkit::event::{Answer, at, by, event, in_role, names, saying, with_header};
 use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, customer, payment, product, queues, reserve, soon, stocked,
     store, table,
 };
+use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
-use lambda_http::tracing::subscriber;
 use lambda_runtime::{Context, Error, LambdaEvent};
 use serde_json::{Value, json};
 
@@ -307,6 +306,31 @@ async fn anothers_reservation_and_nobodys_do_not_exist() {
 }
 
 #[tokio::test]
+async fn a_service_confirms_for_the_customer_that_it_names() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let service = || in_role(by(event("confirm/confirm"), "shop-back-end"), "service");
+    let named =
+        |event, customer: &str| saying(event, json!({ "payment_reference": "pay_123", "customer_id": customer }));
+    let problem = shop.http(service()).await.problem(400, "invalid_request");
+    assert_eq!(problem["field"], "customer_id");
+    for customer in ["alice", "bob"] {
+        shop.http(named(by(event("confirm/confirm"), "bob"), customer)).await.problem(403, "forbidden");
+    }
+    shop.http(named(service(), "bob")).await.problem(404, "reservation_not_found");
+    assert_eq!(shop.stored(&held).await.status, Status::Held);
+    assert_eq!(shop.http(named(service(), "alice")).await.body["status"], "confirmed");
+    let order = shop.stored(&held).await;
+    assert_eq!((order.customer, order.payment_reference), (held.customer, Some(payment("pay_123"))));
+    // A payment that has to wait in the queue waits in the customer's name.
+    let other = shop.hold("alice", "waits", 1).await;
+    shop.wire.fail_all(WRITES, Fault::LostBefore);
+    let path = format!("/reservations/{}/confirm", other.reservation_id);
+    assert_eq!(shop.http(at(named(service(), "alice"), "POST", &path)).await.status, 202);
+    assert_eq!(shop.queued(CONFIRMATIONS)[0].customer, customer("alice"));
+}
+
+#[tokio::test]
 async fn what_cannot_be_asked_is_a_problem_with_the_requests_id() {
     let shop = shop().await;
     shop.hold("alice", KEY, 1).await;
@@ -331,29 +355,10 @@ async fn what_cannot_be_asked_is_a_problem_with_the_requests_id() {
     assert_eq!(books(&shop.wire).await["tee-black"].held, 1);
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
-    let log = Log::default();
-    let writer = log.clone();
-    // As the runtime's own subscriber, but for the writer; and of the whole process, since tracing decides once for
-    // all threads whether anybody listens. So the other tests' payments are in here too, if any is.
-    let capture = subscriber::fmt().json().with_max_level(subscriber::filter::LevelFilter::INFO);
-    capture.with_writer(move || writer.clone()).init();
+    // The other tests' payments are in here too, if any is.
+    let log = Log::capture();
 
     let shop = shop().await;
     let held = shop.hold("alice", "logged", 1).await;
@@ -367,12 +372,13 @@ async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
     }
     assert!(shop.batch(&shop.wire.messages(CONFIRMATIONS)).await.is_empty());
     assert_eq!(shop.pay(&held, "pay_456").await.status, 409);
-
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    for secret in ["pay_", "eyJhbGci", "c2VjcmV0", "Bearer"] {
-        assert!(!log.contains(secret), "{secret} is in the log:\n{log}");
+    // A payment where none belongs, and one that cannot be read.
+    for bad in [json!({ "payment": "pay_123" }), json!({ "payment_reference": ["pay_123"] }), json!("pay_123")] {
+        shop.http(saying(confirm.clone(), bad)).await.problem(400, "invalid_request");
     }
-    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+
+    log.is_free_of(&["pay_", "eyJhbGci", "c2VjcmV0", "Bearer"]);
+    let lines = log.lines();
     let ours = |line: &&Value| line["span"]["reservation_id"] == held.reservation_id.as_str();
     let answers: Vec<&Value> = lines.iter().filter(ours).filter(|line| line["fields"]["status"].is_u64()).collect();
     let statuses: Vec<u64> = answers.iter().map(|line| line["fields"]["status"].as_u64().unwrap()).collect();
@@ -380,4 +386,40 @@ async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
     for answer in answers {
         assert!(!answer["span"]["request_id"].as_str().unwrap().is_empty(), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_repeated_confirmation_is_the_same_answer_and_changes_nothing_without_a_key() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let first = shop.http(event("confirm/confirm")).await;
+    let order = shop.stored(&held).await;
+    for _ in 0..2 {
+        let again = shop.http(event("confirm/confirm")).await;
+        assert_eq!((again.status, &again.body), (200, &first.body));
+    }
+    // Also at another time: what the order says of itself stays.
+    shop.hands.set(LATE);
+    let again = shop.http(event("confirm/confirm")).await;
+    assert_eq!((again.status, &again.body["confirmed_at"]), (200, &first.body["confirmed_at"]));
+    assert_eq!(shop.stored(&held).await, order);
+    assert!(shop.queued(CONFIRMATIONS).is_empty() && shop.queued(FAILED).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payment_that_cannot_be_counted_is_not_turned_away() {
+    let mut shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let limiter = Limiter::new(store(&shop.wire, 9), shop.hands.clock(), RateLimit::new(1, 1).unwrap());
+    shop.router = serve(limited(router(shop.app.clone()), Some(limiter)), Authenticator::default());
+    let started = tokio::time::Instant::now();
+    shop.wire.fail_all(WRITES, Fault::LostBefore);
+    assert_eq!(shop.http(event("confirm/confirm")).await.status, 202);
+    assert!(started.elapsed().as_secs() < 9, "{:?}", started.elapsed());
+    assert_eq!(shop.queued(CONFIRMATIONS).len(), 1);
+    // Once the table counts again, so does the limit.
+    shop.wire.mend();
+    assert_eq!(shop.http(event("confirm/confirm")).await.status, 200);
+    shop.http(event("confirm/confirm")).await.problem(429, "rate_limited");
+    assert_eq!(shop.stored(&held).await.status, Status::Confirmed);
 }

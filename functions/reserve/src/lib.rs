@@ -10,9 +10,9 @@ use axum::{Json as Answer, Router};
 use holdfast_aws::clock::Clock;
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::schedules::Schedules;
-use holdfast_domain::{Basket, HoldSeconds, ProductId, Reservation, ReservationId, Status, Timestamp};
+use holdfast_domain::{Basket, CustomerId, HoldSeconds, ProductId, Reservation, ReservationId, Status, Timestamp};
 use holdfast_http::{
-    Caller, Json, Key, List, ListQuery, Object, Problem, Query, ReservationView, about_reservation, path_id,
+    Caller, Customer, Json, Key, List, ListQuery, Object, Problem, Query, ReservationView, about_reservation, path_id,
 };
 use holdfast_store::{Deadline, Error, Store};
 use serde::Deserialize;
@@ -43,6 +43,8 @@ pub fn router(app: App) -> Router {
 #[serde(deny_unknown_fields)]
 struct Create {
     lines: Vec<Object<CreateLine>>,
+    /// From a service, which must name it, and from nobody else.
+    customer_id: Option<CustomerId>,
 }
 
 #[derive(Deserialize)]
@@ -62,7 +64,7 @@ async fn create(
 ) -> Result<Response, Problem> {
     let quantity = |number: &serde_json::Number| number.as_u64().and_then(|quantity| u32::try_from(quantity).ok());
     let lines = body.lines.into_iter().map(|Object(line)| (line.product_id, quantity(&line.quantity))).collect();
-    let basket = Basket::new(caller.id, &key, lines)??;
+    let basket = Basket::new(caller.customer(body.customer_id)?, &key, lines)??;
     about_reservation(&basket.reservation_id);
 
     let now = app.clock.now();
@@ -78,18 +80,26 @@ async fn create(
 }
 
 /// `GET /reservations/{reservation_id}`
-async fn one(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn one(
+    State(app): State<Arc<App>>,
+    Customer(customer): Customer,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let id = reservation_id(id)?;
     let now = app.clock.now();
-    let reservation = app.store.reservation(&id, &caller.id, Deadline::after(REQUEST_BUDGET)).await?;
+    let reservation = app.store.reservation(&id, &customer, Deadline::after(REQUEST_BUDGET)).await?;
     Ok(view(reservation, now).into_response())
 }
 
 /// `GET /orders/{order_id}`: a confirmed reservation.
-async fn order(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn order(
+    State(app): State<Arc<App>>,
+    Customer(customer): Customer,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let id = reservation_id(id)?;
     let now = app.clock.now();
-    let reservation = app.store.reservation(&id, &caller.id, Deadline::after(REQUEST_BUDGET)).await?;
+    let reservation = app.store.reservation(&id, &customer, Deadline::after(REQUEST_BUDGET)).await?;
     if reservation.status != Status::Confirmed {
         return Err(holdfast_domain::Refusal::ReservationNotFound.into());
     }
@@ -100,6 +110,7 @@ async fn order(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<Strin
 #[serde(deny_unknown_fields)]
 struct ListReservations {
     status: Option<Status>,
+    customer_id: Option<CustomerId>,
     limit: Option<u32>,
     cursor: Option<String>,
 }
@@ -110,22 +121,33 @@ async fn list(
     caller: Caller,
     Query(query): Query<ListReservations>,
 ) -> Result<Response, Problem> {
-    app.list(caller, query.status, ListQuery::new(query.limit, query.cursor)).await
+    let customer = caller.customer(query.customer_id)?;
+    app.list(&customer, query.status, ListQuery::new(query.limit, query.cursor)).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListOrders {
+    customer_id: Option<CustomerId>,
+    limit: Option<u32>,
+    cursor: Option<String>,
 }
 
 /// `GET /orders`
 async fn orders(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Query(query): Query<ListQuery>,
+    Query(query): Query<ListOrders>,
 ) -> Result<Response, Problem> {
-    app.list(caller, Some(Status::Confirmed), query).await
+    let customer = caller.customer(query.customer_id)?;
+    app.list(&customer, Some(Status::Confirmed), ListQuery::new(query.limit, query.cursor)).await
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Extend {
     hold_seconds: HoldSeconds,
+    customer_id: Option<CustomerId>,
 }
 
 /// `POST /reservations/{reservation_id}/extend`
@@ -136,18 +158,23 @@ async fn extend(
     Json(body): Json<Extend>,
 ) -> Result<Response, Problem> {
     let id = reservation_id(id)?;
+    let customer = caller.customer(body.customer_id)?;
     let now = app.clock.now();
     let deadline = Deadline::after(REQUEST_BUDGET);
     let remind = |at| app.remind(at);
-    let reservation = app.store.extend(&id, &caller.id, body.hold_seconds, now, deadline, remind).await?;
+    let reservation = app.store.extend(&id, &customer, body.hold_seconds, now, deadline, remind).await?;
     Ok(view(reservation, now).into_response())
 }
 
 /// `DELETE /reservations/{reservation_id}`
-async fn cancel(State(app): State<Arc<App>>, caller: Caller, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn cancel(
+    State(app): State<Arc<App>>,
+    Customer(customer): Customer,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let id = reservation_id(id)?;
     let now = app.clock.now();
-    let reservation = app.store.cancel(&id, &caller.id, now, Deadline::after(REQUEST_BUDGET)).await?;
+    let reservation = app.store.cancel(&id, &customer, now, Deadline::after(REQUEST_BUDGET)).await?;
     Ok(view(reservation, now).into_response())
 }
 
@@ -158,11 +185,11 @@ impl App {
         answer.map_err(|unanswered| Error::Unavailable { during: unanswered.during, last: unanswered.detail })
     }
 
-    async fn list(&self, caller: Caller, status: Option<Status>, query: ListQuery) -> Result<Response, Problem> {
+    async fn list(&self, of: &CustomerId, status: Option<Status>, query: ListQuery) -> Result<Response, Problem> {
         let now = self.clock.now();
         let (limit, cursor) = (query.limit()? as usize, query.cursor()?);
         let deadline = Deadline::after(REQUEST_BUDGET);
-        let page = self.store.reservations_of(&caller.id, status, now, limit, cursor, deadline).await?;
+        let page = self.store.reservations_of(of, status, now, limit, cursor, deadline).await?;
         Ok(Answer(List::of(page, |reservation| ReservationView::new(reservation, now))).into_response())
     }
 }

@@ -1,8 +1,8 @@
 //! Wires the function `reserve`.
 
 use holdfast_aws::clock::Clock;
-use holdfast_aws::config::{Environment, local_key_set, table_name};
-use holdfast_http::{Authenticator, serve};
+use holdfast_aws::config::{Environment, local_key_set, rate_limit, roles_claim, table_name};
+use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
 use lambda_http::{Error, run, tracing};
 use reserve::{App, router};
@@ -10,11 +10,10 @@ use reserve::{App, router};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
-    let environment = Environment::read()?;
-    let app = App {
-        store: Store::new(environment.dynamodb(), table_name()?),
-        schedules: environment.schedules()?,
-        clock: Clock::system(),
-    };
-    run(serve(router(app), Authenticator::new(local_key_set().as_deref())?)).await
+    let (environment, table) = (Environment::read()?, table_name()?);
+    let store = || Store::new(environment.dynamodb(), table.as_str());
+    let limiter = rate_limit()?.map(|limit| Limiter::new(store(), Clock::system(), limit));
+    let app = App { store: store(), schedules: environment.schedules()?, clock: Clock::system() };
+    let router = limited(router(app), limiter);
+    run(serve(router, Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?))).await
 }

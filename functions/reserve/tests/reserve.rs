@@ -4,8 +4,9 @@
 use axum::Router;
 use holdfast_domain::Timestamp;
 use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, at, by, event, names, saying, send, with_header};
+use holdfast_testkit::event::{Answer, asking, at, by, event, in_role, names, saying, send, with_header};
 use holdfast_testkit::fixtures::{Hands, NOW, basket, books, product, schedules, soon, stocked, store, table};
+use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
 use reserve::{App, router};
 use serde_json::{Value, json};
@@ -219,6 +220,75 @@ async fn anothers_reservation_does_not_exist_and_their_key_is_their_own() {
     assert_ne!(bobs.body["reservation_id"], alices.body["reservation_id"]);
 }
 
+/// The shop's back end, which asks for this customer.
+fn service(name: &str, customer: &str) -> Value {
+    let event = in_role(by(event(&format!("reserve/{name}")), "shop-back-end"), "service");
+    match event["body"].as_str().map(|body| serde_json::from_str::<Value>(body).unwrap()) {
+        Some(mut body) => {
+            body["customer_id"] = customer.into();
+            saying(event, body)
+        }
+        None => asking(event, &format!("customer_id={customer}")),
+    }
+}
+
+#[tokio::test]
+async fn a_service_does_what_the_customer_could_that_it_names() {
+    for name in names("reserve") {
+        let shop = shop().await;
+        let id = basket("alice", KEY, &[("tee-black", 2)]).reservation_id;
+        if name != "create" {
+            // The service's reservation is the customer's own: both find it.
+            assert_eq!(shop.send(service("create", "alice")).await.status, 201);
+            assert_eq!(shop.send(event("reserve/get")).await.body["reservation_id"], id.as_str());
+        }
+        if name.starts_with("order") {
+            let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
+            store(&shop.wire, 2).confirm(&id, &alice, None, NOW, NOW, soon()).await.unwrap();
+        }
+        // For the wrong customer it meets what that customer would: nothing, and nothing is changed.
+        let wrong = shop.send(service(&name, "bob")).await;
+        match name.as_str() {
+            "create" => assert_eq!((wrong.status, shop.free().await), (201, 98)),
+            "list" | "orders" => assert_eq!((wrong.status, &wrong.body["items"]), (200, &json!([]))),
+            _ => _ = wrong.problem(404, "reservation_not_found"),
+        }
+        let right = shop.send(service(&name, "alice")).await;
+        assert_eq!(right.status, if name == "create" { 201 } else { 200 }, "{name}: {right:?}");
+        let found = if right.body["items"].is_array() { &right.body["items"][0] } else { &right.body };
+        assert_eq!(found["reservation_id"], id.as_str(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_names_nobody_and_anybody_else_who_names_somebody_are_refused() {
+    let shop = shop().await;
+    assert_eq!(shop.create(KEY).await.status, 201);
+    let before = shop.free().await;
+    for name in names("reserve") {
+        let nobody = in_role(by(event(&format!("reserve/{name}")), "shop-back-end"), "service");
+        let problem = shop.send(nobody).await.problem(400, "invalid_request");
+        assert_eq!(problem["field"], "customer_id", "{name}");
+        for (who, role) in [("alice", ""), ("bob", ""), ("root", "admin"), ("mallory", "services")] {
+            let named = in_role(by(service(&name, "alice"), who), role);
+            shop.send(named).await.problem(403, "forbidden");
+        }
+        for no_customer in ["", "a%0Ab"] {
+            let mut event = service(&name, "alice");
+            if event["body"].is_null() {
+                event = asking(event, &format!("customer_id={no_customer}"));
+            } else {
+                let mut body: Value = serde_json::from_str(event["body"].as_str().unwrap()).unwrap();
+                body["customer_id"] = no_customer.replace("%0A", "\n").into();
+                event = saying(event, body);
+            }
+            shop.send(event).await.problem(400, "invalid_request");
+        }
+    }
+    assert_eq!(shop.free().await, before);
+    assert_eq!(shop.send(event("reserve/get")).await.body["status"], "held");
+}
+
 #[tokio::test]
 async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
     let shop = shop().await;
@@ -241,9 +311,13 @@ async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
         ("no key", keyless, 400, "idempotency_key_missing"),
         ("an empty key", keyed(""), 400, "idempotency_key_invalid"),
         ("too long a key", keyed(&"k".repeat(256)), 400, "idempotency_key_invalid"),
+        ("two keys, as API Gateway joins them", keyed("k1,k2"), 400, "idempotency_key_invalid"),
+        ("a key that is quoted at one end", keyed("\"k1"), 400, "idempotency_key_invalid"),
         ("not JSON", saying(create(), "{\"lines\":"), 400, "invalid_request"),
         ("no body", saying(create(), ""), 400, "invalid_request"),
-        ("an unknown field", saying(create(), json!({ "lines": [], "customer_id": "bob" })), 400, "invalid_request"),
+        ("an unknown field", saying(create(), json!({ "lines": [], "customer": "bob" })), 400, "invalid_request"),
+        ("another's name", saying(create(), json!({ "lines": [], "customer_id": "bob" })), 403, "forbidden"),
+        ("their own name", saying(create(), json!({ "lines": [], "customer_id": "alice" })), 403, "forbidden"),
         ("no lines", lines(json!([])), 400, "invalid_request"),
         ("21 lines", lines(twenty_one.into()), 400, "invalid_request"),
         ("an id that is none", lines(json!([{ "product_id": "a b", "quantity": 1 }])), 400, "invalid_request"),
@@ -271,4 +345,64 @@ async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
     let twice = json!([{ "product_id": "tee-black", "quantity": 1 }, { "product_id": "tee-black", "quantity": 1 }]);
     assert_eq!(shop.send(lines(twice)).await.header("idempotent-replayed"), Some("true"));
     assert_eq!(shop.free().await, 98);
+}
+
+#[tokio::test]
+async fn a_key_is_the_same_bare_and_as_the_drafts_string_and_a_content_type_says_nothing() {
+    let shop = shop().await;
+    let first = shop.create(KEY).await;
+    let again = shop.create(&format!("\"{KEY}\"")).await;
+    assert_eq!((again.status, again.header("idempotent-replayed"), &again.body), (201, Some("true"), &first.body));
+    for content_type in ["text/plain", "application/x-www-form-urlencoded", "nonsense"] {
+        let answer = shop.send(with_header(event("reserve/create"), "content-type", content_type)).await;
+        assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, Some("true")), "{content_type}");
+    }
+    assert_eq!(shop.free().await, 98);
+}
+
+#[tokio::test]
+async fn an_extension_does_not_add_up_and_a_cancellation_gives_back_once() {
+    let shop = shop().await;
+    shop.create(KEY).await;
+    shop.hands.set(NOW.plus_seconds(60));
+    let first = shop.send(event("reserve/extend")).await;
+    assert_eq!(first.status, 200);
+    for _ in 0..3 {
+        let again = shop.send(event("reserve/extend")).await;
+        assert_eq!((again.status, &again.body), (200, &first.body));
+    }
+    // Later, it is "so long from now" again, and the time that passed is all that is added.
+    shop.hands.set(NOW.plus_seconds(65));
+    let later = shop.send(event("reserve/extend")).await;
+    assert_eq!(later.body["expires_in_seconds"], first.body["expires_in_seconds"]);
+
+    let first = shop.send(event("reserve/cancel")).await;
+    assert_eq!(shop.free().await, 100);
+    for _ in 0..3 {
+        let again = shop.send(event("reserve/cancel")).await;
+        assert_eq!((again.status, &again.body), (200, &first.body));
+        assert_eq!(shop.free().await, 100);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_token_and_no_key_is_ever_logged_and_the_reservation_is_named() {
+    const TOKEN: &str = "Bearer eyJhbGciOiJSUzI1NiJ9.Y3VzdG9tZXI.c2lnbmVk";
+    const SECRET_KEY: &str = "a-key-that-nobody-may-read";
+    let log = Log::capture();
+    for fault in [None, Some(Fault::LostBefore), Some(Fault::AccessDenied), Some(Fault::Conflict)] {
+        for name in names("reserve") {
+            let shop = shop().await;
+            assert_eq!(shop.create(KEY).await.status, 201);
+            shop.wire.script(move |_| fault);
+            let event = with_header(event(&format!("reserve/{name}")), "authorization", TOKEN);
+            let event = with_header(event, "idempotency-key", SECRET_KEY);
+            shop.send(event.clone()).await;
+            shop.send(with_header(event.clone(), "idempotency-key", &format!("\"{SECRET_KEY}"))).await;
+            shop.send(saying(event, json!({ "payment_reference": "pay_123", "key": SECRET_KEY }))).await;
+        }
+    }
+    log.is_free_of(&["eyJhbGci", "Y3VzdG9tZXI", "Bearer", "pay_123", SECRET_KEY]);
+    let id = basket("alice", SECRET_KEY, &[("tee-black", 2)]).reservation_id;
+    assert!(log.lines().iter().any(|line| line["span"]["reservation_id"] == id.as_str()));
 }

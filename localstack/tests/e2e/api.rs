@@ -27,6 +27,7 @@ pub(crate) struct Api {
 pub(crate) enum Who<'a> {
     Nobody,
     Customer(&'a str),
+    Service(&'a str),
     Admin,
     Token(&'a str),
 }
@@ -83,6 +84,7 @@ impl Api {
         let token = match who {
             Who::Nobody => None,
             Who::Customer(sub) => Some(self.stack.token(sub, Role::Customer).unwrap()),
+            Who::Service(sub) => Some(self.stack.token(sub, Role::Service).unwrap()),
             Who::Admin => Some(self.stack.token("root", Role::Admin).unwrap()),
             Who::Token(token) => Some(token.to_owned()),
         };
@@ -135,12 +137,19 @@ impl Api {
         self.raw(Method::DELETE, &format!("/reservations/{id}"), Who::Customer(customer), &[], None).await
     }
 
-    /// What `GET /products/{id}` says: available, reserved, sold.
-    pub(crate) async fn stock(&self, id: &str) -> (u64, u64, u64) {
-        let product = self.get(&format!("/products/{id}"), Who::Nobody).await;
-        product.is(200, "");
-        let units = |name: &str| product.body[name].as_u64().unwrap();
-        (units("available"), units("reserved"), units("sold"))
+    /// Asks `GET /products/{id}` until it says this: available, reserved, sold. It may be a second behind.
+    pub(crate) async fn stock_becomes(&self, id: &str, expected: (u64, u64, u64)) {
+        let started = tokio::time::Instant::now();
+        loop {
+            let product = self.get(&format!("/products/{id}"), Who::Nobody).await;
+            product.is(200, "");
+            let units = |name: &str| product.body[name].as_u64().unwrap();
+            let says = (units("available"), units("reserved"), units("sold"));
+            if says == expected {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(5), "{id}: {says:?} is not {expected:?}");
+        }
     }
 
     /// The books of one product, read from the table; they balance.

@@ -18,7 +18,7 @@ pub(crate) async fn a_hold_becomes_an_order(api: Api) {
     assert_eq!(held.body["lines"][0], line);
     let left = held.body["expires_in_seconds"].as_i64().unwrap();
     assert!((595..=600).contains(&left), "{left}");
-    assert_eq!(api.stock("order-a").await, (8, 2, 0));
+    api.stock_becomes("order-a", (8, 2, 0)).await;
 
     // Not an order yet.
     api.get(&format!("/orders/{id}"), Who::Customer("alice")).await.is(404, "reservation_not_found");
@@ -28,7 +28,7 @@ pub(crate) async fn a_hold_becomes_an_order(api: Api) {
     assert_eq!(order.body["payment_reference"], "pay_1");
     assert_eq!(order.body["confirmed_late"], false);
     assert_eq!(order.body["expires_in_seconds"], 0);
-    assert_eq!(api.stock("order-a").await, (8, 0, 2));
+    api.stock_becomes("order-a", (8, 0, 2)).await;
     for payment in [Some("pay_1"), None] {
         let again = api.confirm("alice", &id, payment).await;
         again.is(200, "");
@@ -52,9 +52,9 @@ pub(crate) async fn a_hold_left_alone_expires_by_its_schedule_and_gives_back_onc
     let left = api.reserve("alice", "left", &[("expiring", 2)]).await.id();
     let bought = api.reserve("bob", "bought", &[("expiring", 3)]).await.id();
     api.confirm("bob", &bought, Some("pay_b")).await.is(200, "");
-    assert_eq!(api.stock("expiring").await, (4, 2, 3));
+    api.stock_becomes("expiring", (4, 2, 3)).await;
     let last = api.reserve("carol", "last", &[("expiring", 1)]).await;
-    api.until_expired(|| async { api.stock("expiring").await == (6, 0, 3) }).await;
+    api.until_expired(|| async { api.book("expiring").await.available == 6 }).await;
 
     // The event comes again, late, for another slot, and beside itself; and the order stays an order.
     let slot = json!({"kind": "slot", "slot": 1_763_700_000});
@@ -118,7 +118,7 @@ pub(crate) async fn a_hold_can_be_cancelled_more_than_once(api: Api) {
 pub(crate) async fn paid_late_is_honoured_while_there_is_stock(api: Api) {
     api.product("late", 3, json!({"hold_seconds": 10})).await;
     let id = api.reserve("alice", "late", &[("late", 2)]).await.id();
-    api.until_expired(|| async { api.stock("late").await == (3, 0, 0) }).await;
+    api.until_expired(|| async { api.book("late").await.available == 3 }).await;
     api.confirm("alice", &id, None).await.is(410, "hold_expired");
     for _ in 0..2 {
         let order = api.confirm("alice", &id, Some("pay_1")).await;
@@ -132,7 +132,7 @@ pub(crate) async fn paid_late_is_honoured_while_there_is_stock(api: Api) {
 pub(crate) async fn paid_late_and_gone_is_a_failed_confirmation_that_an_admin_settles(api: Api) {
     api.product("gone", 1, json!({"hold_seconds": 10})).await;
     let id = api.reserve("alice", "gone", &[("gone", 1)]).await.id();
-    api.until_expired(|| async { api.stock("gone").await.0 == 1 }).await;
+    api.until_expired(|| async { api.book("gone").await.available == 1 }).await;
     let bobs = api.reserve("bob", "gone", &[("gone", 1)]).await;
     bobs.is(201, "");
     api.confirm("bob", &bobs.id(), None).await.is(200, "");

@@ -10,6 +10,7 @@ mod admin;
 mod api;
 mod bad_input;
 mod crash;
+mod integrators;
 mod life;
 mod outages;
 mod peers;
@@ -98,6 +99,16 @@ fn main() -> ExitCode {
         bad_input::{
             every_field_at_its_limits_and_past_them,
             events_with_missing_fields,
+        },
+        integrators::{
+            a_service_serves_its_customers_and_no_other_role_can,
+            a_token_that_is_wrong_in_any_way_is_a_401,
+            what_no_route_knows_is_a_problem_too,
+            a_request_with_two_keys_has_none_and_a_quoted_key_is_the_key,
+            a_product_that_did_not_change_is_a_304,
+            a_herd_of_one_customer_holds_no_more_than_their_limit,
+            a_customer_who_asks_too_often_is_told_when_to_come_back,
+            a_page_of_an_origin_that_is_named_may_call_and_no_other,
         },
         queues::{
             a_queued_confirmation_is_carried_out,

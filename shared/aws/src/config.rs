@@ -9,6 +9,7 @@ use aws_sdk_dynamodb::config::retry::RetryConfig;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpClient};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use holdfast_domain::RateLimit;
 
 use crate::queues::Queues;
 use crate::schedules::{Schedules, Target};
@@ -23,6 +24,9 @@ const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
 /// How long a request may go on trying before it must answer. The functions' timeout in `template.yaml` is 10 s: the
 /// rest is for the answer itself.
 pub const REQUEST_BUDGET: Duration = Duration::from_secs(8);
+/// When a request that is still not answered is given up: past every budget of a handler, and before Lambda ends the
+/// process and API Gateway answers in its own words.
+pub const ANSWER_BUDGET: Duration = Duration::from_millis(9_500);
 
 /// A variable that is missing, or holds something else than it must.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +150,21 @@ pub fn table_name() -> Result<String, ConfigError> {
 /// checks the tokens, and with neither nobody gets in.
 pub fn local_key_set() -> Option<String> {
     optional("HOLDFAST_LOCAL_KEY_SET")
+}
+
+/// The claim that carries a token's roles: `ROLES_CLAIM`.
+pub fn roles_claim() -> Result<String, ConfigError> {
+    required("ROLES_CLAIM")
+}
+
+/// The limit on each customer's requests: `RATE_LIMIT_PER_SECOND` (0 for none) and `RATE_LIMIT_BURST`.
+pub fn rate_limit() -> Result<Option<RateLimit>, ConfigError> {
+    let number = |name| {
+        let problem = "must be a whole number from 0 to 10000";
+        let number = required(name)?.parse().ok().filter(|number| *number <= 10_000);
+        number.ok_or(ConfigError { name, problem })
+    };
+    Ok(RateLimit::new(number("RATE_LIMIT_PER_SECOND")?, number("RATE_LIMIT_BURST")?))
 }
 
 fn https_client() -> SharedHttpClient {

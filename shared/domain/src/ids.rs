@@ -69,7 +69,7 @@ checked_string!(
 
 checked_string!(
     /// A customer: the `sub` of the verified token. OIDC allows up to 255 ASCII characters.
-    CustomerId, "sub", "must be 1 to 255 printable ASCII characters", |text| is_printable_ascii(text, 255)
+    CustomerId, "customer_id", "must be 1 to 255 printable ASCII characters", |text| is_printable_ascii(text, 255)
 );
 
 checked_string!(

@@ -7,12 +7,14 @@
 //! - [`shards::choose`] decides from which slices of the stock,
 //! - [`confirm`](fn@confirm), [`cancel`](fn@cancel), [`extend`](fn@extend) and [`expire`](fn@expire) decide what a
 //!   command does to a reservation,
+//! - [`RateLimit`] decides whether a customer asks too often,
 //! - [`Refusal`] names every "no", in the order in which they outrank one another.
 
 mod decide;
 mod draft;
 mod ids;
 mod product;
+mod rate;
 mod refusal;
 mod reservation;
 pub mod shards;
@@ -22,6 +24,7 @@ pub use decide::{Cancel, Confirm, Expire, Extend, MAX_EXTENSIONS_OF_FIRST_HOLD, 
 pub use draft::{Basket, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
 pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
 pub use product::{Currency, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product, ProductChange, ProductStatus};
+pub use rate::{Admission, Micros, RateLimit};
 pub use refusal::{Refusal, Shortage};
 pub use reservation::{Line, Reservation, Status, Take};
 pub use time::{HoldSeconds, Timestamp};

@@ -3,53 +3,81 @@
 //! Deployed, API Gateway's JWT authorizer has checked the token, and its claims come with the event: nothing that a
 //! client sends can put them there. Behind `cargo lambda watch`, which has no authorizer, the function checks the token
 //! itself against a key set that only the local stack sets. With neither, nobody gets in.
+//!
+//! A role is a word in one claim of the token, so it is the issuer's to give: no part of a request can add one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::{header, request::Parts};
-use holdfast_domain::CustomerId;
+use holdfast_domain::{CustomerId, Invalid};
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use lambda_http::request::RequestContext;
+use serde::Deserialize;
 use serde_json::Value;
 
-use crate::Problem;
+use crate::{Problem, Query};
 
 /// The issuer of local tokens.
 pub const LOCAL_ISSUER: &str = "https://holdfast.local";
 /// Their audience.
 pub const LOCAL_AUDIENCE: &str = "holdfast";
-/// The claim that carries the roles, in the way of Cognito.
+/// The claim that carries Cognito's groups.
 const GROUPS: &str = "cognito:groups";
 
-/// What a caller may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Their own reservations.
-    Customer,
-    /// Products, stock, failed confirmations, and everybody's reservations.
-    Admin,
-}
-
-/// The verified caller.
+/// The verified caller: a customer, whatever else they may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// The token's `sub`.
     pub id: CustomerId,
-    /// What they may do.
-    pub role: Role,
+    /// A shop's back end: acts for the customers that it names.
+    pub service: bool,
+    /// Products, stock, failed confirmations, and everybody's reservations.
+    pub admin: bool,
 }
+
+impl Caller {
+    /// Whose reservations the request is about, where it names this `customer_id` or none.
+    ///
+    /// A service must name one, and then sees and does what that customer could, and no more: one that mixes two
+    /// customers up meets a 404, not a stranger's order. Nobody else may name any, not even themselves: a shop that
+    /// hands a customer's token on by mistake finds out at its first request.
+    ///
+    /// # Errors
+    /// The problem for a service that names nobody, and for anybody else who names somebody.
+    pub fn customer(self, named: Option<CustomerId>) -> Result<CustomerId, Problem> {
+        match (self.service, named) {
+            (true, Some(customer)) => Ok(customer),
+            (true, None) => Err(Invalid::new("customer_id", "must name the customer that the service acts for").into()),
+            (false, Some(_)) => Err(Problem::forbidden("only a service's token may name a customer_id")),
+            (false, None) => Ok(self.id),
+        }
+    }
+}
+
+/// The caller's own name, or the customer that a service names in the query: for requests without a body. They take
+/// no other parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Customer(pub CustomerId);
 
 /// The verified caller, who is an admin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Admin(pub CustomerId);
 
 /// How callers are verified.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Authenticator {
     local_keys: Option<Arc<JwkSet>>,
+    roles_claim: Arc<str>,
+}
+
+impl Default for Authenticator {
+    /// Believes the authorizer only, and takes roles from Cognito's groups.
+    fn default() -> Self {
+        Self { local_keys: None, roles_claim: GROUPS.into() }
+    }
 }
 
 impl Authenticator {
@@ -59,12 +87,21 @@ impl Authenticator {
     /// A key set that is none.
     pub fn new(local_key_set: Option<&str>) -> Result<Self, serde_json::Error> {
         let local_keys = local_key_set.map(serde_json::from_str).transpose()?.map(Arc::new);
-        Ok(Self { local_keys })
+        Ok(Self { local_keys, ..Self::default() })
     }
 
-    fn caller(&self, parts: &Parts) -> Option<Caller> {
+    /// The same with the roles in another claim.
+    #[must_use]
+    pub fn roles_in(self, claim: &str) -> Self {
+        Self { roles_claim: claim.into(), ..self }
+    }
+
+    pub(crate) fn caller(&self, parts: &Parts) -> Option<Caller> {
         match authorizer_claims(parts) {
-            Some(claims) => caller(claims.get("sub")?, &groups_of_text(claims.get(GROUPS).map_or("", String::as_str))),
+            Some(claims) => {
+                let roles = claims.get(&*self.roles_claim).map_or("", String::as_str);
+                caller(claims.get("sub")?, &roles_of_text(roles))
+            }
             None => self.local_caller(parts),
         }
     }
@@ -81,9 +118,12 @@ impl Authenticator {
         validation.set_audience(&[LOCAL_AUDIENCE]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         let claims = jsonwebtoken::decode::<HashMap<String, Value>>(token, &key, &validation).ok()?.claims;
-        let groups = claims.get(GROUPS).and_then(Value::as_array).cloned().unwrap_or_default();
-        let groups: Vec<&str> = groups.iter().filter_map(Value::as_str).collect();
-        caller(claims.get("sub")?.as_str()?, &groups)
+        let roles = match claims.get(&*self.roles_claim) {
+            Some(Value::Array(roles)) => roles.iter().filter_map(Value::as_str).collect(),
+            Some(Value::String(roles)) => roles_of_text(roles),
+            _ => Vec::new(),
+        };
+        caller(claims.get("sub")?.as_str()?, &roles)
     }
 }
 
@@ -94,15 +134,16 @@ fn authorizer_claims(parts: &Parts) -> Option<&HashMap<String, String>> {
     }
 }
 
-/// An HTTP API hands a list claim over as text: `[admin shop]`. The name of a group has no space in it, but may have any
-/// other sign.
-fn groups_of_text(text: &str) -> Vec<&str> {
-    text.trim_start_matches('[').trim_end_matches(']').split(' ').filter(|group| !group.is_empty()).collect()
+/// An HTTP API hands a list claim over as text: `[admin shop]`. The name of a Cognito group has no space in it, but may
+/// have any other sign. Of other issuers `template.yaml` asks the same.
+fn roles_of_text(text: &str) -> Vec<&str> {
+    let list = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    list.split(' ').filter(|role| !role.is_empty()).collect()
 }
 
-fn caller(sub: &str, groups: &[&str]) -> Option<Caller> {
-    let role = if groups.contains(&"admin") { Role::Admin } else { Role::Customer };
-    Some(Caller { id: CustomerId::try_from(sub).ok()?, role })
+fn caller(sub: &str, roles: &[&str]) -> Option<Caller> {
+    let id = CustomerId::try_from(sub).ok()?;
+    Some(Caller { id, service: roles.contains(&"service"), admin: roles.contains(&"admin") })
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -119,10 +160,23 @@ impl<S: Sync> FromRequestParts<S> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        match caller.role {
-            Role::Admin => Ok(Self(caller.id)),
-            Role::Customer => Err(Problem::forbidden()),
-        }
+        if caller.admin { Ok(Self(caller.id)) } else { Err(Problem::forbidden("this is for admins only")) }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    customer_id: Option<CustomerId>,
+}
+
+impl<S: Sync> FromRequestParts<S> for Customer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let Query(Named { customer_id }) = Query::from_request_parts(parts, state).await?;
+        caller.customer(customer_id).map(Self)
     }
 }
 
@@ -167,9 +221,19 @@ mod tests {
     fn a_token_of_the_local_key_is_believed() {
         let bearer = |claims: &Value| format!("Bearer {}", token(Algorithm::HS256, Some("local"), claims, SECRET));
         let caller = authenticator().caller(&parts(Some(&bearer(&claims())))).unwrap();
-        assert_eq!((caller.id.as_str(), caller.role), ("alice", Role::Customer));
-        let admin = with(|claims| claims["cognito:groups"] = json!(["admin"]));
-        assert_eq!(authenticator().caller(&parts(Some(&bearer(&admin)))).unwrap().role, Role::Admin);
+        assert_eq!((caller.id.as_str(), caller.service, caller.admin), ("alice", false, false));
+        for (groups, service, admin) in [
+            (json!(["admin"]), false, true),
+            (json!(["service"]), true, false),
+            (json!(["x", "service", "admin"]), true, true),
+            (json!(["Admin", "administrator", "service admin"]), false, false),
+            (json!({ "admin": true }), false, false),
+            (json!(true), false, false),
+        ] {
+            let token = bearer(&with(|claims| claims["cognito:groups"] = groups.clone()));
+            let caller = authenticator().caller(&parts(Some(&token))).unwrap();
+            assert_eq!((caller.service, caller.admin), (service, admin), "{groups}");
+        }
     }
 
     #[test]
@@ -218,28 +282,71 @@ mod tests {
         assert_eq!(Authenticator::default().caller(&parts(Some(&good))), None);
     }
 
-    #[test]
-    fn the_authorizers_claims_are_believed_and_nothing_else_then() {
+    /// As API Gateway's authorizer hands claims over.
+    fn authorized(claims: &Value) -> Parts {
         let event = json!({
             "version": "2.0", "routeKey": "$default", "rawPath": "/", "rawQueryString": "", "headers": {},
             "requestContext": {
                 "accountId": "1", "apiId": "a", "stage": "$default", "requestId": "r", "routeKey": "$default",
                 "timeEpoch": 0, "http": {"method": "GET", "path": "/", "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1"},
-                "authorizer": {"jwt": {"claims": {"sub": "bob", "cognito:groups": "[shop admin]"}, "scopes": null}},
+                "authorizer": {"jwt": {"claims": claims, "scopes": null}},
             },
             "isBase64Encoded": false,
         });
-        let parts = lambda_http::request::from_str(&event.to_string()).unwrap().into_parts().0;
-        let caller = Authenticator::default().caller(&parts).unwrap();
-        assert_eq!((caller.id.as_str(), caller.role), ("bob", Role::Admin));
+        lambda_http::request::from_str(&event.to_string()).unwrap().into_parts().0
     }
 
     #[test]
-    fn only_the_group_admin_makes_an_admin() {
-        for (text, admin) in
-            [("[admin]", true), ("[a admin]", true), ("[a,admin]", false), ("[administrator]", false), ("", false)]
-        {
-            assert_eq!(groups_of_text(text).contains(&"admin"), admin, "{text}");
+    fn the_authorizers_claims_are_believed_and_nothing_else_then() {
+        let mut parts = authorized(&json!({"sub": "bob", "cognito:groups": "[shop admin]"}));
+        let caller = Authenticator::default().caller(&parts).unwrap();
+        assert_eq!((caller.id.as_str(), caller.service, caller.admin), ("bob", false, true));
+        // Also where a token of the local key comes along: the authorizer has spoken.
+        let local = token(Algorithm::HS256, Some("local"), &claims(), SECRET);
+        parts.headers.insert("authorization", format!("Bearer {local}").parse().unwrap());
+        assert_eq!(authenticator().caller(&parts).unwrap().id.as_str(), "bob");
+    }
+
+    #[test]
+    fn only_the_roles_own_word_makes_a_role() {
+        for (text, service, admin) in [
+            ("[admin]", false, true),
+            ("[a admin]", false, true),
+            ("[service]", true, false),
+            ("[admin service]", true, true),
+            ("service", true, false),
+            ("[a,admin]", false, false),
+            ("[administrator services]", false, false),
+            ("[[admin]]", false, false),
+            ("ADMIN", false, false),
+            ("", false, false),
+        ] {
+            let caller = Authenticator::default().caller(&authorized(&json!({"sub": "a", "cognito:groups": text})));
+            let caller = caller.unwrap();
+            assert_eq!((caller.service, caller.admin), (service, admin), "{text}");
+        }
+    }
+
+    #[test]
+    fn another_issuers_roles_are_in_the_claim_that_was_named_and_in_no_other() {
+        let claim = "https://shop.example/roles";
+        let authenticator = Authenticator::default().roles_in(claim);
+        let claims = json!({"sub": "a", claim: "[service]", "cognito:groups": "[admin]", "roles": "[admin]"});
+        let caller = authenticator.caller(&authorized(&claims)).unwrap();
+        assert_eq!((caller.service, caller.admin), (true, false));
+        let caller = authenticator.caller(&authorized(&json!({"sub": "a", "cognito:groups": "[admin]"}))).unwrap();
+        assert_eq!((caller.service, caller.admin), (false, false));
+    }
+
+    #[test]
+    fn a_service_names_a_customer_and_nobody_else_may() {
+        let customer = |id: &str| CustomerId::try_from(id).unwrap();
+        let caller = |service| Caller { id: customer("me"), service, admin: true };
+        assert_eq!(caller(true).customer(Some(customer("alice"))).unwrap(), customer("alice"));
+        assert_eq!(caller(true).customer(None).unwrap_err().code, "invalid_request");
+        assert_eq!(caller(false).customer(None).unwrap(), customer("me"));
+        for other in ["alice", "me"] {
+            assert_eq!(caller(false).customer(Some(customer(other))).unwrap_err().code, "forbidden");
         }
     }
 }

@@ -13,7 +13,8 @@ use crate::Problem;
 /// The longest body.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// A JSON body. An empty one counts as `{}`: it is refused where a field is needed.
+/// A JSON body, whatever its `Content-Type` says: the API speaks nothing else, so the header could only be wrong. An
+/// empty one counts as `{}`: it is refused where a field is needed.
 #[derive(Debug, Clone, Copy)]
 pub struct Json<T>(pub T);
 
@@ -21,9 +22,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "the body must not exceed 65536 bytes")
-        })?;
+        let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| Problem::too_long())?;
         let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
         // The error's text names the caller's own fields and positions, nothing of ours.
         let object = serde_json::from_slice(text).map_err(|error| Problem::invalid_request(error.to_string()))?;
@@ -71,27 +70,57 @@ impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// The `Idempotency-Key` header.
+/// The `Idempotency-Key` header, of the draft draft-ietf-httpapi-idempotency-key-header: a structured field's string,
+/// `"8e03978e"`. Most clients send it bare, and so may they: `"k"` and `k` are the same key.
+///
+/// A bare key has no comma. API Gateway hands two headers over as one with a comma between, and a request with two keys
+/// has none that could be relied on.
 #[derive(Debug, Clone)]
 pub struct Key(pub IdempotencyKey);
+
+impl Key {
+    fn parse(value: &str) -> Option<IdempotencyKey> {
+        let text = match value.strip_prefix('"') {
+            Some(quoted) => unquoted(quoted)?,
+            None if value.contains(',') => return None,
+            None => value.to_owned(),
+        };
+        IdempotencyKey::try_from(text).ok()
+    }
+}
+
+/// The text of a structured field's string (RFC 9651), whose opening quote is gone already. Its closing quote must be the
+/// end: the header takes no parameters.
+fn unquoted(quoted: &str) -> Option<String> {
+    let mut text = String::with_capacity(quoted.len());
+    let mut signs = quoted.chars();
+    loop {
+        match signs.next()? {
+            '"' => return signs.next().is_none().then_some(text),
+            '\\' => text.push(signs.next().filter(|sign| matches!(sign, '"' | '\\'))?),
+            sign => text.push(sign),
+        }
+    }
+}
 
 impl<S: Sync> FromRequestParts<S> for Key {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let Some(value) = parts.headers.get("idempotency-key") else {
+        let mut values = parts.headers.get_all("idempotency-key").iter();
+        let Some(value) = values.next() else {
             return Err(Problem::new(
                 StatusCode::BAD_REQUEST,
                 "idempotency_key_missing",
                 "this request needs an Idempotency-Key header",
             ));
         };
-        let key = value.to_str().ok().and_then(|text| IdempotencyKey::try_from(text).ok());
+        let key = value.to_str().ok().filter(|_| values.next().is_none()).and_then(Self::parse);
         key.map(Self).ok_or_else(|| {
             Problem::new(
                 StatusCode::BAD_REQUEST,
                 "idempotency_key_invalid",
-                "Idempotency-Key must have 1 to 255 printable ASCII characters",
+                "one Idempotency-Key of 1 to 255 printable ASCII characters is needed; one with a comma must be quoted",
             )
         })
     }
@@ -136,4 +165,60 @@ pub fn path_id<T: TryFrom<String>>(text: String, code: &'static str) -> Result<T
 /// Whatever the value's own type refuses.
 pub fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn key(values: &[&str]) -> Result<String, &'static str> {
+        let mut request = Request::builder();
+        for value in values {
+            request = request.header("Idempotency-Key", *value);
+        }
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        Key::from_request_parts(&mut parts, &()).await.map(|key| key.0.into()).map_err(|problem| problem.code)
+    }
+
+    #[tokio::test]
+    async fn a_key_is_the_same_bare_and_as_the_drafts_quoted_string() {
+        for (value, meant) in [
+            ("8e03978e-40d5-43dd-bc93-6894a57f9324", "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+            (r#""8e03978e-40d5-43dd-bc93-6894a57f9324""#, "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+            (r#""a,b""#, "a,b"),
+            (r#""a\"b\\c""#, r#"a"b\c"#),
+            (r#"a"b"#, r#"a"b"#),
+            ("a b;c=1", "a b;c=1"),
+        ] {
+            assert_eq!(key(&[value]).await.as_deref(), Ok(meant), "{value}");
+        }
+        let longest = "k".repeat(255);
+        assert_eq!(key(&[&format!("\"{longest}\"")]).await, Ok(longest));
+    }
+
+    #[tokio::test]
+    async fn no_key_and_what_is_none_are_told_apart() {
+        assert_eq!(key(&[]).await, Err("idempotency_key_missing"));
+        let too_long = "k".repeat(256);
+        for value in [
+            "",
+            r#""""#,
+            r#"""#,
+            r#""a"#,
+            r#""a"b"#,
+            r#""a";b=1"#,
+            r#""a\n""#,
+            r#""a\"#,
+            "a,b",
+            "a, b",
+            "a\tb",
+            &too_long,
+        ] {
+            assert_eq!(key(&[value]).await, Err("idempotency_key_invalid"), "{value:?}");
+        }
+        // Two headers: as they are, and as API Gateway joins them.
+        for values in [&["a", "b"][..], &["a", "a"], &["a,b"], &["a,a"], &[r#""a","b""#]] {
+            assert_eq!(key(values).await, Err("idempotency_key_invalid"), "{values:?}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! `application/problem+json` (RFC 9457): the one place where a refusal becomes a status.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::Unanswered;
@@ -40,9 +42,28 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "a valid bearer token is needed")
     }
 
-    /// 403: somebody else's business.
-    pub fn forbidden() -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", "the token's role does not allow this")
+    /// 403: not for a token of this role.
+    pub fn forbidden(detail: &'static str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", detail)
+    }
+
+    /// 405: the path is there, and answers to other methods.
+    pub fn method_not_allowed() -> Self {
+        let detail = "this path does not answer to this method";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+    }
+
+    /// 413: longer than [`MAX_BODY_BYTES`](crate::MAX_BODY_BYTES).
+    pub(crate) fn too_long() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "the body must not exceed 65536 bytes")
+    }
+
+    /// 429: this customer asks too often.
+    pub(crate) fn rate_limited(wait: Duration) -> Self {
+        let seconds = wait.as_millis().div_ceil(1_000).max(1);
+        let detail = "too many requests of this customer; this one was not carried out";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
+            .with("retry_after_seconds", u64::try_from(seconds).unwrap_or(u64::MAX))
     }
 
     /// 503: nothing was acknowledged; the same request may be sent again. `inside` goes to the log.

@@ -1,21 +1,28 @@
 //! What surrounds every router: the request's id, one log line a request, and problems in full.
+//!
+//! What must always hold: whatever a handler does, panic and hang included, the caller gets an answer of ours, and the
+//! environment lives on for the next request.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+
+use axum::body::HttpBody as _;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
+use futures_util::FutureExt as _;
+use holdfast_aws::config::ANSWER_BUDGET;
 use lambda_http::{Context, request::RequestContext};
 use tracing::{Instrument, Span, field};
 
-use crate::{Authenticator, Problem};
+use crate::{Authenticator, MAX_BODY_BYTES, Problem};
 
 /// `router` with everything around it. Unknown paths and methods are problems too.
 pub fn serve(router: Router, authenticator: Authenticator) -> Router {
     let not_found = async || route_not_found();
-    let method = async || {
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not answer to this method")
-    };
+    let method = async || Problem::method_not_allowed();
     router
         .fallback(not_found)
         .method_not_allowed_fallback(method)
@@ -40,7 +47,7 @@ async fn answer(request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let span = tracing::info_span!("request", request_id, %method, path, reservation_id = field::Empty);
     async move {
-        let mut response = next.run(request).await;
+        let mut response = run(request, next).await;
         let problem = response.extensions_mut().remove::<Problem>();
         // The one refusal that is not ours: axum's own, of an id in the path that is not UTF-8.
         let problem = problem.or_else(|| response.status().is_client_error().then(route_not_found));
@@ -64,6 +71,27 @@ async fn answer(request: Request, next: Next) -> Response {
     .await
 }
 
+/// The handler's answer, or a problem where it gives none.
+async fn run(request: Request, next: Next) -> Response {
+    // The body is in memory already. Asked here, it is the same on every route, also where nobody reads it.
+    if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Problem::too_long().into_response();
+    }
+    // Unwind safety: what handlers share is behind locks that are only ever replaced whole.
+    let handler = AssertUnwindSafe(next.run(request)).catch_unwind();
+    match tokio::time::timeout(ANSWER_BUDGET, handler).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(panic)) => Problem::internal(format!("panicked: {}", words(&*panic))).into_response(),
+        Err(_) => Problem::unavailable("the handler did not come to an end").into_response(),
+    }
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let owned = panic.downcast_ref::<String>().map(String::as_str);
+    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("nothing that can be read")
+}
+
 /// API Gateway's id of the request, or Lambda's where there is no gateway.
 fn request_id(request: &Request) -> String {
     let gateway = request.extensions().get::<RequestContext>().and_then(|context| match context {
@@ -72,4 +100,84 @@ fn request_id(request: &Request) -> String {
     });
     let lambda = || request.extensions().get::<Context>().map(|context| context.request_id.clone());
     gateway.or_else(lambda).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::{Body, to_bytes};
+    use axum::http::header;
+    use axum::routing::{get, post};
+    use lambda_http::Service;
+    use serde_json::{Value, json};
+    use std::time::Duration;
+
+    fn router() -> Router {
+        let routes = Router::new()
+            .route("/fine", get(async || "fine"))
+            .route("/panics", get(async || -> String { panic!("the table is called {}", "secrets") }))
+            .route("/hangs", get(async || std::future::pending::<String>().await))
+            .route("/reads-nothing", post(async || "done"));
+        serve(routes, Authenticator::default())
+    }
+
+    async fn ask(router: &mut Router, request: axum::http::request::Builder, body: String) -> (Response<()>, Value) {
+        let mut context = Context::default();
+        "the-request".clone_into(&mut context.request_id);
+        let request = request.extension(context).body(Body::from(body)).unwrap();
+        let (parts, body) = router.call(request).await.unwrap().into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        (Response::from_parts(parts, ()), serde_json::from_slice(&body).unwrap_or_default())
+    }
+
+    /// Checks that it is this problem, whole.
+    fn is_problem((response, body): &(Response<()>, Value), status: u16, code: &str) {
+        assert_eq!((response.status().as_u16(), &body["code"]), (status, &json!(code)), "{body}");
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+        assert_eq!((&body["status"], &body["request_id"]), (&json!(status), &json!("the-request")));
+        assert_eq!(body["type"], format!("urn:holdfast:problem:{code}"));
+    }
+
+    fn to(method: &str, path: &str) -> axum::http::request::Builder {
+        axum::http::Request::builder().method(method).uri(path)
+    }
+
+    #[tokio::test]
+    async fn a_handler_that_panics_is_a_500_that_says_nothing_of_it_and_the_next_request_is_served() {
+        let mut router = router();
+        for _ in 0..2 {
+            let answer = ask(&mut router, to("GET", "/panics"), String::new()).await;
+            is_problem(&answer, 500, "internal_error");
+            assert!(!answer.1.to_string().contains("secrets"), "{}", answer.1);
+        }
+        assert_eq!(ask(&mut router, to("GET", "/fine"), String::new()).await.0.status(), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handler_that_hangs_is_a_503_before_lambda_ends_the_process() {
+        let started = tokio::time::Instant::now();
+        let answer = ask(&mut router(), to("GET", "/hangs"), String::new()).await;
+        is_problem(&answer, 503, "unavailable");
+        assert_eq!(answer.0.headers()[header::RETRY_AFTER], "1");
+        assert_eq!(answer.1["retry_after_seconds"], 1);
+        assert!(started.elapsed() < Duration::from_secs(10), "template.yaml's Timeout: {:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_long_is_refused_also_where_nobody_reads_it() {
+        let longest = "x".repeat(MAX_BODY_BYTES);
+        let mut router = router();
+        assert_eq!(ask(&mut router, to("POST", "/reads-nothing"), longest.clone()).await.0.status(), 200);
+        let answer = ask(&mut router, to("POST", "/reads-nothing"), longest + "x").await;
+        is_problem(&answer, 413, "payload_too_large");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_a_problem_and_a_wrong_method_names_the_right_ones() {
+        let mut router = router();
+        is_problem(&ask(&mut router, to("GET", "/nowhere"), String::new()).await, 404, "route_not_found");
+        let answer = ask(&mut router, to("DELETE", "/fine"), String::new()).await;
+        is_problem(&answer, 405, "method_not_allowed");
+        assert_eq!(answer.0.headers()[header::ALLOW], "GET,HEAD");
+    }
 }

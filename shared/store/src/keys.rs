@@ -80,6 +80,11 @@ pub fn limit(product: &ProductId, customer: &CustomerId) -> Key {
     Key { pk: format!("LIMIT#{product}#{customer}"), sk: "LIMIT".to_owned() }
 }
 
+/// How far a customer has used up their rate.
+pub fn rate(customer: &CustomerId) -> Key {
+    Key { pk: format!("RATE#{customer}"), sk: "RATE".to_owned() }
+}
+
 /// One entry of a product's ledger.
 pub fn ledger(product: &ProductId, entry_id: &str) -> Key {
     Key { pk: format!("LEDGER#{product}"), sk: entry_id.to_owned() }

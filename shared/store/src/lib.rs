@@ -10,7 +10,8 @@
 //! - [`keys`]: every key, index and attribute name
 //! - `items`: domain values to items and back
 //! - `transact`: transactions, and cancellation reasons by position
-//! - `reserve`, `confirm`, `release`, `reservations`, `products`, `stock`, `failed`: one command each, or one family
+//! - `reserve`, `confirm`, `release`, `reservations`, `products`, `stock`, `failed`, `rate`: one command each, or one
+//!   family
 
 mod confirm;
 mod error;
@@ -19,6 +20,7 @@ mod items;
 pub mod keys;
 mod page;
 mod products;
+mod rate;
 mod release;
 mod reservations;
 mod reserve;
@@ -54,13 +56,15 @@ pub struct Store {
     client: Client,
     table: String,
     known: Mutex<HashMap<ProductId, products::Known>>,
+    lately: tokio::sync::Mutex<products::Lately>,
     random: Mutex<fastrand::Rng>,
 }
 
 impl Store {
     /// A store over `table`.
     pub fn new(client: Client, table: impl Into<String>) -> Self {
-        Self { client, table: table.into(), known: Mutex::default(), random: Mutex::new(fastrand::Rng::new()) }
+        let random = Mutex::new(fastrand::Rng::new());
+        Self { client, table: table.into(), known: Mutex::default(), lately: tokio::sync::Mutex::default(), random }
     }
 
     /// The same with its jitter and its choice of the home shard decided by `seed`: where a run must repeat.

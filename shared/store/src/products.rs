@@ -79,6 +79,18 @@ pub struct Stock {
     pub sold: u64,
 }
 
+/// How old what [`Store::product_lately`] and [`Store::products_lately`] say may be.
+const LATELY: Duration = Duration::from_secs(1);
+
+/// What an environment read of the products and their stock at one time, and since then: for those who only look. A
+/// product is kept together with its stock, so that the units add up to the total that is shown with them.
+#[derive(Debug, Default)]
+pub(crate) struct Lately {
+    read_at: Option<Instant>,
+    held: HashMap<ProductId, u64>,
+    products: HashMap<ProductId, (Product, Stock)>,
+}
+
 impl Store {
     /// The facts of these products, read where they are not remembered or older than `most_age`. Unknown ones are left
     /// out.
@@ -203,10 +215,73 @@ impl Store {
         Ok(Page { items: products.collect::<Result<_, _>>()?, next: next.map(Cursor::new) })
     }
 
+    /// One product and its stock, as they were at most a second ago.
+    pub async fn product_lately(&self, id: &ProductId, deadline: Deadline) -> Result<(Product, Stock), Error> {
+        let mut lately = self.lately(deadline).await?;
+        if let Some(known) = lately.products.get(id) {
+            return Ok(known.clone());
+        }
+        let product = self.product(id, deadline).await?;
+        let mut read = self.read_lately(&mut lately, vec![product], deadline).await?;
+        read.pop().ok_or_else(|| Error::internal("product", "it was read, and is not there"))
+    }
+
+    /// A page of all products, in the order of their ids, each with its stock, as they were at most a second ago.
+    pub async fn products_lately(
+        &self,
+        limit: u32,
+        cursor: Option<Cursor>,
+        deadline: Deadline,
+    ) -> Result<Page<(Product, Stock)>, Error> {
+        let page = self.products(limit, cursor, deadline).await?;
+        let mut lately = self.lately(deadline).await?;
+        Ok(Page { items: self.read_lately(&mut lately, page.items, deadline).await?, next: page.next })
+    }
+
+    /// What is remembered, with all holds counted within the last second. While one request counts them the others of
+    /// this environment wait for its count: a herd of readers reads once.
+    async fn lately(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, Lately>, Error> {
+        let mut lately = self.attempts(deadline).call(self.lately.lock()).await?;
+        if lately.read_at.is_none_or(|at| at.elapsed() >= LATELY) {
+            // Before the reading: what it says may be as old as that.
+            let read_at = Some(Instant::now());
+            *lately = Lately { held: self.held(deadline).await?, products: HashMap::new(), read_at };
+        }
+        Ok(lately)
+    }
+
+    /// These products with their stock: remembered, or read now and remembered.
+    async fn read_lately(
+        &self,
+        lately: &mut Lately,
+        products: Vec<Product>,
+        deadline: Deadline,
+    ) -> Result<Vec<(Product, Stock)>, Error> {
+        let missing: Vec<&Product> =
+            products.iter().filter(|product| !lately.products.contains_key(&product.product_id)).collect();
+        if !missing.is_empty() {
+            let mut stock = self.stock_beside(&lately.held, &missing, deadline).await?;
+            for product in missing {
+                let stock = stock.remove(&product.product_id).unwrap_or_default();
+                lately.products.insert(product.product_id.clone(), (product.clone(), stock));
+            }
+        }
+        Ok(products.iter().filter_map(|product| lately.products.get(&product.product_id).cloned()).collect())
+    }
+
     /// Where the units of these products are. The parts are read one after another while sales go on, so under way
     /// they may be a moment apart; `sold` is what is left of the total, and never negative.
     pub async fn stock(&self, products: &[&Product], deadline: Deadline) -> Result<BTreeMap<ProductId, Stock>, Error> {
-        let held = self.held(deadline).await?;
+        self.stock_beside(&self.held(deadline).await?, products, deadline).await
+    }
+
+    /// Where the units are that are not in these holds.
+    async fn stock_beside(
+        &self,
+        held: &HashMap<ProductId, u64>,
+        products: &[&Product],
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, Stock>, Error> {
         let shards = self.shards(products, deadline).await?;
         let stock = products.iter().map(|product| {
             let id = &product.product_id;

@@ -59,6 +59,18 @@ pub fn by(mut event: Value, customer: &str) -> Value {
     event
 }
 
+/// The same event by a caller of this role, as the authorizer hands Cognito's groups over.
+pub fn in_role(mut event: Value, role: &str) -> Value {
+    event["requestContext"]["authorizer"]["jwt"]["claims"]["cognito:groups"] = format!("[{role}]").into();
+    event
+}
+
+/// The same event with this query.
+pub fn asking(mut event: Value, query: &str) -> Value {
+    event["rawQueryString"] = query.into();
+    event
+}
+
 /// The same event with another body.
 pub fn saying(mut event: Value, body: impl ToString) -> Value {
     event["body"] = body.to_string().into();

@@ -3,5 +3,6 @@
 
 pub mod event;
 pub mod fixtures;
+pub mod log;
 mod services;
 pub mod wire;

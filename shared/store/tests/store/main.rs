@@ -4,5 +4,6 @@
 mod confirm;
 mod failed;
 mod products;
+mod rate;
 mod release;
 mod reserve;

@@ -1,0 +1,66 @@
+//! The paths of the other functions.
+//!
+//! What no route of API Gateway knows comes to this function, as the route `$default`: a path that is nowhere, and a
+//! method that a path of another function does not have. Only the paths are needed to tell the two apart.
+
+use axum::Router;
+use axum::http::header;
+use axum::routing::any;
+use holdfast_http::Problem;
+
+/// Each path with the methods that it has: `/products` and what lies under it is not among them, for this function
+/// serves it. The test compares them with the root Cargo.toml, and the local stack compares that with template.yaml.
+const PATHS: [(&str, &str); 15] = [
+    ("/reservations", "GET, POST"),
+    ("/reservations/{reservation_id}", "DELETE, GET"),
+    ("/reservations/{reservation_id}/extend", "POST"),
+    ("/reservations/{reservation_id}/confirm", "POST"),
+    ("/orders", "GET"),
+    ("/orders/{order_id}", "GET"),
+    ("/admin/products", "GET, POST"),
+    ("/admin/products/{product_id}", "PATCH"),
+    ("/admin/products/{product_id}/stock", "POST"),
+    ("/admin/products/{product_id}/ledger", "GET"),
+    ("/admin/reservations", "GET"),
+    ("/admin/failed-confirmations", "GET"),
+    ("/admin/failed-confirmations/redrive", "POST"),
+    ("/admin/failed-confirmations/{id}/retry", "POST"),
+    ("/admin/failed-confirmations/{id}/resolve", "POST"),
+];
+
+/// Adds them: each refuses whatever comes here, and names the methods that go elsewhere.
+pub(crate) fn refuse<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
+    PATHS.iter().fold(router, |router, &(path, allow)| {
+        router.route(path, any(async move || ([(header::ALLOW, allow)], Problem::method_not_allowed())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeMap;
+    use std::process::Command;
+
+    #[test]
+    fn every_path_of_another_function_is_there_with_its_methods() {
+        let metadata = Command::new(env!("CARGO"))
+            .args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"])
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+            .output()
+            .unwrap();
+        let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
+        let router = metadata["metadata"]["lambda"]["watch"]["router"].as_object().unwrap();
+        let mut wanted = BTreeMap::new();
+        for (path, targets) in router {
+            let targets = targets.as_array().unwrap();
+            if targets.iter().all(|target| target["function"] != "catalog") {
+                let mut methods: Vec<&str> = targets.iter().map(|t| t["method"].as_str().unwrap()).collect();
+                methods.sort_unstable();
+                wanted.insert(path.as_str(), methods.join(", "));
+            }
+        }
+        let listed: BTreeMap<&str, String> = PATHS.iter().map(|&(path, allow)| (path, allow.to_owned())).collect();
+        assert_eq!(listed, wanted);
+    }
+}

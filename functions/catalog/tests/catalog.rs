@@ -1,0 +1,206 @@
+//! The function `catalog` over the real SDKs: what it says of products, how seldom it reads for that, and what it says
+//! to those who are lost.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
+
+use std::time::Duration;
+
+use axum::Router;
+use catalog::{App, router};
+use futures_util::future::join_all;
+use holdfast_domain::Product;
+use holdfast_http::{Authenticator, serve};
+use holdfast_testkit::event::{Answer, asking, at, event, names, saying, send, with_header};
+use holdfast_testkit::fixtures::{NOW, basket, product, reserve, soon, stocked, store, table};
+use holdfast_testkit::wire::{Call, Fault, Wire};
+use serde_json::{Value, json};
+
+/// The function, and a shop with 100 tees, 3 of them held and 2 sold, and 7 mugs.
+struct Shop {
+    wire: Wire,
+    router: Router,
+}
+
+async fn shop() -> Shop {
+    let wire = table().await;
+    let tee = Product { name: "Black tee".to_owned(), ..product("tee-black", 100, 4) };
+    stocked(&wire, &[tee, product("mug", 7, 1)]).await;
+    let store = store(&wire, 2);
+    reserve(&store, &basket("alice", "k1", &[("tee-black", 3)]), NOW).await.unwrap();
+    let sold = reserve(&store, &basket("bob", "k2", &[("tee-black", 2)]), NOW).await.unwrap().reservation;
+    store.confirm(&sold.reservation_id, &sold.customer, None, NOW, NOW, soon()).await.unwrap();
+    let router = function(&wire);
+    wire.take_calls();
+    Shop { wire, router }
+}
+
+fn function(wire: &Wire) -> Router {
+    serve(router(App { store: store(wire, 1) }), Authenticator::default())
+}
+
+impl Shop {
+    async fn send(&self, event: Value) -> Answer {
+        send(self.router.clone(), event).await
+    }
+
+    async fn get(&self) -> Answer {
+        self.send(event("catalog/get")).await
+    }
+}
+
+/// The calls that read the index of all holds.
+fn counts_of_holds(calls: &[Call]) -> usize {
+    calls.iter().filter(|call| call.request["IndexName"] == "due").count()
+}
+
+#[tokio::test]
+async fn every_event_file_is_answered_with_its_success() {
+    for name in names("catalog") {
+        let shop = shop().await;
+        let answer = shop.send(event(&format!("catalog/{name}"))).await;
+        assert_eq!(answer.status, 200, "{name}: {answer:?}");
+        let tee = match name.as_str() {
+            "get" => answer.body.clone(),
+            "list" => {
+                assert_eq!(answer.body["items"][0]["product_id"], "mug");
+                answer.body["items"][1].clone()
+            }
+            other => panic!("events/catalog/{other}.json has no test"),
+        };
+        let units = ["total", "available", "reserved", "sold"].map(|field| tee[field].as_u64().unwrap());
+        assert_eq!((tee["name"].as_str(), units), (Some("Black tee"), [100, 95, 3, 2]), "{name}");
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert_eq!(answer.header("cache-control"), Some("public, max-age=1"));
+    }
+}
+
+#[tokio::test]
+async fn a_list_comes_in_pages() {
+    let shop = shop().await;
+    let first = shop.send(asking(event("catalog/list"), "limit=1")).await;
+    assert_eq!(first.body["items"].as_array().unwrap().len(), 1);
+    let cursor = first.body["next_cursor"].as_str().unwrap();
+    let second = shop.send(asking(event("catalog/list"), &format!("limit=100&cursor={cursor}"))).await;
+    assert_eq!(second.body["items"][0]["product_id"], "tee-black");
+    assert_eq!(second.body["next_cursor"], Value::Null);
+    for wrong in ["limit=0", "limit=101", "limit=x", "cursor=x", "status=held"] {
+        shop.send(asking(event("catalog/list"), wrong)).await.problem(400, "invalid_request");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_this_very_answer_gets_a_304_without_a_body() {
+    for name in names("catalog") {
+        let shop = shop().await;
+        let event = event(&format!("catalog/{name}"));
+        let first = shop.send(event.clone()).await;
+        let tag = first.header("etag").unwrap().to_owned();
+        // A strong tag: quoted, and no W/ before it.
+        assert!(tag.starts_with('"') && tag.ends_with('"') && tag.len() > 20, "{tag}");
+        for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
+            let answer = shop.send(with_header(event.clone(), "if-none-match", &known)).await;
+            assert_eq!((answer.status, &answer.body), (304, &Value::Null), "{known}: {answer:?}");
+            assert_eq!(answer.header("etag"), Some(tag.as_str()));
+            assert_eq!(answer.header("cache-control"), Some("public, max-age=1"));
+        }
+        for unknown in ["\"other\"", &tag.replace('"', ""), ""] {
+            let answer = shop.send(with_header(event.clone(), "if-none-match", unknown)).await;
+            assert_eq!((answer.status, &answer.body), (200, &first.body), "{unknown}");
+        }
+        // A unit is taken: a second later at the latest it is another answer.
+        reserve(&store(&shop.wire, 3), &basket("carol", "k", &[("tee-black", 1)]), NOW).await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let answer = shop.send(with_header(event, "if-none-match", &tag)).await;
+        assert_eq!(answer.status, 200);
+        assert_ne!(answer.header("etag"), Some(tag.as_str()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_herd_of_readers_counts_the_holds_once_a_second() {
+    let shop = shop().await;
+    let partitions = 8;
+    let herd = async || {
+        let events = ["get", "list"].into_iter().cycle().take(100).map(|name| event(&format!("catalog/{name}")));
+        let answers = join_all(events.map(|event| shop.send(event))).await;
+        assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
+        answers.into_iter().next().unwrap()
+    };
+    herd().await;
+    let calls = shop.wire.take_calls();
+    assert_eq!(counts_of_holds(&calls), partitions);
+    // And each product's shards once: all that is left is the page itself, which 50 of them asked for.
+    assert_eq!(calls.iter().filter(|call| call.operation == "BatchGetItem").count(), 2, "{calls:#?}");
+    assert_eq!(calls.len(), partitions + 2 + 1 + 50);
+
+    // Within the second nobody counts again, and what is said still adds up to the total.
+    reserve(&store(&shop.wire, 3), &basket("carol", "k", &[("tee-black", 5)]), NOW).await.unwrap();
+    shop.wire.take_calls();
+    tokio::time::advance(Duration::from_millis(999)).await;
+    let stale = shop.get().await;
+    assert!(shop.wire.take_calls().is_empty());
+    assert_eq!((&stale.body["available"], &stale.body["reserved"]), (&json!(95), &json!(3)));
+
+    tokio::time::advance(Duration::from_millis(1)).await;
+    let fresh = herd().await;
+    assert_eq!(counts_of_holds(&shop.wire.take_calls()), partitions);
+    assert_eq!(
+        (&fresh.body["available"], &fresh.body["reserved"], &fresh.body["sold"]),
+        (&json!(90), &json!(8), &json!(2))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_does_not_answer_is_a_503_and_is_asked_again_at_once() {
+    for (fault, status, code) in [
+        (Fault::LostBefore, 503, "unavailable"),
+        (Fault::Throttled, 503, "unavailable"),
+        (Fault::AccessDenied, 500, "internal_error"),
+    ] {
+        let shop = shop().await;
+        for operations in [&["Query"][..], &["GetItem", "Query"], &["BatchGetItem"]] {
+            shop.wire.fail_all(operations, fault);
+            for name in names("catalog") {
+                shop.send(event(&format!("catalog/{name}"))).await.problem(status, code);
+            }
+            shop.wire.mend();
+        }
+        // Nothing of what was half read is remembered.
+        assert_eq!(shop.get().await.body["available"], 95, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_route_knows_is_a_problem_and_reads_nothing() {
+    let shop = shop().await;
+    let get = || event("catalog/get");
+    for (method, path) in [
+        ("GET", "/"),
+        ("GET", "/nowhere"),
+        ("POST", "/nowhere"),
+        ("GET", "/products/"),
+        ("GET", "/products/a/b"),
+        ("GET", "/products/%FF"),
+        ("DELETE", "/Reservations"),
+    ] {
+        shop.send(at(get(), method, path)).await.problem(404, "route_not_found");
+    }
+    for (method, path, allow) in [
+        ("POST", "/products", "GET,HEAD"),
+        ("DELETE", "/products/tee-black", "GET,HEAD"),
+        ("PUT", "/reservations", "GET, POST"),
+        ("PATCH", "/reservations/rsv_x", "DELETE, GET"),
+        ("GET", "/reservations/rsv_x/confirm", "POST"),
+        ("DELETE", "/admin/products/tee-black", "PATCH"),
+        ("GET", "/admin/failed-confirmations/redrive", "POST"),
+        ("GET", "/admin/failed-confirmations/fc_x/retry", "POST"),
+    ] {
+        let answer = shop.send(at(get(), method, path)).await;
+        assert_eq!(answer.header("allow"), Some(allow), "{method} {path}");
+        answer.problem(405, "method_not_allowed");
+    }
+    let long = saying(at(get(), "POST", "/nowhere"), "x".repeat(65_537));
+    shop.send(long).await.problem(413, "payload_too_large");
+    assert!(shop.wire.take_calls().is_empty());
+    shop.send(at(get(), "GET", "/products/no-such")).await.problem(404, "product_not_found");
+    shop.send(at(get(), "GET", "/products/a b")).await.problem(404, "product_not_found");
+}

@@ -1,0 +1,145 @@
+//! The limit on each customer's requests, before the routes of `reserve`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
+
+use axum::Router;
+use futures_util::future::join_all;
+use holdfast_domain::{RateLimit, Timestamp};
+use holdfast_http::{Authenticator, Limiter, limited, serve};
+use holdfast_testkit::event::{Answer, at, by, event, in_role, saying, send, with_header};
+use holdfast_testkit::fixtures::{Hands, NOW, books, product, schedules, stocked, store, table};
+use holdfast_testkit::wire::{Fault, Wire};
+use reserve::{App, router};
+use serde_json::{Value, json};
+
+/// The function in one environment, over a shop with 100 tees.
+struct Shop {
+    wire: Wire,
+    hands: Hands,
+    router: Router,
+}
+
+async fn shop() -> Shop {
+    let wire = table().await;
+    stocked(&wire, &[product("tee-black", 100, 4)]).await;
+    environment(&wire, 1)
+}
+
+/// Two a second, three at once.
+fn environment(wire: &Wire, seed: u64) -> Shop {
+    let hands = Hands::new();
+    let app = App { store: store(wire, seed), schedules: schedules(wire), clock: hands.clock() };
+    let limiter = Limiter::new(store(wire, seed), hands.clock(), RateLimit::new(2, 3).unwrap());
+    let router = serve(limited(router(app), Some(limiter)), Authenticator::default());
+    Shop { wire: wire.clone(), hands, router }
+}
+
+fn create(who: &str, key: &str) -> Value {
+    with_header(by(event("reserve/create"), who), "idempotency-key", key)
+}
+
+impl Shop {
+    async fn send(&self, event: Value) -> Answer {
+        send(self.router.clone(), event).await
+    }
+
+    async fn statuses(&self, events: impl IntoIterator<Item = Value>) -> Vec<u64> {
+        let mut statuses = Vec::new();
+        for event in events {
+            statuses.push(self.send(event).await.status);
+        }
+        statuses
+    }
+}
+
+fn later(millis: i64) -> Timestamp {
+    Timestamp::from_millis(NOW.as_millis() + millis)
+}
+
+#[tokio::test]
+async fn past_the_burst_it_is_a_429_that_says_when_and_nothing_was_done() {
+    let shop = shop().await;
+    let mine = |n: u32| create("alice", &format!("k{n}"));
+    assert_eq!(shop.statuses((0..3).map(mine)).await, [201, 201, 201]);
+    let refused = shop.send(mine(3)).await;
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(refused.problem(429, "rate_limited")["retry_after_seconds"], 1);
+    // What cannot be asked costs too; somebody else's requests do not.
+    shop.send(saying(mine(4), "{")).await.problem(429, "rate_limited");
+    assert_eq!(shop.send(create("bob", "k")).await.status, 201);
+    assert_eq!(books(&shop.wire).await["tee-black"].held, 8);
+    // After the time that was told, the same request with the same key is made.
+    shop.hands.set(later(1_000));
+    let made = shop.send(mine(3)).await;
+    assert_eq!((made.status, made.header("idempotent-replayed")), (201, None));
+}
+
+#[tokio::test]
+async fn in_all_environments_together_no_more_goes_on_than_the_limit_says() {
+    let shop = shop().await;
+    let environments: Vec<Shop> = (2..12).map(|seed| environment(&shop.wire, seed)).collect();
+    let herd = (0..100).map(|n| environments[n % 10].send(create("alice", &format!("k{n}"))));
+    let answers = join_all(herd).await;
+    let count = |status| answers.iter().filter(|answer| answer.status == status).count();
+    assert_eq!((count(201), count(429)), (3, 97));
+    assert_eq!(books(&shop.wire).await["tee-black"].held, 6);
+}
+
+#[tokio::test]
+async fn a_refusal_is_remembered_and_costs_nothing_until_its_time_is_over() {
+    let shop = shop().await;
+    assert_eq!(shop.statuses((0..4).map(|n| create("alice", &format!("k{n}")))).await, [201, 201, 201, 429]);
+    shop.wire.take_calls();
+    assert_eq!(shop.statuses((0..50).map(|n| create("alice", &format!("h{n}")))).await, [429; 50]);
+    shop.hands.set(later(499));
+    shop.send(create("alice", "k4")).await.problem(429, "rate_limited");
+    assert!(shop.wire.take_calls().is_empty());
+    shop.hands.set(later(500));
+    assert_eq!(shop.send(create("alice", "k4")).await.status, 201);
+}
+
+#[tokio::test]
+async fn who_reads_who_speaks_for_the_shop_and_who_is_nobody_are_not_counted() {
+    let shop = shop().await;
+    let service = || in_role(create("shop-back-end", "k"), "service");
+    let service = || {
+        saying(service(), json!({ "lines": [{ "product_id": "tee-black", "quantity": 1 }], "customer_id": "alice" }))
+    };
+    let mut anonymous = create("alice", "k");
+    anonymous["requestContext"].as_object_mut().unwrap().remove("authorizer");
+    for _ in 0..5 {
+        assert_eq!(shop.send(event("reserve/list")).await.status, 200);
+        assert_eq!(shop.send(service()).await.status, 201);
+        assert_eq!(shop.send(in_role(create("root", "k"), "admin")).await.status, 201);
+        shop.send(anonymous.clone()).await.problem(401, "unauthenticated");
+        shop.send(at(create("alice", "k"), "PUT", "/reservations")).await.problem(405, "method_not_allowed");
+        shop.send(at(create("alice", "k"), "POST", "/nowhere")).await.problem(404, "route_not_found");
+    }
+    let rates = shop.wire.take_calls().into_iter().filter(|call| call.request.to_string().contains("RATE#")).count();
+    assert_eq!(rates, 0);
+    // A role that is none of these is a customer.
+    let others = (0..4).map(|n| in_role(create("mallory", &format!("k{n}")), "vip services"));
+    assert_eq!(shop.statuses(others).await, [201, 201, 201, 429]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_that_does_not_count_lets_the_request_go_on() {
+    for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
+        let shop = shop().await;
+        shop.wire.script(move |call| call.request.to_string().contains("RATE#").then_some(fault));
+        let started = tokio::time::Instant::now();
+        assert_eq!(shop.statuses((0..5).map(|n| create("alice", &format!("k{n}")))).await, [201; 5], "{fault:?}");
+        assert!(started.elapsed().as_secs() <= 5, "{fault:?}: a second each at most");
+    }
+}
+
+#[tokio::test]
+async fn without_a_limit_there_is_no_call_for_it() {
+    let shop = shop().await;
+    let hands = Hands::new();
+    let app = App { store: store(&shop.wire, 2), schedules: schedules(&shop.wire), clock: hands.clock() };
+    let router = serve(limited(router(app), None), Authenticator::default());
+    for n in 0..10 {
+        assert_eq!(send(router.clone(), create("alice", &format!("k{n}"))).await.status, 201);
+    }
+    assert!(!shop.wire.take_calls().iter().any(|call| call.request.to_string().contains("RATE#")));
+}

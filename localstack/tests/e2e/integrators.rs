@@ -1,0 +1,329 @@
+//! What people who build a shop on the API rely on: roles, tokens, limits, answers that may be kept, and problems
+//! wherever a request may go.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use data_encoding::BASE64URL_NOPAD;
+use futures_util::future::join_all;
+use holdfast_local::stack::{Options, Stack};
+use holdfast_local::token::{AUDIENCE, ISSUER, Signer};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::api::{Answer, Api, Who};
+use crate::races::counts;
+
+const SHOP: Who<'static> = Who::Service("shop-back-end");
+
+pub(crate) async fn a_service_serves_its_customers_and_no_other_role_can(api: Api) {
+    api.product("served", 10, json!({})).await;
+    let lines = json!([{"product_id": "served", "quantity": 2}]);
+    let create = async |who: Who<'_>, body: &Value| {
+        api.raw(Method::POST, "/reservations", who, &[("idempotency-key", "served")], Some(body.to_string())).await
+    };
+    let named = json!({"lines": lines, "customer_id": "alice"});
+    let held = create(SHOP, &named).await;
+    held.is(201, "");
+    let id = held.id();
+    // It is Alice's own, under Alice's own key.
+    let hers = create(Who::Customer("alice"), &json!({ "lines": lines })).await;
+    assert_eq!((hers.status, hers.id()), (201, id.clone()));
+    assert_eq!(hers.headers["idempotent-replayed"], "true");
+
+    let nobody_named = create(SHOP, &json!({ "lines": lines })).await;
+    nobody_named.is(400, "invalid_request");
+    assert_eq!(nobody_named.body["field"], "customer_id");
+    for who in [Who::Customer("alice"), Who::Customer("mallory"), Who::Admin] {
+        create(who, &named).await.is(403, "forbidden");
+        api.get("/reservations?customer_id=alice", who).await.is(403, "forbidden");
+        api.get(&format!("/reservations/{id}?customer_id=alice"), who).await.is(403, "forbidden");
+    }
+
+    let path = format!("/reservations/{id}");
+    let extend = |customer: &str| json!({"hold_seconds": 900, "customer_id": customer});
+    let confirm = |customer: &str| json!({"payment_reference": "pay_1", "customer_id": customer});
+    api.get(&path, SHOP).await.is(400, "invalid_request");
+    api.get(&format!("{path}?customer_id=bob"), SHOP).await.is(404, "reservation_not_found");
+    api.get(&format!("{path}?customer_id=alice"), SHOP).await.is(200, "");
+    api.post(&format!("{path}/extend"), SHOP, extend("bob")).await.is(404, "reservation_not_found");
+    api.post(&format!("{path}/extend"), SHOP, extend("alice")).await.is(200, "");
+    api.post(&format!("{path}/confirm"), SHOP, confirm("bob")).await.is(404, "reservation_not_found");
+    api.post(&format!("{path}/confirm"), SHOP, confirm("alice")).await.is(200, "");
+    for (list, customer, count) in [("reservations", "alice", 1), ("orders", "alice", 1), ("orders", "nobody-yet", 0)] {
+        let page = api.get(&format!("/{list}?customer_id={customer}&limit=100"), SHOP).await;
+        page.is(200, "");
+        let ids = page.body["items"].as_array().unwrap().iter().filter(|item| item["reservation_id"] == id.as_str());
+        assert_eq!(ids.count(), count, "{list} of {customer}");
+    }
+    api.get(&format!("/orders/{id}?customer_id=alice"), SHOP).await.is(200, "");
+    let cancel = async |customer: &str| {
+        api.raw(Method::DELETE, &format!("{path}?customer_id={customer}"), SHOP, &[], None).await
+    };
+    cancel("bob").await.is(404, "reservation_not_found");
+    cancel("alice").await.is(409, "already_confirmed");
+    // A service is no admin.
+    api.get("/admin/products", SHOP).await.is(403, "forbidden");
+    let book = api.book("served").await;
+    assert_eq!((book.available, book.sold), (8, 2));
+}
+
+/// A token of these claims and this header, signed with this key.
+fn token(header: &Header, claims: &Value, key: &EncodingKey) -> String {
+    jsonwebtoken::encode(header, claims, key).unwrap()
+}
+
+pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
+    let key_set: Value = serde_json::from_str(Signer::load().unwrap().key_set()).unwrap();
+    let key = &key_set["keys"][0];
+    let secret = BASE64URL_NOPAD.decode(key["k"].as_str().unwrap().as_bytes()).unwrap();
+    let (ours, other) =
+        (EncodingKey::from_secret(&secret), EncodingKey::from_secret(b"any other key at all, of 32 bytes"));
+    let header = |algorithm| Header { kid: key["kid"].as_str().map(str::to_owned), ..Header::new(algorithm) };
+    let hs256 = header(Algorithm::HS256);
+    #[expect(clippy::disallowed_methods, reason = "a token's expiry is by the clock of whoever checks it")]
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let claims = json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600});
+    let but = |name: &str, value: Value| {
+        let mut claims = claims.clone();
+        claims[name] = value;
+        claims
+    };
+    let good = token(&hs256, &claims, &ours);
+    api.get("/reservations", Who::Token(&good)).await.is(200, "");
+
+    let unsigned = {
+        let part = |json: Value| BASE64URL_NOPAD.encode(json.to_string().as_bytes());
+        let admin = but("cognito:groups", json!(["admin"]));
+        format!("{}.{}.", part(json!({"alg": "none", "typ": "JWT", "kid": key["kid"]})), part(admin))
+    };
+    let claiming_rs256 = {
+        let (_, rest) = good.split_once('.').unwrap();
+        let header = json!({"alg": "RS256", "typ": "JWT", "kid": key["kid"]}).to_string();
+        format!("{}.{rest}", BASE64URL_NOPAD.encode(header.as_bytes()))
+    };
+    let promoted = {
+        // The claims of an admin under the signature of a customer.
+        let parts: Vec<&str> = good.split('.').collect();
+        let admin = but("cognito:groups", json!(["admin"])).to_string();
+        format!("{}.{}.{}", parts[0], BASE64URL_NOPAD.encode(admin.as_bytes()), parts[2])
+    };
+    for (what, wrong) in [
+        // A minute of grace for clocks that differ is what jsonwebtoken and API Gateway give.
+        ("expired", token(&hs256, &but("exp", json!(now - 120)), &ours)),
+        ("of another issuer", token(&hs256, &but("iss", json!("https://evil.example")), &ours)),
+        ("for another audience", token(&hs256, &but("aud", json!("another-api")), &ours)),
+        ("without a subject", token(&hs256, &but("sub", json!("")), &ours)),
+        ("unsigned", unsigned),
+        ("signed with another key", token(&hs256, &claims, &other)),
+        ("signed by another algorithm", token(&header(Algorithm::HS512), &claims, &ours)),
+        ("said to be signed by another algorithm", claiming_rs256),
+        ("of an unknown key", token(&Header { kid: Some("x".to_owned()), ..hs256.clone() }, &claims, &ours)),
+        ("altered", promoted),
+        ("no token", "x".to_owned()),
+    ] {
+        for path in ["/reservations", "/orders", "/admin/products"] {
+            let answer = api.get(path, Who::Token(&wrong)).await;
+            assert_eq!((answer.status, answer.code()), (401, "unauthenticated"), "a token {what}, {path}");
+            answer.is(401, "unauthenticated");
+            assert_eq!(answer.headers["www-authenticate"], "Bearer");
+        }
+        let body = json!({"lines": [{"product_id": "none", "quantity": 1}]}).to_string();
+        let key = [("idempotency-key", "k")];
+        let answer = api.raw(Method::POST, "/reservations", Who::Token(&wrong), &key, Some(body)).await;
+        assert_eq!((answer.status, answer.code()), (401, "unauthenticated"), "a token {what}");
+    }
+}
+
+pub(crate) async fn what_no_route_knows_is_a_problem_too(api: Api) {
+    for (method, path, status, code) in [
+        (Method::GET, "/", 404, "route_not_found"),
+        (Method::GET, "/nowhere", 404, "route_not_found"),
+        (Method::POST, "/nowhere", 404, "route_not_found"),
+        (Method::GET, "/products/a/b", 404, "route_not_found"),
+        (Method::GET, "/admin/nowhere", 404, "route_not_found"),
+        (Method::POST, "/products", 405, "method_not_allowed"),
+        (Method::PUT, "/reservations", 405, "method_not_allowed"),
+        (Method::PATCH, "/reservations/rsv_x/confirm", 405, "method_not_allowed"),
+        (Method::DELETE, "/admin/products/x", 405, "method_not_allowed"),
+    ] {
+        for who in [Who::Nobody, Who::Customer("alice"), Who::Token("x")] {
+            let answer = api.raw(method.clone(), path, who, &[], None).await;
+            assert_eq!((answer.status, answer.code()), (status, code), "{method} {path}: {answer:?}");
+            answer.is(status, code);
+            let allow = answer.headers.get("allow").and_then(|allow| allow.to_str().ok()).unwrap_or_default();
+            assert_eq!(allow.is_empty(), status == 404, "{method} {path}: {allow:?}");
+            assert!(!allow.contains(method.as_str()), "{method} {path}: {allow}");
+        }
+    }
+    let long = || Some("x".repeat(65_537));
+    let unknown = format!("rsv_{}", "a".repeat(52));
+    for (method, path, who) in [
+        (Method::POST, "/reservations".to_owned(), Who::Customer("alice")),
+        (Method::POST, format!("/reservations/{unknown}/confirm"), Who::Customer("alice")),
+        (Method::POST, format!("/reservations/{unknown}/extend"), Who::Customer("alice")),
+        (Method::POST, "/admin/products".to_owned(), Who::Admin),
+        (Method::PATCH, "/admin/products/x".to_owned(), Who::Admin),
+        (Method::POST, "/admin/products/x/stock".to_owned(), Who::Admin),
+        (Method::POST, "/admin/failed-confirmations/fc_x/resolve".to_owned(), Who::Admin),
+        (Method::POST, "/admin/failed-confirmations/fc_x/retry".to_owned(), Who::Admin),
+        (Method::POST, "/nowhere".to_owned(), Who::Nobody),
+    ] {
+        let headers = [("idempotency-key", "long")];
+        api.raw(method.clone(), &path, who, &headers, long()).await.is(413, "payload_too_large");
+        if !path.ends_with("/retry") && path != "/nowhere" {
+            let broken = Some("{\"a\":".to_owned());
+            api.raw(method, &path, who, &headers, broken).await.is(400, "invalid_request");
+        }
+    }
+}
+
+pub(crate) async fn a_request_with_two_keys_has_none_and_a_quoted_key_is_the_key(api: Api) {
+    api.product("keys", 5, json!({})).await;
+    let body = || Some(json!({"lines": [{"product_id": "keys", "quantity": 1}]}).to_string());
+    let create = async |keys: &[&str]| -> Answer {
+        let headers: Vec<(&str, &str)> = keys.iter().map(|key| ("idempotency-key", *key)).collect();
+        api.raw(Method::POST, "/reservations", Who::Customer("alice"), &headers, body()).await
+    };
+    create(&[]).await.is(400, "idempotency_key_missing");
+    for two in [&["keys-a", "keys-b"][..], &["keys-a", "keys-a"], &["keys-a,keys-b"]] {
+        create(two).await.is(400, "idempotency_key_invalid");
+    }
+    let first = create(&["keys-a"]).await;
+    first.is(201, "");
+    let quoted = create(&["\"keys-a\""]).await;
+    assert_eq!((quoted.status, quoted.id()), (201, first.id()));
+    assert_eq!(quoted.headers["idempotent-replayed"], "true");
+    assert_eq!(api.book("keys").await.held, 1);
+}
+
+pub(crate) async fn a_product_that_did_not_change_is_a_304(api: Api) {
+    api.product("tagged", 5, json!({})).await;
+    let get =
+        async |tag: &str| api.raw(Method::GET, "/products/tagged", Who::Nobody, &[("if-none-match", tag)], None).await;
+    let first = get("\"none\"").await;
+    first.is(200, "");
+    let tag = first.headers["etag"].to_str().unwrap();
+    let same = get(tag).await;
+    assert_eq!((same.status, &same.body), (304, &json!("")));
+    assert_eq!(
+        (&same.headers["etag"], &same.headers["cache-control"]),
+        (&first.headers["etag"], &first.headers["cache-control"])
+    );
+    assert_eq!(api.get("/products", Who::Nobody).await.headers["cache-control"], "public, max-age=1");
+
+    api.reserve("alice", "tagged", &[("tagged", 1)]).await.is(201, "");
+    // Each environment may be a second behind.
+    let started = tokio::time::Instant::now();
+    let changed = loop {
+        let answer = get(tag).await;
+        if answer.status != 304 {
+            break answer;
+        }
+        assert!(started.elapsed() < Duration::from_secs(5), "it is the old answer still");
+    };
+    assert_eq!((changed.status, &changed.body["available"]), (200, &json!(4)));
+    assert_ne!(changed.headers["etag"], first.headers["etag"]);
+}
+
+pub(crate) async fn a_herd_of_one_customer_holds_no_more_than_their_limit(api: Api) {
+    api.product("per-customer", 100, json!({"max_per_customer": 5})).await;
+    let keys: Vec<String> = (0..60).map(|n| format!("herd-{n}")).collect();
+    let answers = join_all(keys.iter().map(|key| api.reserve("greedy", key, &[("per-customer", 1)]))).await;
+    let counted = counts(&answers);
+    assert_eq!(counted.get(&(201, String::new())), Some(&5), "{counted:?}");
+    assert_eq!(counted.get(&(409, "customer_limit_reached".to_owned())), Some(&55), "{counted:?}");
+    assert_eq!(api.book("per-customer").await.held, 5);
+}
+
+pub(crate) async fn a_customer_who_asks_too_often_is_told_when_to_come_back(_: Api) {
+    // A stack of its own: the limit is a parameter of the template, and would meet every other test.
+    let parameters = [("CustomerRateLimit", "1"), ("CustomerRateBurst", "4")];
+    let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let stack =
+        Arc::new(Stack::start(Options { parameters, ..crate::options() }).await.unwrap_or_else(|e| panic!("{e}")));
+    let api = Api::new(&stack);
+    api.product("rated", 100, json!({})).await;
+    let started = tokio::time::Instant::now();
+    let keys: Vec<String> = (0..40).map(|n| format!("rated-{n}")).collect();
+    let answers = join_all(keys.iter().map(|key| api.reserve("hasty", key, &[("rated", 1)]))).await;
+    let passed = started.elapsed().as_secs();
+    let made = answers.iter().filter(|answer| answer.status == 201).count() as u64;
+    assert!((4..=5 + passed).contains(&made), "{made} in {passed} s");
+    let refused = answers.iter().find(|answer| answer.status != 201).expect("nobody was refused");
+    refused.is(429, "rate_limited");
+    let wait = refused.body["retry_after_seconds"].as_u64().unwrap();
+    assert_eq!(refused.headers["retry-after"], wait.to_string().as_str());
+    assert!(answers.iter().all(|answer| matches!(answer.status, 201 | 429)), "{:?}", counts(&answers));
+    assert_eq!(api.book("rated").await.held, i64::try_from(made).unwrap());
+
+    // Nobody else is held up, nor is who only looks; and to wait as long as one is told is enough.
+    api.reserve("patient", "rated", &[("rated", 1)]).await.is(201, "");
+    api.get("/reservations", Who::Customer("hasty")).await.is(200, "");
+    // Both functions that serve customers count in the same place.
+    let unknown = format!("rsv_{}", "a".repeat(52));
+    let refused = loop {
+        let answer = api.confirm("hasty", &unknown, Some("pay_1")).await;
+        if answer.status == 429 {
+            break answer;
+        }
+        answer.is(404, "reservation_not_found");
+    };
+    refused.is(429, "rate_limited");
+    tokio::time::sleep(Duration::from_secs(refused.body["retry_after_seconds"].as_u64().unwrap())).await;
+    api.reserve("hasty", "rated-at-last", &[("rated", 1)]).await.is(201, "");
+    drop(api);
+    Arc::into_inner(stack).expect("nobody else has the stack").stop().await;
+}
+
+pub(crate) async fn a_page_of_an_origin_that_is_named_may_call_and_no_other(api: Api) {
+    let ours = "https://shop.example";
+    let preflight = async |api: &Api, origin: &str, path: &str| {
+        let asks = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization,content-type,idempotency-key,if-none-match"),
+        ];
+        api.raw(Method::OPTIONS, path, Who::Nobody, &asks, None).await
+    };
+    let get = async |api: &Api, origin: &str| {
+        api.raw(Method::GET, "/products", Who::Nobody, &[("origin", origin)], None).await
+    };
+    let allowed = |answer: &Answer| answer.headers.get("access-control-allow-origin").cloned();
+    // By default there is no such origin.
+    assert_eq!(allowed(&preflight(&api, ours, "/reservations").await), None);
+    assert_eq!(allowed(&get(&api, ours).await), None);
+
+    let parameters = [("CorsAllowOrigins".to_owned(), format!("{ours},https://other.example"))].into();
+    let options = Options { parameters, concurrency: 1, ..crate::options() };
+    let stack = Arc::new(Stack::start(options).await.unwrap_or_else(|error| panic!("{error}")));
+    let api = Api::new(&stack);
+    for path in ["/reservations", "/admin/products", "/nowhere"] {
+        let answer = preflight(&api, ours, path).await;
+        assert!(matches!(answer.status, 200 | 204), "{path}: {answer:?}");
+        assert_eq!(answer.headers["access-control-allow-origin"], ours, "{path}");
+        for (name, wanted) in [
+            ("access-control-allow-methods", &["GET", "POST", "PATCH", "DELETE"]),
+            ("access-control-allow-headers", &["authorization", "content-type", "idempotency-key", "if-none-match"]),
+        ] {
+            let given = answer.headers[name].to_str().unwrap().to_owned();
+            assert!(
+                wanted.iter().all(|wanted| given.split(',').any(|given| given.trim() == *wanted)),
+                "{name}: {given}"
+            );
+        }
+    }
+    for (origin, lets_in) in [(ours, true), ("https://other.example", true), ("https://evil.example", false)] {
+        assert_eq!(allowed(&preflight(&api, origin, "/reservations").await).is_some(), lets_in, "{origin}");
+        let answer = get(&api, origin).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(allowed(&answer).is_some(), lets_in, "{origin}");
+    }
+    let exposed = get(&api, ours).await.headers["access-control-expose-headers"].to_str().unwrap().to_owned();
+    for name in ["location", "idempotent-replayed", "retry-after", "etag"] {
+        assert!(exposed.split(',').any(|exposed| exposed.trim() == name), "{name}: {exposed}");
+    }
+    drop(api);
+    Arc::into_inner(stack).expect("nobody else has the stack").stop().await;
+}

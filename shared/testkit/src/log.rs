@@ -1,0 +1,57 @@
+//! What the functions log.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lambda_http::tracing::subscriber;
+use serde_json::Value;
+
+/// All that is logged in this process.
+#[derive(Debug, Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// From now on, as the runtime's own subscriber but for the writer; and of the whole process, since tracing decides
+    /// once for all threads whether anybody listens. So once a process, and other tests' lines are among these.
+    pub fn capture() -> Self {
+        let log = Self::default();
+        let writer = log.clone();
+        let capture = subscriber::fmt().json().with_max_level(subscriber::filter::LevelFilter::INFO);
+        capture.with_writer(move || writer.clone()).init();
+        log
+    }
+
+    /// As it was written.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// Line by line.
+    pub fn lines(&self) -> Vec<Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).unwrap_or_default()).collect()
+    }
+
+    /// Checks that none of this was logged.
+    ///
+    /// # Panics
+    /// Where it was.
+    #[track_caller]
+    pub fn is_free_of(&self, secrets: &[&str]) {
+        let log = self.text();
+        assert!(!log.is_empty(), "nothing was logged at all");
+        for secret in secrets {
+            assert!(!log.contains(secret), "{secret} is in the log:\n{log}");
+        }
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
