@@ -18,6 +18,7 @@ pub mod emulator;
 pub mod error;
 pub mod functions;
 pub mod gateway;
+pub mod openapi;
 pub mod paths;
 pub mod process;
 pub mod progress;

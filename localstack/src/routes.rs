@@ -56,6 +56,11 @@ impl Routes {
         Ok(Self(declared))
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.0.iter()
+    }
+
     /// Whether API Gateway would know this request.
     pub fn know(&self, method: &str, path: &str) -> bool {
         self.0.iter().any(|route| route.method == method && matches(&route.path, path))

@@ -2,12 +2,15 @@
 //!
 //! - [`Caller`], [`Admin`]: the verified caller, as an argument of a handler
 //! - [`Json`], [`Query`], [`Key`]: input, parsed and within its limits
-//! - [`Problem`]: the one place where a refusal becomes a status
+//! - [`Problem`]: the one place where a refusal becomes a status; [`codes`]: what is promised of each
 //! - [`serve`]: what surrounds every router
+//! - [`schema`]: the domain's values in the API's description
 
 mod caller;
+pub mod codes;
 mod input;
 mod problem;
+pub mod schema;
 mod serve;
 mod view;
 

@@ -5,6 +5,9 @@ use holdfast_store::{Page, Stock};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
+
+use crate::schema;
 
 /// A point in time as RFC 3339 in UTC, with milliseconds where there are any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +32,13 @@ impl<'de> Deserialize<'de> for ApiTime {
 }
 
 /// A page of a list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Page)]
 pub struct List<T> {
+    /// May be fewer than `limit`, and even none, where there are more pages.
     items: Vec<T>,
+    /// The next page's `cursor`. Null: this page is the last.
+    #[schema(value_type = Option<schema::Cursor>, required)]
     next_cursor: Option<String>,
 }
 
@@ -44,29 +51,56 @@ impl<T> List<T> {
 }
 
 /// A reservation as its owner sees it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Reservation)]
 pub struct ReservationView {
+    #[schema(value_type = schema::ReservationId)]
     reservation_id: String,
+    /// Whose it is. The customer's own answers leave it out.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = schema::CustomerId, required = false)]
     customer_id: Option<CustomerId>,
+    #[schema(value_type = schema::ReservationStatus)]
     status: Status,
+    /// One for each product.
+    #[schema(min_items = 1, max_items = 20)]
     lines: Vec<LineView>,
+    /// The price of all lines, in the currency's minor unit.
+    #[schema(maximum = 2_000_000_000_000_000_i64)]
     total_price_minor: u64,
+    #[schema(value_type = schema::Currency)]
     currency: Currency,
+    #[schema(value_type = schema::Time)]
     created_at: ApiTime,
+    /// When the hold ends. From this moment on it cannot be confirmed without a payment.
+    #[schema(value_type = schema::Time)]
     expires_at: ApiTime,
+    /// What a countdown shows: seconds until `expires_at` by the server's clock, 0 unless `held`.
+    #[schema(minimum = 0)]
     expires_in_seconds: i64,
+    /// When this was answered, by the server's clock.
+    #[schema(value_type = schema::Time)]
     server_time: ApiTime,
+    #[schema(value_type = Option<schema::Time>, required)]
     confirmed_at: Option<ApiTime>,
+    /// Whether it was confirmed after its time, because it was paid and there were units left.
     confirmed_late: bool,
+    /// The payment that it was confirmed with.
+    #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+/// One product of a reservation, at the price and under the name that it had when it was reserved.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ReservationLine)]
 struct LineView {
+    #[schema(value_type = schema::ProductId)]
     product_id: String,
+    #[schema(minimum = 1, maximum = 1_000)]
     quantity: u32,
+    #[schema(value_type = schema::Name)]
     name: String,
+    #[schema(value_type = schema::Price)]
     unit_price_minor: u64,
 }
 
@@ -107,22 +141,43 @@ impl ReservationView {
 }
 
 /// A product as everybody sees it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Product)]
 pub struct ProductView {
+    #[schema(value_type = schema::ProductId)]
     product_id: String,
+    #[schema(value_type = schema::Name)]
     name: String,
+    #[schema(value_type = schema::Price)]
     price_minor: u64,
+    #[schema(value_type = schema::Currency)]
     currency: Currency,
+    #[schema(value_type = schema::Total)]
     total: u64,
+    /// Units that can be reserved.
     available: u64,
+    /// Units in holds. Counted from an index that lags a moment behind.
     reserved: u64,
+    /// The rest: units in orders.
     sold: u64,
+    #[schema(value_type = schema::ProductStatus)]
     status: ProductStatus,
+    /// How long a hold lasts. Of several products the shortest counts.
+    #[schema(value_type = schema::Seconds)]
     hold_seconds: u32,
+    /// The most units that one customer may hold and own. Null: any number.
+    #[schema(required, minimum = 1)]
     max_per_customer: Option<u32>,
+    /// From when it may be reserved.
+    #[schema(value_type = Option<schema::Time>, required)]
     sale_starts_at: Option<ApiTime>,
+    /// Until when it may be reserved: from this moment on it may not.
+    #[schema(value_type = Option<schema::Time>, required)]
     sale_ends_at: Option<ApiTime>,
+    #[schema(value_type = schema::Shards)]
     shards: u32,
+    /// Counts the changes of anything but `total`.
+    #[schema(minimum = 1)]
     version: u64,
 }
 
