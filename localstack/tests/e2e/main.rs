@@ -8,6 +8,8 @@ mod admin;
 mod api;
 mod bad_input;
 mod crash;
+mod described;
+mod docs;
 mod life;
 mod peers;
 mod queues;
@@ -90,6 +92,9 @@ fn main() -> ExitCode {
         queues::{
             a_queued_confirmation_is_carried_out,
             a_poison_message_reaches_the_dead_letter_queue,
+        },
+        docs::{
+            the_page_and_its_parts_come_from_the_api_itself,
         },
         admin::{
             products_are_made_changed_and_listed,
