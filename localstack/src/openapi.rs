@@ -16,8 +16,6 @@ use utoipa::OpenApi as _;
 
 /// What a reader must know before the first call.
 const INTRODUCTION: &str = "\
-Holdfast holds stock for a short time while a customer pays, and never sells what is not there.
-
 **Tokens.** Where an operation has a padlock, send `Authorization: Bearer <token>`. A customer sees and changes their \
 own reservations only: another's is 404. What is under `/admin` needs a token with `admin` among its `cognito:groups`.
 
@@ -25,7 +23,7 @@ own reservations only: another's is 404. What is under `/admin` needs a token wi
 with the same key: the effect comes once. Confirming and cancelling may be repeated as they are.
 
 **Bodies** are JSON in UTF-8, at most 65,536 bytes. Unknown fields are refused. Answers may get new fields. Money is in \
-whole minor units.
+whole minor units; a whole number is written without a fraction: `1`, not `1.0`.
 
 **Lists** answer `items` and `next_cursor`. Give the cursor back, with the same other parameters, for the next page.
 
@@ -113,6 +111,8 @@ pub fn document() -> Result<Value> {
             describe_problems(path, operation)?;
         }
     }
+    // The macro has no word for it.
+    schemas["AdjustStock"]["properties"]["delta"]["not"] = json!({"const": 0});
     for code in CODES {
         schemas.insert(schema_name(code), problem_schema(code));
     }
@@ -131,7 +131,7 @@ pub fn document() -> Result<Value> {
         "openapi": "3.1.0",
         "info": {
             "title": "Holdfast",
-            "summary": "Holds stock while a customer pays, and never sells what is not there.",
+            "summary": "Holds stock for a short time while a customer pays, and never sells what is not there.",
             "description": INTRODUCTION.to_owned() + "\n" + &table_of_problems(),
             "version": env!("CARGO_PKG_VERSION"),
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
@@ -212,14 +212,13 @@ fn describe_problems(path: &str, operation: &mut Value) -> Result<()> {
             // Writing to a text cannot fail.
             let _ = writeln!(description, "- `{code}`: {meaning} {advice}");
         }
-        let schema = match codes.as_slice() {
-            [code] => reference(&schema_name(code)),
+        let one_of: Vec<Value> = codes.iter().map(|code| reference(&schema_name(code))).collect();
+        let schema = match one_of.as_slice() {
+            [one] => one.clone(),
             several => {
-                let one_of = several.iter().map(|code| reference(&schema_name(code)));
-                let mapping = several.iter().zip(one_of.clone()).map(|(code, one)| (code.code, one["$ref"].clone()));
+                let mapping = codes.iter().zip(several).map(|(code, one)| (code.code, one["$ref"].clone()));
                 let mapping: BTreeMap<_, _> = mapping.collect();
-                let discriminator = json!({"propertyName": "code", "mapping": mapping});
-                json!({"oneOf": one_of.collect::<Vec<_>>(), "discriminator": discriminator})
+                json!({"oneOf": several, "discriminator": {"propertyName": "code", "mapping": mapping}})
             }
         };
         let mut answer = json!({
@@ -228,7 +227,9 @@ fn describe_problems(path: &str, operation: &mut Value) -> Result<()> {
         });
         let gateway = GATEWAY.contains(&status.as_str());
         if gateway {
-            answer["content"]["application/json"] = json!({"schema": reference("GatewayMessage")});
+            // Many generated clients read every answer of a status by the schema of its first media type: this one.
+            let either = [&[reference("GatewayMessage")], one_of.as_slice()].concat();
+            answer["content"]["application/json"] = json!({"schema": {"oneOf": either}});
         }
         if status == "401" {
             answer["headers"]["WWW-Authenticate"] =
@@ -292,7 +293,7 @@ fn schema_name(code: &Code) -> String {
 }
 
 fn problem_schema(code: &Code) -> Value {
-    let fixed = |value: Value| json!({"type": if value.is_u64() { "integer" } else { "string" }, "enum": [value]});
+    let fixed = |value: Value| json!({"type": if value.is_u64() { "integer" } else { "string" }, "const": value});
     let mut properties = json!({
         "type": fixed(format!("urn:holdfast:problem:{}", code.code).into()),
         "title": {"type": "string", "description": "The code in words."},

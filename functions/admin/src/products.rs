@@ -36,7 +36,7 @@ pub(crate) struct Create {
     #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
     /// The most units that one customer may hold and own. Any number unless given.
-    #[schema(minimum = 1)]
+    #[schema(format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<u32>,
     /// From when it may be reserved.
     #[schema(value_type = Option<schema::Time>)]
@@ -125,7 +125,7 @@ pub(crate) struct Change {
     hold_seconds: Option<HoldSeconds>,
     /// The most units that one customer may hold and own. Null: any number.
     #[serde(default, deserialize_with = "some")]
-    #[schema(minimum = 1, value_type = Option<u32>)]
+    #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<Option<u32>>,
     /// From when it may be reserved. Null: at once.
     #[serde(default, deserialize_with = "some")]
@@ -192,7 +192,10 @@ pub(crate) struct Adjust {
 
 /// An entry of the ledger, and the answer to an adjustment.
 #[derive(Serialize, ToSchema)]
-#[schema(as = LedgerEntry)]
+#[schema(as = LedgerEntry, examples(json!({
+    "entry_id": "01M7YEVF14SFM3QJ869M98QS76", "delta": 5, "total_after": 8, "reason": "delivery", "reference": "PO-7",
+    "actor": "root", "created_at": "2026-11-21T07:06:41.06Z",
+})))]
 struct EntryView {
     /// Sorts by time.
     #[schema(pattern = "^[0-9A-HJKMNP-TV-Z]{26}$")]

@@ -95,7 +95,9 @@ struct Queued<'a> {
     params(("reservation_id" = schema::ReservationId, Path)),
     request_body(content = Confirm, example = json!({"payment_reference": "pay_123"})),
     responses(
-        (status = 200, description = "It is an order.", body = ReservationView),
+        (status = 200, description = "It is an order.", body = ReservationView,
+            links(("order" = (operation_id = "getOrder",
+                parameters(("order_id" = "$response.body#/reservation_id")))))),
         (status = 202, description = "The table did not answer in time. The confirmation is kept, and tried again by \
                                       itself: read the reservation later.", body = Queued)),
     security(("bearer" = [])),

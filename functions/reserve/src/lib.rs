@@ -80,7 +80,16 @@ struct CreateLine {
     request_body(content = Create, example = json!({"lines": [{"product_id": "tee-black", "quantity": 2}]})),
     responses((status = 201, description = "The units are held.", body = ReservationView, headers(
         ("Location" = String, description = "Where the reservation is."),
-        ("Idempotent-Replayed" = String, description = "`true` where an earlier request made it, otherwise absent.")))),
+        ("Idempotent-Replayed" = String, description = "`true` where an earlier request made it, otherwise absent.")),
+        links(
+            ("get" = (operation_id = "getReservation",
+                parameters(("reservation_id" = "$response.body#/reservation_id")))),
+            ("confirm" = (operation_id = "confirmReservation",
+                parameters(("reservation_id" = "$response.body#/reservation_id")))),
+            ("extend" = (operation_id = "extendReservation",
+                parameters(("reservation_id" = "$response.body#/reservation_id")))),
+            ("cancel" = (operation_id = "cancelReservation",
+                parameters(("reservation_id" = "$response.body#/reservation_id"))))))),
     security(("bearer" = [])),
     extensions(("x-problems" = json!([
         "idempotency_key_reused", "invalid_quantity", "product_not_found", "currency_mismatch", "product_not_on_sale",

@@ -91,7 +91,6 @@ schema!(
     Time,
     text("A point in time as in RFC 3339. Answers give it in UTC, with milliseconds where there are any.")
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
-        .examples(["2026-11-21T07:16:40.428Z"])
 );
 schema!(
     /// A price, see [`MAX_PRICE_MINOR`].
@@ -137,7 +136,6 @@ schema!(
     Cursor,
     text("Where a page starts: the `next_cursor` of the page before, as it was given.")
         .pattern(Some("^[A-Za-z0-9_-]+$"))
-        .examples(["eyJwayI6IlNDQVRBTE9HIiwic2siOiJTUFJPRFVDVCN0ZWUtYmxhY2sifQ"])
 );
 schema!(
     /// See [`holdfast_domain::Status`].

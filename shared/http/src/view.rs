@@ -3,8 +3,8 @@
 use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Timestamp};
 use holdfast_store::{Page, Stock};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 use utoipa::ToSchema;
 
 use crate::schema;
@@ -26,6 +26,10 @@ impl<'de> Deserialize<'de> for ApiTime {
         let text = String::deserialize(deserializer)?;
         let at =
             OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| D::Error::custom("must be a time as in RFC 3339"))?;
+        // A year that an offset moves out of 0 to 9999 could be stored, and never be shown again.
+        if !at.checked_to_offset(UtcOffset::UTC).is_some_and(|utc| (0..=9_999).contains(&utc.year())) {
+            return Err(D::Error::custom("must be a time in the years 0 to 9999, UTC"));
+        }
         let millis = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).map_err(D::Error::custom)?;
         Ok(Self(Timestamp::from_millis(millis)))
     }
@@ -52,7 +56,13 @@ impl<T> List<T> {
 
 /// A reservation as its owner sees it.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Reservation)]
+#[schema(as = Reservation, examples(json!({
+    "reservation_id": "rsv_iqd4x2fixzovcounckk76u2lodwabrd3r4lpf2wo5qx36yxf56sa", "status": "held",
+    "lines": [{"product_id": "tee-black", "quantity": 2, "name": "Black tee", "unit_price_minor": 2_500}],
+    "total_price_minor": 5_000, "currency": "EUR", "created_at": "2026-11-21T07:06:40.428Z",
+    "expires_at": "2026-11-21T07:16:40.428Z", "expires_in_seconds": 600, "server_time": "2026-11-21T07:06:40.428Z",
+    "confirmed_at": null, "confirmed_late": false, "payment_reference": null,
+})))]
 pub struct ReservationView {
     #[schema(value_type = schema::ReservationId)]
     reservation_id: String,
@@ -142,7 +152,11 @@ impl ReservationView {
 
 /// A product as everybody sees it.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Product)]
+#[schema(as = Product, examples(json!({
+    "product_id": "tee-black", "name": "Black tee", "price_minor": 2_500, "currency": "EUR", "total": 3, "available": 3,
+    "reserved": 0, "sold": 0, "status": "on_sale", "hold_seconds": 600, "max_per_customer": null,
+    "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
+})))]
 pub struct ProductView {
     #[schema(value_type = schema::ProductId)]
     product_id: String,
@@ -166,7 +180,7 @@ pub struct ProductView {
     #[schema(value_type = schema::Seconds)]
     hold_seconds: u32,
     /// The most units that one customer may hold and own. Null: any number.
-    #[schema(required, minimum = 1)]
+    #[schema(required, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<u32>,
     /// From when it may be reserved.
     #[schema(value_type = Option<schema::Time>, required)]
@@ -200,6 +214,27 @@ impl ProductView {
             sale_ends_at: product.sale_ends_at.map(ApiTime),
             shards: product.shards,
             version: product.version,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_time_that_is_taken_can_be_shown() {
+        let taken = |text: &str| serde_json::from_value::<ApiTime>(json!(text)).ok();
+        for (text, shown) in [
+            ("9999-12-31T23:59:59.999Z", Some("9999-12-31T23:59:59.999Z")),
+            ("9999-12-31T23:59:59+00:01", Some("9999-12-31T23:58:59Z")),
+            ("9999-12-31T23:59:59-00:01", None),
+            ("0000-01-01T00:00:00Z", Some("0000-01-01T00:00:00Z")),
+            ("0000-01-01T00:00:00+00:01", None),
+        ] {
+            let time = taken(text).map(|time| serde_json::to_value(time).unwrap());
+            assert_eq!(time, shown.map(|shown| json!(shown)), "{text}");
         }
     }
 }
