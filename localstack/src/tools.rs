@@ -1,4 +1,4 @@
-//! The two tools that the stack needs and Rust does not bring: put at pinned versions into `target/local/tools`,
+//! The tools that the stack and its tests need and Rust does not bring: put at pinned versions into `target/local/tools`,
 //! a Python environment for each, never into the system.
 //!
 //! What must always hold: an environment counts as installed only once its marker says so, and the marker is written
@@ -45,6 +45,22 @@ pub const MINISTACK: Tool = Tool {
     requirements: include_str!("../tools/ministack.txt"),
     options: &[],
     program: "ministack",
+};
+
+/// Tests the API by its description. Only the end-to-end tests need it.
+pub const SCHEMATHESIS: Tool = Tool {
+    name: "schemathesis",
+    requirements: include_str!("../tools/schemathesis.txt"),
+    options: &[],
+    program: "schemathesis",
+};
+
+/// Makes a client of the API's description. Only the end-to-end tests need it.
+pub const CLIENT_GENERATOR: Tool = Tool {
+    name: "openapi-python-client",
+    requirements: include_str!("../tools/openapi-python-client.txt"),
+    options: &[],
+    program: "openapi-python-client",
 };
 
 /// The path of the tool's program, after installing the tool if it is not there in the pinned version.

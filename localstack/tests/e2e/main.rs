@@ -7,6 +7,7 @@
 mod admin;
 mod api;
 mod bad_input;
+mod client;
 mod crash;
 mod described;
 mod docs;
@@ -14,6 +15,7 @@ mod life;
 mod peers;
 mod queues;
 mod races;
+mod schemathesis;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -92,6 +94,12 @@ fn main() -> ExitCode {
         queues::{
             a_queued_confirmation_is_carried_out,
             a_poison_message_reaches_the_dead_letter_queue,
+        },
+        schemathesis::{
+            the_api_is_as_described_whoever_asks,
+        },
+        client::{
+            a_generated_client_makes_an_order,
         },
         docs::{
             the_page_and_its_parts_come_from_the_api_itself,
