@@ -21,6 +21,7 @@ pub mod error;
 pub mod functions;
 pub mod gateway;
 pub mod iam;
+pub mod openapi;
 pub mod paths;
 pub mod process;
 pub mod progress;

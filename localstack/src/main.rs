@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use holdfast_local::demo;
 use holdfast_local::emulator::Choice;
 use holdfast_local::error::{Context as _, Result};
+use holdfast_local::openapi;
 use holdfast_local::paths::shown;
 use holdfast_local::stack::{Options, Stack};
 use holdfast_local::token::{Role, Signer};
@@ -32,6 +33,8 @@ enum Command {
         #[arg(long, value_enum, default_value = "customer")]
         role: Role,
     },
+    /// Writes the API's description anew, after a change of what the functions take or answer
+    Openapi,
 }
 
 #[derive(Args)]
@@ -85,6 +88,7 @@ const INTERRUPTED: u8 = 130;
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Token { sub, role } => token(&sub, role),
+        Command::Openapi => write_description(),
         Command::Up(args) => up(args.into()).await,
         Command::Demo(args) => unless_stopped(demo::run(args.into())).await.map(|ended| match ended {
             Some(true) => ExitCode::SUCCESS,
@@ -122,6 +126,13 @@ async fn stop_signal() -> Result<()> {
 
 fn token(sub: &str, role: Role) -> Result<ExitCode> {
     println!("{}", Signer::load()?.token(sub, role)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_description() -> Result<ExitCode> {
+    let path = openapi::path();
+    std::fs::write(&path, openapi::text()?).context(|| format!("cannot write {}", path.display()))?;
+    println!("{}", shown(&path));
     Ok(ExitCode::SUCCESS)
 }
 

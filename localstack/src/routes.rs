@@ -59,6 +59,11 @@ impl Routes {
         Ok(Self { known: declared, otherwise: default_function(template, scope, functions)? })
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Route> {
+        self.known.iter()
+    }
+
     /// Whether API Gateway would know this request.
     pub fn know(&self, method: &str, path: &str) -> bool {
         self.known.iter().any(|route| route.method == method && matches(&route.path, path))

@@ -63,6 +63,21 @@ pub const SAM: Tool =
 /// folder belongs on the `PATH`.
 pub const ZIG: Tool =
     Tool { name: "ziglang", requirements: include_str!("../tools/ziglang.txt"), options: &[], program: "python3" };
+/// Tests the API by its description. Only the end-to-end tests need it.
+pub const SCHEMATHESIS: Tool = Tool {
+    name: "schemathesis",
+    requirements: include_str!("../tools/schemathesis.txt"),
+    options: &[],
+    program: "schemathesis",
+};
+
+/// Makes a client of the API's description. Only the end-to-end tests need it.
+pub const CLIENT_GENERATOR: Tool = Tool {
+    name: "openapi-python-client",
+    requirements: include_str!("../tools/openapi-python-client.txt"),
+    options: &[],
+    program: "openapi-python-client",
+};
 
 /// The path of the tool's program, after installing the tool if it is not there in the pinned version.
 ///

@@ -9,10 +9,10 @@ use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::{Confirmation, Received};
 use holdfast_domain::{CustomerId, Invalid, PaymentReference, Refusal, ReservationId, Status};
-use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query};
+use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query, schema};
 use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
 
@@ -24,19 +24,35 @@ const NOT_CONFIRMED: &str = "not_confirmed";
 const MOST_BODY: usize = 256 * 1024;
 
 /// A failed confirmation as an admin sees it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = FailedConfirmation)]
 struct FailedView {
+    #[schema(value_type = schema::FailedConfirmationId)]
     id: String,
+    /// Null, as the next two, where the message could not be read.
+    #[schema(value_type = Option<schema::ReservationId>, required)]
     reservation_id: Option<String>,
+    #[schema(value_type = Option<schema::CustomerId>, required)]
     customer: Option<String>,
+    #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
+    /// The code of the refusal, `not_confirmed` (no try got an answer) or `unreadable`.
     reason: String,
+    /// The message as it was in the queue.
     message: String,
+    #[schema(value_type = schema::FailedConfirmationState)]
     state: FailedState,
+    #[schema(value_type = schema::Time)]
     first_failed_at: ApiTime,
+    #[schema(value_type = schema::Time)]
     last_failed_at: ApiTime,
+    /// The `sub` of the admin who resolved it.
+    #[schema(required)]
     settled_by: Option<String>,
+    #[schema(value_type = Option<schema::Time>, required)]
     settled_at: Option<ApiTime>,
+    /// What the admin wrote about it.
+    #[schema(required)]
     note: Option<String>,
 }
 
@@ -59,15 +75,31 @@ impl From<FailedConfirmation> for FailedView {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct ListFailed {
+    /// Only those that stand so. All unless given.
+    #[param(value_type = Option<schema::FailedConfirmationState>)]
     state: Option<FailedState>,
+    /// The most items of the page. 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
+    #[param(value_type = Option<schema::Cursor>)]
     cursor: Option<String>,
 }
 
-/// `GET /admin/failed-confirmations`
+/// List failed confirmations
+///
+/// Payments that are no order, and may have to be given back. What has arrived in the dead-letter queue is taken in
+/// first.
+#[utoipa::path(
+    get, path = "/admin/failed-confirmations", operation_id = "listFailedConfirmations",
+    tag = "Admin: failed confirmations",
+    params(ListFailed),
+    responses((status = 200, description = "A page of failed confirmations.", body = List<FailedView>)),
+    security(("bearer" = []))
+)]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     _: Admin,
@@ -81,7 +113,17 @@ pub(crate) async fn list(
     Ok(Answer(List::of(page, FailedView::from)).into_response())
 }
 
-/// `POST /admin/failed-confirmations/{id}/retry`
+/// Retry a failed confirmation
+///
+/// Puts it into the queue again. Its success settles it.
+#[utoipa::path(
+    post, path = "/admin/failed-confirmations/{id}/retry", operation_id = "retryFailedConfirmation",
+    tag = "Admin: failed confirmations",
+    params(("id" = schema::FailedConfirmationId, Path)),
+    responses((status = 202, description = "It is in the queue.", body = FailedView)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(["already_settled"])))
+)]
 pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<String>) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     let failed = app.store.failed(&failed_id(id)?, deadline).await?;
@@ -89,13 +131,28 @@ pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<
     Ok((StatusCode::ACCEPTED, Answer(FailedView::from(retrying))).into_response())
 }
 
-#[derive(Deserialize)]
+/// What a person did about it.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ResolveFailedConfirmation)]
 pub(crate) struct Resolve {
+    /// Such as how the money was given back.
+    #[schema(min_length = 1, max_length = 1_000, pattern = r"\S")]
     note: String,
 }
 
-/// `POST /admin/failed-confirmations/{id}/resolve`: a person has seen to it, and says how.
+/// Resolve a failed confirmation
+///
+/// A person has seen to it, and says how.
+#[utoipa::path(
+    post, path = "/admin/failed-confirmations/{id}/resolve", operation_id = "resolveFailedConfirmation",
+    tag = "Admin: failed confirmations",
+    params(("id" = schema::FailedConfirmationId, Path)),
+    request_body(content = Resolve, example = json!({"note": "pay_999 refunded"})),
+    responses((status = 200, description = "It is settled.", body = FailedView)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(["already_settled"])))
+)]
 pub(crate) async fn resolve(
     State(app): State<Arc<App>>,
     Admin(admin): Admin,
@@ -119,8 +176,25 @@ pub(crate) async fn resolve(
     Ok(Answer(FailedView::from(resolved)).into_response())
 }
 
-/// `POST /admin/failed-confirmations/redrive`: retries every open one that failed for want of an answer, a hundred a
-/// request. One that was refused is left to a person: the payment may have been given back already.
+/// What a redrive did.
+#[derive(Serialize, ToSchema)]
+struct Redriven {
+    /// How many are in the queue again.
+    retried: u32,
+    /// Whether there may be others: ask again.
+    more: bool,
+}
+
+/// Retry all that got no answer
+///
+/// Retries every open one that failed for want of an answer, a hundred a request. One that was refused is left to a
+/// person: the payment may have been given back already.
+#[utoipa::path(
+    post, path = "/admin/failed-confirmations/redrive", operation_id = "redriveFailedConfirmations",
+    tag = "Admin: failed confirmations",
+    responses((status = 202, description = "So many are in the queue again.", body = Redriven)),
+    security(("bearer" = []))
+)]
 pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     app.take_in(deadline).await?;
@@ -141,7 +215,7 @@ pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Res
             break;
         }
     }
-    Ok((StatusCode::ACCEPTED, Answer(json!({ "retried": retried, "more": cursor.is_some() }))).into_response())
+    Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, more: cursor.is_some() })).into_response())
 }
 
 /// What stopped a retry.

@@ -18,9 +18,10 @@ use holdfast_aws::clock::Clock;
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::Queues;
 use holdfast_domain::{ProductId, Status};
-use holdfast_http::{Admin, List, ListQuery, Problem, Query, ReservationView};
+use holdfast_http::{Admin, List, ListQuery, Problem, Query, ReservationView, schema};
 use holdfast_store::{Deadline, Store};
 use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi};
 
 /// What the function needs.
 #[derive(Debug)]
@@ -32,6 +33,25 @@ pub struct App {
     /// The time.
     pub clock: Clock,
 }
+
+/// This function's part of the API's description.
+#[derive(Debug, OpenApi)]
+#[openapi(
+    paths(
+        products::create,
+        products::list,
+        products::change,
+        products::adjust,
+        products::ledger,
+        reservations,
+        failed::list,
+        failed::redrive,
+        failed::retry,
+        failed::resolve
+    ),
+    components(schemas(schema::IdempotencyKey))
+)]
+pub struct Description;
 
 /// The function's routes.
 pub fn router(app: App) -> Router {
@@ -48,16 +68,33 @@ pub fn router(app: App) -> Router {
         .with_state(Arc::new(app))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct ListReservations {
+    /// Only those that stand so. All unless given.
+    #[param(value_type = Option<schema::ReservationStatus>)]
     status: Option<Status>,
+    /// Only those with a line of this product.
+    #[param(value_type = Option<schema::ProductId>)]
     product_id: Option<ProductId>,
+    /// The most items of the page. 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
+    #[param(value_type = Option<schema::Cursor>)]
     cursor: Option<String>,
 }
 
-/// `GET /admin/reservations`
+/// List everybody's reservations
+///
+/// Everybody's, in no order. It reads the whole table: for looking into things, not for every page view.
+#[utoipa::path(
+    get, path = "/admin/reservations", operation_id = "listAllReservations", tag = "Admin: products",
+    params(ListReservations),
+    responses((status = 200, description = "A page of reservations, each with its customer.",
+        body = List<ReservationView>)),
+    security(("bearer" = []))
+)]
 async fn reservations(
     State(app): State<Arc<App>>,
     _: Admin,

@@ -8,29 +8,58 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_domain::{Currency, HoldSeconds, Product, ProductChange, ProductId, ProductStatus};
-use holdfast_http::{Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, path_id, some};
+use holdfast_http::{Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, path_id, schema, some};
 use holdfast_store::{Adjustment, Deadline, LedgerEntry, Stock};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::App;
 
-#[derive(Deserialize)]
+/// A product to make.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CreateProduct)]
 pub(crate) struct Create {
+    #[schema(value_type = schema::ProductId)]
     product_id: ProductId,
+    #[schema(value_type = schema::Name)]
     name: String,
+    #[schema(value_type = schema::Price)]
     price_minor: u64,
+    #[schema(value_type = schema::Currency)]
     currency: Currency,
+    #[schema(value_type = schema::Total)]
     total: u64,
+    #[schema(value_type = Option<schema::Shards>)]
     shards: Option<u32>,
+    /// How long a hold lasts. 600 unless given.
+    #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
+    /// The most units that one customer may hold and own. Any number unless given.
+    #[schema(format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<u32>,
+    /// From when it may be reserved.
+    #[schema(value_type = Option<schema::Time>)]
     sale_starts_at: Option<ApiTime>,
+    /// Until when it may be reserved. Later than `sale_starts_at`.
+    #[schema(value_type = Option<schema::Time>)]
     sale_ends_at: Option<ApiTime>,
+    /// `on_sale` unless given.
+    #[schema(value_type = Option<schema::ProductStatus>)]
     status: Option<ProductStatus>,
 }
 
-/// `POST /admin/products`
+/// Make a product
+///
+/// Its total is the first entry of its ledger.
+#[utoipa::path(
+    post, path = "/admin/products", operation_id = "createProduct", tag = "Admin: products",
+    request_body(content = Create, example = json!({"product_id": "tee-black", "name": "Black tee",
+        "price_minor": 2_500, "currency": "EUR", "total": 3})),
+    responses((status = 201, description = "The product is there.", body = ProductView)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(["product_exists"])))
+)]
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     Admin(admin): Admin,
@@ -56,7 +85,15 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Answer(ProductView::new(product, stock))).into_response())
 }
 
-/// `GET /admin/products`
+/// List products
+///
+/// All products, by id, as everybody sees them.
+#[utoipa::path(
+    get, path = "/admin/products", operation_id = "listProductsAsAdmin", tag = "Admin: products",
+    params(ListQuery),
+    responses((status = 200, description = "A page of products.", body = List<ProductView>)),
+    security(("bearer" = []))
+)]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
     _: Admin,
@@ -73,23 +110,46 @@ pub(crate) async fn list(
 }
 
 /// A field that is absent stays; `null` takes an optional one away.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ChangeProduct)]
 pub(crate) struct Change {
+    /// The version that the change is made on: if it is another by now, nothing happens.
     version: u64,
+    #[schema(value_type = Option<schema::Name>)]
     name: Option<String>,
+    #[schema(value_type = Option<schema::Price>)]
     price_minor: Option<u64>,
+    /// How long a hold lasts. Holds that were made before keep theirs.
+    #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
+    /// The most units that one customer may hold and own. Null: any number.
     #[serde(default, deserialize_with = "some")]
+    #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<Option<u32>>,
+    /// From when it may be reserved. Null: at once.
     #[serde(default, deserialize_with = "some")]
+    #[schema(value_type = Option<schema::Time>)]
     sale_starts_at: Option<Option<ApiTime>>,
+    /// Until when it may be reserved. Null: for ever.
     #[serde(default, deserialize_with = "some")]
+    #[schema(value_type = Option<schema::Time>)]
     sale_ends_at: Option<Option<ApiTime>>,
+    #[schema(value_type = Option<schema::ProductStatus>)]
     status: Option<ProductStatus>,
 }
 
-/// `PATCH /admin/products/{product_id}`
+/// Change a product
+///
+/// Once it has returned, nobody reserves on the old price, limit or dates. The total is changed by its stock.
+#[utoipa::path(
+    patch, path = "/admin/products/{product_id}", operation_id = "changeProduct", tag = "Admin: products",
+    params(("product_id" = schema::ProductId, Path)),
+    request_body(content = Change, example = json!({"version": 1, "price_minor": 1_900})),
+    responses((status = 200, description = "The product, one version on.", body = ProductView)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(["version_mismatch"])))
+)]
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
     _: Admin,
@@ -113,24 +173,46 @@ pub(crate) async fn change(
     Ok(Answer(ProductView::new(product, stock)).into_response())
 }
 
-#[derive(Deserialize)]
+/// A change of a product's total.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = AdjustStock)]
 pub(crate) struct Adjust {
+    /// Units that came in, or went away where negative. Not 0.
+    #[schema(minimum = -1_000_000_000, maximum = 1_000_000_000)]
     delta: i64,
+    #[schema(value_type = schema::Words)]
     reason: String,
+    /// The document behind it.
+    #[schema(value_type = Option<schema::Words>)]
     reference: Option<String>,
+    /// The total that the caller believes in: if it is another, nothing happens.
     expected_total: Option<u64>,
 }
 
 /// An entry of the ledger, and the answer to an adjustment.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = LedgerEntry, examples(json!({
+    "entry_id": "01M7YEVF14SFM3QJ869M98QS76", "delta": 5, "total_after": 8, "reason": "delivery", "reference": "PO-7",
+    "actor": "root", "created_at": "2026-11-21T07:06:41.06Z",
+})))]
 struct EntryView {
+    /// Sorts by time.
+    #[schema(pattern = "^[0-9A-HJKMNP-TV-Z]{26}$")]
     entry_id: String,
+    /// Units that came in, or went away where negative.
+    #[schema(minimum = -1_000_000_000, maximum = 1_000_000_000)]
     delta: i64,
+    #[schema(value_type = schema::Total)]
     total_after: u64,
+    #[schema(value_type = schema::Words)]
     reason: String,
+    #[schema(value_type = Option<schema::Words>, required)]
     reference: Option<String>,
+    /// Who: the `sub` of their token.
+    #[schema(value_type = schema::CustomerId)]
     actor: String,
+    #[schema(value_type = schema::Time)]
     created_at: ApiTime,
 }
 
@@ -141,7 +223,18 @@ impl From<LedgerEntry> for EntryView {
     }
 }
 
-/// `POST /admin/products/{product_id}/stock`
+/// Adjust the stock
+///
+/// Units that are held or sold cannot be taken away. The same request with the same key is carried out once.
+#[utoipa::path(
+    post, path = "/admin/products/{product_id}/stock", operation_id = "adjustStock", tag = "Admin: products",
+    params(("product_id" = schema::ProductId, Path), Key),
+    request_body(content = Adjust, example = json!({"delta": 5, "reason": "delivery", "reference": "PO-7"})),
+    responses((status = 200, description = "The entry that it left in the ledger.", body = EntryView, headers(
+        ("Idempotent-Replayed" = String, description = "`true` where an earlier request made it, otherwise absent.")))),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(["insufficient_stock", "version_mismatch", "idempotency_key_reused"])))
+)]
 pub(crate) async fn adjust(
     State(app): State<Arc<App>>,
     Admin(admin): Admin,
@@ -167,7 +260,15 @@ pub(crate) async fn adjust(
     Ok(answer)
 }
 
-/// `GET /admin/products/{product_id}/ledger`
+/// Read a product's ledger
+///
+/// Every change of the total, the newest first. Nothing in it is ever changed or removed.
+#[utoipa::path(
+    get, path = "/admin/products/{product_id}/ledger", operation_id = "getLedger", tag = "Admin: products",
+    params(("product_id" = schema::ProductId, Path), ListQuery),
+    responses((status = 200, description = "A page of entries.", body = List<EntryView>)),
+    security(("bearer" = []))
+)]
 pub(crate) async fn ledger(
     State(app): State<Arc<App>>,
     _: Admin,

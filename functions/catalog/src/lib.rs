@@ -1,7 +1,8 @@
-//! Reads products and where their units are. Anyone may.
+//! Reads products and where their units are, and shows the API's description (`docs`). Anyone may.
 //!
 //! It also answers for every path and method that no route of API Gateway knows: see `elsewhere`.
 
+mod docs;
 mod elsewhere;
 
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use axum::response::Response;
 use axum::routing::get;
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_domain::ProductId;
-use holdfast_http::{List, ListQuery, Problem, ProductView, Query, cached, path_id};
+use holdfast_http::{List, ListQuery, Problem, ProductView, Query, cached, path_id, schema};
 use holdfast_store::{Deadline, Store};
+use utoipa::OpenApi;
 
 /// What the function needs.
 #[derive(Debug)]
@@ -23,15 +25,35 @@ pub struct App {
     pub store: Store,
 }
 
+/// This function's part of the API's description.
+#[derive(Debug, OpenApi)]
+#[openapi(paths(list, one, docs::description, docs::page, docs::file))]
+pub struct Description;
+
 /// The function's routes.
 pub fn router(app: App) -> Router {
-    let own = Router::new().route("/products", get(list)).route("/products/{product_id}", get(one));
+    let own =
+        Router::new().route("/products", get(list)).route("/products/{product_id}", get(one)).merge(docs::router());
     elsewhere::refuse(own).with_state(Arc::new(app))
 }
 
 /// Stock moves all the time: a copy is good for a second, as what the store remembers for us is.
 const CACHE_SECONDS: u64 = 1;
 
+/// List products
+///
+/// All products, by id.
+#[utoipa::path(
+    get, path = "/products", operation_id = "listProducts", tag = "Products",
+    params(ListQuery, ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a copy.")),
+    responses(
+        (status = 200, description = "A page of products.", body = List<ProductView>, headers(
+            ("ETag" = String, description = "Names this very answer."),
+            ("Cache-Control" = String, description = "How long a copy is good for."))),
+        (status = 304, description = "The copy is as it should be.", headers(
+            ("ETag" = String, description = "Names this very answer."),
+            ("Cache-Control" = String, description = "How long a copy is good for."))))
+)]
 async fn list(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
@@ -42,6 +64,22 @@ async fn list(
     cached(&headers, CACHE_SECONDS, &List::of(page, |(product, stock)| ProductView::new(product, stock)))
 }
 
+/// Get a product
+///
+/// The product, and where its units are.
+#[utoipa::path(
+    get, path = "/products/{product_id}", operation_id = "getProduct", tag = "Products",
+    params(
+        ("product_id" = schema::ProductId, Path),
+        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a copy.")),
+    responses(
+        (status = 200, description = "The product.", body = ProductView, headers(
+            ("ETag" = String, description = "Names this very answer."),
+            ("Cache-Control" = String, description = "How long a copy is good for."))),
+        (status = 304, description = "The copy is as it should be.", headers(
+            ("ETag" = String, description = "Names this very answer."),
+            ("Cache-Control" = String, description = "How long a copy is good for."))))
+)]
 async fn one(State(app): State<Arc<App>>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, "product_not_found")?;
     let (product, stock) = app.store.product_lately(&id, Deadline::after(REQUEST_BUDGET)).await?;

@@ -16,11 +16,12 @@ use futures_util::future::join_all;
 use holdfast_aws::clock::Clock;
 use holdfast_aws::queues::{Confirmation, Queues};
 use holdfast_domain::{CustomerId, PaymentReference, Refusal, ReservationId};
-use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, path_id};
+use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, path_id, schema};
 use holdfast_store::{Deadline, Error, Store};
 use lambda_http::{Adapter, LambdaEvent};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::{OpenApi, ToSchema};
 
 /// How long the table may take. The rest of the request's budget is for the queue, which takes what the table does
 /// not.
@@ -36,6 +37,11 @@ pub struct App {
     /// The time.
     pub clock: Clock,
 }
+
+/// This function's part of the API's description.
+#[derive(Debug, OpenApi)]
+#[openapi(paths(confirm))]
+pub struct Description;
 
 /// The function's routes.
 pub fn router(app: Arc<App>) -> Router {
@@ -57,15 +63,50 @@ pub async fn handle(app: &App, router: Router, event: LambdaEvent<Value>) -> Res
     Ok(serde_json::to_value(Adapter::from(router).call(request).await?)?)
 }
 
-#[derive(Deserialize)]
+/// How it was paid.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ConfirmReservation)]
 struct Confirm {
+    /// Give it whenever a payment was taken: only then is it honoured late, or recorded for a refund.
+    #[schema(value_type = Option<schema::PaymentReference>)]
     payment_reference: Option<PaymentReference>,
     /// From a service, which must name it, and from nobody else.
+    #[schema(value_type = Option<schema::CustomerId>)]
     customer_id: Option<CustomerId>,
 }
 
-/// `POST /reservations/{reservation_id}/confirm`
+/// The answer to a confirmation that waits in the queue.
+#[derive(Serialize, ToSchema)]
+#[schema(as = QueuedConfirmation)]
+struct Queued<'a> {
+    #[schema(value_type = schema::ReservationId)]
+    reservation_id: &'a ReservationId,
+    /// Always `queued`.
+    #[schema(pattern = "^queued$")]
+    status: &'static str,
+}
+
+/// Confirm: the reservation becomes an order
+///
+/// Makes an order of the hold. Repeating it with the same payment is harmless.
+///
+/// A payment that comes after the hold's time is honoured where enough units are free (`confirmed_late`). A payment that
+/// can buy nothing is recorded for a refund before it is refused.
+#[utoipa::path(
+    post, path = "/reservations/{reservation_id}/confirm", operation_id = "confirmReservation", tag = "Reservations",
+    params(("reservation_id" = schema::ReservationId, Path)),
+    request_body(content = Confirm, example = json!({"payment_reference": "pay_123"})),
+    responses(
+        (status = 200, description = "It is an order.", body = ReservationView,
+            links(("order" = (operation_id = "getOrder",
+                parameters(("order_id" = "$response.body#/reservation_id")))))),
+        (status = 202, description = "The table did not answer in time. The confirmation is kept, and tried again by \
+                                      itself: read the reservation later.", body = Queued)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(
+        ["already_confirmed", "refund_required", "reservation_cancelled", "hold_expired"])))
+)]
 async fn confirm(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -93,7 +134,7 @@ async fn confirm(
             // The table does not answer, or answers nonsense: the queue takes the confirmation, or nobody has.
             tracing::warn!(%error, "confirmation goes to the queue");
             app.queues.send_confirmation(&confirmation).await?;
-            let queued = json!({ "reservation_id": confirmation.reservation_id, "status": "queued" });
+            let queued = Queued { reservation_id: &confirmation.reservation_id, status: "queued" };
             Ok((StatusCode::ACCEPTED, Answer(queued)).into_response())
         }
     }

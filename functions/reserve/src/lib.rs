@@ -13,9 +13,11 @@ use holdfast_aws::schedules::Schedules;
 use holdfast_domain::{Basket, CustomerId, HoldSeconds, ProductId, Reservation, ReservationId, Status, Timestamp};
 use holdfast_http::{
     Caller, Customer, Json, Key, List, ListQuery, Object, Problem, Query, ReservationView, about_reservation, path_id,
+    schema,
 };
 use holdfast_store::{Deadline, Error, Store};
 use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi, ToSchema};
 
 /// What the function needs.
 #[derive(Debug)]
@@ -28,6 +30,11 @@ pub struct App {
     pub clock: Clock,
 }
 
+/// This function's part of the API's description.
+#[derive(Debug, OpenApi)]
+#[openapi(paths(create, one, order, list, orders, extend, cancel), components(schemas(schema::IdempotencyKey)))]
+pub struct Description;
+
 /// The function's routes.
 pub fn router(app: App) -> Router {
     Router::new()
@@ -39,23 +46,59 @@ pub fn router(app: App) -> Router {
         .with_state(Arc::new(app))
 }
 
-#[derive(Deserialize)]
+/// What to reserve.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CreateReservation)]
 struct Create {
+    /// All of them or none. Lines of one product are merged.
+    #[schema(value_type = Vec<CreateLine>, min_items = 1, max_items = 20)]
     lines: Vec<Object<CreateLine>>,
     /// From a service, which must name it, and from nobody else.
+    #[schema(value_type = Option<schema::CustomerId>)]
     customer_id: Option<CustomerId>,
 }
 
-#[derive(Deserialize)]
+/// So many units of one product.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = CreateReservationLine)]
 struct CreateLine {
+    #[schema(value_type = schema::ProductId)]
     product_id: ProductId,
-    /// Any JSON number: what is no whole number from 1 to 1,000 is refused by name, not as a malformed body.
+    // Any JSON number: what is no whole number from 1 to 1,000 is refused by name, not as a malformed body.
+    /// Units.
+    #[schema(value_type = u32, minimum = 1, maximum = 1_000)]
     quantity: serde_json::Number,
 }
 
-/// `POST /reservations`
+/// Reserve
+///
+/// Holds units for the customer until `expires_at`: confirm it by then, or they go back by themselves.
+///
+/// The same request with the same key, as after a lost answer, makes nothing new: it answers with the reservation as
+/// it is now.
+#[utoipa::path(
+    post, path = "/reservations", operation_id = "createReservation", tag = "Reservations",
+    params(Key),
+    request_body(content = Create, example = json!({"lines": [{"product_id": "tee-black", "quantity": 2}]})),
+    responses((status = 201, description = "The units are held.", body = ReservationView, headers(
+        ("Location" = String, description = "Where the reservation is."),
+        ("Idempotent-Replayed" = String, description = "`true` where an earlier request made it, otherwise absent.")),
+        links(
+            ("get" = (operation_id = "getReservation",
+                parameters(("reservation_id" = "$response.body#/reservation_id")))),
+            ("confirm" = (operation_id = "confirmReservation",
+                parameters(("reservation_id" = "$response.body#/reservation_id")))),
+            ("extend" = (operation_id = "extendReservation",
+                parameters(("reservation_id" = "$response.body#/reservation_id")))),
+            ("cancel" = (operation_id = "cancelReservation",
+                parameters(("reservation_id" = "$response.body#/reservation_id"))))))),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!([
+        "idempotency_key_reused", "invalid_quantity", "product_not_found", "currency_mismatch", "product_not_on_sale",
+        "sale_not_open", "customer_limit_reached", "insufficient_stock"])))
+)]
 async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -79,7 +122,15 @@ async fn create(
     Ok(answer)
 }
 
-/// `GET /reservations/{reservation_id}`
+/// Get a reservation
+///
+/// A hold whose time is over shows as `expired`, also where its units are not back yet.
+#[utoipa::path(
+    get, path = "/reservations/{reservation_id}", operation_id = "getReservation", tag = "Reservations",
+    params(("reservation_id" = schema::ReservationId, Path), Customer),
+    responses((status = 200, description = "The reservation as it is now.", body = ReservationView)),
+    security(("bearer" = []))
+)]
 async fn one(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,
@@ -91,7 +142,15 @@ async fn one(
     Ok(view(reservation, now).into_response())
 }
 
-/// `GET /orders/{order_id}`: a confirmed reservation.
+/// Get an order
+///
+/// An order is a confirmed reservation, under the same id.
+#[utoipa::path(
+    get, path = "/orders/{order_id}", operation_id = "getOrder", tag = "Orders",
+    params(("order_id" = schema::ReservationId, Path), Customer),
+    responses((status = 200, description = "The order.", body = ReservationView)),
+    security(("bearer" = []))
+)]
 async fn order(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,
@@ -106,16 +165,32 @@ async fn order(
     Ok(view(reservation, now).into_response())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct ListReservations {
+    /// Only those that stand so. All unless given.
+    #[param(value_type = Option<schema::ReservationStatus>)]
     status: Option<Status>,
+    /// From a service, which must name it, and from nobody else.
+    #[param(value_type = Option<schema::CustomerId>)]
     customer_id: Option<CustomerId>,
+    /// The most items of the page. 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
+    #[param(value_type = Option<schema::Cursor>)]
     cursor: Option<String>,
 }
 
-/// `GET /reservations`
+/// List reservations
+///
+/// The customer's own, the newest first. A new one may be missing for a moment.
+#[utoipa::path(
+    get, path = "/reservations", operation_id = "listReservations", tag = "Reservations",
+    params(ListReservations),
+    responses((status = 200, description = "A page of reservations.", body = List<ReservationView>)),
+    security(("bearer" = []))
+)]
 async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -125,15 +200,29 @@ async fn list(
     app.list(&customer, query.status, ListQuery::new(query.limit, query.cursor)).await
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct ListOrders {
+    /// From a service, which must name it, and from nobody else.
+    #[param(value_type = Option<schema::CustomerId>)]
     customer_id: Option<CustomerId>,
+    /// The most items of the page. 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
+    #[param(value_type = Option<schema::Cursor>)]
     cursor: Option<String>,
 }
 
-/// `GET /orders`
+/// List orders
+///
+/// The customer's own, the newest first.
+#[utoipa::path(
+    get, path = "/orders", operation_id = "listOrders", tag = "Orders",
+    params(ListOrders),
+    responses((status = 200, description = "A page of orders.", body = List<ReservationView>)),
+    security(("bearer" = []))
+)]
 async fn orders(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -143,14 +232,32 @@ async fn orders(
     app.list(&customer, Some(Status::Confirmed), ListQuery::new(query.limit, query.cursor)).await
 }
 
-#[derive(Deserialize)]
+/// How much longer.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ExtendReservation)]
 struct Extend {
+    /// The hold shall last at least so long from now on.
+    #[schema(value_type = schema::Seconds)]
     hold_seconds: HoldSeconds,
+    /// From a service, which must name it, and from nobody else.
+    #[schema(value_type = Option<schema::CustomerId>)]
     customer_id: Option<CustomerId>,
 }
 
-/// `POST /reservations/{reservation_id}/extend`
+/// Extend a hold
+///
+/// At least so many seconds from now. It never shortens a hold, and all extensions together may be at most twice the
+/// first hold; one past that is refused and not cut.
+#[utoipa::path(
+    post, path = "/reservations/{reservation_id}/extend", operation_id = "extendReservation", tag = "Reservations",
+    params(("reservation_id" = schema::ReservationId, Path)),
+    request_body(content = Extend, example = json!({"hold_seconds": 900})),
+    responses((status = 200, description = "The hold lasts at least so long.", body = ReservationView)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(
+        ["already_confirmed", "reservation_cancelled", "extension_limit_reached", "hold_expired"])))
+)]
 async fn extend(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -166,7 +273,16 @@ async fn extend(
     Ok(view(reservation, now).into_response())
 }
 
-/// `DELETE /reservations/{reservation_id}`
+/// Cancel a hold
+///
+/// Gives the units back at once. Repeating it is harmless.
+#[utoipa::path(
+    delete, path = "/reservations/{reservation_id}", operation_id = "cancelReservation", tag = "Reservations",
+    params(("reservation_id" = schema::ReservationId, Path), Customer),
+    responses((status = 200, description = "It is cancelled.", body = ReservationView)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(["already_confirmed", "hold_expired"])))
+)]
 async fn cancel(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,

@@ -12,6 +12,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
+use crate::described;
+
 /// How long anything that will happen may take to happen. Nothing waits this long unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -71,7 +73,7 @@ impl Api {
         Self { stack: stack.clone(), http: reqwest::Client::new() }
     }
 
-    /// Any request, as raw as need be.
+    /// Any request, as raw as need be. Its answer is as the API's description says.
     pub(crate) async fn raw(
         &self,
         method: Method,
@@ -80,7 +82,7 @@ impl Api {
         headers: &[(&str, &str)],
         body: Option<String>,
     ) -> Answer {
-        let mut request = self.http.request(method, format!("{}{path}", self.stack.api_url()));
+        let mut request = self.http.request(method.clone(), format!("{}{path}", self.stack.api_url()));
         let token = match who {
             Who::Nobody => None,
             Who::Customer(sub) => Some(self.stack.token(sub, Role::Customer).unwrap()),
@@ -101,7 +103,9 @@ impl Api {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await.unwrap();
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Answer { status, headers, body }
+        let answer = Answer { status, headers, body };
+        described::check(method.as_str(), path, &answer);
+        answer
     }
 
     pub(crate) async fn get(&self, path: &str, who: Who<'_>) -> Answer {

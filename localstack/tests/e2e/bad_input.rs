@@ -1,5 +1,6 @@
 //! Bad input: the documented problem, and nothing changed.
 
+use data_encoding::BASE64URL_NOPAD;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -177,6 +178,25 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
             ));
         }
     }
+    // Cursors that could be, but of another list, of another type or too long for a key.
+    let cursor = |key: Value| BASE64URL_NOPAD.encode(key.to_string().as_bytes());
+    let longest = format!("SPRODUCT#{}", "a".repeat(1_024));
+    for (path, key) in [
+        ("/products", json!({"pk": "SFAILED", "sk": "Sfc_x"})),
+        ("/products", json!({"pk": "SCATALOG", "sk": "SOTHER"})),
+        ("/products", json!({"pk": "SCATALOG", "sk": "N5"})),
+        ("/products", json!({"pk": "SCATALOG", "sk": longest})),
+        ("/admin/products", json!({"pk": "SLEDGER#input", "sk": "S01M7YEVF14SFM3QJ869M98QS76"})),
+        ("/admin/products/input/ledger", json!({"pk": "SCATALOG", "sk": "SPRODUCT#input"})),
+        ("/admin/failed-confirmations", json!({"pk": "SCATALOG", "sk": "SPRODUCT#input"})),
+        ("/admin/reservations", json!({"pk": "N1", "sk": "SHOLD"})),
+        ("/orders", json!({"customer": "Salice", "created_at": "N1", "pk": "SHOLD#x", "sk": "SHOLD"})),
+        ("/orders", json!({"customer": "Sroot", "created_at": "S1", "pk": "SHOLD#x", "sk": "SHOLD"})),
+        ("/orders", json!({"customer": "Sroot", "created_at": "N1", "pk": "SCATALOG", "sk": "SHOLD"})),
+    ] {
+        let path = format!("{path}?cursor={}", cursor(key));
+        cases.push(case("a cursor of another list", Method::GET, &path, Who::Admin, Value::Null, INVALID));
+    }
     let product = |change: Value| {
         let mut body =
             json!({"product_id": "input-new", "name": "New", "price_minor": 1, "currency": "EUR", "total": 1});
@@ -203,6 +223,8 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         json!({"max_per_customer": 0}),
         json!({"status": "gone"}),
         json!({"sale_starts_at": "tomorrow"}),
+        // The year 10000 in UTC, which no answer could show.
+        json!({"sale_ends_at": "9999-12-31T23:59:59-01:00"}),
         json!({"sale_starts_at": "2030-01-02T00:00:00Z", "sale_ends_at": "2030-01-01T00:00:00Z"}),
         json!({"version": 7}),
     ] {

@@ -9,7 +9,10 @@
 mod admin;
 mod api;
 mod bad_input;
+mod client;
 mod crash;
+mod described;
+mod docs;
 mod integrators;
 mod life;
 mod outages;
@@ -18,6 +21,7 @@ mod permissions;
 mod queues;
 mod races;
 mod readme;
+mod schemathesis;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -116,6 +120,15 @@ fn main() -> ExitCode {
         },
         readme::{
             the_walk_answers_as_it_says,
+        },
+        schemathesis::{
+            the_api_is_as_described_whoever_asks,
+        },
+        client::{
+            a_generated_client_makes_an_order,
+        },
+        docs::{
+            the_page_and_its_parts_come_from_the_api_itself,
         },
         admin::{
             products_are_made_changed_and_listed,

@@ -28,7 +28,7 @@ pub fn cached(headers: &HeaderMap, seconds: u64, body: &impl Serialize) -> Resul
 
 /// Whether `If-None-Match` names the tag: by the weak comparison, as it must be done there. A proxy may have made the
 /// tag weak when it compressed the body.
-fn knows(headers: &HeaderMap, tag: &str) -> bool {
+pub fn knows(headers: &HeaderMap, tag: &str) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     // Our own tags have no comma.
     let mut given = values.flat_map(|value| value.split(',')).map(str::trim);

@@ -17,6 +17,9 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use lambda_http::request::RequestContext;
 use serde::Deserialize;
 use serde_json::Value;
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::{Ref, Required};
 
 use crate::{Problem, Query};
 
@@ -168,6 +171,15 @@ impl<S: Sync> FromRequestParts<S> for Admin {
 #[serde(deny_unknown_fields)]
 struct Named {
     customer_id: Option<CustomerId>,
+}
+
+impl IntoParams for Customer {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let customer = ParameterBuilder::new().name("customer_id").parameter_in(ParameterIn::Query);
+        let meaning = "From a service, which must name it, and from nobody else.";
+        let customer = customer.required(Required::False).description(Some(meaning));
+        vec![customer.schema(Some(Ref::from_schema_name("CustomerId"))).build()]
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for Customer {

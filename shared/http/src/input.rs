@@ -8,7 +8,11 @@ use holdfast_store::Cursor;
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::Problem;
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::{Ref, Required};
+
+use crate::{Problem, schema};
 
 /// The longest body.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -79,7 +83,8 @@ impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 pub struct Key(pub IdempotencyKey);
 
 impl Key {
-    fn parse(value: &str) -> Option<IdempotencyKey> {
+    /// The key that a header's value carries.
+    pub(crate) fn parse(value: &str) -> Option<IdempotencyKey> {
         let text = match value.strip_prefix('"') {
             Some(quoted) => unquoted(quoted)?,
             None if value.contains(',') => return None,
@@ -126,11 +131,25 @@ impl<S: Sync> FromRequestParts<S> for Key {
     }
 }
 
+impl IntoParams for Key {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let meaning = "The caller's own name for this attempt. The same request with the same key has its effect once, \
+                       however often it is sent; another request needs another key.";
+        let key = ParameterBuilder::new().name("Idempotency-Key").parameter_in(ParameterIn::Header);
+        let key = key.required(Required::True).description(Some(meaning));
+        vec![key.schema(Some(Ref::from_schema_name("IdempotencyKey"))).build()]
+    }
+}
+
 /// `limit` and `cursor`, as every list takes them.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct ListQuery {
+    /// The most items of the page. 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
+    #[param(value_type = Option<schema::Cursor>)]
     cursor: Option<String>,
 }
 

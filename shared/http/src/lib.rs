@@ -4,18 +4,21 @@
 //! - [`Json`], [`Query`], [`Key`]: input, parsed and within its limits
 //! - [`cached`](fn@cached): answers that callers may keep
 //! - [`limited`]: how often a customer may ask
-//! - [`Problem`]: the one place where a refusal becomes a status
+//! - [`Problem`]: the one place where a refusal becomes a status; [`codes`]: what is promised of each
 //! - [`serve`]: what surrounds every router
+//! - [`schema`]: the domain's values in the API's description
 
 mod cached;
 mod caller;
+pub mod codes;
 mod input;
 mod limit;
 mod problem;
+pub mod schema;
 mod serve;
 mod view;
 
-pub use cached::cached;
+pub use cached::{cached, knows};
 pub use caller::{Admin, Authenticator, Caller, Customer, LOCAL_AUDIENCE, LOCAL_ISSUER};
 pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, Object, Query, path_id, some};
 pub use limit::{Limiter, limited};

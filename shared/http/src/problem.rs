@@ -29,6 +29,8 @@ pub struct Problem {
 impl Problem {
     /// A problem of this status, stable code and explanation.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        let promised = crate::codes::find(code).is_some_and(|promised| promised.status == status.as_u16());
+        debug_assert!(promised, "{code} with status {status} is not in codes.rs");
         Self { status, code, detail: detail.into(), more: Map::new(), inside: None }
     }
 
@@ -201,5 +203,81 @@ impl From<Error> for Problem {
 impl From<Unanswered> for Problem {
     fn from(unanswered: Unanswered) -> Self {
         Self::unavailable(unanswered.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes::{CODES, MemberValue};
+    use holdfast_domain::{ProductId, Shortage, Timestamp};
+
+    /// Every refusal, one after the other: a new one does not compile until it has its place here.
+    fn after(refusal: Option<&Refusal>) -> Option<Refusal> {
+        let product_id = ProductId::try_from("tee").unwrap();
+        let latest = Timestamp::from_millis(0);
+        Some(match refusal {
+            None => Refusal::IdempotencyKeyReused,
+            Some(Refusal::IdempotencyKeyReused) => Refusal::InvalidQuantity { product_id },
+            Some(Refusal::InvalidQuantity { .. }) => Refusal::ProductNotFound { product_id },
+            Some(Refusal::ProductNotFound { .. }) => Refusal::CurrencyMismatch,
+            Some(Refusal::CurrencyMismatch) => Refusal::ProductNotOnSale { product_id },
+            Some(Refusal::ProductNotOnSale { .. }) => Refusal::SaleNotOpen { product_id, opens_at: None },
+            Some(Refusal::SaleNotOpen { opens_at: None, .. }) => {
+                Refusal::SaleNotOpen { product_id, opens_at: Some(latest) }
+            }
+            Some(Refusal::SaleNotOpen { .. }) => Refusal::CustomerLimitReached { product_id, limit: 1 },
+            Some(Refusal::CustomerLimitReached { .. }) => {
+                Refusal::InsufficientStock { shortages: vec![Shortage { product_id, requested: 2, available: 1 }] }
+            }
+            Some(Refusal::InsufficientStock { .. }) => Refusal::ReservationNotFound,
+            Some(Refusal::ReservationNotFound) => Refusal::AlreadyConfirmed { other_payment: true },
+            Some(Refusal::AlreadyConfirmed { .. }) => Refusal::RefundRequired,
+            Some(Refusal::RefundRequired) => Refusal::ReservationCancelled,
+            Some(Refusal::ReservationCancelled) => Refusal::HoldExpired,
+            Some(Refusal::HoldExpired) => Refusal::ExtensionLimitReached { latest },
+            Some(Refusal::ExtensionLimitReached { .. }) => Refusal::ProductExists { product_id },
+            Some(Refusal::ProductExists { .. }) => Refusal::VersionMismatch { current: 1 },
+            Some(Refusal::VersionMismatch { .. }) => Refusal::FailedConfirmationNotFound,
+            Some(Refusal::FailedConfirmationNotFound) => Refusal::AlreadySettled,
+            Some(Refusal::AlreadySettled) => return None,
+        })
+    }
+
+    #[test]
+    fn every_problem_is_what_its_code_promises() {
+        let mut problems =
+            vec![Problem::unauthenticated(), Problem::forbidden(""), Problem::unavailable(""), Problem::internal("")];
+        problems.extend([Problem::invalid_request(""), Invalid::new("field", "rule").into()]);
+        let mut refusal = after(None);
+        while let Some(next) = refusal {
+            refusal = after(Some(&next));
+            problems.push(next.into());
+        }
+        for problem in &problems {
+            let promised = crate::codes::find(problem.code).unwrap();
+            assert_eq!(problem.status.as_u16(), promised.status, "{}", problem.code);
+            for member in promised.members {
+                let fits = match (problem.more.get(member.name), member.value) {
+                    (None, _) => member.optional,
+                    (Some(Value::String(_)), MemberValue::ProductId | MemberValue::Text)
+                    | (Some(Value::Bool(_)), MemberValue::Flag)
+                    | (Some(Value::Null), MemberValue::TimeOrNull)
+                    | (Some(Value::Array(_)), MemberValue::Shortages) => true,
+                    (Some(Value::String(time)), MemberValue::Time | MemberValue::TimeOrNull) => time.ends_with('Z'),
+                    (Some(Value::Number(number)), MemberValue::Count) => number.is_u64(),
+                    _ => false,
+                };
+                assert!(fits, "{}: {}: {:?}", problem.code, member.name, problem.more);
+            }
+            let known = |name: &String| promised.members.iter().any(|member| member.name == name);
+            assert!(problem.more.keys().all(known), "{}: {:?}", problem.code, problem.more);
+        }
+        // What is promised and no refusal is made somewhere in this crate.
+        let sources = [include_str!("problem.rs"), include_str!("input.rs"), include_str!("serve.rs")].concat();
+        for code in CODES {
+            let refused = problems.iter().any(|problem| problem.code == code.code);
+            assert!(refused || sources.contains(&format!("\"{}\"", code.code)), "nothing makes {}", code.code);
+        }
     }
 }

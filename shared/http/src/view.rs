@@ -3,8 +3,11 @@
 use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Timestamp};
 use holdfast_store::{Page, Stock};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
-use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
+use utoipa::ToSchema;
+
+use crate::schema;
 
 /// A point in time as RFC 3339 in UTC, with milliseconds where there are any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,15 +26,23 @@ impl<'de> Deserialize<'de> for ApiTime {
         let text = String::deserialize(deserializer)?;
         let at =
             OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| D::Error::custom("must be a time as in RFC 3339"))?;
+        // A year that an offset moves out of 0 to 9999 could be stored, and never be shown again.
+        if !at.checked_to_offset(UtcOffset::UTC).is_some_and(|utc| (0..=9_999).contains(&utc.year())) {
+            return Err(D::Error::custom("must be a time in the years 0 to 9999, UTC"));
+        }
         let millis = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).map_err(D::Error::custom)?;
         Ok(Self(Timestamp::from_millis(millis)))
     }
 }
 
 /// A page of a list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Page)]
 pub struct List<T> {
+    /// May be fewer than `limit`, and even none, where there are more pages.
     items: Vec<T>,
+    /// The next page's `cursor`. Null: this page is the last.
+    #[schema(value_type = Option<schema::Cursor>, required)]
     next_cursor: Option<String>,
 }
 
@@ -44,29 +55,62 @@ impl<T> List<T> {
 }
 
 /// A reservation as its owner sees it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Reservation, examples(json!({
+    "reservation_id": "rsv_iqd4x2fixzovcounckk76u2lodwabrd3r4lpf2wo5qx36yxf56sa", "status": "held",
+    "lines": [{"product_id": "tee-black", "quantity": 2, "name": "Black tee", "unit_price_minor": 2_500}],
+    "total_price_minor": 5_000, "currency": "EUR", "created_at": "2026-11-21T07:06:40.428Z",
+    "expires_at": "2026-11-21T07:16:40.428Z", "expires_in_seconds": 600, "server_time": "2026-11-21T07:06:40.428Z",
+    "confirmed_at": null, "confirmed_late": false, "payment_reference": null,
+})))]
 pub struct ReservationView {
+    #[schema(value_type = schema::ReservationId)]
     reservation_id: String,
+    /// Whose it is. The customer's own answers leave it out.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = schema::CustomerId, required = false)]
     customer_id: Option<CustomerId>,
+    #[schema(value_type = schema::ReservationStatus)]
     status: Status,
+    /// One for each product.
+    #[schema(min_items = 1, max_items = 20)]
     lines: Vec<LineView>,
+    /// The price of all lines, in the currency's minor unit.
+    #[schema(maximum = 2_000_000_000_000_000_i64)]
     total_price_minor: u64,
+    #[schema(value_type = schema::Currency)]
     currency: Currency,
+    #[schema(value_type = schema::Time)]
     created_at: ApiTime,
+    /// When the hold ends. From this moment on it cannot be confirmed without a payment.
+    #[schema(value_type = schema::Time)]
     expires_at: ApiTime,
+    /// What a countdown shows: seconds until `expires_at` by the server's clock, 0 unless `held`.
+    #[schema(minimum = 0)]
     expires_in_seconds: i64,
+    /// When this was answered, by the server's clock.
+    #[schema(value_type = schema::Time)]
     server_time: ApiTime,
+    #[schema(value_type = Option<schema::Time>, required)]
     confirmed_at: Option<ApiTime>,
+    /// Whether it was confirmed after its time, because it was paid and there were units left.
     confirmed_late: bool,
+    /// The payment that it was confirmed with.
+    #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+/// One product of a reservation, at the price and under the name that it had when it was reserved.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ReservationLine)]
 struct LineView {
+    #[schema(value_type = schema::ProductId)]
     product_id: String,
+    #[schema(minimum = 1, maximum = 1_000)]
     quantity: u32,
+    #[schema(value_type = schema::Name)]
     name: String,
+    #[schema(value_type = schema::Price)]
     unit_price_minor: u64,
 }
 
@@ -107,22 +151,47 @@ impl ReservationView {
 }
 
 /// A product as everybody sees it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Product, examples(json!({
+    "product_id": "tee-black", "name": "Black tee", "price_minor": 2_500, "currency": "EUR", "total": 3, "available": 3,
+    "reserved": 0, "sold": 0, "status": "on_sale", "hold_seconds": 600, "max_per_customer": null,
+    "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
+})))]
 pub struct ProductView {
+    #[schema(value_type = schema::ProductId)]
     product_id: String,
+    #[schema(value_type = schema::Name)]
     name: String,
+    #[schema(value_type = schema::Price)]
     price_minor: u64,
+    #[schema(value_type = schema::Currency)]
     currency: Currency,
+    #[schema(value_type = schema::Total)]
     total: u64,
+    /// Units that can be reserved.
     available: u64,
+    /// Units in holds. Counted from an index that lags a moment behind.
     reserved: u64,
+    /// The rest: units in orders.
     sold: u64,
+    #[schema(value_type = schema::ProductStatus)]
     status: ProductStatus,
+    /// How long a hold lasts. Of several products the shortest counts.
+    #[schema(value_type = schema::Seconds)]
     hold_seconds: u32,
+    /// The most units that one customer may hold and own. Null: any number.
+    #[schema(required, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<u32>,
+    /// From when it may be reserved.
+    #[schema(value_type = Option<schema::Time>, required)]
     sale_starts_at: Option<ApiTime>,
+    /// Until when it may be reserved: from this moment on it may not.
+    #[schema(value_type = Option<schema::Time>, required)]
     sale_ends_at: Option<ApiTime>,
+    #[schema(value_type = schema::Shards)]
     shards: u32,
+    /// Counts the changes of anything but `total`.
+    #[schema(minimum = 1)]
     version: u64,
 }
 
@@ -145,6 +214,27 @@ impl ProductView {
             sale_ends_at: product.sale_ends_at.map(ApiTime),
             shards: product.shards,
             version: product.version,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_time_that_is_taken_can_be_shown() {
+        let taken = |text: &str| serde_json::from_value::<ApiTime>(json!(text)).ok();
+        for (text, shown) in [
+            ("9999-12-31T23:59:59.999Z", Some("9999-12-31T23:59:59.999Z")),
+            ("9999-12-31T23:59:59+00:01", Some("9999-12-31T23:58:59Z")),
+            ("9999-12-31T23:59:59-00:01", None),
+            ("0000-01-01T00:00:00Z", Some("0000-01-01T00:00:00Z")),
+            ("0000-01-01T00:00:00+00:01", None),
+        ] {
+            let time = taken(text).map(|time| serde_json::to_value(time).unwrap());
+            assert_eq!(time, shown.map(|shown| json!(shown)), "{text}");
         }
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::fault;
 use crate::items::{self, text, time};
+use crate::page::Part;
 use crate::transact::{Expression, names, values};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
@@ -213,7 +214,8 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<FailedConfirmation>, Error> {
-        let mut start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
+        let parts = [(keys::PK, Part::Is(keys::FAILED)), (keys::SK, Part::Begins("fc_"))];
+        let mut start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
         let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
         let mut filter_values = vec![(":failed".to_owned(), text(keys::FAILED))];
         filter_values.extend(state.map(|state| (":state".to_owned(), text(state.as_str()))));

@@ -17,6 +17,20 @@ pub struct Page<T> {
     pub next: Option<Cursor>,
 }
 
+/// DynamoDB's limit on a sort key, in bytes.
+const LONGEST_KEY: usize = 1_024;
+
+/// What one attribute of a list's keys looks like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Part<'a> {
+    /// This text.
+    Is(&'a str),
+    /// A text that begins so.
+    Begins(&'a str),
+    /// A number.
+    Number,
+}
+
 /// Where a list goes on: the key of the last item seen. Opaque to the caller.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cursor(Item);
@@ -26,14 +40,18 @@ impl Cursor {
         Self(key)
     }
 
-    pub(crate) fn into_key(self) -> Item {
-        self.0
-    }
-
-    /// The key, if it names exactly these attributes: a cursor of one list is no cursor of another.
-    pub(crate) fn over(self, attributes: &[&str]) -> Result<Item, Invalid> {
-        let fits = self.0.len() == attributes.len() && attributes.iter().all(|&name| self.0.contains_key(name));
-        if fits { Ok(self.into_key()) } else { Err(Self::invalid()) }
+    /// The key, if it could be one of a list whose keys look like `parts`: a cursor of one list is no cursor of another.
+    /// DynamoDB refuses a key from outside the list as it refuses a broken query, which would look like a fault of ours.
+    pub(crate) fn over(self, parts: &[(&str, Part<'_>)]) -> Result<Item, Invalid> {
+        let fits = |&(name, part): &(&str, Part<'_>)| match (self.0.get(name), part) {
+            (Some(AttributeValue::S(text)), Part::Is(wanted)) => text == wanted,
+            (Some(AttributeValue::S(text)), Part::Begins(prefix)) => {
+                text.starts_with(prefix) && text.len() <= LONGEST_KEY
+            }
+            (Some(AttributeValue::N(_)), Part::Number) => true,
+            _ => false,
+        };
+        if self.0.len() == parts.len() && parts.iter().all(fits) { Ok(self.0) } else { Err(Self::invalid()) }
     }
 
     const fn invalid() -> Invalid {
@@ -87,8 +105,31 @@ mod tests {
             ("created_at".to_owned(), AttributeValue::N("-5".to_owned())),
         ]));
         assert_eq!(Cursor::decode(&cursor.encode()).unwrap(), cursor);
-        assert!(cursor.clone().over(&["pk", "created_at"]).is_ok());
-        assert!(cursor.over(&["pk", "sk"]).is_err());
+        assert!(cursor.over(&[("pk", Part::Begins("HOLD#")), ("created_at", Part::Number)]).is_ok());
+    }
+
+    #[test]
+    fn a_cursor_of_another_list_is_refused() {
+        let cursor = |sk: &str| {
+            Cursor(Item::from([
+                ("pk".to_owned(), AttributeValue::S("CATALOG".to_owned())),
+                ("sk".to_owned(), AttributeValue::S(sk.to_owned())),
+            ]))
+        };
+        let products = [("pk", Part::Is("CATALOG")), ("sk", Part::Begins("PRODUCT#"))];
+        assert!(cursor("PRODUCT#a").over(&products).is_ok());
+        let others: [&[(&str, Part<'_>)]; 6] = [
+            &[("pk", Part::Is("FAILED")), ("sk", Part::Begins("PRODUCT#"))],
+            &[("pk", Part::Is("CATALOG")), ("sk", Part::Begins("HOLD#"))],
+            &[("pk", Part::Is("CATALOG")), ("sk", Part::Number)],
+            &[("pk", Part::Is("CATALOG"))],
+            &[("pk", Part::Is("CATALOG")), ("created_at", Part::Number)],
+            &[("pk", Part::Is("CATALOG")), ("sk", Part::Begins("PRODUCT#")), ("created_at", Part::Number)],
+        ];
+        for other in others {
+            assert_eq!(cursor("PRODUCT#a").over(other).unwrap_err().field, "cursor", "{other:?}");
+        }
+        assert!(cursor(&format!("PRODUCT#{}", "a".repeat(1_024))).over(&products).is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::error::{Fault, fault};
 use crate::items::{self, ShardItem, number, text};
+use crate::page::Part;
 use crate::stock::LedgerEntry;
 use crate::transact::{Cancelled, Reason, Transaction, worst};
 use crate::{Cursor, Deadline, Error, Page, Store, keys, lock};
@@ -198,7 +199,8 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<Product>, Error> {
-        let start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
+        let parts = [(keys::PK, Part::Is(keys::CATALOG)), (keys::SK, Part::Begins(keys::PRODUCT_PREFIX))];
+        let start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
         let request = self
             .client
             .query()

@@ -8,6 +8,7 @@ use holdfast_domain::{
 
 use crate::error::{Attempts, fault};
 use crate::items::{self, text, time};
+use crate::page::Part;
 use crate::transact::{Expression, names, values};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
@@ -118,16 +119,13 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<Reservation>, Error> {
-        const KEY: [&str; 4] = [keys::CUSTOMER, keys::CREATED_AT, keys::PK, keys::SK];
-        let mut start = cursor.map(|cursor| cursor.over(&KEY)).transpose()?;
-        if start.as_ref().is_some_and(|key| key.get(keys::CUSTOMER) != Some(&text(customer.as_str()))) {
-            // Somebody else's cursor is none of this list's.
-            return Err(holdfast_domain::Invalid::new(
-                "cursor",
-                "must be the next_cursor of an earlier page of this list",
-            )
-            .into());
-        }
+        let parts = [
+            (keys::CUSTOMER, Part::Is(customer.as_str())),
+            (keys::CREATED_AT, Part::Number),
+            (keys::PK, Part::Begins(keys::HOLD_PREFIX)),
+            (keys::SK, Part::Is(keys::HOLD)),
+        ];
+        let mut start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
         let request = self
             .client
             .query()
@@ -181,7 +179,8 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<Reservation>, Error> {
-        let mut start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
+        let parts = [(keys::PK, Part::Begins("")), (keys::SK, Part::Begins(""))];
+        let mut start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
         let mut attempts = self.attempts(deadline);
         let mut found: Vec<Reservation> = Vec::new();
         let mut reads = 0;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
 use crate::items::{self, number, text};
+use crate::page::Part;
 use crate::transact::{Cancelled, Expression, Reason, Transaction, worst};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
@@ -273,18 +274,16 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<LedgerEntry>, Error> {
-        let partition = text(keys::ledger(id, "").pk);
-        let start = cursor.map(|cursor| cursor.over(&[keys::PK, keys::SK])).transpose()?;
-        if start.as_ref().is_some_and(|key| key.get(keys::PK) != Some(&partition)) {
-            return Err(Invalid::new("cursor", "must be the next_cursor of an earlier page of this list").into());
-        }
+        let partition = keys::ledger(id, "").pk;
+        let parts = [(keys::PK, Part::Is(&partition)), (keys::SK, Part::Begins(""))];
+        let start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
         self.product(id, deadline).await?;
         let request = self
             .client
             .query()
             .key_condition_expression("#pk = :ledger")
             .expression_attribute_names("#pk", keys::PK)
-            .expression_attribute_values(":ledger", partition)
+            .expression_attribute_values(":ledger", text(partition))
             .consistent_read(true)
             .scan_index_forward(false)
             .limit(i32::try_from(limit).unwrap_or(i32::MAX))

@@ -1,0 +1,14 @@
+// Shows the description that this very API serves, and sends requests to the API and to nobody else.
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#description",
+  deepLinking: true,
+  // A token that is kept would outlive the page: it is pasted anew.
+  persistAuthorization: false,
+  // No badge of a validator on another host.
+  validatorUrl: null,
+  defaultModelsExpandDepth: 0,
+  displayRequestDuration: true,
+  tryItOutEnabled: true,
+  syntaxHighlight: { activated: true, theme: "agate" },
+});
