@@ -1,11 +1,13 @@
 //! Holds every answer that a test gets against the API's description: its status, its headers, and its body to the last
 //! field. What the description does not know fails the test that saw it.
 
-use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, OnceLock};
 
+use holdfast_http::codes::CODES;
 use holdfast_local::openapi;
 use jsonschema::Validator;
+use libtest_mimic::{Completion, Trial};
 use serde_json::{Value, json};
 
 use crate::api::Answer;
@@ -20,6 +22,13 @@ const HEADERS: [&str; 7] = [
     "www-authenticate",
     "content-disposition",
 ];
+
+/// Answers that no test of this run can get, each with the test that shows it.
+const ELSEWHERE: [(&str, &str); 1] =
+    [("internal_error", "shared/http/src/serve.rs: a handler that panics; nothing that a caller sends makes one")];
+
+/// What was answered so far: operation, status, and the problem's code.
+static MET: Mutex<BTreeSet<(String, String, String)>> = Mutex::new(BTreeSet::new());
 
 struct Description {
     document: Value,
@@ -84,7 +93,8 @@ pub(crate) fn check(method: &str, path: &str, answer: &Answer) {
     let Some(known) = described_path(document, path) else { return };
     let operation = &document["paths"][&known][&method];
     if operation.is_null() {
-        // No route: the gateway's own answer.
+        // The path has no such method: no operation describes it, but its code is one of the list.
+        MET.lock().unwrap().insert((String::new(), answer.status.to_string(), answer.code().to_owned()));
         return;
     }
     let what = format!("{method} {path:.200}: {answer:#?}");
@@ -116,6 +126,8 @@ pub(crate) fn check(method: &str, path: &str, answer: &Answer) {
     }
 
     let kinds = described["content"].as_object();
+    let operation_id = operation["operationId"].as_str().unwrap_or_default().to_owned();
+    MET.lock().unwrap().insert((operation_id, answer.status.to_string(), answer.code().to_owned()));
     let Some(kind) = answer.headers.get("content-type") else {
         assert!(kinds.is_none(), "the answer has no content-type\n{what}");
         return;
@@ -126,4 +138,40 @@ pub(crate) fn check(method: &str, path: &str, answer: &Answer) {
     let errors: Vec<String> =
         validator.iter_errors(&answer.body).map(|error| format!("{error} at {}", error.instance_path())).collect();
     assert!(errors.is_empty(), "not as described: {errors:#?}\n{what}");
+}
+
+/// Whether the run met what the description promises: each operation's own success and refusals, and every code.
+/// `complete` says that every test ran, and passed.
+pub(crate) fn trial(complete: bool) -> Trial {
+    Trial::ignorable_test("described::every_answer_was_met", move || {
+        if !complete {
+            return Ok(Completion::ignored_with("not every test ran and passed"));
+        }
+        let met = MET.lock().unwrap();
+        let mut never = Vec::new();
+        for (path, operations) in description().document["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                let id = operation["operationId"].as_str().unwrap();
+                for status in
+                    operation["responses"].as_object().unwrap().keys().filter(|status| status < &&"400".to_owned())
+                {
+                    if !met.iter().any(|(known, answered, _)| known == id && answered == status) {
+                        never.push(format!("{status} of {method} {path}"));
+                    }
+                }
+            }
+        }
+        for code in CODES {
+            let elsewhere = ELSEWHERE.iter().any(|(known, _)| *known == code.code);
+            if elsewhere == met.iter().any(|(_, _, known)| known == code.code) {
+                never.push(format!(
+                    "{} {}{}",
+                    code.status,
+                    code.code,
+                    if elsewhere { ", which was met after all" } else { "" }
+                ));
+            }
+        }
+        if never.is_empty() { Ok(Completion::Completed) } else { Err(format!("never answered: {never:#?}").into()) }
+    })
 }
