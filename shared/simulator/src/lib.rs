@@ -10,7 +10,8 @@
 //! - `cloud`: environments of the functions, killed, frozen and started cold
 //! - `clients`: customers and admins, and whether what they were told was true
 //! - `books`, `promises`: what must always hold, checked after every write
-//! - `run`: one history from start to end; `planted`: bugs that must be caught
+//! - `run`: one history from start to end; `shrink`: the smallest part of it that still fails
+//! - [`planted`]: bugs that must be caught
 
 mod books;
 mod clients;
@@ -19,14 +20,15 @@ mod dynamo;
 mod faults;
 mod history;
 mod plan;
-mod planted;
+pub mod planted;
 mod promises;
 mod run;
 mod services;
+mod shrink;
 mod world;
 
 pub use books::Violation;
 pub use faults::{Fault, PerFault};
 pub use plan::Part;
-pub use planted::Planted;
 pub use run::{Outcome, history, seconds};
+pub use shrink::{Smaller, shrink};

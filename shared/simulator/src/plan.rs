@@ -130,6 +130,11 @@ impl Plan {
         Self { seed, products, actors, per_mille, pause_seconds, away_ms: random.u64(500..40_000) }
     }
 
+    /// The kinds of trouble that this plan has.
+    pub(crate) fn faults(&self) -> BTreeSet<Fault> {
+        Fault::ALL.into_iter().filter(|&fault| self.per_mille[fault as usize] > 0).collect()
+    }
+
     /// The numbers of all moments.
     pub(crate) fn moments(&self) -> BTreeSet<usize> {
         let all = self.actors.iter().flat_map(|actor| actor.moments.iter().chain(&actor.afterwards));
