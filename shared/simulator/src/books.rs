@@ -422,6 +422,11 @@ impl Books {
         self.reservations.values().filter(|reservation| reservation.status == Status::Held)
     }
 
+    /// What is free of a product.
+    pub(crate) fn free(&self, product: &str) -> i64 {
+        self.shards_of(product).map(|(_, shard)| shard.available).sum()
+    }
+
     /// The least that was free of a product at any moment from `from` (and what an environment may remember) on.
     pub(crate) fn least_free(&self, product: &str, from: i64) -> i64 {
         let over_time = self.free_over_time.get(product).map(Vec::as_slice).unwrap_or_default();

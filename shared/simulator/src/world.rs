@@ -138,6 +138,11 @@ impl World {
         broken.notified().await;
     }
 
+    /// Says that a message was sent.
+    pub(crate) fn posted(&self) {
+        self.0.mail.notify_one();
+    }
+
     /// Waits until a message is sent.
     pub(crate) async fn mail(&self) {
         self.0.mail.notified().await;
@@ -301,7 +306,7 @@ impl World {
         let Call { operation, request } = &call;
         let State { queues, random, faults, .. } = state;
         if let Some(answer) = queues.carry_out(operation, request, now, random, faults) {
-            self.0.mail.notify_one();
+            self.posted();
             self.settle_promises(state, now);
             return answer;
         }
