@@ -453,9 +453,12 @@ impl Store {
                 if error.as_service_error().is_some_and(UpdateItemError::is_conditional_check_failed_exception) =>
             {
                 let current = self.product(&product.product_id, attempts.deadline()).await?;
-                if attempts.ambiguous && (Product { total: product.total, ..current.clone() }) == *product {
+                // It may be our own write: the SDK repeats a call whose answer was lost, and says nothing of it. If it
+                // is another's, it is the very same change, made on the same version.
+                if (Product { total: product.total, ..current.clone() }) == *product {
                     return Ok(Ok(()));
                 }
+                self.raise_shards(&current, attempts.deadline()).await?;
                 Err(Refusal::VersionMismatch { current: current.version }.into())
             }
             Err(error) => Ok(Err(fault("UpdateItem", &error))),

@@ -197,16 +197,20 @@ impl Store {
                 Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
                 Err(Cancelled::Because(reasons)) => {
                     let mut ended = vec![false; holds.len()];
+                    let mut lacking = false;
                     for (action, reason) in &reasons {
                         match (action, reason) {
                             (&Action::Hold(at), Reason::Condition(_)) => ended[at] = true,
-                            (Action::Units, Reason::Condition(_)) => {
-                                return Err(Error::internal("release", "a shard of the hold does not exist"));
-                            }
+                            (Action::Units, Reason::Condition(_)) => lacking = true,
                             (_, Reason::Conflict | Reason::Throttled) => {}
                         }
                     }
                     if !ended.contains(&true) {
+                        // One that has ended gave its units back already: only where none has, units that cannot be
+                        // given back are a fault.
+                        if lacking {
+                            return Err(Error::internal("release", "a shard or a limit of the hold does not exist"));
+                        }
                         attempts.pause(worst(&reasons)).await?;
                     }
                     swept.ended_before += ended.iter().filter(|&&ended| ended).count() as u64;

@@ -79,6 +79,21 @@ async fn the_event_may_come_twice_late_and_beside_itself() {
 }
 
 #[tokio::test]
+async fn two_at_once_give_a_customers_limit_back_once() {
+    let wire = table().await;
+    stocked(&wire, &[Product { max_per_customer: Some(4), ..product("tee", 10, 1) }]).await;
+    let (one, other) = (store(&wire, 1), store(&wire, 2));
+    reserve(&one, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap();
+    // Both read the hold; the second then finds it ended, and the limit already given back.
+    let (one, other) =
+        futures_util::future::join(one.release_overdue(LATE, soon()), other.release_overdue(LATE, soon())).await;
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_eq!((one.holds + other.holds, one.ended_before + other.ended_before), (1, 1));
+    assert_eq!(books(&wire).await["tee"].available, 10);
+    reserve(&store(&wire, 3), &basket("alice", "k2", &[("tee", 4)]), LATE).await.unwrap();
+}
+
+#[tokio::test]
 async fn one_that_was_confirmed_meanwhile_drops_out_alone() {
     let wire = tee(60, 1).await;
     let store = store(&wire, 1);

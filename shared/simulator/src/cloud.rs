@@ -1,0 +1,382 @@
+//! Lambda: environments of the real functions, each with its own memory, clock and connections, that come and go.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use aws_sdk_dynamodb::config::retry::RetryPartition;
+use aws_smithy_runtime_api::client::http::{
+    HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use axum::Router;
+use holdfast_aws::clock::Clock;
+use holdfast_aws::config::Environment as AwsEnvironment;
+use holdfast_aws::queues::Queues;
+use holdfast_aws::schedules::{Schedules, Target};
+use holdfast_http::{Authenticator, serve};
+use holdfast_store::Store;
+use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, TABLE};
+use lambda_http::request::LambdaRequest;
+use lambda_http::{Adapter, LambdaEvent, Service};
+use lambda_runtime::Context as LambdaContext;
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use crate::books::SKEW_MS;
+use crate::faults::Fault;
+use crate::world::{Answer, Call, World, go, millis};
+
+/// The functions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Function {
+    Catalog,
+    Reserve,
+    Confirm,
+    Expire,
+    Admin,
+}
+
+impl Function {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Catalog => "catalog",
+            Self::Reserve => "reserve",
+            Self::Confirm => "confirm",
+            Self::Expire => "expire",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// As in template.yaml.
+    fn timeout_ms(self) -> u64 {
+        if self == Self::Expire { 30_000 } else { 10_000 }
+    }
+}
+
+/// What will happen to an environment at one of its calls.
+#[derive(Debug, Clone, Copy)]
+enum Doom {
+    KilledBefore,
+    KilledAfter,
+    FrozenBefore(u64),
+    FrozenAfter(u64),
+}
+
+/// The state of an environment that its wire and its keeper share.
+#[derive(Debug, Default)]
+struct Vitals {
+    killed: bool,
+    frozen_until: Option<Instant>,
+    /// At which call from now on, and what.
+    doom: Option<(u32, Doom)>,
+}
+
+/// An environment's wire.
+#[derive(Clone)]
+struct Connection {
+    world: World,
+    name: Arc<str>,
+    vitals: Arc<Mutex<Vitals>>,
+}
+
+fn lock(vitals: &Mutex<Vitals>) -> MutexGuard<'_, Vitals> {
+    vitals.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+enum Handler {
+    Http(Router),
+    Confirm(Arc<confirm::App>, Router),
+    Expire(Arc<expire::App>),
+}
+
+struct Environment {
+    name: Arc<str>,
+    vitals: Arc<Mutex<Vitals>>,
+    handler: Handler,
+}
+
+/// All environments. Clones are the same cloud.
+#[derive(Clone)]
+pub(crate) struct Cloud {
+    pub(crate) world: World,
+    idle: Arc<Mutex<BTreeMap<Function, Vec<Environment>>>>,
+}
+
+impl Cloud {
+    pub(crate) fn new(world: World) -> Self {
+        Self { world, idle: Arc::default() }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, BTreeMap<Function, Vec<Environment>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls a function. `None` where no answer comes: it failed, ran out of time, or was killed.
+    pub(crate) async fn invoke(&self, function: Function, event: Value) -> Option<Value> {
+        if self.world.lock().planted.is_some_and(|planted| planted.ignored(function, &event)) {
+            return Some(Value::Null);
+        }
+        let environment = self.environment(function);
+        let kill_after = self.doom(&environment);
+        let work = run(&environment.handler, event.clone());
+        let alive = Alive { vitals: &environment.vitals, thaw: None, work: Box::pin(work) };
+        let time = kill_after.unwrap_or(function.timeout_ms()).min(function.timeout_ms());
+        let outcome = timeout(millis(time), alive).await;
+        let (answer, survives) = match outcome {
+            Ok(Some(Ok(answer))) => (Some(answer), true),
+            Ok(Some(Err(error))) => {
+                self.world.note(format_args!("{} failed: {error}", environment.name));
+                (None, true)
+            }
+            Ok(None) | Err(_) => {
+                self.world.note(format_args!("{} is killed", environment.name));
+                (None, false)
+            }
+        };
+        if survives {
+            lock(&environment.vitals).doom = None;
+            self.idle().entry(function).or_default().push(environment);
+        }
+        let mut answer = answer?;
+        if let Some(planted) = self.world.lock().planted {
+            planted.replied(function, &event, &mut answer);
+        }
+        Some(answer)
+    }
+
+    fn environment(&self, function: Function) -> Environment {
+        let mut idle = self.idle();
+        let idle = idle.entry(function).or_default();
+        let mut state = self.world.lock();
+        let crate::world::State { random, faults, .. } = &mut *state;
+        let cold = faults.strikes(random, Fault::ColdStart);
+        if !cold && !idle.is_empty() {
+            let at = random.usize(0..idle.len());
+            return idle.swap_remove(at);
+        }
+        // Clocks are right, or off by any part of what is allowed.
+        let skew_ms = if random.bool() { 0 } else { random.i64(-SKEW_MS..=SKEW_MS) };
+        let (number, seed) = (random.u16(..), random.u64(..));
+        drop(state);
+        Environment::start(&self.world, function, number, skew_ms, seed)
+    }
+
+    /// Draws what will happen to an environment during its next call; after how long it is killed, if so.
+    fn doom(&self, environment: &Environment) -> Option<u64> {
+        let mut state = self.world.lock();
+        let crate::world::State { random, faults, .. } = &mut *state;
+        let at = random.u32(0..6);
+        let frozen_ms = [random.u64(50..2_000), random.u64(1_000..9_000)][random.usize(0..2)];
+        let doom = if faults.strikes(random, Fault::KilledBefore) {
+            Some(Doom::KilledBefore)
+        } else if faults.strikes(random, Fault::KilledAfter) {
+            Some(Doom::KilledAfter)
+        } else if faults.strikes(random, Fault::Frozen) {
+            Some(if random.bool() { Doom::FrozenBefore(frozen_ms) } else { Doom::FrozenAfter(frozen_ms) })
+        } else {
+            None
+        };
+        lock(&environment.vitals).doom = doom.map(|doom| (at, doom));
+        faults.strikes(random, Fault::KilledAnytime).then(|| random.u64(1..200))
+    }
+}
+
+impl Environment {
+    fn start(world: &World, function: Function, number: u16, skew_ms: i64, seed: u64) -> Self {
+        let name: Arc<str> = format!("{}-{number:04x}", function.name()).into();
+        let vitals = Arc::new(Mutex::new(Vitals::default()));
+        let connection = Connection { world: world.clone(), name: name.clone(), vitals: vitals.clone() };
+        let aws = AwsEnvironment::of_emulator("us-east-1", "http://aws.test").over(SharedHttpClient::new(connection));
+        // The SDKs share their retry quota within a process, and draw tokens from a thread's chance: an environment is
+        // a process of its own.
+        macro_rules! own {
+            ($client:expr, $sdk:ident) => {
+                $sdk::Client::from_conf(
+                    $client.config().to_builder().retry_partition(RetryPartition::custom("own").build()).build(),
+                )
+            };
+        }
+        let store = || Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE).seeded(seed);
+        let queues = || Queues::new(own!(aws.sqs(), aws_sdk_sqs), CONFIRMATIONS.to_owned(), FAILED.to_owned());
+        let clock_world = world.clone();
+        let clock = Clock::new(move || clock_world.clock(skew_ms));
+        let http = |router| serve(router, Authenticator::default());
+        let handler = match function {
+            Function::Catalog => Handler::Http(http(catalog::router(catalog::App { store: store() }))),
+            Function::Reserve => {
+                let schedules = Schedules::new(own!(aws.scheduler(), aws_sdk_scheduler), target(), 10);
+                Handler::Http(http(reserve::router(reserve::App { store: store(), schedules, clock })))
+            }
+            Function::Confirm => {
+                let app = Arc::new(confirm::App { store: store(), queues: queues(), clock });
+                let router = http(confirm::router(app.clone()));
+                Handler::Confirm(app, router)
+            }
+            Function::Expire => Handler::Expire(Arc::new(expire::App { store: store(), clock })),
+            Function::Admin => {
+                Handler::Http(http(admin::router(admin::App { store: store(), queues: queues(), clock })))
+            }
+        };
+        world.note(format_args!("{name} starts, its clock off by {skew_ms} ms"));
+        Self { name, vitals, handler }
+    }
+}
+
+fn target() -> Target {
+    Target {
+        group: "holds".to_owned(),
+        function_arn: "arn:aws:lambda:us-east-1:123456789012:function:expire".to_owned(),
+        role_arn: "arn:aws:iam::123456789012:role/schedule".to_owned(),
+        dead_letter_arn: "arn:aws:sqs:us-east-1:123456789012:schedule-failures".to_owned(),
+    }
+}
+
+/// The function itself, as its `main.rs` wires it.
+async fn run(handler: &Handler, event: Value) -> Result<Value, lambda_http::Error> {
+    let context = LambdaContext::default();
+    match handler {
+        Handler::Http(router) => {
+            let request: LambdaRequest = serde_json::from_value(event)?;
+            let answer = Adapter::from(router.clone()).call(LambdaEvent::new(request, context)).await?;
+            Ok(serde_json::to_value(answer)?)
+        }
+        Handler::Confirm(app, router) => confirm::handle(app, router.clone(), LambdaEvent::new(event, context)).await,
+        Handler::Expire(app) => Ok(serde_json::to_value(expire::handle(app, &event).await?)?),
+    }
+}
+
+/// Work in an environment that may be killed or frozen under it.
+struct Alive<'a, T> {
+    vitals: &'a Mutex<Vitals>,
+    thaw: Option<Pin<Box<Sleep>>>,
+    work: Pin<Box<dyn Future<Output = T> + 'a>>,
+}
+
+impl<T> Future for Alive<'_, T> {
+    /// `None` where it was killed.
+    type Output = Option<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        loop {
+            let frozen_until = {
+                let vitals = lock(self.vitals);
+                if vitals.killed {
+                    return Poll::Ready(None);
+                }
+                vitals.frozen_until
+            };
+            if let Some(until) = frozen_until {
+                // Frozen: nothing in it runs, and what comes due meanwhile comes due at once when it thaws.
+                let thaw = self.thaw.get_or_insert_with(|| Box::pin(sleep_until(until)));
+                if thaw.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                self.thaw = None;
+                lock(self.vitals).frozen_until = None;
+            }
+            if let Poll::Ready(done) = self.work.as_mut().poll(context) {
+                return Poll::Ready(Some(done));
+            }
+            let vitals = lock(self.vitals);
+            if !vitals.killed && vitals.frozen_until.is_none() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Meets what is in store for the environment at this call, `before` it leaves or when its answer is there.
+    async fn meet(&self, before: bool) {
+        let meets = {
+            let mut vitals = lock(&self.vitals);
+            let Some((calls, doom)) = vitals.doom else { return };
+            let now = before == matches!(doom, Doom::KilledBefore | Doom::FrozenBefore(_));
+            if !now {
+                return;
+            }
+            if calls > 0 {
+                vitals.doom = Some((calls - 1, doom));
+                return;
+            }
+            vitals.doom = None;
+            match doom {
+                Doom::KilledBefore | Doom::KilledAfter => vitals.killed = true,
+                Doom::FrozenBefore(ms) | Doom::FrozenAfter(ms) => {
+                    vitals.frozen_until = Some(Instant::now() + millis(ms));
+                }
+            }
+            doom
+        };
+        self.world.note(format_args!("{} meets {meets:?}", self.name));
+        match meets {
+            Doom::KilledBefore | Doom::KilledAfter => std::future::pending().await,
+            // Pending once, so that the keeper sees it.
+            Doom::FrozenBefore(_) | Doom::FrozenAfter(_) => tokio::task::yield_now().await,
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({})", self.name)
+    }
+}
+
+impl HttpConnector for Connection {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let connection = self.clone();
+        HttpConnectorFuture::new(async move {
+            let call = call(&request);
+            connection.meet(true).await;
+            let (answer, answered) = oneshot::channel();
+            let (world, name) = (connection.world.clone(), connection.name.clone());
+            go(async move {
+                // Whoever asked may be gone.
+                _ = answer.send(world.serve(&name, call).await);
+            });
+            let answer = answered.await.unwrap_or(Answer::Broken);
+            connection.meet(false).await;
+            match answer {
+                Answer::Of(status, body) => response(status, &body),
+                Answer::Broken => Err(ConnectorError::io("the connection broke".into())),
+                Answer::Silence => std::future::pending().await,
+            }
+        })
+    }
+}
+
+impl HttpClient for Connection {
+    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+        SharedHttpConnector::new(self.clone())
+    }
+}
+
+/// Names the operation: in DynamoDB's and SQS's protocol a header does, in Scheduler's the method and the path.
+fn call(request: &HttpRequest) -> Call {
+    let body = request.body().bytes().and_then(|body| serde_json::from_slice(body).ok());
+    let mut body: Value = body.unwrap_or_default();
+    let target = request.headers().get("x-amz-target").and_then(|target| target.rsplit('.').next());
+    let operation = match (target, request.uri().rsplit_once("/schedules/")) {
+        (Some(operation), _) => operation,
+        (None, Some((_, name))) if request.method() == "POST" => {
+            body["Name"] = name.into();
+            "CreateSchedule"
+        }
+        (None, _) => "",
+    };
+    Call { operation: operation.to_owned(), request: body }
+}
+
+fn response(status: u16, body: &Value) -> Result<HttpResponse, ConnectorError> {
+    let status = status.try_into().map_err(|error| ConnectorError::other(Box::new(error), None))?;
+    let mut response = HttpResponse::new(status, body.to_string().into());
+    response.headers_mut().insert("content-type", "application/x-amz-json-1.0");
+    Ok(response)
+}

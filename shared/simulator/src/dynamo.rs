@@ -1,0 +1,90 @@
+//! DynamoDB's JSON, and the calls of the database behind the wire.
+
+use dynoxide::{Database, DynoxideError};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
+
+/// An item's key: partition key, sort key.
+pub(crate) type Place = (String, String);
+
+/// Carries an operation out, or nothing where it is none of DynamoDB's.
+pub(crate) fn carry_out(database: &Database, operation: &str, request: &Value) -> Option<(u16, Value)> {
+    let answer = match operation {
+        "CreateTable" => run(request, |request| database.create_table(request)),
+        "GetItem" => run(request, |request| database.get_item(request)),
+        "BatchGetItem" => run(request, |request| database.batch_get_item(request)),
+        "Query" => run(request, |request| database.query(request)),
+        "Scan" => run(request, |request| database.scan(request)),
+        "PutItem" => run(request, |request| database.put_item(request)),
+        "UpdateItem" => run(request, |request| database.update_item(request)),
+        "DeleteItem" => run(request, |request| database.delete_item(request)),
+        "TransactWriteItems" => run(request, |request| database.transact_write_items(request)),
+        "TransactGetItems" => run(request, |request| database.transact_get_items(request)),
+        _ => return None,
+    };
+    Some(match answer {
+        Ok(body) => (200, body),
+        Err(error) => (error.status_code(), serde_json::from_str(&error.to_json()).unwrap_or_default()),
+    })
+}
+
+fn run<Q: DeserializeOwned, A: Serialize>(
+    request: &Value,
+    operation: impl FnOnce(Q) -> Result<A, DynoxideError>,
+) -> Result<Value, DynoxideError> {
+    let request = Q::deserialize(request).map_err(|error| DynoxideError::SerializationException(error.to_string()))?;
+    let answer = operation(request)?;
+    serde_json::to_value(answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
+}
+
+/// The item at a place, as it is now.
+pub(crate) fn item(database: &Database, table: &str, place: &Place) -> Option<Value> {
+    let request = json!({ "TableName": table, "Key": key(place), "ConsistentRead": true });
+    let (_, mut answer) = carry_out(database, "GetItem", &request)?;
+    answer.get_mut("Item").map(Value::take)
+}
+
+pub(crate) fn key(place: &Place) -> Value {
+    json!({ "pk": { "S": place.0 }, "sk": { "S": place.1 } })
+}
+
+/// The places that a write touches, each once, in the order of its actions.
+pub(crate) fn places(operation: &str, request: &Value) -> Vec<Place> {
+    let place = |item: &Value| -> Option<Place> {
+        Some((item["pk"]["S"].as_str()?.to_owned(), item["sk"]["S"].as_str()?.to_owned()))
+    };
+    match operation {
+        "PutItem" => place(&request["Item"]).into_iter().collect(),
+        "UpdateItem" | "DeleteItem" => place(&request["Key"]).into_iter().collect(),
+        "TransactWriteItems" => actions(request).filter_map(|action| place(target(action))).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A transaction's actions.
+pub(crate) fn actions(request: &Value) -> impl Iterator<Item = &Value> {
+    request["TransactItems"].as_array().into_iter().flatten()
+}
+
+fn target(action: &Value) -> &Value {
+    let (kind, inner) =
+        action.as_object().and_then(|action| action.iter().next()).map_or(("", action), |(k, v)| (k, v));
+    if kind == "Put" { &inner["Item"] } else { &inner["Key"] }
+}
+
+/// An item without DynamoDB's type tags: numbers as integers, since the table has no others.
+pub(crate) fn plain_item(item: &Value) -> Value {
+    let attributes = item.as_object().into_iter().flatten();
+    Value::Object(attributes.map(|(name, value)| (name.clone(), plain(value))).collect::<Map<_, _>>())
+}
+
+fn plain(value: &Value) -> Value {
+    let Some((kind, inner)) = value.as_object().and_then(|value| value.iter().next()) else { return Value::Null };
+    match (kind.as_str(), inner) {
+        ("S" | "BOOL", inner) => inner.clone(),
+        ("N", Value::String(digits)) => digits.parse::<i64>().map_or(Value::Null, Value::from),
+        ("L", Value::Array(values)) => values.iter().map(plain).collect(),
+        ("M", inner) => plain_item(inner),
+        _ => Value::Null,
+    }
+}

@@ -1,0 +1,184 @@
+//! What goes wrong, how often, and how often it did.
+
+use std::fmt;
+
+/// One kind of trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(usize)]
+pub enum Fault {
+    /// A call answered with "internal error", and not carried out.
+    Refused,
+    /// A call carried out, and answered with "internal error".
+    ErrorAfter,
+    /// A call whose connection broke before it arrived.
+    LostBefore,
+    /// A call carried out, whose connection broke before the answer.
+    LostAfter,
+    /// A call that never arrives, on a connection that stays silent.
+    Hang,
+    /// A call carried out long after its caller gave up waiting.
+    Slow,
+    /// A write that arrives once more, minutes later, when its ClientRequestToken is forgotten.
+    LateCopy,
+    /// A call refused for its rate.
+    Throttled,
+    /// A write that meets somebody else's transaction.
+    Conflict,
+    /// A cancelled transaction that names further reasons beside the failed condition.
+    Reasons,
+    /// A BatchGetItem that leaves keys unprocessed.
+    Unprocessed,
+    /// A page of a query or a scan that ends before its limit.
+    ShortPage,
+    /// An index that shows a reservation as it was up to half a minute ago.
+    StaleIndex,
+    /// An environment killed before one of its calls leaves.
+    KilledBefore,
+    /// An environment killed when the answer to one of its calls arrives.
+    KilledAfter,
+    /// An environment killed at any other moment.
+    KilledAnytime,
+    /// An environment frozen before or after one of its calls, and thawed seconds later.
+    Frozen,
+    /// A new environment although another is free.
+    ColdStart,
+    /// A schedule that fires twice.
+    EventTwice,
+    /// A schedule that fires minutes late.
+    EventLate,
+    /// A schedule that never fires.
+    EventLost,
+    /// A sweep that does not come.
+    SweepLost,
+    /// A queue's message delivered twice.
+    MessageTwice,
+    /// A message in the queue that makes no sense.
+    Poison,
+    /// A service that is away for a while.
+    Away,
+    /// An ended reservation that DynamoDB's clean-up deletes.
+    Ttl,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 26] = [
+        Self::Refused,
+        Self::ErrorAfter,
+        Self::LostBefore,
+        Self::LostAfter,
+        Self::Hang,
+        Self::Slow,
+        Self::LateCopy,
+        Self::Throttled,
+        Self::Conflict,
+        Self::Reasons,
+        Self::Unprocessed,
+        Self::ShortPage,
+        Self::StaleIndex,
+        Self::KilledBefore,
+        Self::KilledAfter,
+        Self::KilledAnytime,
+        Self::Frozen,
+        Self::ColdStart,
+        Self::EventTwice,
+        Self::EventLate,
+        Self::EventLost,
+        Self::SweepLost,
+        Self::MessageTwice,
+        Self::Poison,
+        Self::Away,
+        Self::Ttl,
+    ];
+
+    /// Its name on the command line and in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::ErrorAfter => "error-after",
+            Self::LostBefore => "lost-before",
+            Self::LostAfter => "lost-after",
+            Self::Hang => "hang",
+            Self::Slow => "slow",
+            Self::LateCopy => "late-copy",
+            Self::Throttled => "throttled",
+            Self::Conflict => "conflict",
+            Self::Reasons => "reasons",
+            Self::Unprocessed => "unprocessed",
+            Self::ShortPage => "short-page",
+            Self::StaleIndex => "stale-index",
+            Self::KilledBefore => "killed-before",
+            Self::KilledAfter => "killed-after",
+            Self::KilledAnytime => "killed-anytime",
+            Self::Frozen => "frozen",
+            Self::ColdStart => "cold-start",
+            Self::EventTwice => "event-twice",
+            Self::EventLate => "event-late",
+            Self::EventLost => "event-lost",
+            Self::SweepLost => "sweep-lost",
+            Self::MessageTwice => "message-twice",
+            Self::Poison => "poison",
+            Self::Away => "away",
+            Self::Ttl => "ttl",
+        }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.name() == name)
+    }
+
+    /// How many in a thousand, where a history has this trouble at all: seldom, often, or almost always something.
+    pub(crate) const fn rates(self) -> [u32; 3] {
+        match self {
+            Self::Conflict | Self::Unprocessed | Self::ShortPage | Self::StaleIndex | Self::Reasons => [30, 100, 300],
+            Self::KilledBefore | Self::KilledAfter | Self::KilledAnytime | Self::Frozen => [10, 50, 150],
+            Self::ColdStart => [50, 200, 1_000],
+            Self::EventTwice | Self::EventLate | Self::EventLost | Self::SweepLost | Self::MessageTwice => {
+                [100, 300, 700]
+            }
+            Self::Poison | Self::Away => [1_000, 1_000, 1_000],
+            Self::Ttl => [300, 700, 1_000],
+            Self::Refused
+            | Self::ErrorAfter
+            | Self::LostBefore
+            | Self::LostAfter
+            | Self::Hang
+            | Self::Slow
+            | Self::LateCopy
+            | Self::Throttled => [5, 30, 120],
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One number for each kind.
+pub type PerFault = [u64; Fault::ALL.len()];
+
+/// The troubles of one history.
+#[derive(Debug, Clone)]
+pub(crate) struct Faults {
+    /// How many in a thousand, of each kind.
+    pub(crate) per_mille: [u32; Fault::ALL.len()],
+    /// Whether any happen at all now.
+    pub(crate) on: bool,
+    /// How many happened.
+    pub(crate) injected: PerFault,
+}
+
+impl Faults {
+    /// Whether this trouble happens now; if so, it is counted.
+    pub(crate) fn strikes(&mut self, random: &mut fastrand::Rng, fault: Fault) -> bool {
+        let rate = self.per_mille[fault as usize];
+        // Drawn also where it is off, so that taking one kind away leaves the others' chances alone.
+        let drawn = random.u32(0..1_000);
+        let strikes = self.on && drawn < rate;
+        self.injected[fault as usize] += u64::from(strikes);
+        strikes
+    }
+}

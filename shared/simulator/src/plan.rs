@@ -1,0 +1,293 @@
+//! From a seed to a plan: which products there are, who does what, and what goes wrong how often.
+//!
+//! A plan is data. Taking parts of it away leaves the rest as it was, which is how a failing history is made small.
+
+use std::collections::BTreeSet;
+
+use crate::faults::Fault;
+
+/// One thing that somebody does.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    /// Reserves under the customer's `key`-th key; `body` tells requests under one key apart.
+    Reserve { key: u8, body: Vec<(usize, u32)> },
+    /// Confirms the reservation of that key, with the `payment`-th payment for it if any.
+    Confirm { key: u8, payment: Option<u8> },
+    /// Cancels it.
+    Cancel { key: u8 },
+    /// Extends it.
+    Extend { key: u8, seconds: u32 },
+    /// Reads it.
+    Get { key: u8 },
+    /// Lists one's own reservations, or orders.
+    List { orders: bool },
+    /// Looks at a product.
+    Look { product: usize },
+    /// Tries to confirm, cancel, extend and read what is another's.
+    Trespass { victim: usize, key: u8 },
+    /// Waits until so many milliseconds after the hold of that key ends, as far as the customer knows.
+    AroundExpiry { key: u8, offset_ms: i64 },
+    /// An admin changes the stock, under the admin's `key`-th key.
+    Adjust { key: u8, product: usize, delta: i64, expecting: bool },
+    /// An admin changes a product.
+    Change { product: usize, what: Change },
+    /// An admin lists failed confirmations, and then does something about one of them.
+    Failed { then: Settle },
+    /// An admin lists reservations, or reads a ledger.
+    Audit { ledger: Option<usize> },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    Price(u64),
+    Limit(Option<u32>),
+    Pause,
+    OnSale,
+    Hold(u32),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Settle {
+    Nothing,
+    Retry,
+    Resolve,
+    Redrive,
+}
+
+/// What somebody does at one moment: all of it at once.
+#[derive(Debug, Clone)]
+pub(crate) struct Moment {
+    /// Its number in the plan: what a smaller plan keeps or leaves out.
+    pub(crate) number: usize,
+    /// How long they wait before.
+    pub(crate) wait_ms: u64,
+    pub(crate) steps: Vec<Step>,
+    /// How often they ask again after no answer.
+    pub(crate) patience: u32,
+}
+
+/// Who acts. The first is the admin.
+#[derive(Debug, Clone)]
+pub(crate) struct Actor {
+    pub(crate) name: String,
+    pub(crate) admin: bool,
+    pub(crate) moments: Vec<Moment>,
+    /// What they do after the long pause.
+    pub(crate) afterwards: Vec<Moment>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct ProductPlan {
+    pub(crate) id: String,
+    pub(crate) total: u64,
+    pub(crate) shards: u32,
+    pub(crate) hold_seconds: u32,
+    pub(crate) limit: Option<u32>,
+    pub(crate) price_minor: u64,
+}
+
+/// The whole plan.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) products: Vec<ProductPlan>,
+    pub(crate) actors: Vec<Actor>,
+    pub(crate) per_mille: [u32; Fault::ALL.len()],
+    /// The long pause before the replays: minutes, hours or weeks.
+    pub(crate) pause_seconds: u64,
+    /// How long a service is away, if one is.
+    pub(crate) away_ms: u64,
+}
+
+/// What is left of a plan: everything, unless a smaller history is looked for or replayed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The moments that happen; all where this is absent.
+    pub moments: Option<BTreeSet<usize>>,
+    /// The kinds of trouble that may happen; all where this is absent.
+    pub faults: Option<BTreeSet<Fault>>,
+}
+
+/// Longer than an ended reservation is kept.
+pub(crate) const WEEKS: u64 = 32 * 86_400;
+
+impl Plan {
+    pub(crate) fn of(seed: u64, part: &Part) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let products = products(&mut random);
+        let per_mille = troubles(&mut random, part);
+        let mut number = 0;
+        let customers = random.usize(2..=4);
+        let mut actors = vec![admin(&mut random, &products, &mut number)];
+        actors.extend((0..customers).map(|n| customer(n, customers, &mut random, &products, &mut number)));
+        if let Some(kept) = &part.moments {
+            for actor in &mut actors {
+                actor.moments.retain(|moment| kept.contains(&moment.number));
+                actor.afterwards.retain(|moment| kept.contains(&moment.number));
+            }
+        }
+        let pause_seconds = [0, 0, 660, 25 * 3_600, WEEKS][random.usize(0..5)];
+        Self { seed, products, actors, per_mille, pause_seconds, away_ms: random.u64(500..40_000) }
+    }
+
+    /// The kinds of trouble that this plan has.
+    pub(crate) fn faults(&self) -> BTreeSet<Fault> {
+        Fault::ALL.into_iter().filter(|&fault| self.per_mille[fault as usize] > 0).collect()
+    }
+
+    /// The numbers of all moments.
+    pub(crate) fn moments(&self) -> BTreeSet<usize> {
+        let all = self.actors.iter().flat_map(|actor| actor.moments.iter().chain(&actor.afterwards));
+        all.map(|moment| moment.number).collect()
+    }
+}
+
+fn products(random: &mut fastrand::Rng) -> Vec<ProductPlan> {
+    let count = random.usize(1..=3);
+    (0..count)
+        .map(|n| ProductPlan {
+            id: format!("p{n}"),
+            // Few units, so that customers get into each other's way.
+            total: random.u64(1..=9),
+            shards: random.u32(1..=3),
+            hold_seconds: [10, 10, 15, 30][random.usize(0..4)],
+            limit: [None, Some(2), Some(4)][random.usize(0..3)],
+            price_minor: random.u64(1..5_000),
+        })
+        .collect()
+}
+
+fn troubles(random: &mut fastrand::Rng, part: &Part) -> [u32; Fault::ALL.len()] {
+    let mut per_mille = [0; Fault::ALL.len()];
+    // One history in eight has no trouble at all; in the others each kind is there or not, so that none hides another.
+    let quiet = random.u32(0..8) == 0;
+    for fault in Fault::ALL {
+        let rates = fault.rates();
+        let rate = rates[random.usize(0..rates.len())];
+        let there = random.u32(0..3) == 0;
+        let kept = part.faults.as_ref().is_none_or(|kept| kept.contains(&fault));
+        if there && kept && !quiet {
+            per_mille[fault as usize] = rate;
+        }
+    }
+    per_mille
+}
+
+fn body(random: &mut fastrand::Rng, products: &[ProductPlan]) -> Vec<(usize, u32)> {
+    let lines = random.usize(1..=products.len());
+    let mut chosen: Vec<usize> = (0..products.len()).collect();
+    random.shuffle(&mut chosen);
+    chosen.truncate(lines);
+    chosen.into_iter().map(|product| (product, random.u32(1..=3))).collect()
+}
+
+fn customer(
+    n: usize,
+    customers: usize,
+    random: &mut fastrand::Rng,
+    products: &[ProductPlan],
+    number: &mut usize,
+) -> Actor {
+    let keys = random.u8(1..=3);
+    let bodies: Vec<_> = (0..keys).map(|_| body(random, products)).collect();
+    let moments = random.usize(3..=7);
+    let reserve = |random: &mut fastrand::Rng, key: u8, other: bool| {
+        let body = if other { body(random, products) } else { bodies[usize::from(key)].clone() };
+        Step::Reserve { key, body }
+    };
+    let moment = |random: &mut fastrand::Rng, number: &mut usize, steps: Vec<Step>| {
+        *number += 1;
+        let wait_ms = [0, random.u64(0..50), random.u64(0..3_000), random.u64(0..15_000)][random.usize(0..4)];
+        Moment { number: *number - 1, wait_ms, steps, patience: random.u32(0..4) }
+    };
+    let mut all = Vec::new();
+    for at in 0..moments {
+        let key = random.u8(0..keys);
+        let payment = random.bool().then(|| random.u8(0..2));
+        let first = at == 0 || random.u32(0..3) == 0;
+        let steps = if first {
+            let mut steps = vec![reserve(random, key, false)];
+            match random.u32(0..6) {
+                0 => steps.push(reserve(random, key, false)),
+                1 => steps.push(reserve(random, key, true)),
+                2 => {
+                    let another = random.u8(0..keys);
+                    steps.push(reserve(random, another, false));
+                }
+                _ => {}
+            }
+            steps
+        } else {
+            let confirm = Step::Confirm { key, payment };
+            match random.u32(0..16) {
+                0..=3 => vec![confirm],
+                4 => vec![confirm, Step::Cancel { key }],
+                5 => vec![confirm, Step::Confirm { key, payment: Some(random.u8(0..2)) }],
+                6 => vec![confirm.clone(), confirm],
+                7 => vec![Step::Cancel { key }],
+                8 => vec![Step::Extend { key, seconds: random.u32(10..40) }],
+                9 => vec![Step::Extend { key, seconds: random.u32(10..40) }, confirm],
+                10 => {
+                    let other = random.u32(0..4) == 0;
+                    vec![reserve(random, key, other)]
+                }
+                11 => vec![Step::Get { key }, Step::List { orders: random.bool() }],
+                12 => vec![Step::Look { product: random.usize(0..products.len()) }],
+                13 => vec![Step::Trespass { victim: random.usize(0..customers), key: random.u8(0..3) }],
+                _ => vec![Step::AroundExpiry { key, offset_ms: random.i64(-6_000..7_000) }, confirm],
+            }
+        };
+        all.push(moment(random, number, steps));
+    }
+    let afterwards = (0..random.usize(0..=3))
+        .map(|_| {
+            let key = random.u8(0..keys);
+            let steps = match random.u32(0..6) {
+                0..=2 => vec![reserve(random, key, false)],
+                3 => vec![reserve(random, key, true)],
+                4 => vec![Step::Confirm { key, payment: random.bool().then(|| random.u8(0..2)) }],
+                _ => vec![Step::Cancel { key }],
+            };
+            moment(random, number, steps)
+        })
+        .collect();
+    Actor { name: format!("customer-{n}"), admin: false, moments: all, afterwards }
+}
+
+fn admin(random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usize) -> Actor {
+    let step = |random: &mut fastrand::Rng| {
+        let product = random.usize(0..products.len());
+        match random.u32(0..12) {
+            0..=3 => {
+                let delta = [-3, -1, 1, 4][random.usize(0..4)];
+                Step::Adjust { key: random.u8(0..3), product, delta, expecting: random.u32(0..3) == 0 }
+            }
+            4..=7 => {
+                let what = match random.u32(0..6) {
+                    0 | 1 => Change::Price(random.u64(1..5_000)),
+                    2 => Change::Limit([None, Some(1), Some(3)][random.usize(0..3)]),
+                    3 => Change::Pause,
+                    4 => Change::OnSale,
+                    _ => Change::Hold([10, 20][random.usize(0..2)]),
+                };
+                Step::Change { product, what }
+            }
+            8..=10 => Step::Failed {
+                then: [Settle::Nothing, Settle::Retry, Settle::Resolve, Settle::Redrive][random.usize(0..4)],
+            },
+            _ => Step::Audit { ledger: random.bool().then_some(product) },
+        }
+    };
+    let mut moment = |random: &mut fastrand::Rng| {
+        let mut steps = vec![step(random)];
+        if random.u32(0..4) == 0 {
+            // The same again, or something else, at the same time.
+            steps.push(if random.bool() { steps[0].clone() } else { step(random) });
+        }
+        *number += 1;
+        Moment { number: *number - 1, wait_ms: random.u64(0..12_000), steps, patience: random.u32(0..3) }
+    };
+    let moments = (0..random.usize(0..=5)).map(|_| moment(random)).collect();
+    let afterwards = (0..random.usize(0..=1)).map(|_| moment(random)).collect();
+    Actor { name: "admin".to_owned(), admin: true, moments, afterwards }
+}

@@ -1,0 +1,508 @@
+//! Bugs, planted on purpose: what the promises must catch.
+//!
+//! Each lives on the wire, as the request, the belief or the reply of a function that has the bug: a condition left
+//! out, a reason read from the wrong position, a message never sent. So they need no switch in the functions, and one
+//! build serves them all.
+
+use serde_json::{Value, json};
+
+use crate::cloud::Function;
+use crate::dynamo;
+use crate::world::Call;
+
+/// A planted bug.
+#[derive(Debug)]
+pub struct Planted {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// The mistake.
+    pub what: &'static str,
+    asks: Option<fn(&mut Call) -> Option<(u16, Value)>>,
+    hears: Option<fn(&Call, u16, &mut Value)>,
+    says: Option<fn(Function, &Value, &mut Value)>,
+    ignores: Option<fn(Function, &Value) -> bool>,
+}
+
+impl Planted {
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        ALL.iter().find(|planted| planted.name == name)
+    }
+
+    /// The request as it is sent with the bug; where it is not sent at all, what is believed to be the answer.
+    pub(crate) fn asked(&self, call: &mut Call) -> Option<(u16, Value)> {
+        self.asks.and_then(|ask| ask(call))
+    }
+
+    /// The answer as it is understood with the bug.
+    pub(crate) fn answered(&self, call: &Call, status: u16, body: &mut Value) {
+        if let Some(hear) = self.hears {
+            hear(call, status, body);
+        }
+    }
+
+    /// Whether the function does nothing with this event.
+    pub(crate) fn ignored(&self, function: Function, event: &Value) -> bool {
+        self.ignores.is_some_and(|ignores| ignores(function, event))
+    }
+
+    /// The function's reply with the bug.
+    pub(crate) fn replied(&self, function: Function, event: &Value, reply: &mut Value) {
+        if let Some(say) = self.says {
+            say(function, event, reply);
+        }
+    }
+}
+
+const fn asks(name: &'static str, what: &'static str, ask: fn(&mut Call) -> Option<(u16, Value)>) -> Planted {
+    Planted { name, what, asks: Some(ask), hears: None, says: None, ignores: None }
+}
+
+const fn hears(name: &'static str, what: &'static str, hear: fn(&Call, u16, &mut Value)) -> Planted {
+    Planted { name, what, asks: None, hears: Some(hear), says: None, ignores: None }
+}
+
+const fn says(name: &'static str, what: &'static str, say: fn(Function, &Value, &mut Value)) -> Planted {
+    Planted { name, what, asks: None, hears: None, says: Some(say), ignores: None }
+}
+
+const fn ignores(name: &'static str, what: &'static str, ignores: fn(Function, &Value) -> bool) -> Planted {
+    Planted { name, what, asks: None, hears: None, says: None, ignores: Some(ignores) }
+}
+
+/// What a write is for, told by its actions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deed {
+    Reserve,
+    Release,
+    Retake,
+    Adjust,
+    Other,
+}
+
+fn deed(call: &Call) -> Deed {
+    if call.operation != "TransactWriteItems" {
+        return Deed::Other;
+    }
+    let text = call.request.to_string();
+    let begins =
+        |prefix: &str| dynamo::places(&call.operation, &call.request).iter().any(|(pk, _)| pk.starts_with(prefix));
+    if begins("ADJUST#") {
+        Deed::Adjust
+    } else if !begins("HOLD#") {
+        Deed::Other
+    } else if text.contains("#confirmed_late") {
+        Deed::Retake
+    } else if text.contains("#status = :end") {
+        Deed::Release
+    } else {
+        Deed::Reserve
+    }
+}
+
+/// The part of a transaction's action that names an item, its condition and its update.
+fn parts<'a>(call: &'a mut Call, prefix: &'a str) -> impl Iterator<Item = &'a mut Value> {
+    let actions = call.request.get_mut("TransactItems").and_then(Value::as_array_mut);
+    let parts = actions.into_iter().flatten().filter_map(|action| action.as_object_mut()?.values_mut().next());
+    parts.filter(move |part| {
+        let key = if part["Item"].is_object() { &part["Item"] } else { &part["Key"] };
+        key["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with(prefix))
+    })
+}
+
+/// Puts `new` in place of `old` in an expression, and drops the values that no expression names any more: DynamoDB
+/// refuses those.
+fn rewrite(part: &mut Value, member: &str, old: &str, new: &str) {
+    let Some(text) = part[member].as_str() else { return };
+    let changed = text.replace(old, new);
+    if changed.is_empty() {
+        part.as_object_mut().map(|part| part.remove(member));
+    } else {
+        part[member] = changed.into();
+    }
+    let expressions: String =
+        ["UpdateExpression", "ConditionExpression"].iter().filter_map(|name| part[*name].as_str()).collect();
+    for (member, sign) in [("ExpressionAttributeValues", ':'), ("ExpressionAttributeNames", '#')] {
+        let used = |name: &str| {
+            expressions.split(sign).skip(1).any(|rest| {
+                rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next() == name.strip_prefix(sign)
+            })
+        };
+        let empty = part[member].as_object_mut().is_some_and(|names| {
+            names.retain(|name, _| used(name));
+            names.is_empty()
+        });
+        if empty {
+            part.as_object_mut().map(|part| part.remove(member));
+        }
+    }
+}
+
+fn condition(part: &mut Value, old: &str, new: &str) {
+    rewrite(part, "ConditionExpression", old, new);
+}
+
+/// The actions of a deed on items whose key begins with `prefix`: `old` becomes `new` in their conditions.
+fn in_condition(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> Option<(u16, Value)> {
+    if deed(call) == of {
+        parts(call, prefix).for_each(|part| condition(part, old, new));
+    }
+    None
+}
+
+/// The same in their updates.
+fn in_update(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> Option<(u16, Value)> {
+    if deed(call) == of {
+        parts(call, prefix).for_each(|part| rewrite(part, "UpdateExpression", old, new));
+    }
+    None
+}
+
+/// Takes actions out of a transaction.
+fn without(call: &mut Call, of: Deed, prefix: &str) -> Option<(u16, Value)> {
+    if deed(call) == of
+        && let Some(actions) = call.request["TransactItems"].as_array_mut()
+    {
+        actions.retain(|action| {
+            let part = action.as_object().and_then(|action| action.values().next());
+            let pk = part.and_then(|part| part["Key"]["pk"]["S"].as_str());
+            !pk.is_some_and(|pk| pk.starts_with(prefix))
+        });
+    }
+    None
+}
+
+/// Rewrites the condition of a plain update whose update expression contains `marker`.
+fn plain(call: &mut Call, marker: &str, old: &str, new: &str) -> Option<(u16, Value)> {
+    let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
+    if call.operation == "UpdateItem" && update.contains(marker) {
+        condition(&mut call.request, old, new);
+    }
+    None
+}
+
+/// The same for its update.
+fn plain_update(call: &mut Call, marker: &str, old: &str, new: &str) -> Option<(u16, Value)> {
+    let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
+    if call.operation == "UpdateItem" && update.contains(marker) {
+        rewrite(&mut call.request, "UpdateExpression", old, new);
+    }
+    None
+}
+
+fn body(reply: &Value) -> Value {
+    reply["body"].as_str().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default()
+}
+
+fn number(part: &mut Value, name: &str, change: impl Fn(i64) -> i64) {
+    let value = &mut part["ExpressionAttributeValues"][name]["N"];
+    if let Some(number) = value.as_str().and_then(|digits| digits.parse().ok()) {
+        *value = change(number).to_string().into();
+    }
+}
+
+/// The conditions of a confirmation in time.
+const CONFIRMS: &str = "#confirmed_at = :now";
+
+/// All planted bugs.
+pub static ALL: &[Planted] = &[
+    // ---- reserve
+    asks("reserve-without-stock-condition", "reserve takes units without `available >= :q`", |call| {
+        in_condition(call, Deed::Reserve, "STOCK#", "#available >= :q AND ", "")
+    }),
+    asks("reserve-without-version-condition", "reserve does not ask the shard for a newer product", |call| {
+        in_condition(call, Deed::Reserve, "STOCK#", " AND #product_version <= :v", "")
+    }),
+    asks("reserve-over-existing", "reserve puts the reservation without `attribute_not_exists`", |call| {
+        in_condition(call, Deed::Reserve, "HOLD#", "attribute_not_exists(#pk)", "")
+    }),
+    asks(
+        "reserve-without-limit-condition",
+        "reserve counts the customer's units and does not look at the limit",
+        |call| in_condition(call, Deed::Reserve, "LIMIT#", "attribute_not_exists(#units) OR #units <= :room", ""),
+    ),
+    asks("reserve-without-limit", "reserve does not count the customer's units", |call| {
+        without(call, Deed::Reserve, "LIMIT#")
+    }),
+    asks("reserve-without-stock", "reserve makes the reservation and takes no units", |call| {
+        without(call, Deed::Reserve, "STOCK#")
+    }),
+    asks("reserve-in-two-steps", "reserve takes the units first and makes the reservation in a second call", |call| {
+        if deed(call) == Deed::Reserve {
+            let actions = call.request["TransactItems"].as_array_mut()?;
+            actions.retain(|action| !action["Put"].is_object());
+        }
+        None
+    }),
+    asks("reserve-takes-one-too-few", "reserve takes one unit less than it promises", |call| {
+        if deed(call) == Deed::Reserve {
+            parts(call, "STOCK#").for_each(|part| number(part, ":q", |units| (units - 1).max(1)));
+        }
+        None
+    }),
+    asks("reserve-due-too-late", "the index of holds shows a new hold a minute after it ends", |call| {
+        if deed(call) == Deed::Reserve {
+            for part in parts(call, "HOLD#") {
+                let due = part["Item"]["due_at"]["N"].as_str().and_then(|due| due.parse::<i64>().ok());
+                part["Item"]["due_at"]["N"] = (due.unwrap_or_default() + 60_000).to_string().into();
+            }
+        }
+        None
+    }),
+    asks("holds-are-cleaned-up", "a hold has a `ttl` from the start", |call| {
+        if deed(call) == Deed::Reserve {
+            parts(call, "HOLD#").for_each(|part| part["Item"]["ttl"] = json!({ "N": "1763700600" }));
+        }
+        None
+    }),
+    // ---- what ends a hold
+    asks("release-without-status", "a release does not ask whether the hold is still held", |call| {
+        in_condition(call, Deed::Release, "HOLD#", "#status = :held AND ", "")
+    }),
+    asks("release-without-created-at", "a release does not ask whether it is still the hold that was read", |call| {
+        in_condition(call, Deed::Release, "HOLD#", " AND #created_at = :seen", "")
+    }),
+    asks("expiry-checked-only-on-read", "expire looks at the time when it reads, and not when it writes", |call| {
+        in_condition(call, Deed::Release, "HOLD#", " AND #expires_at <= :now", "")
+    }),
+    asks("restore-twice", "a release gives twice the units back", |call| {
+        in_update(call, Deed::Release, "STOCK#", "#available + :q", "#available + :q + :q")
+    }),
+    asks("restore-nothing", "a release ends the hold and gives nothing back", |call| {
+        without(call, Deed::Release, "STOCK#")
+    }),
+    asks("restore-to-the-first-shard", "a release gives all units back to the first shard", |call| {
+        if deed(call) == Deed::Release {
+            let first = parts(call, "STOCK#").next()?["Key"]["pk"]["S"].as_str()?.rsplit_once('#')?.0.to_owned();
+            let mut seen = false;
+            for part in parts(call, "STOCK#") {
+                if !seen {
+                    part["Key"]["pk"]["S"] = format!("{first}#0").into();
+                    seen = true;
+                }
+            }
+        }
+        None
+    }),
+    asks("restore-without-limit", "a release does not give the customer's limit back", |call| {
+        without(call, Deed::Release, "LIMIT#")
+    }),
+    asks("released-stays-due", "a released hold stays in the index of holds", |call| {
+        in_update(call, Deed::Release, "HOLD#", " REMOVE #due_key, #due_at", "")
+    }),
+    hears(
+        "sweep-reads-one-partition",
+        "expire reads one partition of the index and forgets the others",
+        |call, _, body| {
+            let key = call.request["ExpressionAttributeValues"][":key"]["S"].as_str();
+            if call.operation == "Query" && key.is_some_and(|key| key.starts_with("DUE#") && key != "DUE#0") {
+                body["Items"] = json!([]);
+                body.as_object_mut().map(|body| body.remove("LastEvaluatedKey"));
+            }
+        },
+    ),
+    hears("pages-forgotten", "a query ends with its first page", |call, _, body| {
+        if call.operation == "Query" {
+            body.as_object_mut().map(|body| body.remove("LastEvaluatedKey"));
+        }
+    }),
+    // ---- confirm
+    asks("confirm-without-status", "confirm does not ask whether the hold is still held", |call| {
+        plain(call, CONFIRMS, " AND #status = :held", "")
+    }),
+    asks("confirm-without-time", "confirm does not ask whether the hold's time is over", |call| {
+        plain(call, CONFIRMS, " AND #expires_at > :at", "")
+    }),
+    asks("confirm-without-owner", "confirm does not ask whose reservation it is", |call| {
+        plain(call, CONFIRMS, "#customer = :customer AND ", "")
+    }),
+    asks("confirmed-stays-due", "an order stays in the index of holds", |call| {
+        plain_update(call, CONFIRMS, "#due_key, #due_at, ", "")
+    }),
+    asks("payment-not-written", "confirm forgets to write the payment down", |call| {
+        plain_update(call, CONFIRMS, ", #payment_reference = :payment", "")
+    }),
+    asks("payment-overwritten", "a second payment takes the first one's place", |call| {
+        plain(call, "SET #payment_reference = :payment", " AND attribute_not_exists(#payment_reference)", "")
+    }),
+    asks("retake-without-status", "a late confirmation does not ask whether the hold has expired", |call| {
+        in_condition(call, Deed::Retake, "HOLD#", "#status = :expired AND ", "")
+    }),
+    asks("retake-without-units", "a late confirmation does not take the units again", |call| {
+        without(call, Deed::Retake, "STOCK#")
+    }),
+    asks("retake-without-stock-condition", "a late confirmation takes units that are not there", |call| {
+        in_condition(call, Deed::Retake, "STOCK#", "#available >= :q", "attribute_exists(#pk)")
+    }),
+    asks("retake-without-limit", "a late confirmation does not count against the limit", |call| {
+        without(call, Deed::Retake, "LIMIT#")
+    }),
+    asks("extend-without-status", "extend does not ask whether the hold is still held", |call| {
+        plain(call, "#due_at = :until", "#status = :held AND ", "")
+    }),
+    asks("extend-on-old-news", "extend does not ask whether the hold still ends when it did", |call| {
+        plain(call, "#due_at = :until", " AND #expires_at = :seen", "")
+    }),
+    asks("extend-forgets-the-index", "extend leaves the index of holds as it was", |call| {
+        plain_update(call, "#due_at = :until", ", #due_at = :until", "")
+    }),
+    // ---- queues
+    asks("forgets-the-queue", "confirm says that the queue has it, and never sent it", |call| {
+        let sends = call.operation == "SendMessage" && call.request["QueueUrl"].as_str()?.ends_with("/confirmations");
+        sends.then(|| (200, json!({ "MessageId": "none" })))
+    }),
+    asks("forgets-the-refund", "confirm says that a refund is due, and writes it nowhere", |call| {
+        let sends =
+            call.operation == "SendMessage" && call.request["QueueUrl"].as_str()?.ends_with("/failed-confirmations");
+        sends.then(|| (200, json!({ "MessageId": "none" })))
+    }),
+    asks("deleted-before-recorded", "a failed confirmation leaves the queue and is written down nowhere", |call| {
+        let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
+        (call.operation == "UpdateItem" && update.contains("#first_failed_at"))
+            .then(|| (200, json!({ "Attributes": failed_item(&call.request) })))
+    }),
+    asks("settled-opens-again", "a late copy opens a failed confirmation that was settled", |call| {
+        let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
+        if call.operation == "UpdateItem" && update.contains("#first_failed_at") {
+            call.request["ConditionExpression"] =
+                "attribute_not_exists(#pk) OR #state = :open OR #state = :retrying OR attribute_exists(#pk)".into();
+        }
+        None
+    }),
+    says("batch-failures-forgotten", "confirm does not name the messages of a batch that failed", |_, event, reply| {
+        if event["Records"].is_array() {
+            reply["batchItemFailures"] = json!([]);
+        }
+    }),
+    says("batch-fails-as-a-whole", "one bad message sends its whole batch back, for ever", |_, event, reply| {
+        if let Some(records) = event["Records"].as_array()
+            && reply["batchItemFailures"].as_array().is_some_and(|failures| !failures.is_empty())
+        {
+            let all = records.iter().map(|record| json!({ "itemIdentifier": record["messageId"] }));
+            reply["batchItemFailures"] = all.collect();
+        }
+    }),
+    says(
+        "acknowledged-before-durable",
+        "confirm answers 202 although the queue did not answer",
+        |function, _, reply| {
+            if function == Function::Confirm && reply["statusCode"] == 503 {
+                reply["statusCode"] = 202.into();
+                reply["body"] = r#"{"status":"queued"}"#.into();
+            }
+        },
+    ),
+    // ---- schedules
+    asks("trusts-the-environment", "reserve believes that the schedule exists, and never made it", |call| {
+        (call.operation == "CreateSchedule").then(|| (200, json!({ "ScheduleArn": "none" })))
+    }),
+    asks("reminder-too-early", "the schedule fires a minute before the hold ends", |call| {
+        if call.operation == "CreateSchedule" {
+            let name = call.request["Name"].as_str().unwrap_or_default().to_owned();
+            let slot: i64 = name.rsplit('-').next().and_then(|slot| slot.parse().ok()).unwrap_or_default();
+            let at = slot - 60;
+            let (day, second) = (at.div_euclid(86_400), at.rem_euclid(86_400));
+            // 2025-11-21 is day 20,413.
+            if day == 20_413 {
+                let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+                call.request["ScheduleExpression"] = format!("at(2025-11-21T{hour:02}:{minute:02}:{second:02})").into();
+            }
+        }
+        None
+    }),
+    ignores("trusts-the-schedule", "the sweep does nothing: the one-time schedules will do", |_, event| {
+        event["kind"] == "sweep"
+    }),
+    // ---- products and stock
+    asks("shards-not-raised", "a change of a product does not reach its shards", |call| {
+        let raises = call.operation == "UpdateItem" && call.request["UpdateExpression"] == "SET #product_version = :v";
+        raises.then(|| (200, json!({})))
+    }),
+    asks("change-on-old-news", "a change of a product does not ask for its version", |call| {
+        plain(call, "#price_minor = :price_minor", "#version = :seen", "attribute_exists(#pk)")
+    }),
+    asks("adjust-without-key", "an adjustment does not remember its Idempotency-Key", |call| {
+        in_condition(call, Deed::Adjust, "ADJUST#", "attribute_not_exists(#pk)", "")
+    }),
+    asks("adjust-on-old-total", "an adjustment does not ask whether the total is still what it read", |call| {
+        in_condition(call, Deed::Adjust, "CATALOG", "#total = :seen", "attribute_exists(#pk)")
+    }),
+    asks("adjust-takes-held-units", "an adjustment takes units away that are not free", |call| {
+        in_condition(call, Deed::Adjust, "STOCK#", "#available >= :q", "attribute_exists(#pk)")
+    }),
+    asks("adjust-without-ledger", "an adjustment leaves nothing in the ledger", |call| {
+        if deed(call) == Deed::Adjust {
+            let actions = call.request["TransactItems"].as_array_mut()?;
+            actions.retain(|action| {
+                let pk = action["Put"]["Item"]["pk"]["S"].as_str();
+                !pk.is_some_and(|pk| pk.starts_with("LEDGER#"))
+            });
+        }
+        None
+    }),
+    // ---- answers misunderstood
+    hears("reasons-shifted", "the reasons of a cancelled transaction are read one position too far", |_, _, body| {
+        if let Some(reasons) = body["CancellationReasons"].as_array_mut()
+            && !reasons.is_empty()
+        {
+            reasons.rotate_right(1);
+        }
+    }),
+    hears("last-reason-only", "only the last reason of a cancelled transaction is read", |_, _, body| {
+        if let Some(reasons) = body["CancellationReasons"].as_array_mut() {
+            let last = reasons.iter().rposition(|reason| reason["Code"] == "ConditionalCheckFailed");
+            for (at, reason) in reasons.iter_mut().enumerate() {
+                if last.is_some_and(|last| last != at) {
+                    *reason = json!({ "Code": "None" });
+                }
+            }
+        }
+    }),
+    hears(
+        "unprocessed-keys-forgotten",
+        "keys that DynamoDB left unprocessed are taken for items that are not there",
+        |_, _, body| {
+            if body["UnprocessedKeys"].is_object() {
+                body["UnprocessedKeys"] = json!({});
+            }
+        },
+    ),
+    hears(
+        "reasons-not-read",
+        "a transaction that a condition stopped is taken for one that met another",
+        |_, _, body| {
+            for reason in body["CancellationReasons"].as_array_mut().into_iter().flatten() {
+                if reason["Code"] == "ConditionalCheckFailed" {
+                    *reason = json!({ "Code": "TransactionConflict" });
+                }
+            }
+        },
+    ),
+    says("reserve-says-yes", "reserve answers 201 whatever the table said", |function, event, reply| {
+        let creates = event["rawPath"] == "/reservations" && event["requestContext"]["http"]["method"] == "POST";
+        if function == Function::Reserve && creates && reply["statusCode"] == 409 {
+            reply["statusCode"] = 201.into();
+        }
+    }),
+    says("confirm-says-yes", "confirm answers 200 where it should say that a refund is due", |function, _, reply| {
+        if function == Function::Confirm && reply["statusCode"] == 409 && body(reply)["code"] == "refund_required" {
+            reply["statusCode"] = 200.into();
+        }
+    }),
+];
+
+/// The item that a failure's record would be.
+fn failed_item(request: &Value) -> Value {
+    let values = &request["ExpressionAttributeValues"];
+    let mut item = json!({
+        "pk": request["Key"]["pk"], "sk": request["Key"]["sk"],
+        "state": { "S": "open" }, "first_failed_at": values[":now"], "last_failed_at": values[":now"],
+    });
+    for name in ["id", "reason", "body", "reservation_id", "failed_customer", "payment_reference"] {
+        let value = &values[format!(":{name}")];
+        if !value.is_null() {
+            item[name] = value.clone();
+        }
+    }
+    item
+}

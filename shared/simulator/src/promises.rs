@@ -1,0 +1,83 @@
+//! What customers and admins were told, and that it stays true.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_domain::Status;
+
+use crate::books::Books;
+use crate::services::Queues;
+
+/// Everything that was acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct Promises {
+    /// Reservations: when each was made, by its own account.
+    pub(crate) reserved: BTreeMap<String, String>,
+    /// Orders.
+    pub(crate) ordered: BTreeSet<String>,
+    /// Cancellations.
+    pub(crate) cancelled: BTreeSet<String>,
+    /// Until when a hold lasts at least.
+    pub(crate) extended: BTreeMap<String, i64>,
+    /// Payments of which the customer was told that they arrived.
+    pub(crate) payments: BTreeSet<(String, String)>,
+    /// Confirmations without a payment that were told to be on their way.
+    pub(crate) queued: BTreeSet<String>,
+    /// Adjustments: key to the entry that they left.
+    pub(crate) adjusted: BTreeMap<String, String>,
+    /// Poison in the queue.
+    pub(crate) poison: BTreeSet<String>,
+    /// Reservations that DynamoDB's clean-up took.
+    pub(crate) cleaned_up: BTreeSet<String>,
+}
+
+impl Promises {
+    /// Checks all of them against the table and the queues.
+    pub(crate) fn check(&self, now: i64, books: &mut Books, queues: &Queues) {
+        for id in self.reserved.keys().filter(|id| !self.cleaned_up.contains(*id)) {
+            let there = books.reservations.contains_key(id);
+            books.expect(now, there, "no_reservation_is_lost", || format!("{id} was acknowledged"));
+        }
+        for id in &self.ordered {
+            let status = books.reservations.get(id).map(|reservation| reservation.status);
+            let right = status == Some(Status::Confirmed);
+            books.expect(now, right, "no_order_is_lost", || format!("{id} was acknowledged, and is {status:?}"));
+        }
+        for id in self.cancelled.iter().filter(|id| !self.cleaned_up.contains(*id)) {
+            let status = books.reservations.get(id).map(|reservation| reservation.status);
+            let right = status == Some(Status::Cancelled);
+            books.expect(now, right, "a_hold_ends_once", || format!("{id} was cancelled, and is {status:?}"));
+        }
+        for (id, &until) in &self.extended {
+            let Some(reservation) = books.reservations.get(id) else { continue };
+            let expires_at = reservation.expires_at.as_millis();
+            let right = expires_at >= until;
+            books.expect(now, right, "an_extension_only_extends", || {
+                format!("{id} was extended to {until}, and ends at {expires_at}")
+            });
+        }
+        for (id, payment) in &self.payments {
+            let safe = books.knows_payment(id, payment)
+                || queues.messages.iter().any(|message| names(&message.body, id, Some(payment)));
+            books.expect(now, safe, "no_payment_is_lost", || format!("{payment} for {id} was acknowledged"));
+        }
+        for id in &self.queued {
+            let confirmed = books.reservations.get(id).is_some_and(|r| r.status == Status::Confirmed);
+            let safe = confirmed
+                || books.items.iter().any(|((pk, _), item)| pk == "FAILED" && item["reservation_id"] == id.as_str())
+                || queues.messages.iter().any(|message| names(&message.body, id, None));
+            books.expect(now, safe, "no_queued_confirmation_is_lost", || format!("{id} was answered with 202"));
+        }
+        for body in &self.poison {
+            let safe = queues.messages.iter().any(|message| message.body == *body)
+                || books.items.iter().any(|((pk, _), item)| pk == "FAILED" && item["body"] == body.as_str());
+            books.expect(now, safe, "poison_is_kept", || body.clone());
+        }
+    }
+}
+
+/// Whether a message is a confirmation of this reservation, with this payment if one is given.
+fn names(body: &str, reservation: &str, payment: Option<&str>) -> bool {
+    // Ids are of letters and digits only, and quoted: no other text can look like them.
+    let quoted = |text: &str| body.contains(&format!("\"{text}\""));
+    quoted(reservation) && payment.is_none_or(quoted)
+}

@@ -1,0 +1,451 @@
+//! One history, from its seed to its end.
+
+use std::time::Duration;
+
+use dynoxide::Database;
+use futures_util::future::join_all;
+use holdfast_domain::{Status, Timestamp};
+use holdfast_testkit::fixtures::{CONFIRMATIONS, TABLE};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::books::{SKEW_MS, Violation};
+use crate::clients::{Client, Reply};
+use crate::cloud::{Cloud, Function};
+use crate::dynamo;
+use crate::faults::{Fault, Faults, PerFault};
+use crate::plan::{Actor, Part, Plan, ProductPlan, WEEKS};
+use crate::planted::Planted;
+use crate::services::{Delivery, Made};
+use crate::world::{Service, State, World, millis};
+
+/// What came of one history.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The digest of everything that happened, byte for byte.
+    pub digest: u64,
+    /// Calls to AWS.
+    pub calls: u64,
+    /// Requests, events and messages that the functions were given.
+    pub lines: usize,
+    /// Troubles by kind.
+    pub injected: PerFault,
+    /// Single checks of promises.
+    pub checks: u64,
+    /// The first promise that was broken.
+    pub violation: Option<Violation>,
+    /// What happened, line by line.
+    pub history: Vec<String>,
+}
+
+/// A sweep's period, as in template.yaml.
+const SWEEP_MS: u64 = 60_000;
+/// How long after its end a hold may still be held, once nothing goes wrong: a sweep's period, the sweep itself, and
+/// what a clock may be off.
+const BOUND_MS: i64 = 60_000 + 20_000 + SKEW_MS;
+
+/// Plays the history of a seed, or a part of it.
+///
+/// # Panics
+/// Where there is no runtime or no database to be had.
+#[expect(clippy::expect_used, reason = "for tests: without a runtime or a database there is no history")]
+pub fn history(seed: u64, part: &Part, planted: Option<&'static Planted>) -> Outcome {
+    fastrand::seed(seed);
+    let plan = Plan::of(seed, part);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let story = async {
+        let databases = (database().expect("a database"), database().expect("a database"));
+        play(&plan, databases, planted).await
+    };
+    tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), story)
+}
+
+async fn play(plan: &Plan, databases: (Database, Database), planted: Option<&'static Planted>) -> Outcome {
+    let mut random = fastrand::Rng::with_seed(plan.seed ^ 0x5eed);
+    let faults = Faults { per_mille: plan.per_mille, on: false, injected: [0; Fault::ALL.len()] };
+    let (made, to_fire) = mpsc::unbounded_channel();
+    let world = World::new(random.fork(), faults, databases, made, planted);
+    let cloud = Cloud::new(world.clone());
+    world.note(format_args!("seed {}", plan.seed));
+
+    let story = async {
+        let clients: Vec<Client<'_>> =
+            plan.actors.iter().map(|actor| Client::new(&cloud, actor, &plan.products)).collect();
+        open(&clients[0], &plan.products).await;
+        world.lock().faults.on = true;
+        trouble(&world, plan, &mut random);
+        join_all(clients.iter().map(|client| client.live(&client.actor.moments))).await;
+        if plan.actors.iter().any(|actor| !actor.afterwards.is_empty()) && plan.pause_seconds > 0 {
+            pause(&world, plan.pause_seconds).await;
+            join_all(clients.iter().map(|client| client.live(&client.actor.afterwards))).await;
+        }
+        calm(&world, &cloud, &clients, plan).await;
+    };
+    tokio::select! {
+        biased;
+        () = world.broken() => {}
+        () = async { tokio::join!(schedule(&cloud, to_fire), sweep(&cloud), poll(&cloud)); } => {}
+        () = story => {}
+    }
+    let state = world.lock();
+    Outcome {
+        digest: state.history.digest,
+        calls: state.calls,
+        lines: state.history.lines.len(),
+        injected: state.faults.injected,
+        checks: state.books.checks,
+        violation: state.books.violation().cloned(),
+        history: state.history.lines.clone(),
+    }
+}
+
+/// The products, made through the API before anything goes wrong.
+async fn open(admin: &Client<'_>, products: &[ProductPlan]) {
+    for product in products {
+        let body = json!({
+            "product_id": product.id, "name": format!("Product {}", product.id), "price_minor": product.price_minor,
+            "currency": "EUR", "total": product.total, "shards": product.shards,
+            "hold_seconds": product.hold_seconds, "max_per_customer": product.limit,
+        });
+        let reply = admin.ask(0, Function::Admin, "POST", "/admin/products", None, Some(&body)).await;
+        expect(admin, reply.as_ref().is_some_and(|reply| reply.status == 201), "answers_once_faults_stop", || {
+            format!("{reply:?}")
+        });
+    }
+}
+
+fn expect(client: &Client<'_>, holds: bool, invariant: &'static str, detail: impl FnOnce() -> String) {
+    client.cloud.world.expect(holds, invariant, detail);
+}
+
+/// What goes wrong beside single calls: a service away, poison in the queue.
+fn trouble(world: &World, plan: &Plan, random: &mut fastrand::Rng) {
+    let now = world.now();
+    let mut state = world.lock();
+    if plan.per_mille[Fault::Away as usize] > 0 {
+        let service = [Service::Dynamo, Service::Sqs, Service::Scheduler][random.usize(0..3)];
+        let from = now + random.i64(0..20_000);
+        state.away = Some((service, from, from + i64::try_from(plan.away_ms).unwrap_or_default()));
+    }
+    if plan.per_mille[Fault::Poison as usize] > 0 {
+        let bodies = ["", "{}", "not json", r#"{"reservation_id":"rsv_x"}"#, r#"{"reservation_id":1,"customer":[]}"#];
+        let body = bodies[random.usize(0..bodies.len())];
+        let State { queues, faults, promises, .. } = &mut *state;
+        queues.send(CONFIRMATIONS, body, now);
+        world.posted();
+        promises.poison.insert(body.to_owned());
+        faults.injected[Fault::Poison as usize] += 1;
+    }
+}
+
+/// A long time in which nobody does anything. Sweeps stand still where it is more than minutes: they would do nothing
+/// but take time to simulate; DynamoDB's clean-up does not.
+async fn pause(world: &World, seconds: u64) {
+    world.note(format_args!("nobody does anything for {seconds} s"));
+    sleep(Duration::from_secs(seconds)).await;
+    if seconds < WEEKS {
+        return;
+    }
+    let now = world.now();
+    let mut state = world.lock();
+    let due: Vec<dynamo::Place> = state
+        .books
+        .items
+        .iter()
+        .filter(|(_, item)| item["ttl"].as_i64().is_some_and(|ttl| ttl * 1_000 <= now))
+        .map(|(place, _)| place.clone())
+        .collect();
+    for place in due {
+        let State { faults, random, .. } = &mut *state;
+        if !faults.strikes(random, Fault::Ttl) {
+            continue;
+        }
+        dynamo::carry_out(&state.database, "DeleteItem", &json!({ "TableName": TABLE, "Key": dynamo::key(&place) }));
+        if let Some(id) = place.0.strip_prefix("HOLD#") {
+            state.promises.cleaned_up.insert(id.to_owned());
+            state.promises.extended.remove(id);
+            let id = id.to_owned();
+            state.history.note(world.at(), format_args!("DynamoDB cleans up {id}"));
+        }
+        world.written(&mut state, vec![place], now, true);
+    }
+}
+
+/// Scheduler: one-time schedules fire up to a minute late, and sometimes twice, later, or never.
+async fn schedule(cloud: &Cloud, mut to_fire: mpsc::UnboundedReceiver<Made>) {
+    while let Some(Made { name, at_ms, input }) = to_fire.recv().await {
+        let world = &cloud.world;
+        let now = world.now();
+        let (delays, completed) = {
+            let mut state = world.lock();
+            let State { random, faults, .. } = &mut *state;
+            let wait = u64::try_from(at_ms - now).unwrap_or_default();
+            let mut fires = wait + random.u64(0..60_000);
+            if faults.strikes(random, Fault::EventLate) {
+                fires += random.u64(60_000..600_000);
+            }
+            let mut delays = vec![fires];
+            if faults.strikes(random, Fault::EventTwice) {
+                delays.push(fires + random.u64(0..90_000));
+            }
+            if faults.strikes(random, Fault::EventLost) {
+                delays.clear();
+            }
+            (delays, fires)
+        };
+        for delay in delays {
+            let (cloud, input, name) = (cloud.clone(), input.clone(), name.clone());
+            world.start(async move {
+                sleep(millis(delay)).await;
+                cloud.world.note(format_args!("schedule {name} fires"));
+                // An event that fails is tried twice more.
+                for _ in 0..3 {
+                    if cloud.invoke(Function::Expire, input.clone()).await.is_some() {
+                        break;
+                    }
+                    sleep(millis(60_000)).await;
+                }
+            });
+        }
+        let (after, world) = (millis(completed), world.clone());
+        crate::world::go(async move {
+            sleep(after).await;
+            world.lock().schedules.completed(&name);
+        });
+    }
+}
+
+/// The recurring sweep.
+async fn sweep(cloud: &Cloud) {
+    loop {
+        sleep(millis(SWEEP_MS)).await;
+        let world = &cloud.world;
+        // Where nothing has been held for a while, a sweep finds nothing; long pauses are full of those.
+        if world.lock().books.held().next().is_none() {
+            continue;
+        }
+        let lost = {
+            let mut state = world.lock();
+            let State { random, faults, .. } = &mut *state;
+            faults.strikes(random, Fault::SweepLost)
+        };
+        if lost {
+            continue;
+        }
+        let cloud = cloud.clone();
+        world.start(async move {
+            cloud.invoke(Function::Expire, json!({ "kind": "sweep" })).await;
+        });
+    }
+}
+
+/// The queue's event source: hands batches to `confirm`, and deletes what succeeded.
+async fn poll(cloud: &Cloud) {
+    let world = &cloud.world;
+    loop {
+        while world.lock().queues.of(CONFIRMATIONS).next().is_none() {
+            world.mail().await;
+        }
+        let wait = world.lock().random.u64(100..3_000);
+        sleep(millis(wait)).await;
+        let now = world.now();
+        let batch = {
+            let mut state = world.lock();
+            let State { queues, random, faults, .. } = &mut *state;
+            let most = random.usize(1..=10);
+            queues.receive(CONFIRMATIONS, most, now, random, faults)
+        };
+        if batch.is_empty() {
+            continue;
+        }
+        let cloud = cloud.clone();
+        world.start(async move { deliver(&cloud, batch).await });
+    }
+}
+
+async fn deliver(cloud: &Cloud, batch: Vec<Delivery>) {
+    let records: Vec<Value> = batch
+        .iter()
+        .map(|delivery| {
+            json!({
+                "messageId": delivery.id, "receiptHandle": delivery.receipt, "body": delivery.body,
+                "attributes": { "ApproximateReceiveCount": delivery.receives.to_string() }, "messageAttributes": {},
+                "eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:confirmations",
+                "awsRegion": "us-east-1",
+            })
+        })
+        .collect();
+    let world = &cloud.world;
+    let ids: Vec<String> =
+        batch.iter().map(|delivery| format!("{} (receive {})", delivery.id, delivery.receives)).collect();
+    world.note(format_args!("the queue delivers {}", ids.join(", ")));
+    let Some(answer) = cloud.invoke(Function::Confirm, json!({ "Records": records })).await else { return };
+    world.note(format_args!("the batch is answered with {answer}"));
+    let mut state = world.lock();
+    for delivery in &batch {
+        let failed = answer["batchItemFailures"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|failure| failure["itemIdentifier"] == delivery.id.as_str());
+        let State { queues, random, faults, .. } = &mut *state;
+        // A deletion that is lost brings the message once more.
+        if !failed && !faults.strikes(random, Fault::MessageTwice) {
+            queues.delete(&delivery.receipt);
+        }
+    }
+    drop(state);
+    world.check_promises();
+}
+
+/// Nothing goes wrong any more: everything must come to its end.
+async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan) {
+    {
+        let mut state = world.lock();
+        (state.faults.on, state.away) = (false, None);
+    }
+    world.note(format_args!("faults stop"));
+    // What is on its way arrives.
+    while world.busy() {
+        sleep(millis(1_000)).await;
+    }
+    let answered = join_all(clients.iter().map(Client::insist)).await;
+    for (client, answered) in clients.iter().zip(answered) {
+        expect(client, answered, "answers_once_faults_stop", || {
+            format!("{} paid, and nobody says that it arrived", client.actor.name)
+        });
+    }
+    drain(world, &clients[0]).await;
+    holds_end(world).await;
+    ask_for_everything(world, clients, &plan.products).await;
+    let nobody = Actor { name: "customer-9".to_owned(), admin: false, moments: vec![], afterwards: vec![] };
+    let newcomer = Client::new(cloud, &nobody, &plan.products);
+    let reply = newcomer.ask(0, Function::Reserve, "GET", "/reservations", None, None).await;
+    let empty = reply.as_ref().is_some_and(|reply| reply.body["items"].as_array().is_some_and(Vec::is_empty));
+    expect(&newcomer, empty, "only_the_owner", || format!("{reply:?}"));
+    same_as_the_table(world);
+}
+
+/// Every queue drains: within five receives and an admin's look, a message is settled or a failed confirmation.
+async fn drain(world: &World, admin: &Client<'_>) {
+    let until = Instant::now() + Duration::from_secs(8 * 60);
+    let waiting = || world.lock().queues.of(CONFIRMATIONS).next().is_some();
+    while waiting() && Instant::now() < until {
+        sleep(millis(5_000)).await;
+    }
+    let mut looks = 0;
+    while !world.lock().drained() && looks < 4 {
+        looks += 1;
+        let reply = admin.ask(1, Function::Admin, "GET", "/admin/failed-confirmations", None, None).await;
+        expect(admin, reply.is_some_and(|reply| reply.status == 200), "answers_once_faults_stop", String::new);
+        sleep(millis(31_000)).await;
+    }
+    let left: Vec<String> = world.lock().queues.messages.iter().map(|m| format!("{} {}", m.queue, m.body)).collect();
+    expect(admin, left.is_empty(), "every_queue_drains", || format!("{left:?}"));
+}
+
+/// Every hold ends within its bound.
+async fn holds_end(world: &World) {
+    let last = world.lock().books.held().map(|hold| hold.expires_at.as_millis()).max();
+    let now = world.now();
+    let Some(last) = last else { return };
+    let wait = u64::try_from(last.max(now) + BOUND_MS - now).unwrap_or_default();
+    sleep_until(Instant::now() + millis(wait)).await;
+    let held: Vec<String> = world.lock().books.held().map(|hold| format!("{hold:?}")).collect();
+    world.expect(held.is_empty(), "every_hold_ends_within_its_bound", || format!("still held: {held:?}"));
+}
+
+/// At rest, the API says what the table holds.
+async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[ProductPlan]) {
+    for product in products {
+        let path = format!("/products/{}", product.id);
+        let reply = clients[0].ask(0, Function::Catalog, "GET", &path, None, None).await;
+        let Some(reply) = answered(&clients[0], reply) else { return };
+        let number = |name: &str| reply.body[name].as_i64().unwrap_or(-1);
+        let (free, sold) = (number("available"), number("sold"));
+        let sum = free + number("reserved") + sold == number("total");
+        expect(&clients[0], sum && number("reserved") == 0, "the_catalogue_is_right", || format!("{reply:?}"));
+        let right = world.lock().books.free(&product.id) == free;
+        expect(&clients[0], right, "the_catalogue_is_right", || format!("{reply:?}"));
+    }
+    for client in clients.iter().filter(|client| !client.actor.admin) {
+        let path = "/orders?limit=100";
+        let mut listed = Vec::new();
+        let mut path_now = path.to_owned();
+        loop {
+            let reply = client.ask(0, Function::Reserve, "GET", &path_now, None, None).await;
+            let Some(reply) = answered(client, reply) else { return };
+            let ids = reply.body["items"].as_array().into_iter().flatten();
+            listed.extend(ids.filter_map(|order| order["reservation_id"].as_str().map(str::to_owned)));
+            match reply.body["next_cursor"].as_str() {
+                Some(cursor) => path_now = format!("{path}&cursor={cursor}"),
+                None => break,
+            }
+        }
+        listed.sort();
+        let owned: Vec<String> = {
+            let state = world.lock();
+            let all = state.books.reservations.iter();
+            let own = all.filter(|(_, r)| r.customer.as_str() == client.actor.name && r.status == Status::Confirmed);
+            own.map(|(id, _)| id.clone()).collect()
+        };
+        expect(client, listed == owned, "no_order_is_lost", || format!("listed {listed:?}, has {owned:?}"));
+    }
+}
+
+fn answered(client: &Client<'_>, reply: Option<Reply>) -> Option<Reply> {
+    let right = reply.as_ref().is_some_and(|reply| reply.status == 200);
+    expect(client, right, "answers_once_faults_stop", || format!("{reply:?}"));
+    reply.filter(|_| right)
+}
+
+/// The books followed every write: what they hold is what the table holds.
+fn same_as_the_table(world: &World) {
+    let state = world.lock();
+    let request = json!({ "TableName": TABLE, "ConsistentRead": true });
+    let answer = dynamo::carry_out(&state.database, "Scan", &request).map(|(_, body)| body).unwrap_or_default();
+    let items: Vec<Value> = answer["Items"].as_array().into_iter().flatten().map(dynamo::plain_item).collect();
+    let same = items.len() == state.books.items.len()
+        && items.iter().all(|item| {
+            let place = |name: &str| item[name].as_str().unwrap_or_default().to_owned();
+            state.books.items.get(&(place("pk"), place("sk"))) == Some(item)
+        });
+    drop(state);
+    world.expect(same, "the_books_follow_the_table", || format!("{} items", items.len()));
+}
+
+/// An empty table like that of template.yaml.
+fn database() -> Result<Database, dynoxide::DynoxideError> {
+    let attribute = |name: &str, kind: &str| json!({ "AttributeName": name, "AttributeType": kind });
+    let key = |hash: &str, range: &str| json!([{ "AttributeName": hash, "KeyType": "HASH" }, { "AttributeName": range, "KeyType": "RANGE" }]);
+    let index = |name: &str, hash: &str, range: &str, projection: Value| json!({ "IndexName": name, "KeySchema": key(hash, range), "Projection": projection });
+    let releasing = json!({
+        "ProjectionType": "INCLUDE", "NonKeyAttributes": ["customer", "lines", "created_at", "expires_at", "status"],
+    });
+    let request = json!({
+        "TableName": TABLE, "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": [
+            attribute("pk", "S"), attribute("sk", "S"), attribute("due_key", "S"), attribute("due_at", "N"),
+            attribute("customer", "S"), attribute("created_at", "N"),
+        ],
+        "KeySchema": key("pk", "sk"),
+        "GlobalSecondaryIndexes": [
+            index("due", "due_key", "due_at", releasing),
+            index("customer", "customer", "created_at", json!({ "ProjectionType": "KEYS_ONLY" })),
+        ],
+    });
+    let database = Database::memory()?;
+    match dynamo::carry_out(&database, "CreateTable", &request) {
+        Some((200, _)) => Ok(database),
+        other => Err(dynoxide::DynoxideError::InternalServerError(format!("{other:?}"))),
+    }
+}
+
+/// A time of the history as people read it.
+#[must_use]
+pub fn seconds(at_ms: i64) -> String {
+    let began = holdfast_testkit::fixtures::NOW;
+    let at = Timestamp::from_millis(at_ms - began.as_millis());
+    format!("{}.{:03} s", at.as_seconds(), at.as_millis().rem_euclid(1_000))
+}

@@ -1,0 +1,206 @@
+//! SQS and EventBridge Scheduler as they behave on a bad day: at least once, in any order, late.
+
+use std::collections::BTreeSet;
+
+use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED};
+use serde_json::{Value, json};
+
+use crate::faults::{Fault, Faults};
+
+/// After so many receives a message goes to the dead-letter queue.
+const MOST_RECEIVES: u32 = 5;
+/// The visibility timeout of template.yaml's queue of confirmations.
+pub(crate) const CONFIRMATIONS_VISIBILITY_MS: i64 = 60_000;
+/// SQS's own, which the dead-letter queue has.
+const DEFAULT_VISIBILITY_MS: i64 = 30_000;
+
+/// A message in a queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) id: String,
+    pub(crate) queue: String,
+    pub(crate) body: String,
+    receipt: String,
+    visible_at: i64,
+    receives: u32,
+}
+
+/// A message that was received.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivery {
+    pub(crate) id: String,
+    pub(crate) body: String,
+    pub(crate) receipt: String,
+    pub(crate) receives: u32,
+}
+
+/// All queues.
+#[derive(Debug, Default)]
+pub(crate) struct Queues {
+    pub(crate) messages: Vec<Message>,
+    made: u64,
+}
+
+impl Queues {
+    pub(crate) fn send(&mut self, queue: &str, body: &str, now: i64) -> String {
+        self.made += 1;
+        let id = format!("m{}", self.made);
+        self.messages.push(Message {
+            id: id.clone(),
+            queue: queue.to_owned(),
+            body: body.to_owned(),
+            receipt: String::new(),
+            visible_at: now,
+            receives: 0,
+        });
+        id
+    }
+
+    /// Up to `most` messages, any of those that are visible, in any order.
+    pub(crate) fn receive(
+        &mut self,
+        queue: &str,
+        most: usize,
+        now: i64,
+        random: &mut fastrand::Rng,
+        faults: &mut Faults,
+    ) -> Vec<Delivery> {
+        let hidden_ms = if queue == CONFIRMATIONS { CONFIRMATIONS_VISIBILITY_MS } else { DEFAULT_VISIBILITY_MS };
+        let mut visible: Vec<usize> = (0..self.messages.len())
+            .filter(|&at| self.messages[at].queue == queue && self.messages[at].visible_at <= now)
+            .collect();
+        random.shuffle(&mut visible);
+        visible.truncate(most);
+        let mut received = Vec::new();
+        for at in visible {
+            self.made += 1;
+            let receipt = format!("r{}", self.made);
+            let twice = faults.strikes(random, Fault::MessageTwice);
+            let message = &mut self.messages[at];
+            if queue == CONFIRMATIONS && message.receives >= MOST_RECEIVES {
+                FAILED.clone_into(&mut message.queue);
+                (message.visible_at, message.receives) = (now, 0);
+                continue;
+            }
+            message.receives += 1;
+            message.receipt.clone_from(&receipt);
+            // One that is delivered twice is one that did not hide.
+            message.visible_at = if twice { now } else { now + hidden_ms };
+            let Message { id, body, receives, .. } = message.clone();
+            received.push(Delivery { id, body, receipt, receives });
+        }
+        received
+    }
+
+    /// Deletes what the latest receive gave this receipt; an older receipt deletes nothing.
+    pub(crate) fn delete(&mut self, receipt: &str) {
+        self.messages.retain(|message| message.receipt != receipt);
+    }
+
+    pub(crate) fn of<'a>(&'a self, queue: &'a str) -> impl Iterator<Item = &'a Message> {
+        self.messages.iter().filter(move |message| message.queue == queue)
+    }
+
+    /// Carries out what the SDK asks of SQS.
+    pub(crate) fn carry_out(
+        &mut self,
+        operation: &str,
+        request: &Value,
+        now: i64,
+        random: &mut fastrand::Rng,
+        faults: &mut Faults,
+    ) -> Option<(u16, Value)> {
+        let text = |member: &str| request[member].as_str().unwrap_or_default();
+        Some(match operation {
+            "SendMessage" => (200, json!({ "MessageId": self.send(text("QueueUrl"), text("MessageBody"), now) })),
+            "ReceiveMessage" => {
+                let most = request["MaxNumberOfMessages"].as_u64().and_then(|most| most.try_into().ok()).unwrap_or(1);
+                let received = self.receive(text("QueueUrl"), most, now, random, faults).into_iter();
+                let messages = received.map(|delivery| {
+                    json!({ "MessageId": delivery.id, "ReceiptHandle": delivery.receipt, "Body": delivery.body })
+                });
+                (200, json!({ "Messages": messages.collect::<Vec<_>>() }))
+            }
+            "DeleteMessage" => {
+                self.delete(text("ReceiptHandle"));
+                (200, json!({}))
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// One-time schedules.
+#[derive(Debug, Default)]
+pub(crate) struct Schedules {
+    /// The names of those that wait.
+    waiting: BTreeSet<String>,
+    /// The times of all that were ever made, in seconds since the epoch.
+    pub(crate) made: BTreeSet<i64>,
+}
+
+/// A schedule that was just made.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) name: String,
+    pub(crate) at_ms: i64,
+    pub(crate) input: Value,
+}
+
+impl Schedules {
+    /// Carries out `CreateSchedule`.
+    pub(crate) fn create(&mut self, request: &Value) -> ((u16, Value), Option<Made>) {
+        let name = request["Name"].as_str().unwrap_or_default().to_owned();
+        let refused = |code: &str| ((400, json!({ "__type": code, "Message": "no" })), None);
+        let Some(at) = request["ScheduleExpression"].as_str().and_then(seconds_of) else {
+            return refused("ValidationException");
+        };
+        if request["ActionAfterCompletion"] != "DELETE" {
+            return refused("ValidationException");
+        }
+        if !self.waiting.insert(name.clone()) {
+            return ((409, json!({ "__type": "ConflictException", "Message": "it exists already" })), None);
+        }
+        self.made.insert(at);
+        let input = request["Target"]["Input"].as_str().and_then(|input| serde_json::from_str(input).ok());
+        let made = Made { name: name.clone(), at_ms: at * 1_000, input: input.unwrap_or_default() };
+        ((200, json!({ "ScheduleArn": format!("arn:aws:scheduler:::schedule/holds/{name}") })), Some(made))
+    }
+
+    /// Deletes one that has fired.
+    pub(crate) fn completed(&mut self, name: &str) {
+        self.waiting.remove(name);
+    }
+}
+
+/// The seconds since the epoch that `at(yyyy-mm-ddThh:mm:ss)` names.
+fn seconds_of(expression: &str) -> Option<i64> {
+    let text = expression.strip_prefix("at(")?.strip_suffix(')')?;
+    let mut parts = text.split(['-', 'T', ':']).map(str::parse::<i64>);
+    let mut next = || parts.next()?.ok();
+    let (year, month, day, hour, minute, second) = (next()?, next()?, next()?, next()?, next()?, next()?);
+    // Days from the civil calendar, with years that begin in March.
+    let shifted = if month > 2 { year } else { year - 1 };
+    let era = shifted.div_euclid(400);
+    let of_era = shifted - era * 400;
+    let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468;
+    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_names_its_second() {
+        for (expression, seconds) in [
+            ("at(1970-01-01T00:00:00)", 0),
+            ("at(2025-11-21T04:40:00)", 1_763_700_000),
+            ("at(2024-02-29T23:59:59)", 1_709_251_199),
+        ] {
+            assert_eq!(seconds_of(expression), Some(seconds), "{expression}");
+        }
+        assert_eq!(seconds_of("rate(1 minute)"), None);
+    }
+}

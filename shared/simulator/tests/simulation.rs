@@ -1,0 +1,95 @@
+//! Seeds: that they repeat, that none breaks a promise, and that the promises catch what they must.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use holdfast_simulator::planted::Planted;
+use holdfast_simulator::{Part, history, seconds, shrink};
+
+/// The seeds of an ordinary run of the tests. Longer runs are `cargo local simulate`.
+const SEEDS: u64 = 1_000;
+
+#[test]
+fn no_seed_breaks_a_promise() {
+    let next = AtomicU64::new(0);
+    let play = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= SEEDS {
+                break;
+            }
+            let outcome = history(seed, &Part::default(), None);
+            if let Some(violation) = outcome.violation {
+                let lines = &outcome.history[outcome.history.len().saturating_sub(40)..];
+                panic!(
+                    "{}\n\nseed {seed} breaks {} at {}: {}\n\n  cargo local simulate --from {seed} --seeds 1",
+                    lines.join("\n"),
+                    violation.invariant,
+                    seconds(violation.at_ms),
+                    violation.detail
+                );
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let two = [scope.spawn(play), scope.spawn(play)];
+        for one in two {
+            if let Err(panic) = one.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history_byte_for_byte() {
+    let play =
+        |seeds: std::ops::Range<u64>| seeds.map(|seed| history(seed, &Part::default(), None)).collect::<Vec<_>>();
+    let once = play(0..25);
+    // On another thread, after other seeds: nothing may leak from one history into another.
+    let again = thread::spawn(move || {
+        history(999, &Part::default(), None);
+        play(0..25)
+    });
+    for (seed, (one, other)) in once.iter().zip(again.join().unwrap()).enumerate() {
+        for (line, other) in one.history.iter().zip(&other.history) {
+            assert_eq!(line, other, "seed {seed}");
+        }
+        assert_eq!((one.digest, one.history.len()), (other.digest, other.history.len()), "seed {seed}");
+    }
+    assert_ne!(once[0].digest, once[1].digest);
+}
+
+#[test]
+fn a_planted_bug_is_caught_by_the_promise_that_it_breaks() {
+    for (name, invariant) in [
+        ("reserve-without-stock-condition", "nothing_negative"),
+        ("reserve-in-two-steps", "every_unit_is_somewhere"),
+        ("restore-twice", "every_unit_is_somewhere"),
+        ("trusts-the-environment", "no_hold_without_its_reminder"),
+        ("confirmed-stays-due", "index_due_has_the_holds"),
+        ("reserve-says-yes", "no_reservation_is_lost"),
+    ] {
+        let planted = Planted::named(name).unwrap();
+        let caught = (0..60).find_map(|seed| history(seed, &Part::default(), Some(planted)).violation);
+        assert_eq!(caught.map(|violation| violation.invariant), Some(invariant), "{name}");
+    }
+}
+
+#[test]
+fn a_failing_history_is_made_smaller_and_still_fails() {
+    let planted = Planted::named("restore-twice").unwrap();
+    let (seed, failed) = (0..60)
+        .map(|seed| (seed, history(seed, &Part::default(), Some(planted))))
+        .find(|(_, outcome)| outcome.violation.is_some())
+        .unwrap();
+    let whole = failed.history.len();
+    let smaller = shrink(seed, &Part::default(), Some(planted), failed);
+    assert!(smaller.outcome.history.len() < whole, "{} of {whole} lines", smaller.outcome.history.len());
+    let again = history(seed, &smaller.part, Some(planted));
+    assert_eq!(again.violation, smaller.outcome.violation);
+    assert_eq!(again.digest, smaller.outcome.digest);
+    assert!(again.violation.is_some());
+    assert!(smaller.arguments(seed, Some(planted)).contains("--planted restore-twice"));
+}
