@@ -23,6 +23,7 @@ pub mod process;
 pub mod progress;
 pub mod routes;
 pub mod runner;
+pub mod simulate;
 pub mod stack;
 pub mod template;
 pub mod token;

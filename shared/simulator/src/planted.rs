@@ -10,6 +10,9 @@ use crate::cloud::Function;
 use crate::dynamo;
 use crate::world::Call;
 
+/// The answer that a function believes it had to a call that it never made.
+type Pretended = Option<(u16, Value)>;
+
 /// A planted bug.
 #[derive(Debug)]
 pub struct Planted {
@@ -17,7 +20,7 @@ pub struct Planted {
     pub name: &'static str,
     /// The mistake.
     pub what: &'static str,
-    asks: Option<fn(&mut Call) -> Option<(u16, Value)>>,
+    asks: Option<fn(&mut Call) -> Pretended>,
     hears: Option<fn(&Call, u16, &mut Value)>,
     says: Option<fn(Function, &Value, &mut Value)>,
     ignores: Option<fn(Function, &Value) -> bool>,
@@ -30,7 +33,7 @@ impl Planted {
     }
 
     /// The request as it is sent with the bug; where it is not sent at all, what is believed to be the answer.
-    pub(crate) fn asked(&self, call: &mut Call) -> Option<(u16, Value)> {
+    pub(crate) fn asked(&self, call: &mut Call) -> Pretended {
         self.asks.and_then(|ask| ask(call))
     }
 
@@ -54,7 +57,7 @@ impl Planted {
     }
 }
 
-const fn asks(name: &'static str, what: &'static str, ask: fn(&mut Call) -> Option<(u16, Value)>) -> Planted {
+const fn asks(name: &'static str, what: &'static str, ask: fn(&mut Call) -> Pretended) -> Planted {
     Planted { name, what, asks: Some(ask), hears: None, says: None, ignores: None }
 }
 
@@ -143,7 +146,7 @@ fn condition(part: &mut Value, old: &str, new: &str) {
 }
 
 /// The actions of a deed on items whose key begins with `prefix`: `old` becomes `new` in their conditions.
-fn in_condition(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> Option<(u16, Value)> {
+fn in_condition(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> Pretended {
     if deed(call) == of {
         parts(call, prefix).for_each(|part| condition(part, old, new));
     }
@@ -151,7 +154,7 @@ fn in_condition(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -
 }
 
 /// The same in their updates.
-fn in_update(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> Option<(u16, Value)> {
+fn in_update(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> Pretended {
     if deed(call) == of {
         parts(call, prefix).for_each(|part| rewrite(part, "UpdateExpression", old, new));
     }
@@ -159,7 +162,7 @@ fn in_update(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> O
 }
 
 /// Takes actions out of a transaction.
-fn without(call: &mut Call, of: Deed, prefix: &str) -> Option<(u16, Value)> {
+fn without(call: &mut Call, of: Deed, prefix: &str) -> Pretended {
     if deed(call) == of
         && let Some(actions) = call.request["TransactItems"].as_array_mut()
     {
@@ -173,7 +176,7 @@ fn without(call: &mut Call, of: Deed, prefix: &str) -> Option<(u16, Value)> {
 }
 
 /// Rewrites the condition of a plain update whose update expression contains `marker`.
-fn plain(call: &mut Call, marker: &str, old: &str, new: &str) -> Option<(u16, Value)> {
+fn plain(call: &mut Call, marker: &str, old: &str, new: &str) -> Pretended {
     let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
     if call.operation == "UpdateItem" && update.contains(marker) {
         condition(&mut call.request, old, new);
@@ -182,7 +185,7 @@ fn plain(call: &mut Call, marker: &str, old: &str, new: &str) -> Option<(u16, Va
 }
 
 /// The same for its update.
-fn plain_update(call: &mut Call, marker: &str, old: &str, new: &str) -> Option<(u16, Value)> {
+fn plain_update(call: &mut Call, marker: &str, old: &str, new: &str) -> Pretended {
     let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
     if call.operation == "UpdateItem" && update.contains(marker) {
         rewrite(&mut call.request, "UpdateExpression", old, new);
@@ -334,9 +337,21 @@ pub static ALL: &[Planted] = &[
     asks("retake-without-units", "a late confirmation does not take the units again", |call| {
         without(call, Deed::Retake, "STOCK#")
     }),
-    asks("retake-without-stock-condition", "a late confirmation takes units that are not there", |call| {
-        in_condition(call, Deed::Retake, "STOCK#", "#available >= :q", "")
-    }),
+    Planted {
+        name: "retake-without-stock-condition",
+        what: "a late confirmation does not look at the stock, and takes units that are not there",
+        asks: Some(|call| in_condition(call, Deed::Retake, "STOCK#", "#available >= :q", "")),
+        hears: Some(|call, _, body| {
+            let tables = body["Responses"].as_object_mut().into_iter().flatten();
+            for item in tables.filter_map(|(_, items)| items.as_array_mut()).flatten() {
+                if call.operation == "BatchGetItem" && item["available"].is_object() {
+                    item["available"] = json!({ "N": "1000" });
+                }
+            }
+        }),
+        says: None,
+        ignores: None,
+    },
     asks("retake-without-limit", "a late confirmation does not count against the limit", |call| {
         without(call, Deed::Retake, "LIMIT#")
     }),
