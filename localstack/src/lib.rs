@@ -28,6 +28,7 @@ pub mod progress;
 pub mod recorder;
 pub mod routes;
 pub mod runner;
+pub mod simulate;
 pub mod stack;
 pub mod template;
 pub mod token;

@@ -6,6 +6,7 @@ use holdfast_local::emulator::Choice;
 use holdfast_local::error::{Context as _, Result};
 use holdfast_local::openapi;
 use holdfast_local::paths::shown;
+use holdfast_local::simulate;
 use holdfast_local::stack::{Options, Stack};
 use holdfast_local::token::{Role, Signer};
 use std::process::ExitCode;
@@ -24,6 +25,13 @@ enum Command {
     Demo(StackArgs),
     /// Runs the stack until Ctrl-C, for trying it by hand
     Up(StackArgs),
+    /// Plays seeds: the real functions in a simulated world where everything goes wrong (--help for more)
+    #[command(disable_help_flag = true)]
+    Simulate {
+        /// What the simulator takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        arguments: Vec<String>,
+    },
     /// Prints a token for the local API
     Token {
         /// Whose token
@@ -87,6 +95,7 @@ const INTERRUPTED: u8 = 130;
 #[tokio::main]
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Simulate { arguments } => simulate::run(&arguments),
         Command::Token { sub, role } => token(&sub, role),
         Command::Openapi => write_description(),
         Command::Up(args) => up(args.into()).await,

@@ -461,7 +461,7 @@ impl Books {
         order
             || self
                 .items
-                .range((("FAILED".to_owned(), String::new()))..)
+                .range(("FAILED".to_owned(), String::new())..)
                 .take_while(|(place, _)| place.0 == "FAILED")
                 .any(|(_, item)| item["reservation_id"] == reservation && item["payment_reference"] == payment)
     }

@@ -94,11 +94,17 @@ impl<'a> Client<'a> {
                 self.ask(patience, Function::Catalog, "GET", &path, None, None).await;
             }
             Step::Trespass { victim, key } => self.trespass(*victim, *key).await,
-            Step::AroundExpiry { key, offset_ms } => {
+            Step::AroundExpiry { key, offset_ms, then } => {
                 let ends = self.memory().expires_at.get(key).copied();
                 let wait = ends.map_or(0, |ends| ends + offset_ms - self.cloud.world.now());
                 sleep(millis(wait.clamp(0, 120_000).unsigned_abs())).await;
-                self.confirm(*key, Some(0), patience).await;
+                // Boxed: a step within a step.
+                join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
+            }
+            Step::Meet { then } => {
+                let past = self.cloud.world.at().rem_euclid(10_000).unsigned_abs();
+                sleep(millis(10_000 - past)).await;
+                join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
             }
             Step::Adjust { key, product, delta, expecting } => {
                 self.adjust(*key, *product, *delta, *expecting, patience).await;

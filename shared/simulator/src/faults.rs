@@ -131,7 +131,8 @@ impl Fault {
     /// How many in a thousand, where a history has this trouble at all: seldom, often, or almost always something.
     pub(crate) const fn rates(self) -> [u32; 3] {
         match self {
-            Self::Conflict | Self::Unprocessed | Self::ShortPage | Self::StaleIndex | Self::Reasons => [30, 100, 300],
+            Self::Conflict | Self::Unprocessed | Self::ShortPage | Self::Reasons => [30, 100, 300],
+            Self::StaleIndex => [100, 300, 700],
             Self::KilledBefore | Self::KilledAfter | Self::KilledAnytime | Self::Frozen => [10, 50, 150],
             Self::ColdStart => [50, 200, 1_000],
             Self::EventTwice | Self::EventLate | Self::EventLost | Self::SweepLost | Self::MessageTwice => {

@@ -170,6 +170,8 @@ async fn pause(world: &World, seconds: u64) {
         }
         world.written(&mut state, vec![place], now, true);
     }
+    drop(state);
+    world.copies_arrive();
 }
 
 /// Scheduler: one-time schedules fire up to a minute late, and sometimes twice, later, or never.
@@ -370,7 +372,7 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
         expect(&clients[0], right, "the_catalogue_is_right", || format!("{reply:?}"));
     }
     for client in clients.iter().filter(|client| !client.actor.admin) {
-        let path = "/orders?limit=100";
+        let path = "/orders?limit=1";
         let mut listed = Vec::new();
         let mut path_now = path.to_owned();
         loop {

@@ -62,6 +62,8 @@ pub(crate) struct State {
     writes: u64,
     /// Items that a running transaction is on, and its token.
     locked: BTreeMap<Place, String>,
+    /// Writes that arrive once more after weeks.
+    copies: Vec<(String, Call)>,
     pub(crate) queues: Queues,
     pub(crate) schedules: Schedules,
     made: mpsc::UnboundedSender<Made>,
@@ -117,6 +119,7 @@ impl World {
             replicated: BTreeMap::new(),
             writes: 0,
             locked: BTreeMap::new(),
+            copies: Vec::new(),
             queues: Queues::default(),
             schedules: Schedules::default(),
             made,
@@ -390,28 +393,38 @@ impl World {
         }
     }
 
-    /// The same write arrives again, when nobody remembers its token.
+    /// The same write arrives again, when nobody remembers its token: soon, after minutes, or after weeks.
     fn copy_later(&self, who: &str, call: &Call) {
         let mut copy = call.clone();
         if let Some(request) = copy.request.as_object_mut() {
             request.remove("ClientRequestToken");
         }
         let mut state = self.lock();
-        // Soon, after minutes, or after all is forgotten.
-        let delay =
-            [state.random.u64(1..5_000), state.random.u64(1_000..900_000), 33 * 86_400_000][state.random.usize(0..3)];
-        let (world, who) = (self.clone(), who.to_owned());
-        let task = async move {
+        let who = format!("{who} (a late copy)");
+        let delay = [state.random.u64(1..5_000), state.random.u64(1_000..900_000)][state.random.usize(0..2)];
+        if state.random.bool() {
+            state.copies.push((who, copy));
+        } else {
+            self.arrives(&mut state, who, copy, delay);
+        }
+    }
+
+    /// What is on its way for weeks arrives within seconds of their end.
+    pub(crate) fn copies_arrive(&self) {
+        let mut state = self.lock();
+        for (who, copy) in std::mem::take(&mut state.copies) {
+            let delay = state.random.u64(0..8_000);
+            self.arrives(&mut state, who, copy, delay);
+        }
+    }
+
+    fn arrives(&self, state: &mut State, who: String, copy: Call, delay: u64) {
+        let world = self.clone();
+        self.start_locked(state, async move {
             sleep(millis(delay)).await;
             let (status, body) = world.carry_out(&copy, 1).await;
-            world.said(&format!("{who} (a late copy)"), &copy, None, &Answer::Of(status, body));
-        };
-        if delay > 3_600_000 {
-            // Nobody waits for this one: a history without a pause of weeks ends before it.
-            go(task);
-        } else {
-            self.start_locked(&mut state, task);
-        }
+            world.said(&who, &copy, None, &Answer::Of(status, body));
+        });
     }
 
     fn said(&self, who: &str, call: &Call, fate: Option<Fault>, answer: &Answer) {
