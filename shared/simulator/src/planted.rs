@@ -344,7 +344,7 @@ pub static ALL: &[Planted] = &[
         hears: Some(|call, _, body| {
             let tables = body["Responses"].as_object_mut().into_iter().flatten();
             for item in tables.filter_map(|(_, items)| items.as_array_mut()).flatten() {
-                if call.operation == "BatchGetItem" && item["available"].is_object() {
+                if call.by.starts_with("confirm") && item["available"].is_object() {
                     item["available"] = json!({ "N": "1000" });
                 }
             }
