@@ -333,7 +333,7 @@ impl HttpConnector for Connection {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let connection = self.clone();
         HttpConnectorFuture::new(async move {
-            let call = call(&request);
+            let call = call(connection.name.clone(), &request);
             connection.meet(true).await;
             let (answer, answered) = oneshot::channel();
             let (world, name) = (connection.world.clone(), connection.name.clone());
@@ -359,7 +359,7 @@ impl HttpClient for Connection {
 }
 
 /// Names the operation: in DynamoDB's and SQS's protocol a header does, in Scheduler's the method and the path.
-fn call(request: &HttpRequest) -> Call {
+fn call(by: Arc<str>, request: &HttpRequest) -> Call {
     let body = request.body().bytes().and_then(|body| serde_json::from_slice(body).ok());
     let mut body: Value = body.unwrap_or_default();
     let target = request.headers().get("x-amz-target").and_then(|target| target.rsplit('.').next());
@@ -371,7 +371,7 @@ fn call(request: &HttpRequest) -> Call {
         }
         (None, _) => "",
     };
-    Call { operation: operation.to_owned(), request: body }
+    Call { by, operation: operation.to_owned(), request: body }
 }
 
 fn response(status: u16, body: &Value) -> Result<HttpResponse, ConnectorError> {

@@ -232,7 +232,7 @@ fn customer(
             let confirm = Step::Confirm { key, payment };
             let pay = |n| Step::Confirm { key, payment: Some(n) };
             let extend = |random: &mut fastrand::Rng| Step::Extend { key, seconds: random.u32(10..31) };
-            match random.u32(0..20) {
+            match random.u32(0..24) {
                 0..=3 => vec![confirm],
                 4 => vec![confirm, Step::Cancel { key }],
                 5 => vec![confirm, Step::Confirm { key, payment: Some(random.u8(0..2)) }],
@@ -247,7 +247,7 @@ fn customer(
                 11 => vec![Step::Get { key }, Step::List { orders: random.bool() }],
                 12 => vec![Step::Look { product: random.usize(0..products.len()) }],
                 13 => vec![Step::Trespass { victim: random.usize(0..customers), key: random.u8(0..3) }],
-                14 | 15 => {
+                14 | 15 | 20..=22 => {
                     let then = vec![extend(random)];
                     vec![Step::AroundExpiry { key, offset_ms: random.i64(-6_000..200), then }]
                 }
@@ -317,7 +317,13 @@ fn admin(random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usiz
         let mut steps = vec![step(random)];
         if random.u32(0..4) == 0 {
             // The same again, or something else, at the same time.
-            steps.push(if random.bool() { steps[0].clone() } else { step(random) });
+            steps.push(match (random.u32(0..3), &steps[0]) {
+                (0, Step::Adjust { key, product, delta, .. }) => {
+                    Step::Adjust { key: (key + 1) % 3, product: *product, delta: -delta, expecting: false }
+                }
+                (0 | 1, first) => first.clone(),
+                _ => step(random),
+            });
         }
         *number += 1;
         Moment { number: *number - 1, wait_ms: random.u64(0..12_000), steps, patience: random.u32(0..3) }

@@ -204,6 +204,16 @@ fn number(part: &mut Value, name: &str, change: impl Fn(i64) -> i64) {
     }
 }
 
+/// What a function reads of the stock, as if there were plenty.
+fn plenty(call: &Call, function: &str, body: &mut Value) {
+    let tables = body["Responses"].as_object_mut().into_iter().flatten();
+    for item in tables.filter_map(|(_, items)| items.as_array_mut()).flatten() {
+        if call.by.starts_with(function) && item["available"].is_object() {
+            item["available"] = json!({ "N": "1000" });
+        }
+    }
+}
+
 /// The conditions of a confirmation in time.
 const CONFIRMS: &str = "#confirmed_at = :now";
 
@@ -341,14 +351,7 @@ pub static ALL: &[Planted] = &[
         name: "retake-without-stock-condition",
         what: "a late confirmation does not look at the stock, and takes units that are not there",
         asks: Some(|call| in_condition(call, Deed::Retake, "STOCK#", "#available >= :q", "")),
-        hears: Some(|call, _, body| {
-            let tables = body["Responses"].as_object_mut().into_iter().flatten();
-            for item in tables.filter_map(|(_, items)| items.as_array_mut()).flatten() {
-                if call.operation == "BatchGetItem" && item["available"].is_object() {
-                    item["available"] = json!({ "N": "1000" });
-                }
-            }
-        }),
+        hears: Some(|call, _, body| plenty(call, "confirm", body)),
         says: None,
         ignores: None,
     },
@@ -437,9 +440,14 @@ pub static ALL: &[Planted] = &[
     asks("adjust-on-old-total", "an adjustment does not ask whether the total is still what it read", |call| {
         in_condition(call, Deed::Adjust, "CATALOG", "#total = :seen", "")
     }),
-    asks("adjust-takes-held-units", "an adjustment takes units away that are not free", |call| {
-        in_condition(call, Deed::Adjust, "STOCK#", "#available >= :q", "")
-    }),
+    Planted {
+        name: "adjust-takes-held-units",
+        what: "an adjustment does not look at what is free, and takes units away that are held",
+        asks: Some(|call| in_condition(call, Deed::Adjust, "STOCK#", "#available >= :q", "")),
+        hears: Some(|call, _, body| plenty(call, "admin", body)),
+        says: None,
+        ignores: None,
+    },
     asks("adjust-without-ledger", "an adjustment leaves nothing in the ledger", |call| {
         if deed(call) == Deed::Adjust {
             let actions = call.request["TransactItems"].as_array_mut()?;

@@ -26,6 +26,8 @@ use crate::services::{Made, Queues, Schedules};
 /// One call, as it went over the wire.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
+    /// The environment that makes it.
+    pub(crate) by: Arc<str>,
     pub(crate) operation: String,
     pub(crate) request: Value,
 }
@@ -306,7 +308,7 @@ impl World {
         {
             return pretended;
         }
-        let Call { operation, request } = &call;
+        let Call { operation, request, .. } = &call;
         let State { queues, random, faults, .. } = state;
         if let Some(answer) = queues.carry_out(operation, request, now, random, faults) {
             self.posted();
