@@ -80,7 +80,7 @@ impl<'a> Client<'a> {
 
     async fn take(&self, step: &Step, patience: u32) {
         match step {
-            Step::Reserve { key, body } => self.reserve(*key, body, patience).await,
+            Step::Reserve { key, body } => _ = self.reserve(*key, body, patience).await,
             Step::Confirm { key, payment } => _ = self.confirm(*key, *payment, patience).await,
             Step::Cancel { key } => self.cancel(*key, patience).await,
             Step::Extend { key, seconds } => self.extend(*key, *seconds, patience).await,
@@ -164,7 +164,8 @@ impl<'a> Client<'a> {
         reservation_id(&self.actor.name, key)
     }
 
-    async fn reserve(&self, key: u8, body: &[(usize, u32)], patience: u32) {
+    /// Reserves. Whether there was a clear answer.
+    async fn reserve(&self, key: u8, body: &[(usize, u32)], patience: u32) -> bool {
         let lines: Vec<Value> = body
             .iter()
             .map(|&(product, quantity)| json!({ "product_id": self.products[product].id, "quantity": quantity }))
@@ -176,7 +177,7 @@ impl<'a> Client<'a> {
         let sent = json!({ "lines": lines });
         let (method, path, name) = ("POST", "/reservations", self.key(key));
         let Some(reply) = self.ask(patience, Function::Reserve, method, path, Some(&name), Some(&sent)).await else {
-            return;
+            return false;
         };
         let said = || format!("{id} {sent}: {reply:?}");
         match (reply.status, reply.code()) {
@@ -224,6 +225,7 @@ impl<'a> Client<'a> {
             }
             _ => self.expect(!reply.clear(), "only_documented_refusals", said),
         }
+        reply.clear()
     }
 
     /// Whether a refusal was true at some moment between question and answer.
@@ -339,6 +341,16 @@ impl<'a> Client<'a> {
         for (key, payment) in unanswered {
             let number = payment.rsplit('-').next().and_then(|number| number.parse().ok());
             all &= self.confirm(key, number, 2).await;
+        }
+        all
+    }
+
+    /// Asks for everything once more, as it was first asked for. Whether all of it is answered.
+    pub(crate) async fn repeat(&self) -> bool {
+        let first: Vec<_> = self.memory().bodies.iter().map(|(key, bodies)| (*key, bodies[0].clone())).collect();
+        let mut all = true;
+        for (key, body) in first {
+            all &= self.reserve(key, &body, 0).await;
         }
         all
     }
