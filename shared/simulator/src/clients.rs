@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::join_all;
-use holdfast_domain::{CustomerId, IdempotencyKey, ReservationId, Status};
+use holdfast_domain::{CustomerId, IdempotencyKey, Reservation, ReservationId, Status};
 use holdfast_testkit::fixtures::NOW;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -80,7 +80,7 @@ impl<'a> Client<'a> {
 
     async fn take(&self, step: &Step, patience: u32) {
         match step {
-            Step::Reserve { key, body } => self.reserve(*key, body, patience).await,
+            Step::Reserve { key, body } => _ = self.reserve(*key, body, patience).await,
             Step::Confirm { key, payment } => _ = self.confirm(*key, *payment, patience).await,
             Step::Cancel { key } => self.cancel(*key, patience).await,
             Step::Extend { key, seconds } => self.extend(*key, *seconds, patience).await,
@@ -164,7 +164,8 @@ impl<'a> Client<'a> {
         reservation_id(&self.actor.name, key)
     }
 
-    async fn reserve(&self, key: u8, body: &[(usize, u32)], patience: u32) {
+    /// Reserves. Whether there was a clear answer.
+    async fn reserve(&self, key: u8, body: &[(usize, u32)], patience: u32) -> bool {
         let lines: Vec<Value> = body
             .iter()
             .map(|&(product, quantity)| json!({ "product_id": self.products[product].id, "quantity": quantity }))
@@ -176,7 +177,7 @@ impl<'a> Client<'a> {
         let sent = json!({ "lines": lines });
         let (method, path, name) = ("POST", "/reservations", self.key(key));
         let Some(reply) = self.ask(patience, Function::Reserve, method, path, Some(&name), Some(&sent)).await else {
-            return;
+            return false;
         };
         let said = || format!("{id} {sent}: {reply:?}");
         match (reply.status, reply.code()) {
@@ -224,6 +225,7 @@ impl<'a> Client<'a> {
             }
             _ => self.expect(!reply.clear(), "only_documented_refusals", said),
         }
+        reply.clear()
     }
 
     /// Whether a refusal was true at some moment between question and answer.
@@ -277,7 +279,8 @@ impl<'a> Client<'a> {
                 }
             }
         }
-        let existed = world.lock().books.reservations.contains_key(&id);
+        let before = self.ends(&id);
+        let existed = before.is_some();
         let body = payment.as_ref().map_or(json!({}), |payment| json!({ "payment_reference": payment }));
         let path = format!("/reservations/{id}/confirm");
         let reply = self.ask(patience, Function::Confirm, "POST", &path, None, Some(&body)).await;
@@ -311,8 +314,8 @@ impl<'a> Client<'a> {
                 state.books.expect(now, right, "only_true_refusals", said);
             }
             (410, _) => {
-                let over = stored.is_none_or(|stored| stored.expires_at.as_millis() <= now + SKEW_MS);
-                state.books.expect(now, over && payment.is_none(), "only_true_refusals", said);
+                let right = over(before, stored.as_ref(), now) && payment.is_none();
+                state.books.expect(now, right, "only_true_refusals", said);
             }
             (404, _) => {
                 arrived = false;
@@ -343,9 +346,25 @@ impl<'a> Client<'a> {
         all
     }
 
+    /// When the hold of a reservation ends, by the table.
+    fn ends(&self, id: &str) -> Option<i64> {
+        self.cloud.world.lock().books.reservations.get(id).map(|reservation| reservation.expires_at.as_millis())
+    }
+
+    /// Asks for everything once more, as it was first asked for. Whether all of it is answered.
+    pub(crate) async fn repeat(&self) -> bool {
+        let first: Vec<_> = self.memory().bodies.iter().map(|(key, bodies)| (*key, bodies[0].clone())).collect();
+        let mut all = true;
+        for (key, body) in first {
+            all &= self.reserve(key, &body, 0).await;
+        }
+        all
+    }
+
     async fn cancel(&self, key: u8, patience: u32) {
         let id = self.reservation_id(key);
         self.cloud.world.lock().books.asked.cancel.insert(id.clone());
+        let before = self.ends(&id);
         let path = format!("/reservations/{id}");
         let Some(reply) = self.ask(patience, Function::Reserve, "DELETE", &path, None, None).await else { return };
         if !reply.clear() {
@@ -362,7 +381,7 @@ impl<'a> Client<'a> {
                 }
                 status.is_none_or(|status| status == Status::Cancelled)
             }
-            (410, _) => stored.is_none_or(|stored| stored.expires_at.as_millis() <= now + SKEW_MS),
+            (410, _) => over(before, stored.as_ref(), now),
             (409, "already_confirmed") => status == Some(Status::Confirmed),
             (404, _) => true,
             _ => false,
@@ -372,6 +391,7 @@ impl<'a> Client<'a> {
 
     async fn extend(&self, key: u8, seconds: u32, patience: u32) {
         let id = self.reservation_id(key);
+        let before = self.ends(&id);
         let path = format!("/reservations/{id}/extend");
         let body = json!({ "hold_seconds": seconds });
         let reply = self.ask(patience, Function::Reserve, "POST", &path, None, Some(&body)).await;
@@ -382,7 +402,7 @@ impl<'a> Client<'a> {
         let status = stored.as_ref().map(|stored| stored.status);
         let right = match (reply.status, reply.code()) {
             (200, _) => {
-                if let Some(stored) = stored {
+                if let Some(stored) = &stored {
                     // What the answer says in seconds, less what a clock may be off and the answer took.
                     let least = reply.body["expires_in_seconds"].as_i64().unwrap_or_default() * 1_000;
                     let until = stored.expires_at.as_millis();
@@ -394,7 +414,7 @@ impl<'a> Client<'a> {
                 }
                 true
             }
-            (410, _) => stored.is_none_or(|stored| stored.expires_at.as_millis() <= now + SKEW_MS),
+            (410, _) => over(before, stored.as_ref(), now),
             (409, "already_confirmed") => status == Some(Status::Confirmed),
             (409, "reservation_cancelled") => status.is_none_or(|status| status == Status::Cancelled),
             (409, "extension_limit_reached") | (404, _) => true,
@@ -526,6 +546,12 @@ impl<'a> Client<'a> {
             }
         }
     }
+}
+
+/// Whether a hold's time was over at some moment of a request: it may have been extended meanwhile.
+fn over(before: Option<i64>, after: Option<&Reservation>, now: i64) -> bool {
+    let after = after.map(|reservation| reservation.expires_at.as_millis());
+    before.is_none() || after.is_none() || before.min(after).is_some_and(|ends| ends <= now + SKEW_MS)
 }
 
 fn reservation_id(customer: &str, key: u8) -> String {

@@ -318,6 +318,10 @@ async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan)
             format!("{} paid, and nobody says that it arrived", client.actor.name)
         });
     }
+    for client in clients {
+        let answered = client.repeat().await;
+        expect(client, answered, "answers_once_faults_stop", || format!("{} asked once more", client.actor.name));
+    }
     drain(world, &clients[0]).await;
     holds_end(world).await;
     ask_for_everything(world, clients, &plan.products).await;

@@ -126,7 +126,7 @@ impl Store {
         Ok(self.update_reservation(&seen.reservation_id, update, condition, attempts).await?.ok())
     }
 
-    /// Paid late, and the units went back: takes them again and makes the order, in one transaction.
+    /// Paid late, or accepted in time, and the units went back: takes them again and makes the order, in one transaction.
     async fn retake(
         &self,
         seen: &Reservation,
@@ -135,13 +135,15 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Reservation>, Error> {
         let deadline = attempts.deadline();
+        // Also a confirmation without a payment comes here, where it was accepted in time: nothing is owed then.
+        let gone = || if payment.is_some() { Refusal::RefundRequired } else { Refusal::HoldExpired };
         let facts = self.facts(seen.lines.iter().map(|line| &line.product_id), REFUSAL_LIFETIME, deadline).await?;
         let products: Vec<&Product> = facts.values().collect();
         self.look(&products, deadline).await?;
         let mut lines = seen.lines.clone();
         for line in &mut lines {
             let takes = self.with_known(&line.product_id, |known| known.choose(line.quantity)).flatten();
-            line.takes = takes.ok_or(Refusal::RefundRequired)?;
+            line.takes = takes.ok_or_else(gone)?;
         }
 
         let mut transaction = Transaction::new();
@@ -175,7 +177,7 @@ impl Store {
             }
         }
         if transaction.len() > crate::transact::MAX_ACTIONS {
-            return Err(Refusal::RefundRequired.into());
+            return Err(gone().into());
         }
         let Err(cancelled) = self.transact(&transaction, attempts).await? else {
             return Ok(Some(Reservation {
@@ -197,7 +199,7 @@ impl Store {
                     return Ok(None);
                 }
                 if stopped(|action| matches!(action, Action::Limit)) {
-                    return Err(Refusal::RefundRequired.into());
+                    return Err(gone().into());
                 }
                 if stopped(|action| matches!(action, Action::Shard)) {
                     attempts.count();

@@ -161,11 +161,19 @@ impl Store {
                 return Err(Refusal::VersionMismatch { current: product.total }.into());
             }
             let takes = self.takes(adjustment, &product, tries, deadline).await?;
-            let total_after = product
-                .total
-                .checked_add_signed(adjustment.delta)
-                .filter(|&total| total <= MAX_TOTAL)
-                .ok_or(Invalid::new("delta", "must leave the total from 0 to 1000000000"))?;
+            let total_after = match product.total.checked_add_signed(adjustment.delta) {
+                Some(total) if total <= MAX_TOTAL => total,
+                Some(_) => return Err(Invalid::new("delta", "must leave the total at most 1000000000").into()),
+                // The shards hold more than the total that was read a moment before them: units came in meanwhile.
+                None => {
+                    attempts.count();
+                    tries += 1;
+                    if deadline.passed() {
+                        return Err(attempts.unavailable("adjust"));
+                    }
+                    continue;
+                }
+            };
             let entry = LedgerEntry {
                 entry_id: entry_id(now, &record_id),
                 delta: adjustment.delta,

@@ -158,6 +158,16 @@ async fn a_confirmation_accepted_in_time_is_kept_when_the_queue_carries_it_out_l
 }
 
 #[tokio::test]
+async fn accepted_in_time_without_a_payment_and_gone_owes_nothing() {
+    let (wire, store, held) = held().await;
+    store.release_overdue(LATE, soon()).await.unwrap();
+    reserve(&store, &basket("bob", "k", &[("tee", 3)]), LATE).await.unwrap();
+    // In time by the clock that accepted it: another was ahead, and has released it.
+    assert_eq!(refusal(confirm(&store, &held, None, NOW).await), Refusal::HoldExpired);
+    assert_eq!(books(&wire).await["tee"].held, 3);
+}
+
+#[tokio::test]
 async fn cancelled_and_paid_owes_a_refund() {
     let (_, store, held) = held().await;
     store.cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();

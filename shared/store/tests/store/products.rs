@@ -128,6 +128,17 @@ async fn adjustments_past_their_limits_are_refused() {
 }
 
 #[tokio::test]
+async fn units_that_come_in_meanwhile_can_be_taken_away() {
+    let (wire, one) = tee(3, 1).await;
+    let other = store(&wire, 2);
+    // The total is read before the other adjustment, the shards after it.
+    let (more, less) = futures_util::future::join(adjust(&one, 4, "k1"), adjust(&other, -4, "k2")).await;
+    assert_eq!(more.unwrap().entry.total_after, 7);
+    assert_eq!(less.unwrap().entry.total_after, 3);
+    assert_eq!(books(&wire).await["tee"].available, 3);
+}
+
+#[tokio::test]
 async fn a_change_needs_the_version_that_was_seen() {
     let (_, store) = tee(10, 2).await;
     let change = || ProductChange { price_minor: Some(1), ..ProductChange::default() };
