@@ -202,7 +202,7 @@ impl Environment {
                 )
             };
         }
-        let store = || Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE).seeded(seed);
+        let store = || Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE).seeded(seed).with_due_partitions(2);
         let queues = || Queues::new(own!(aws.sqs(), aws_sdk_sqs), CONFIRMATIONS.to_owned(), FAILED.to_owned());
         let clock_world = world.clone();
         let clock = Clock::new(move || clock_world.clock(skew_ms));

@@ -364,6 +364,8 @@ async fn holds_end(world: &World) {
 
 /// At rest, the API says what the table holds.
 async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[ProductPlan]) {
+    // What the catalogue says may be a second old.
+    sleep(millis(1_000)).await;
     for product in products {
         let path = format!("/products/{}", product.id);
         let reply = clients[0].ask(0, Function::Catalog, "GET", &path, None, None).await;

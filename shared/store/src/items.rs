@@ -92,10 +92,10 @@ pub(crate) fn product(product: &Product) -> Result<Item, Error> {
 }
 
 /// A reservation's item. While held, and only then, it is in the index `due`.
-pub(crate) fn reservation(reservation: &Reservation) -> Result<Item, Error> {
+pub(crate) fn reservation(reservation: &Reservation, due_partitions: u32) -> Result<Item, Error> {
     let mut item = write("reservation", &keys::reservation(&reservation.reservation_id), reservation)?;
     if reservation.status == Status::Held {
-        item.insert(keys::DUE_KEY.to_owned(), text(keys::due_partition(&reservation.reservation_id)));
+        item.insert(keys::DUE_KEY.to_owned(), text(keys::due_partition(&reservation.reservation_id, due_partitions)));
         item.insert(keys::DUE_AT.to_owned(), time(reservation.expires_at));
     }
     Ok(item)
@@ -135,24 +135,24 @@ mod tests {
     fn a_reservation_survives_the_table() {
         for status in [Status::Held, Status::Confirmed, Status::Cancelled, Status::Expired] {
             let before = Reservation { status, ..held() };
-            assert_eq!(read::<Reservation>("test", reservation(&before).unwrap()).unwrap(), before);
+            assert_eq!(read::<Reservation>("test", reservation(&before, 8).unwrap()).unwrap(), before);
         }
     }
 
     #[test]
     fn only_a_held_reservation_is_in_the_index_due() {
-        let item = reservation(&held()).unwrap();
+        let item = reservation(&held(), 8).unwrap();
         assert_eq!(item["pk"], text(format!("HOLD#{}", held().reservation_id)));
         assert_eq!(item["sk"], text("HOLD"));
         assert_eq!(item["due_at"], number(1_763_700_600_123_i64));
         assert!(!item.contains_key("ttl"), "a hold is never cleaned up: its units would be lost");
-        let ended = reservation(&Reservation { status: Status::Confirmed, ..held() }).unwrap();
+        let ended = reservation(&Reservation { status: Status::Confirmed, ..held() }, 8).unwrap();
         assert!(!ended.contains_key("due_key") && !ended.contains_key("due_at"));
     }
 
     #[test]
     fn an_item_that_makes_no_sense_is_an_error_and_no_panic() {
-        let mut item = reservation(&held()).unwrap();
+        let mut item = reservation(&held(), 8).unwrap();
         item.insert("status".to_owned(), text("half-confirmed"));
         assert!(matches!(read::<Reservation>("test", item), Err(Error::Internal { .. })));
     }

@@ -101,10 +101,10 @@ pub fn failed(id: &str) -> Key {
 }
 
 /// The partition of the index `due` that a reservation's hold is in.
-pub fn due_partition(id: &ReservationId) -> String {
+pub fn due_partition(id: &ReservationId, partitions: u32) -> String {
     // The id is a digest: any of its characters is as good as random, and base32 has a multiple of 8 of them.
     let last = id.as_str().bytes().rev().nth(1).unwrap_or_default();
-    due_key(u32::from(last) % DUE_PARTITIONS)
+    due_key(u32::from(last) % partitions.max(1))
 }
 
 /// The `k`-th partition of the index `due`.
@@ -123,7 +123,7 @@ mod tests {
         let mut holds = HashMap::<String, u32>::new();
         for n in 0..8_000 {
             let key = IdempotencyKey::try_from(format!("k{n}")).unwrap();
-            *holds.entry(due_partition(&ReservationId::derive(&customer, &key))).or_default() += 1;
+            *holds.entry(due_partition(&ReservationId::derive(&customer, &key), DUE_PARTITIONS)).or_default() += 1;
         }
         assert_eq!(holds.len(), 8);
         assert!(holds.values().all(|count| (700..1_300).contains(count)), "{holds:?}");

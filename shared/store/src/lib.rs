@@ -58,19 +58,33 @@ pub struct Store {
     known: Mutex<HashMap<ProductId, products::Known>>,
     lately: tokio::sync::Mutex<products::Lately>,
     random: Mutex<fastrand::Rng>,
+    due_partitions: u32,
 }
 
 impl Store {
     /// A store over `table`.
     pub fn new(client: Client, table: impl Into<String>) -> Self {
-        let random = Mutex::new(fastrand::Rng::new());
-        Self { client, table: table.into(), known: Mutex::default(), lately: tokio::sync::Mutex::default(), random }
+        Self {
+            client,
+            table: table.into(),
+            known: Mutex::default(),
+            lately: tokio::sync::Mutex::default(),
+            random: Mutex::new(fastrand::Rng::new()),
+            due_partitions: keys::DUE_PARTITIONS,
+        }
     }
 
     /// The same with its jitter and its choice of the home shard decided by `seed`: where a run must repeat.
     #[must_use]
     pub fn seeded(self, seed: u64) -> Self {
         Self { random: Mutex::new(fastrand::Rng::with_seed(seed)), ..self }
+    }
+
+    /// The same with the index `due` dealt into fewer partitions, each of which a sweep asks for: where a run of hours
+    /// would spend itself on asking. All stores over one table must agree, or holds are overlooked.
+    #[must_use]
+    pub fn with_due_partitions(self, due_partitions: u32) -> Self {
+        Self { due_partitions, ..self }
     }
 
     fn attempts(&self, deadline: Deadline) -> Attempts<'_> {

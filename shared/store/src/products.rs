@@ -331,7 +331,7 @@ impl Store {
             }
         };
         let mut units = HashMap::new();
-        for hold in try_join_all((0..keys::DUE_PARTITIONS).map(partition)).await?.into_iter().flatten() {
+        for hold in try_join_all((0..self.due_partitions).map(partition)).await?.into_iter().flatten() {
             for line in hold.lines {
                 *units.entry(line.product_id).or_default() += u64::from(line.quantity);
             }

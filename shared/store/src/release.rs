@@ -94,7 +94,7 @@ impl Store {
     pub async fn release_overdue(&self, now: Timestamp, deadline: Deadline) -> Result<Swept, Error> {
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
-        for k in 0..keys::DUE_PARTITIONS {
+        for k in 0..self.due_partitions {
             let mut start = None;
             loop {
                 if deadline.passed() {
@@ -131,7 +131,7 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<u64, Error> {
-        let pages = (0..keys::DUE_PARTITIONS).map(|k| self.overdue(k, now, None, deadline));
+        let pages = (0..self.due_partitions).map(|k| self.overdue(k, now, None, deadline));
         let pages = match try_join_all(pages).await {
             Ok(pages) => pages,
             Err(Error::Unavailable { .. }) => return Ok(0),

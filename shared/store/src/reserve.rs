@@ -201,7 +201,7 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<Result<(), Cancelled<Action>>, Error> {
         let mut transaction = Transaction::new();
-        let item = items::reservation(reservation)?;
+        let item = items::reservation(reservation, self.due_partitions)?;
         transaction.put(Action::Reservation, &self.table, item, "attribute_not_exists(#pk)")?;
         for (at, line) in reservation.lines.iter().enumerate() {
             let version = number(draft.lines[at].product.version);

@@ -109,7 +109,10 @@ async fn one_that_was_confirmed_meanwhile_drops_out_alone() {
             .table_name(TABLE)
             .set_key(Some(keys::reservation(&hold.reservation_id).item()))
             .update_expression("SET due_key = :key, due_at = :at")
-            .expression_attribute_values(":key", AttributeValue::S(keys::due_partition(&hold.reservation_id)))
+            .expression_attribute_values(
+                ":key",
+                AttributeValue::S(keys::due_partition(&hold.reservation_id, keys::DUE_PARTITIONS)),
+            )
             .expression_attribute_values(":at", AttributeValue::N("0".to_owned()))
             .send()
             .await
