@@ -1,6 +1,7 @@
 //! `cargo local simulate`: many seeds, with progress, a summary, and what is needed to replay one that fails.
 
 use std::collections::BTreeSet;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -62,6 +63,8 @@ struct Summary {
     checks: u64,
     injected: PerFault,
     failed: Option<(u64, Outcome)>,
+    /// Whole minutes of progress that a log has been told of.
+    minutes: u64,
 }
 
 fn main() -> ExitCode {
@@ -146,6 +149,11 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
                     all.injected.iter_mut().zip(outcome.injected).for_each(|(sum, new)| *sum += new);
                     bar.set_position(limit.map_or(all.histories, |_| began.elapsed().as_secs()));
                     bar.set_message(format!("{} seeds, {} calls to AWS", all.histories, all.calls));
+                    let minutes = began.elapsed().as_secs() / 60;
+                    if minutes > all.minutes && !std::io::stderr().is_terminal() {
+                        all.minutes = minutes;
+                        eprintln!("{minutes} min: {} seeds, {} calls to AWS", all.histories, all.calls);
+                    }
                     let first = all.failed.as_ref().is_none_or(|(other, _)| seed < *other);
                     if outcome.violation.is_some() && first {
                         all.failed = Some((seed, outcome));

@@ -8,7 +8,7 @@ use holdfast_simulator::planted::Planted;
 use holdfast_simulator::{Part, history, seconds, shrink};
 
 /// The seeds of an ordinary run of the tests. Longer runs are `cargo local simulate`.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 2_000;
 
 #[test]
 fn no_seed_breaks_a_promise() {
