@@ -220,13 +220,13 @@ async fn schedule(cloud: &Cloud, mut to_fire: mpsc::UnboundedReceiver<Made>) {
 
 /// The recurring sweep.
 async fn sweep(cloud: &Cloud) {
+    let world = &cloud.world;
     loop {
-        sleep(millis(SWEEP_MS)).await;
-        let world = &cloud.world;
-        // Where nothing has been held for a while, a sweep finds nothing; long pauses are full of those.
-        if world.lock().books.held().next().is_none() {
-            continue;
+        // Where nothing is held a sweep finds nothing, and weeks would be full of those.
+        while world.lock().books.held().next().is_none() {
+            world.holds().await;
         }
+        sleep_until(world.next(SWEEP_MS)).await;
         let lost = {
             let mut state = world.lock();
             let State { random, faults, .. } = &mut *state;

@@ -50,6 +50,7 @@ struct Shared {
     began: Instant,
     /// A message was sent.
     mail: Notify,
+    holds: Notify,
     state: Mutex<State>,
 }
 
@@ -133,8 +134,8 @@ impl World {
             away: None,
             planted,
         };
-        let mail = Notify::new();
-        Self(Arc::new(Shared { began: Instant::now(), mail, state: Mutex::new(state) }))
+        let (mail, holds) = (Notify::new(), Notify::new());
+        Self(Arc::new(Shared { began: Instant::now(), mail, holds, state: Mutex::new(state) }))
     }
 
     /// Waits until a promise is broken.
@@ -153,6 +154,11 @@ impl World {
         self.0.mail.notified().await;
     }
 
+    /// Until a reservation is written.
+    pub(crate) async fn holds(&self) {
+        self.0.holds.notified().await;
+    }
+
     /// Notes whether a promise holds.
     pub(crate) fn expect(&self, holds: bool, invariant: &'static str, detail: impl FnOnce() -> String) {
         let now = self.now();
@@ -167,6 +173,12 @@ impl World {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next time that is a whole number of periods after the beginning.
+    pub(crate) fn next(&self, period_ms: u64) -> Instant {
+        let periods = u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX) / period_ms;
+        self.0.began + millis((periods + 1) * period_ms)
     }
 
     /// Milliseconds since the history began.
@@ -343,6 +355,7 @@ impl World {
         for place in places {
             let item = dynamo::item(&state.database, TABLE, &place);
             if place.0.starts_with("HOLD#") {
+                self.0.holds.notify_one();
                 self.replicate(state, place.clone(), item.clone());
             }
             changed.push(Changed { place, after: item.as_ref().map(dynamo::plain_item) });
