@@ -52,7 +52,8 @@ pub fn messages(input: &[u8]) {
                 Ok(confirmation) => assert!(kept(shop, &confirmation).await, "neither done nor kept: {body}"),
             }
         }
-        let known = |id: &str| id.strip_prefix('m').and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| n < bodies.len());
+        let known =
+            |id: &str| id.strip_prefix('m').and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| n < bodies.len());
         assert!(failed.iter().all(|id| known(id)), "{answer}");
     });
 }
@@ -68,8 +69,7 @@ async fn kept(shop: &Shop, confirmation: &Confirmation) -> bool {
     });
     done || shop.wire.messages(FAILED).iter().any(|kept| {
         let kept: Confirmation = serde_json::from_str(kept).expect("a confirmation of ours");
-        (&kept.reservation_id, &kept.customer, &kept.payment_reference)
-            == (reservation_id, customer, payment_reference)
+        (&kept.reservation_id, &kept.customer, &kept.payment_reference) == (reservation_id, customer, payment_reference)
     })
 }
 

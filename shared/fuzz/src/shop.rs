@@ -166,8 +166,11 @@ async fn open() -> Shop {
 pub fn failures() -> [Failure; 2] {
     let owed: PaymentReference = payment("pay_2");
     let read = Failure {
-        body: format!(r#"{{"reservation_id":"{}","customer":"alice","payment_reference":"pay_2","requested_at_ms":{}}}"#,
-            Known::Cancelled.id(), NOW.as_millis()),
+        body: format!(
+            r#"{{"reservation_id":"{}","customer":"alice","payment_reference":"pay_2","requested_at_ms":{}}}"#,
+            Known::Cancelled.id(),
+            NOW.as_millis()
+        ),
         reservation_id: Some(Known::Cancelled.id()),
         customer: Some(customer("alice")),
         payment_reference: Some(owed),

@@ -16,8 +16,7 @@ fn no_input_of_the_corpus_breaks_a_promise() {
     assert_eq!(folders, TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect(), "a folder for each target");
     let mut broken = Vec::new();
     for (name, target) in TARGETS {
-        let files: Vec<_> =
-            fs::read_dir(corpus.join(name)).unwrap().map(|file| file.unwrap().path()).collect();
+        let files: Vec<_> = fs::read_dir(corpus.join(name)).unwrap().map(|file| file.unwrap().path()).collect();
         assert!(!files.is_empty(), "{name} has no corpus");
         for file in files {
             let input = fs::read(&file).unwrap();
