@@ -2,10 +2,11 @@
 
 use data_encoding::BASE64URL_NOPAD;
 use holdfast_store::Cursor;
+use serde_json::Value;
 
 use crate::events::ask;
 use crate::request::request;
-use crate::shop::in_shop;
+use crate::shop::{Shop, in_shop};
 
 /// Every list that takes a cursor, asked by somebody who is everything.
 const LISTS: [&str; 7] = [
@@ -19,31 +20,40 @@ const LISTS: [&str; 7] = [
 ];
 
 /// The input as a cursor, as it is and packed as ours are. What is taken for one is the same when it is given out
-/// again, and no list breaks at it.
+/// again.
 pub fn cursors(input: &[u8]) {
-    let packed = BASE64URL_NOPAD.encode(input);
-    for text in [&*String::from_utf8_lossy(input), &packed] {
-        let cursor = match Cursor::decode(text) {
-            Ok(cursor) => cursor,
-            Err(invalid) => {
-                assert_eq!(invalid.field, "cursor");
-                continue;
-            }
-        };
-        let given = cursor.encode();
-        assert_eq!(Cursor::decode(&given).as_ref(), Ok(&cursor), "{text}");
-        in_shop(async |shop| {
-            for list in LISTS {
-                let text = format!("GET {list}?limit=1&cursor={given}\n@sub alice\n@cognito:groups [admin]");
-                let router = match list {
-                    "/products" => &shop.catalog,
-                    list if list.starts_with("/admin") => &shop.admin,
-                    _ => &shop.reserve,
-                };
-                ask(shop, router, &request(text.as_bytes()).event).await.expect("an answer");
-            }
-        });
+    for text in [&*String::from_utf8_lossy(input), &BASE64URL_NOPAD.encode(input)] {
+        match Cursor::decode(text) {
+            Ok(cursor) => assert_eq!(Cursor::decode(&cursor.encode()).as_ref(), Ok(&cursor), "{text}"),
+            Err(invalid) => assert_eq!(invalid.field, "cursor"),
+        }
     }
+}
+
+/// The input as a cursor of every list, packed as ours are: none breaks at one that no list has given out. Apart from
+/// [`cursors`], which is far faster without a list.
+pub fn lists(input: &[u8]) {
+    let cursor = BASE64URL_NOPAD.encode(input);
+    if Cursor::decode(&cursor).is_err() {
+        return;
+    }
+    in_shop(async |shop| {
+        for list in LISTS {
+            let answer = page(shop, list, &format!("&cursor={cursor}")).await;
+            assert!([200, 400].into_iter().any(|status| answer["statusCode"] == status), "{list}: {answer}");
+        }
+    });
+}
+
+/// A list's answer to an admin.
+async fn page(shop: &Shop, list: &str, cursor: &str) -> Value {
+    let text = format!("GET {list}?limit=1{cursor}\n@sub alice\n@cognito:groups [admin]");
+    let router = match list {
+        "/products" => &shop.catalog,
+        list if list.starts_with("/admin") => &shop.admin,
+        _ => &shop.reserve,
+    };
+    ask(shop, router, &request(text.as_bytes()).event).await.expect("an answer")
 }
 
 #[cfg(test)]
@@ -57,14 +67,8 @@ mod tests {
             for list in LISTS {
                 let (mut cursor, mut pages, mut seen) = (String::new(), 0, Vec::new());
                 loop {
-                    let text = format!("GET {list}?limit=1{cursor}\n@sub alice\n@cognito:groups [admin]");
-                    let router = match list {
-                        "/products" => &shop.catalog,
-                        list if list.starts_with("/admin") => &shop.admin,
-                        _ => &shop.reserve,
-                    };
-                    let answer = ask(shop, router, &request(text.as_bytes()).event).await.unwrap();
-                    let body: serde_json::Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
+                    let answer = page(shop, list, &cursor).await;
+                    let body: Value = serde_json::from_str(answer["body"].as_str().unwrap()).unwrap();
                     assert_eq!(answer["statusCode"], 200, "{list}: {body}");
                     seen.extend(body["items"].as_array().unwrap().clone());
                     pages += 1;

@@ -10,10 +10,16 @@ use crate::answers::check;
 use crate::request::request;
 use crate::shop::{Shop, in_shop};
 
+/// The longest path and query: API Gateway takes no more, and all headers are counted in.
+const LONGEST: usize = 10_240;
+
 /// A request to the function that its path belongs to, and to `catalog`, which gets what no route knows. The input is a
 /// text as `src/request.rs` describes it.
 pub fn requests(input: &[u8]) {
     let request = request(input);
+    if request.target > LONGEST {
+        return;
+    }
     let mut segments = request.path.split('/').skip(1);
     let (first, last) = (segments.next().unwrap_or_default(), segments.last());
     in_shop(async |shop| {

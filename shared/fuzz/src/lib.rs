@@ -18,7 +18,7 @@ pub mod shop;
 mod values;
 
 pub use callers::callers;
-pub use cursors::cursors;
+pub use cursors::{cursors, lists};
 pub use events::{events, requests};
 pub use queues::{letters, messages};
 pub use values::values;
@@ -27,11 +27,12 @@ pub use values::values;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("callers", callers),
     ("cursors", cursors),
     ("events", events),
     ("letters", letters),
+    ("lists", lists),
     ("messages", messages),
     ("requests", requests),
     ("values", values),

@@ -21,6 +21,8 @@ use serde_json::{Map, Value};
 /// What a text says.
 pub(crate) struct Request {
     pub(crate) path: String,
+    /// How long its path and query are.
+    pub(crate) target: usize,
     /// The whole event.
     pub(crate) event: Value,
 }
@@ -69,7 +71,7 @@ pub(crate) fn request(text: &[u8]) -> Request {
     };
     event["isBase64Encoded"] = encoded.into();
     event["body"] = body.into();
-    Request { path: path.to_owned(), event }
+    Request { path: path.to_owned(), target: target.len(), event }
 }
 
 #[cfg(test)]
@@ -80,7 +82,7 @@ mod tests {
     fn a_text_becomes_the_event_that_it_describes() {
         let text = b"POST /reservations?a=b&c\n@sub alice\n@cognito:groups [service]\nIdempotency-Key: k\n\
                      idempotency-key:  l\nbad name: x\n\n{\"lines\":[]}\n\nmore";
-        let Request { path, event } = request(text);
+        let Request { path, target: _, event } = request(text);
         assert_eq!(path, "/reservations");
         assert_eq!(event["requestContext"]["http"]["method"], "POST");
         assert_eq!((&event["rawPath"], &event["rawQueryString"]), (&"/reservations".into(), &"a=b&c".into()));
