@@ -19,6 +19,7 @@ pub mod demo;
 pub mod emulator;
 pub mod error;
 pub mod functions;
+pub mod fuzz;
 pub mod gateway;
 pub mod iam;
 pub mod openapi;

@@ -4,11 +4,13 @@ use clap::{Args, Parser, Subcommand};
 use holdfast_local::demo;
 use holdfast_local::emulator::Choice;
 use holdfast_local::error::{Context as _, Result};
+use holdfast_local::fuzz;
 use holdfast_local::openapi;
 use holdfast_local::paths::shown;
 use holdfast_local::simulate;
 use holdfast_local::stack::{Options, Stack};
 use holdfast_local::token::{Role, Signer};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,6 +33,17 @@ enum Command {
         /// What the simulator takes
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         arguments: Vec<String>,
+    },
+    /// Lets libFuzzer at the parsers of outside input; exits 1 if a promise is broken
+    Fuzz {
+        /// One of shared/fuzz/targets [default: all, one after the other]
+        target: Option<String>,
+        /// For how long each
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        minutes: u32,
+        /// Plays this input once, such as one that broke a promise
+        #[arg(long, value_name = "FILE", conflicts_with = "minutes")]
+        input: Option<PathBuf>,
     },
     /// Prints a token for the local API
     Token {
@@ -96,19 +109,27 @@ const INTERRUPTED: u8 = 130;
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Simulate { arguments } => simulate::run(&arguments),
+        Command::Fuzz { target, minutes, input } => {
+            unless_stopped(fuzz::run(fuzz::Options { target, minutes, input })).await.map(verdict)
+        }
         Command::Token { sub, role } => token(&sub, role),
         Command::Openapi => write_description(),
         Command::Up(args) => up(args.into()).await,
-        Command::Demo(args) => unless_stopped(demo::run(args.into())).await.map(|ended| match ended {
-            Some(true) => ExitCode::SUCCESS,
-            Some(false) => ExitCode::FAILURE,
-            None => ExitCode::from(INTERRUPTED),
-        }),
+        Command::Demo(args) => unless_stopped(demo::run(args.into())).await.map(verdict),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error}");
         ExitCode::FAILURE
     })
+}
+
+/// Whether all was as it should be; nothing where it was cut short.
+fn verdict(ended: Option<bool>) -> ExitCode {
+    match ended {
+        Some(true) => ExitCode::SUCCESS,
+        Some(false) => ExitCode::FAILURE,
+        None => ExitCode::from(INTERRUPTED),
+    }
 }
 
 /// Runs something that Ctrl-C or SIGTERM cuts short: `None`. Whatever it started ends as it is dropped.

@@ -3,9 +3,10 @@
 use admin::{App, router};
 use holdfast_aws::clock::Clock;
 use holdfast_aws::config::{Environment, local_key_set, roles_claim, table_name};
-use holdfast_http::{Authenticator, serve};
+use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
-use lambda_http::{Error, run, tracing};
+use lambda_http::lambda_runtime::run;
+use lambda_http::{Error, service_fn, tracing};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
@@ -16,5 +17,6 @@ async fn main() -> Result<(), Error> {
         queues: environment.queues()?,
         clock: Clock::system(),
     };
-    run(serve(router(app), Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?))).await
+    let router = serve(router(app), Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
+    run(service_fn(|event| handle(router.clone(), event))).await
 }

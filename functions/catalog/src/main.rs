@@ -2,14 +2,16 @@
 
 use catalog::{App, router};
 use holdfast_aws::config::{Environment, table_name};
-use holdfast_http::{Authenticator, serve};
+use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
-use lambda_http::{Error, run, tracing};
+use lambda_http::lambda_runtime::run;
+use lambda_http::{Error, service_fn, tracing};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let environment = Environment::read()?;
     let app = App { store: Store::new(environment.dynamodb(), table_name()?) };
-    run(serve(router(app), Authenticator::default())).await
+    let router = serve(router(app), Authenticator::default());
+    run(service_fn(|event| handle(router.clone(), event))).await
 }

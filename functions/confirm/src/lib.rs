@@ -18,7 +18,7 @@ use holdfast_aws::queues::{Confirmation, Queues};
 use holdfast_domain::{CustomerId, PaymentReference, Refusal, ReservationId};
 use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, path_id, schema};
 use holdfast_store::{Deadline, Error, Store};
-use lambda_http::{Adapter, LambdaEvent};
+use lambda_http::LambdaEvent;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
@@ -53,14 +53,12 @@ pub fn router(app: Arc<App>) -> Router {
 /// # Errors
 /// An event of neither kind, and a batch that cannot name what failed in it: Lambda then keeps the whole batch.
 pub async fn handle(app: &App, router: Router, event: LambdaEvent<Value>) -> Result<Value, lambda_http::Error> {
-    use lambda_http::Service;
-
     let LambdaEvent { payload, context } = event;
     if payload.get("Records").is_some() {
         return Ok(serde_json::to_value(confirm_batch(app, serde_json::from_value(payload)?).await?)?);
     }
     let request = LambdaEvent::new(serde_json::from_value(payload)?, context);
-    Ok(serde_json::to_value(Adapter::from(router).call(request).await?)?)
+    Ok(serde_json::to_value(holdfast_http::handle(router, request).await?)?)
 }
 
 /// How it was paid.

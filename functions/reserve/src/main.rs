@@ -2,9 +2,10 @@
 
 use holdfast_aws::clock::Clock;
 use holdfast_aws::config::{Environment, local_key_set, rate_limit, roles_claim, table_name};
-use holdfast_http::{Authenticator, Limiter, limited, serve};
+use holdfast_http::{Authenticator, Limiter, handle, limited, serve};
 use holdfast_store::Store;
-use lambda_http::{Error, run, tracing};
+use lambda_http::lambda_runtime::run;
+use lambda_http::{Error, service_fn, tracing};
 use reserve::{App, router};
 
 #[tokio::main(flavor = "current_thread")]
@@ -15,5 +16,6 @@ async fn main() -> Result<(), Error> {
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), Clock::system(), limit));
     let app = App { store: store(), schedules: environment.schedules()?, clock: Clock::system() };
     let router = limited(router(app), limiter);
-    run(serve(router, Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?))).await
+    let router = serve(router, Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
+    run(service_fn(|event| handle(router.clone(), event))).await
 }

@@ -11,6 +11,7 @@
 mod cached;
 mod caller;
 pub mod codes;
+mod event;
 mod input;
 mod limit;
 mod problem;
@@ -20,6 +21,7 @@ mod view;
 
 pub use cached::{cached, knows};
 pub use caller::{Admin, Authenticator, Caller, Customer, LOCAL_AUDIENCE, LOCAL_ISSUER};
+pub use event::handle;
 pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, Object, Query, path_id, some};
 pub use limit::{Limiter, limited};
 pub use problem::Problem;

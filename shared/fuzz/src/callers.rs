@@ -1,0 +1,125 @@
+//! Who gets in: the authorizer's claims, and the bearer token where a function checks it itself.
+
+use std::sync::LazyLock;
+
+use axum::extract::FromRequestParts as _;
+use axum::http::{HeaderValue, Request, header, request::Parts};
+use data_encoding::BASE64URL_NOPAD;
+use holdfast_http::{Authenticator, Caller, LOCAL_AUDIENCE, LOCAL_ISSUER};
+use jsonwebtoken::{Algorithm, EncodingKey, crypto};
+use serde_json::{Value, json};
+
+use crate::answers::is_printable;
+use crate::request::request;
+
+/// The key that the tokens are checked with. No input can know a signature with it, unless somebody puts one there.
+const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+
+static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
+    let key = json!({"kty": "oct", "kid": "local", "alg": "HS256", "k": BASE64URL_NOPAD.encode(SECRET)});
+    Authenticator::new(Some(&json!({ "keys": [key] }).to_string())).expect("a key set")
+});
+
+/// The input as claims that an authorizer hands over (lines with `@`, as in `src/request.rs`), as an `Authorization`,
+/// and as the claims of a token that is signed as it should be. Who gets in is who the claims say, in the roles that
+/// they say, and with nobody's word but theirs.
+pub fn callers(input: &[u8]) {
+    of_the_authorizer(input);
+    of_a_header(input);
+    of_a_signed_token(input);
+}
+
+fn of_the_authorizer(input: &[u8]) {
+    let event = request(&[b"GET /\n", input].concat()).event;
+    let claims = event["requestContext"]["authorizer"]["jwt"]["claims"].clone();
+    let parts = lambda_http::request::from_str(&event.to_string()).expect("an event").into_parts().0;
+    let caller = caller(parts);
+    let Some(sub) = claims["sub"].as_str().filter(|sub| is_printable(sub)) else {
+        assert_eq!(caller, None, "without a name: {claims}");
+        return;
+    };
+    let caller = caller.unwrap_or_else(|| panic!("nobody: {claims}"));
+    let roles = claims["cognito:groups"].as_str().unwrap_or_default();
+    let list = roles.strip_prefix('[').and_then(|roles| roles.strip_suffix(']')).unwrap_or(roles);
+    let is = |role| list.split(' ').any(|word| word == role);
+    assert_eq!((caller.id.as_str(), caller.service, caller.admin), (sub, is("service"), is("admin")), "{claims}");
+}
+
+fn of_a_header(input: &[u8]) {
+    for scheme in [&b""[..], b"Bearer "] {
+        let Ok(value) = HeaderValue::from_bytes(&[scheme, input].concat()) else { continue };
+        let Some(caller) = bearer(&value) else { continue };
+        let token = value.to_str().expect("what got in is text").get(7..).expect("a token");
+        let (message, signature) = token.rsplit_once('.').expect("a token");
+        assert_eq!(signature, sign(message), "a token that nobody signed: {token}");
+        let claims = message.split('.').nth(1).and_then(|claims| BASE64URL_NOPAD.decode(claims.as_bytes()).ok());
+        is_as_claimed(&caller, &claims.expect("claims"));
+    }
+}
+
+fn of_a_signed_token(input: &[u8]) {
+    let header = BASE64URL_NOPAD.encode(br#"{"alg":"HS256","kid":"local"}"#);
+    let message = format!("{header}.{}", BASE64URL_NOPAD.encode(input));
+    let value = HeaderValue::from_str(&format!("Bearer {message}.{}", sign(&message))).expect("a header");
+    if let Some(caller) = bearer(&value) {
+        is_as_claimed(&caller, input);
+    }
+}
+
+fn sign(message: &str) -> String {
+    crypto::sign(message.as_bytes(), &EncodingKey::from_secret(SECRET), Algorithm::HS256).expect("a signature")
+}
+
+fn is_as_claimed(caller: &Caller, claims: &[u8]) {
+    let claims: Value = serde_json::from_slice(claims).expect("claims");
+    assert_eq!(claims["sub"], caller.id.as_str(), "{claims}");
+    assert!(is_printable(caller.id.as_str()), "{claims}");
+    let names = |claim: &Value, wanted: &str| {
+        claim == wanted || claim.as_array().is_some_and(|list| list.iter().any(|one| one == wanted))
+    };
+    assert!(names(&claims["iss"], LOCAL_ISSUER) && names(&claims["aud"], LOCAL_AUDIENCE), "{claims}");
+    // Later than this file was written, in any case.
+    assert!(claims["exp"].as_f64().is_some_and(|at| at > 1_700_000_000.0), "{claims}");
+    for (role, has) in [("service", caller.service), ("admin", caller.admin)] {
+        let roles = &claims["cognito:groups"];
+        let said = match roles {
+            Value::Array(roles) => roles.iter().any(|one| one == role),
+            Value::String(roles) => roles.split([' ', '[', ']']).any(|one| one == role),
+            _ => false,
+        };
+        assert!(said || !has, "{claims}");
+    }
+}
+
+fn bearer(value: &HeaderValue) -> Option<Caller> {
+    let request = Request::builder().header(header::AUTHORIZATION, value).body(()).expect("a request");
+    caller(request.into_parts().0)
+}
+
+fn caller(mut parts: Parts) -> Option<Caller> {
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime =
+            tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    }
+    parts.extensions.insert(AUTHENTICATOR.clone());
+    RUNTIME.with(|runtime| runtime.block_on(Caller::from_request_parts(&mut parts, &())).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without it, the target could pass by turning everybody away.
+    #[test]
+    fn a_token_with_the_right_claims_gets_in() {
+        let claims = json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64,
+            "cognito:groups": ["admin"]});
+        let header = BASE64URL_NOPAD.encode(br#"{"alg":"HS256","kid":"local"}"#);
+        let message = format!("{header}.{}", BASE64URL_NOPAD.encode(claims.to_string().as_bytes()));
+        let token = format!("Bearer {message}.{}", sign(&message));
+        let caller = bearer(&HeaderValue::from_str(&token).unwrap()).unwrap();
+        assert_eq!((caller.id.as_str(), caller.service, caller.admin), ("alice", false, true));
+        callers(token.as_bytes());
+        callers(claims.to_string().as_bytes());
+    }
+}

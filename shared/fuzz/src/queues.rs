@@ -1,0 +1,139 @@
+//! Messages: what `confirm` is given by its queue, and what `admin` takes out of the dead-letter queue.
+
+use holdfast_aws::queues::Confirmation;
+use holdfast_domain::Status;
+use holdfast_store::{Failure, keys};
+use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, NOW, customer, soon};
+use lambda_runtime::{Context, LambdaEvent};
+use serde_json::{Value, json};
+
+use crate::answers::within_limits;
+use crate::events::ask;
+use crate::request::request;
+use crate::shop::{Known, PAID, Shop, in_shop};
+
+/// The longest batch.
+const MOST: usize = 10;
+
+/// A batch for `confirm`: each line of the input is a message, and one that is in order is among them. Each message
+/// is reported as failed, or is an order, or waits for a person; whatever the others say.
+pub fn messages(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let mut bodies: Vec<&str> = text.split('\n').take(MOST - 1).collect();
+    let good = json!({"reservation_id": Known::Confirmed.id(), "customer": "alice", "payment_reference": PAID,
+        "requested_at_ms": NOW.as_millis()});
+    let good_body = good.to_string();
+    // Anywhere among them, by what the input is.
+    let at = text.len() % (bodies.len() + 1);
+    bodies.insert(at, &good_body);
+    let records: Vec<Value> = bodies
+        .iter()
+        .enumerate()
+        .map(|(n, body)| json!({"messageId": format!("m{n}"), "body": body, "eventSource": "aws:sqs"}))
+        .collect();
+    in_shop(async |shop| {
+        let event = LambdaEvent::new(json!({ "Records": records }), Context::default());
+        let answer = confirm::handle(&shop.confirm.0, shop.confirm.1.clone(), event).await.expect("a batch");
+        let calls = shop.calls();
+        let failures = answer["batchItemFailures"].as_array().expect("a list");
+        let failed: Vec<&str> = failures.iter().map(|one| one["itemIdentifier"].as_str().expect("an id")).collect();
+        for (n, body) in bodies.iter().enumerate() {
+            let id = format!("m{n}");
+            let reported = failed.iter().filter(|failed| **failed == id).count();
+            match serde_json::from_str::<Confirmation>(body) {
+                Err(_) => assert_eq!(reported, 1, "unreadable, and not reported: {body}"),
+                Ok(_) if n == at => {
+                    assert_eq!(reported, 0, "in order, and reported: {answer}");
+                    let hold = keys::reservation(&Known::Confirmed.id()).pk;
+                    let tried = calls.iter().any(|call| call.request["Key"]["pk"]["S"] == hold);
+                    assert!(tried, "in order, and dropped: {answer}");
+                }
+                Ok(_) if reported == 1 => {}
+                Ok(confirmation) => assert!(kept(shop, &confirmation).await, "neither done nor kept: {body}"),
+            }
+        }
+        let known =
+            |id: &str| id.strip_prefix('m').and_then(|n| n.parse::<usize>().ok()).is_some_and(|n| n < bodies.len());
+        assert!(failed.iter().all(|id| known(id)), "{answer}");
+    });
+}
+
+/// Whether a confirmation is an order of this payment, or waits for a person.
+async fn kept(shop: &Shop, confirmation: &Confirmation) -> bool {
+    let Confirmation { reservation_id, customer, payment_reference, .. } = confirmation;
+    let order = shop.store.reservation(reservation_id, customer, soon()).await;
+    let done = order.is_ok_and(|order| {
+        order.status == Status::Confirmed
+            // Without a payment there is none that could be another.
+            && (payment_reference.is_none() || order.payment_reference == *payment_reference)
+    });
+    done || shop.wire.messages(FAILED).iter().any(|kept| {
+        let kept: Confirmation = serde_json::from_str(kept).expect("a confirmation of ours");
+        (&kept.reservation_id, &kept.customer, &kept.payment_reference) == (reservation_id, customer, payment_reference)
+    })
+}
+
+/// Each line of the input lies in the dead-letter queue. An admin lists, retries and resolves: nothing that lay there
+/// is missing from the list, and nothing of it breaks an answer.
+pub fn letters(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    // SQS takes no empty message.
+    let bodies: Vec<&str> = text.split('\n').filter(|body| !body.is_empty()).take(MOST).collect();
+    if bodies.is_empty() {
+        return;
+    }
+    in_shop(async |shop| {
+        for body in &bodies {
+            shop.send_message(FAILED, body);
+        }
+        let admin = async |line: &str, said: &str| {
+            let text = format!("{line}\n@sub root\n@cognito:groups [admin]\n\n{said}");
+            let answer = ask(shop, &shop.admin, &request(text.as_bytes()).event).await.expect("an answer");
+            let body: Value = serde_json::from_str(answer["body"].as_str().unwrap_or_default()).expect("JSON");
+            (answer["statusCode"].as_u64().unwrap_or_default(), body)
+        };
+        let (status, listed) = admin("GET /admin/failed-confirmations?limit=100", "").await;
+        assert_eq!((status, &listed["next_cursor"]), (200, &Value::Null), "{listed}");
+        assert_eq!(shop.wire.messages(FAILED), Vec::<String>::new(), "taken in, and still there");
+        let listed = listed["items"].as_array().expect("a list");
+        for body in &bodies {
+            let id = id_of(body);
+            let found = listed.iter().find(|item| item["id"] == id.as_str());
+            let found = found.unwrap_or_else(|| panic!("missing: {body} in {listed:?}"));
+            if found["reservation_id"].is_null() {
+                assert_eq!((&found["message"], &found["reason"]), (&json!(body), &json!("unreadable")));
+            }
+            let path = format!("POST /admin/failed-confirmations/{id}");
+            let (retried, said) = admin(&format!("{path}/retry"), "").await;
+            let settled = said["code"] == "already_settled";
+            assert!(retried == 202 || settled, "{said}");
+            assert!(settled || shop.wire.messages(CONFIRMATIONS).contains(&said["message"].to_text()), "{said}");
+            let (resolved, said) = admin(&format!("{path}/resolve"), r#"{"note":"seen to"}"#).await;
+            assert!(resolved == 200 || said["code"] == "already_settled", "{said}");
+            within_limits("", &said);
+        }
+    });
+}
+
+/// The id that a message's failed confirmation has.
+fn id_of(body: &str) -> String {
+    let read: Option<Confirmation> = serde_json::from_str(body).ok();
+    let failure = Failure {
+        reservation_id: read.as_ref().map(|read| read.reservation_id.clone()),
+        customer: Some(customer("any")),
+        payment_reference: read.and_then(|read| read.payment_reference),
+        reason: String::new(),
+        body: body.to_owned(),
+    };
+    failure.id()
+}
+
+trait Text {
+    fn to_text(&self) -> String;
+}
+
+impl Text for Value {
+    fn to_text(&self) -> String {
+        self.as_str().unwrap_or_default().to_owned()
+    }
+}

@@ -1,0 +1,4 @@
+//! The target `cursors` for libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| holdfast_fuzz::cursors(input));

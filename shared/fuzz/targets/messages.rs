@@ -1,0 +1,4 @@
+//! The target `messages` for libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| holdfast_fuzz::messages(input));
