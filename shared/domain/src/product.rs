@@ -218,7 +218,8 @@ pub(crate) mod tests {
         (window.sale_starts_at, window.sale_ends_at) = (at(5), at(5));
         assert_eq!(window.checked().unwrap_err().field, "sale_ends_at");
         let limits = Product { price_minor: MAX_PRICE_MINOR, total: MAX_TOTAL, shards: MAX_SHARDS, ..product("a") };
-        assert!(limits.checked().is_ok());
+        // Characters, not bytes.
+        assert!(Product { name: "é".repeat(200), ..limits }.checked().is_ok());
     }
 
     #[test]
@@ -250,9 +251,37 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_change_sets_every_field_that_it_names() {
+        let (starts, ends) = (Timestamp::from_millis(5), Timestamp::from_millis(6));
+        let before = product("a");
+        let after = before.changed(ProductChange {
+            name: Some("Other".to_owned()),
+            price_minor: Some(1),
+            hold_seconds: Some(HoldSeconds::MIN),
+            max_per_customer: Some(Some(3)),
+            sale_starts_at: Some(Some(starts)),
+            sale_ends_at: Some(Some(ends)),
+            status: Some(ProductStatus::Paused),
+        });
+        let wanted = Product {
+            name: "Other".to_owned(),
+            price_minor: 1,
+            hold_seconds: HoldSeconds::MIN,
+            max_per_customer: Some(3),
+            sale_starts_at: Some(starts),
+            sale_ends_at: Some(ends),
+            status: ProductStatus::Paused,
+            version: 2,
+            ..before
+        };
+        assert_eq!(after, Ok(wanted));
+    }
+
+    #[test]
     fn currencies_are_three_capital_letters() {
         for (text, valid) in [("EUR", true), ("eur", false), ("EU", false), ("EURO", false), ("E1R", false)] {
-            assert_eq!(Currency::try_from(text.to_owned()).is_ok(), valid, "{text}");
+            let back = Currency::try_from(text.to_owned()).map(String::from).ok();
+            assert_eq!(back.as_deref(), valid.then_some(text));
         }
     }
 }

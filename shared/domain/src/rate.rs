@@ -116,7 +116,9 @@ mod tests {
         assert_eq!(wait, Duration::from_micros(250_000));
         assert!(matches!(limit.decide(tat, 1_249_999), Admission::Refused(_)));
         assert_eq!(limit.decide(tat, 1_250_000), Admission::Within);
-        // Later still, nothing is left of the burst, and no more was saved up than one.
+        // At its TAT or later nothing is left of the burst, and no more was saved up than one.
+        assert_eq!(limit.decide(tat, 1_749_999), Admission::Within);
+        assert_eq!(limit.decide(tat, 1_750_000), Admission::Idle);
         assert_eq!(limit.decide(tat, 9_000_000), Admission::Idle);
     }
 

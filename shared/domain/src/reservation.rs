@@ -111,3 +111,57 @@ impl Reservation {
         now >= self.expires_at
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::IdempotencyKey;
+
+    fn held(lines: &[(u32, u64)]) -> Reservation {
+        let customer = CustomerId::try_from("alice").unwrap();
+        let line = |&(quantity, unit_price_minor): &(u32, u64)| Line {
+            product_id: ProductId::try_from("tee").unwrap(),
+            quantity,
+            name: "Tee".to_owned(),
+            unit_price_minor,
+            limited: false,
+            takes: vec![Take { shard: 0, units: quantity }],
+        };
+        Reservation {
+            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap()),
+            customer,
+            lines: lines.iter().map(line).collect(),
+            currency: "EUR".to_owned().try_into().unwrap(),
+            status: Status::Held,
+            created_at: Timestamp::from_millis(0),
+            expires_at: Timestamp::from_millis(600_000),
+            hold_seconds: HoldSeconds::DEFAULT,
+            fingerprint: String::new(),
+            confirmed_at: None,
+            confirmed_late: false,
+            payment_reference: None,
+        }
+    }
+
+    #[test]
+    fn the_total_is_every_unit_at_its_lines_price() {
+        assert_eq!(held(&[(2, 2_500), (3, 199), (1, 0)]).total_price_minor(), 5_597);
+        assert_eq!(held(&[(2, u64::MAX), (1, 1)]).total_price_minor(), u64::MAX);
+    }
+
+    #[test]
+    fn a_hold_whose_time_is_over_has_expired_and_nothing_else_has() {
+        let stands = |status, millis| Reservation { status, ..held(&[]) }.status_at(Timestamp::from_millis(millis));
+        assert_eq!(stands(Status::Held, 599_999), Status::Held);
+        assert_eq!(stands(Status::Held, 600_000), Status::Expired);
+        for status in [Status::Confirmed, Status::Cancelled, Status::Expired] {
+            assert_eq!((stands(status, 0), stands(status, 600_001)), (status, status));
+        }
+    }
+
+    #[test]
+    fn a_status_has_the_name_that_is_stored() {
+        let all = [Status::Held, Status::Confirmed, Status::Cancelled, Status::Expired];
+        assert_eq!(all.map(Status::as_str), ["held", "confirmed", "cancelled", "expired"]);
+    }
+}

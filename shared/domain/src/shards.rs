@@ -24,7 +24,7 @@ pub fn choose(quantity: u32, known: &[Option<u64>], home: u32) -> Option<Vec<Tak
 
 /// Takes `units` from the fullest shards on, so that as few shards as can be take part.
 fn spread(units: u64, available: impl Iterator<Item = u64>) -> Option<Vec<Take>> {
-    let mut fullest: Vec<(u32, u64)> = (0..).zip(available).filter(|&(_, units)| units > 0).collect();
+    let mut fullest: Vec<(u32, u64)> = (0..).zip(available).collect();
     fullest.sort_by_key(|&(shard, units)| (std::cmp::Reverse(units), shard));
     let mut left = units;
     let mut takes = Vec::new();
@@ -74,6 +74,7 @@ mod tests {
         assert_eq!(choose(2, &[Some(5), Some(1), Some(1)], 1), Some(vec![take(0, 2)]));
         assert_eq!(choose(2, &[Some(0), None, Some(9)], 0), Some(vec![take(1, 2)]));
         assert_eq!(choose(2, &full, 7), Some(vec![take(1, 2)]));
+        assert_eq!(choose(2, &full, u32::MAX), Some(vec![take(0, 2)]));
     }
 
     #[test]
@@ -82,6 +83,13 @@ mod tests {
         assert_eq!(choose(8, &[Some(3), Some(1), Some(4)], 0), Some(vec![take(2, 4), take(0, 3), take(1, 1)]));
         assert_eq!(choose(9, &[Some(3), Some(1), Some(4)], 0), None);
         assert_eq!(choose(1, &[], 0), None);
+    }
+
+    #[test]
+    fn an_admin_withdraws_from_the_fullest_and_no_more_than_there_is() {
+        assert_eq!(withdraw(6, &[3, 0, 4]), Some(vec![take(2, 4), take(0, 2)]));
+        assert_eq!(withdraw(7, &[3, 0, 4]), Some(vec![take(2, 4), take(0, 3)]));
+        assert_eq!(withdraw(8, &[3, 0, 4]), None);
     }
 
     #[test]

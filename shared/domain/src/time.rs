@@ -90,6 +90,13 @@ mod tests {
     }
 
     #[test]
+    fn whole_seconds_are_rounded_down_also_before_the_epoch() {
+        for (millis, seconds) in [(1_763_700_000_999, 1_763_700_000), (1_000, 1), (999, 0), (-1, -1), (-1_000, -1)] {
+            assert_eq!(Timestamp::from_millis(millis).as_seconds(), seconds, "{millis}");
+        }
+    }
+
+    #[test]
     fn hold_seconds_are_refused_past_their_limits() {
         for (seconds, valid) in [(0, false), (9, false), (10, true), (3_600, true), (3_601, false), (u32::MAX, false)] {
             assert_eq!(HoldSeconds::try_from(seconds).is_ok(), valid, "{seconds}");

@@ -178,3 +178,90 @@ impl<'a> Attempts<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_dynamodb::error::ErrorMetadata;
+    use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
+
+    use super::*;
+
+    fn answered(status: u16, code: &str) -> SdkError<UpdateItemError, HttpResponse> {
+        let error = UpdateItemError::generic(ErrorMetadata::builder().code(code).message("a fault").build());
+        SdkError::service_error(error, HttpResponse::new(status.try_into().unwrap(), "".into()))
+    }
+
+    #[test]
+    fn every_error_code_has_its_fault_and_an_unknown_one_is_fatal() {
+        for (status, code, wanted) in [
+            (400, "TransactionConflictException", "Conflict"),
+            (400, "TransactionInProgressException", "Throttled"),
+            (400, "ProvisionedThroughputExceededException", "Throttled"),
+            (400, "ThrottlingException", "Throttled"),
+            (400, "RequestLimitExceeded", "Throttled"),
+            (400, "LimitExceededException", "Throttled"),
+            (500, "InternalServerError", "NoAnswer"),
+            (503, "ServiceUnavailable", "NoAnswer"),
+            (400, "AccessDeniedException", "Fatal"),
+            (400, "ValidationException", "Fatal"),
+        ] {
+            let found = format!("{:?}", fault("test", &answered(status, code)));
+            assert!(found.starts_with(wanted), "{code}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_made_is_fatal_and_one_without_an_answer_is_not() {
+        let unmade = SdkError::construction_failure("no region");
+        assert!(matches!(fault::<UpdateItemError>("test", &unmade), Fault::Fatal(Error::Internal { .. })));
+        let lost = SdkError::timeout_error("gone");
+        let Fault::NoAnswer(text) = fault::<UpdateItemError>("test", &lost) else { panic!("not lost") };
+        assert!(text.ends_with(": gone"), "without its cause: {text}");
+    }
+
+    /// The longest that any of a hundred requests waits after its `nth` try.
+    async fn longest_pause(nth: u32, fault: fn() -> Fault) -> Duration {
+        let mut longest = Duration::ZERO;
+        for seed in 0..100 {
+            let random = Mutex::new(fastrand::Rng::with_seed(seed));
+            let mut attempts = Attempts::new(Deadline::after(Duration::from_secs(60)), &random);
+            (1..nth).for_each(|_| attempts.count());
+            let started = Instant::now();
+            attempts.pause(fault()).await.unwrap();
+            longest = longest.max(started.elapsed());
+        }
+        longest
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_with_every_try_up_to_their_bound() {
+        let millis = |most: u64| Duration::from_millis(most * 8 / 10)..=Duration::from_millis(most);
+        for (nth, conflict, throttled) in [(1, 8, 100), (2, 16, 200), (4, 64, 800), (5, 128, 1_000), (30, 200, 1_000)] {
+            for (fault, most) in [((|| Fault::Conflict) as fn() -> Fault, conflict), (|| Fault::Throttled, throttled)] {
+                let longest = longest_pause(nth, fault).await;
+                assert!(millis(most).contains(&longest), "{:?} {nth}: {longest:?}", fault());
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tries_end_with_the_deadline_and_say_what_went_wrong_last() {
+        let random = Mutex::new(fastrand::Rng::with_seed(1));
+        let started = Instant::now();
+        let mut attempts = Attempts::new(Deadline::after(Duration::from_secs(5)), &random);
+        attempts.count();
+        assert!(attempts.unavailable("test").to_string().contains("out of date"));
+        assert!(!attempts.ambiguous);
+        let error = loop {
+            if let Err(error) = attempts.pause(Fault::NoAnswer("gone".to_owned())).await {
+                break error;
+            }
+        };
+        assert_eq!(error.to_string(), "retries: no answer within the deadline (gone)");
+        assert!(attempts.ambiguous);
+        assert!((4..=5).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+        assert!(attempts.call(std::future::pending::<()>()).await.is_err());
+        assert_eq!(started.elapsed(), Duration::from_secs(5));
+        assert!(attempts.deadline().passed());
+    }
+}

@@ -173,7 +173,18 @@ impl Store {
             update_values.push((":note", text(note)));
         }
         let condition = Expression::new(UNSETTLED, unsettled());
-        self.change_failed(id, Expression::new(update, update_values), condition, deadline).await
+        let answer = self.change_failed(id, Expression::new(update, update_values), condition, deadline).await;
+        let Err(Error::Refused(Refusal::AlreadySettled)) = answer else { return answer };
+        // It may be our own write: the SDK repeats a call whose answer was lost, and says nothing of it.
+        let current = self.failed(id, deadline).await?;
+        let own = FailedConfirmation {
+            state: FailedState::Resolved,
+            settled_by: Some(actor.to_owned()),
+            settled_at: Some(now),
+            note: note.map(str::to_owned),
+            ..current.clone()
+        };
+        if current == own { Ok(current) } else { answer }
     }
 
     /// Settles the failed confirmation of this payment, if there is one: the reservation has been confirmed with it.

@@ -151,6 +151,11 @@ mod tests {
     }
 
     #[test]
+    fn an_ended_hold_is_kept_for_thirty_days() {
+        assert_eq!(ttl(Timestamp::from_millis(1_763_700_000_999)), number(1_763_700_000_i64 + 30 * 24 * 60 * 60));
+    }
+
+    #[test]
     fn an_item_that_makes_no_sense_is_an_error_and_no_panic() {
         let mut item = reservation(&held(), 8).unwrap();
         item.insert("status".to_owned(), text("half-confirmed"));

@@ -88,3 +88,15 @@ impl Store {
 fn ttl(limit: RateLimit, now: Micros) -> aws_sdk_dynamodb::types::AttributeValue {
     number((limit.latest(now) + limit.interval()) / 1_000_000 + KEPT_SECONDS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_item_is_kept_for_an_hour_after_it_has_lost_its_meaning() {
+        // One a second and nine at once: the latest TAT that an admitted request can leave is nine seconds on.
+        let limit = RateLimit::new(1, 9).unwrap();
+        assert_eq!(ttl(limit, 1_763_700_000_000_000), number(1_763_700_000 + 9 + 3_600));
+    }
+}

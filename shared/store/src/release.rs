@@ -185,7 +185,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Swept, Error> {
         let mut attempts = self.attempts(deadline);
-        let mut swept = Swept { complete: true, ..Swept::default() };
+        let mut swept = Swept::default();
         while !holds.is_empty() {
             let transaction = self.release_transaction(&holds, end, now)?;
             match self.transact(&transaction, &mut attempts).await? {
@@ -317,4 +317,61 @@ fn batches(mut holds: Vec<Hold>) -> Vec<Vec<Hold>> {
         }
     }
     batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_domain::{HoldSeconds, IdempotencyKey, Line, Take};
+
+    /// A hold of one unit from each of these shards of a product.
+    fn hold(n: usize, product: &str, shards: impl IntoIterator<Item = u32>) -> Hold {
+        let customer = CustomerId::try_from("alice").unwrap();
+        let takes: Vec<Take> = shards.into_iter().map(|shard| Take { shard, units: 1 }).collect();
+        let line = Line {
+            product_id: product.try_into().unwrap(),
+            quantity: takes.iter().map(|take| take.units).sum(),
+            name: "Tee".to_owned(),
+            unit_price_minor: 1,
+            limited: false,
+            takes,
+        };
+        Hold::from(&Reservation {
+            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from(format!("k{n}")).unwrap()),
+            customer,
+            lines: vec![line],
+            currency: "EUR".to_owned().try_into().unwrap(),
+            status: Status::Held,
+            created_at: Timestamp::from_millis(0),
+            expires_at: Timestamp::from_millis(600_000),
+            hold_seconds: HoldSeconds::DEFAULT,
+            fingerprint: String::new(),
+            confirmed_at: None,
+            confirmed_late: false,
+            payment_reference: None,
+        })
+    }
+
+    fn sizes(holds: Vec<Hold>) -> Vec<usize> {
+        batches(holds).iter().map(Vec::len).collect()
+    }
+
+    #[test]
+    fn holds_of_one_shard_share_a_transaction_up_to_twenty_five() {
+        assert_eq!(sizes((0..60).map(|n| hold(n, "tee", [3])).collect()), [25, 25, 10]);
+        // However they are mixed, those of another shard or product are apart.
+        let mixed = (0..30).map(|n| hold(n, if n % 3 == 0 { "cap" } else { "tee" }, [u32::from(n % 3 == 1)]));
+        assert_eq!(sizes(mixed.collect()), [10, 10, 10]);
+    }
+
+    #[test]
+    fn a_batch_fits_a_transaction() {
+        // Each is one action, and each shard that gets units back is one, however many holds give it some.
+        assert_eq!(sizes((0..3).map(|n| hold(n, "tee", 0..64)).collect()), [3]);
+        // 2 holds and 98 shards are a hundred actions, one shard more is one too many.
+        let together = |more: u32| vec![hold(0, "tee", 0..60), hold(1, "tee", [0].into_iter().chain(60..98 + more))];
+        assert_eq!(sizes(together(0)), [2]);
+        assert_eq!(sizes(together(1)), [1, 1]);
+        assert_eq!(given_back(&together(0)).len(), 98);
+    }
 }

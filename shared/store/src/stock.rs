@@ -167,7 +167,6 @@ impl Store {
                 // The shards hold more than the total that was read a moment before them: units came in meanwhile.
                 None => {
                     attempts.count();
-                    tries += 1;
                     if deadline.passed() {
                         return Err(attempts.unavailable("adjust"));
                     }
@@ -299,5 +298,23 @@ impl Store {
         let (found, next) = self.query(request, deadline).await?;
         let entries = found.into_iter().map(|item| items::read("ledger", item));
         Ok(Page { items: entries.collect::<Result<_, _>>()?, next: next.map(Cursor::new) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_sort_by_time_and_every_command_has_an_id_of_its_own() {
+        let at = Timestamp::from_millis;
+        let digest = |text: &str| digest_id("", &[text]);
+        assert!(entry_id(at(1), &digest("b")) < entry_id(at(2), &digest("a")));
+        assert_eq!(entry_id(at(1), &digest("a")), entry_id(at(1), &digest("a")));
+        // Sixteen characters of a digest, five bits each: all eighty bits that a ULID has beside its time.
+        let bits = |digest: &str| Ulid::from_string(&entry_id(at(0), digest)).unwrap().random();
+        assert_eq!(bits("aaaaaaaaaaaaaaaa"), 0x0842_1084_2108_4210_8421);
+        assert_eq!(bits("pppppppppppppppp"), 0x8421_0842_1084_2108_4210);
+        assert_eq!(bits("qaaaaaaaaaaaaaazrest"), 0x8842_1084_2108_4210_843a);
     }
 }

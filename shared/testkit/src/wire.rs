@@ -39,6 +39,8 @@ pub enum Fault {
     ConflictAt(usize),
     /// The caller may not: not carried out.
     AccessDenied,
+    /// Of a `BatchGetItem`: nothing is read, and all keys come back as not processed.
+    Unprocessed,
 }
 
 /// One call that went over the wire.
@@ -164,6 +166,9 @@ impl Wire {
             Some(Fault::ServerErrorAfter) => self.carry_out(&call).map(|_| (500, error("InternalServerError"))),
             Some(Fault::Throttled) => Ok((400, error("ProvisionedThroughputExceededException"))),
             Some(Fault::AccessDenied) => Ok((400, error("AccessDeniedException"))),
+            Some(Fault::Unprocessed) => {
+                Ok((200, json!({ "Responses": {}, "UnprocessedKeys": call.request["RequestItems"] })))
+            }
             Some(Fault::Conflict) => Ok((400, conflict(&call, |_| true))),
             Some(Fault::ConflictAt(position)) => Ok((400, conflict(&call, |at| at == position))),
         };

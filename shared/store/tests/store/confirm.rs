@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use holdfast_domain::{Product, Refusal, Reservation, Status, Timestamp};
-use holdfast_store::{Error, Store};
+use aws_sdk_dynamodb::types::AttributeValue;
+use holdfast_domain::{IdempotencyKey, Product, Refusal, Reservation, Status, Timestamp};
+use holdfast_store::{Adjustment, Error, Store, keys};
 use holdfast_testkit::fixtures::{
-    NOW, basket, books, customer, payment, product, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, customer, payment, product, product_id, reserve, soon, stocked, store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
@@ -45,6 +46,8 @@ async fn in_time_is_one_call_and_repeating_it_changes_nothing() {
         assert_eq!(confirm(&store, &held, Some("pay_1"), at).await.unwrap(), order);
         assert_eq!(confirm(&store, &held, None, at).await.unwrap(), order);
     }
+    let calls = wire.take_calls();
+    assert_eq!(calls.len(), 4, "the answer that refuses says what the reservation is: {calls:?}");
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.held, tee.sold), (0, 2));
 }
@@ -203,5 +206,70 @@ async fn lost_answers_make_one_order() {
             assert_eq!(order.status, Status::Confirmed);
             assert_eq!(books(&wire).await["tee"].sold, 2, "{fault:?} {operation}");
         }
+    }
+}
+
+#[tokio::test]
+async fn paid_late_and_over_the_limit_by_now_owes_a_refund() {
+    let (wire, store, held) = held().await;
+    store.release_overdue(LATE, soon()).await.unwrap();
+    reserve(&store, &basket("alice", "k2", &[("tee", 2)]), LATE).await.unwrap();
+    // One unit is free and two of three are hers: two more are neither there nor allowed.
+    let more = Adjustment {
+        product_id: product_id("tee"),
+        delta: 5,
+        reason: "found".to_owned(),
+        reference: None,
+        expected_total: None,
+        actor: "admin".to_owned(),
+        key: IdempotencyKey::try_from("k").unwrap(),
+    };
+    store.adjust(&more, LATE, soon()).await.unwrap();
+    wire.take_calls();
+    assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), LATE).await), Refusal::RefundRequired);
+    let tries = wire.take_calls().iter().filter(|call| call.operation == "TransactWriteItems").count();
+    assert_eq!(tries, 1, "no repetition mends it");
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.available, tee.held, tee.sold), (6, 2, 0));
+}
+
+/// Leaves one unit on each of the product's shards.
+async fn crumble(wire: &Wire, id: &str, shards: u32) {
+    let id = product_id(id);
+    let of_shards = (0..shards).map(|shard| (keys::shard(&id, shard), "available", 1));
+    for (key, name, value) in of_shards.chain([(keys::product(&id), "total", shards)]) {
+        client(wire)
+            .update_item()
+            .table_name(TABLE)
+            .set_key(Some(key.item()))
+            .update_expression("SET #name = :value")
+            .expression_attribute_names("#name", name)
+            .expression_attribute_values(":value", AttributeValue::N(value.to_string()))
+            .send()
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn paid_late_from_more_shards_than_one_transaction_takes_owes_a_refund() {
+    // Alone on its shard a unit is an action. With the reservation's own, a hundred are the most.
+    for (shards, fits) in [(35, true), (36, false)] {
+        let wire = table().await;
+        stocked(&wire, &[product("a", 64, 64), product("b", 72, shards)]).await;
+        let store = store(&wire, 1);
+        let ask = basket("alice", "k", &[("a", 64), ("b", shards)]);
+        let held = reserve(&store, &ask, NOW).await.unwrap().reservation;
+        store.release_overdue(LATE, soon()).await.unwrap();
+        crumble(&wire, "b", shards).await;
+        let answer = confirm(&store, &held, Some("pay_1"), LATE).await;
+        let sold = if fits {
+            assert_eq!(answer.unwrap().lines.iter().map(|line| line.takes.len()).sum::<usize>(), 99);
+            64
+        } else {
+            assert_eq!(refusal(answer), Refusal::RefundRequired);
+            0
+        };
+        assert_eq!(books(&wire).await["a"].sold, sold);
     }
 }

@@ -3,6 +3,7 @@
 use holdfast_domain::Refusal;
 use holdfast_store::{Error, FailedState, Failure};
 use holdfast_testkit::fixtures::{NOW, basket, customer, payment, soon, store, table};
+use holdfast_testkit::wire::Fault;
 
 fn failure(key: &str, paid: &str) -> Failure {
     Failure {
@@ -79,4 +80,48 @@ async fn the_list_comes_in_pages_of_one_state() {
         }
         assert_eq!(seen, count, "{state:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_recorded_retried_and_settled_whatever_the_wire_does() {
+    let faults = [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled];
+    // Once or twice, the SDK itself repeats the call, and the store never hears of it; five times, it does.
+    for (fault, times) in faults.into_iter().flat_map(|fault| [1, 2, 5].map(|times| (fault, times))) {
+        let wire = table().await;
+        let store = store(&wire, 1);
+        let failed = failure("k", "pay_1");
+        wire.fail("UpdateItem", times, fault);
+        store.record_failure(&failed, NOW, soon()).await.unwrap();
+        wire.fail("UpdateItem", times, fault);
+        let retrying = store.failed_is_retrying(&failed.id(), soon()).await.unwrap();
+        assert_eq!(retrying.state, FailedState::Retrying, "{fault:?} {times}");
+        wire.fail("UpdateItem", times, fault);
+        let resolved = store.resolve_failed(&failed.id(), "admin", Some("refunded"), NOW, soon()).await;
+        let resolved = resolved.unwrap_or_else(|error| panic!("{fault:?} {times}: {error}"));
+        assert_eq!((resolved.state, resolved.settled_at), (FailedState::Resolved, Some(NOW)));
+        assert_eq!(store.failed(&failed.id(), soon()).await.unwrap(), resolved);
+        // Another admin, another moment, another note: that is not the answer that was lost.
+        for (actor, note, at) in
+            [("other", Some("refunded"), NOW), ("admin", None, NOW), ("admin", Some("refunded"), NOW.plus_seconds(1))]
+        {
+            let again = store.resolve_failed(&failed.id(), actor, note, at, soon()).await;
+            assert!(matches!(again, Err(Error::Refused(Refusal::AlreadySettled))), "{actor} {note:?} {at:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_one_state_is_full_while_there_is_more_of_it() {
+    let store = store(&table().await, 1);
+    for n in 0..12 {
+        let failed = failure(&format!("k{n}"), "pay");
+        store.record_failure(&failed, NOW, soon()).await.unwrap();
+        if n % 3 != 0 {
+            store.resolve_failed(&failed.id(), "admin", None, NOW, soon()).await.unwrap();
+        }
+    }
+    let first = store.failed_confirmations(Some(FailedState::Open), 3, None, soon()).await.unwrap();
+    assert_eq!((first.items.len(), first.next.is_some()), (3, true));
+    let last = store.failed_confirmations(Some(FailedState::Open), 3, first.next, soon()).await.unwrap();
+    assert_eq!((last.items.len(), last.next), (1, None));
 }

@@ -1,11 +1,16 @@
 //! Products, their stock and their ledger; and lists.
 
-use holdfast_domain::{IdempotencyKey, ProductChange, Refusal, Status};
-use holdfast_store::{Adjusted, Adjustment, Cursor, Deadline, Error, Store};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use holdfast_domain::{IdempotencyKey, Product, ProductChange, Refusal, Status};
+use holdfast_store::{Adjusted, Adjustment, Cursor, Deadline, Error, Store, keys};
 use holdfast_testkit::fixtures::{
-    NOW, basket, books, customer, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
 };
-use holdfast_testkit::wire::{Fault, Wire};
+use holdfast_testkit::wire::{Call, Fault, Wire};
+use tokio::sync::Notify;
 
 async fn tee(total: u64, shards: u32) -> (Wire, Store) {
     let wire = table().await;
@@ -35,10 +40,28 @@ async fn a_product_is_made_once_with_its_stock_and_its_ledger() {
     let (wire, store) = tee(7, 3).await;
     let exists = store.create_product(&product("tee", 9, 1), "admin", NOW, soon()).await.unwrap_err();
     assert!(matches!(exists, Error::Refused(Refusal::ProductExists { .. })));
+    let same = store.create_product(&product("tee", 7, 3), "admin", NOW, soon()).await.unwrap_err();
+    assert!(matches!(same, Error::Refused(Refusal::ProductExists { .. })));
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.available, tee.total), (7, 7));
     let ledger = store.ledger(&product_id("tee"), 10, None, soon()).await.unwrap();
     assert_eq!(ledger.items.iter().map(|entry| (entry.delta, entry.total_after)).collect::<Vec<_>>(), [(7, 7)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_product_whose_answers_are_lost_is_made_once() {
+    for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled, Fault::Conflict] {
+        let wire = table().await;
+        let store = store(&wire, 1);
+        wire.fail("TransactWriteItems", 5, fault);
+        let made = store.create_product(&product("tee", 7, 3), "admin", NOW, soon()).await;
+        made.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+        assert_eq!(books(&wire).await["tee"].available, 7);
+        // Its answer is lost too, and it is another product than the one that it meets.
+        wire.fail("TransactWriteItems", 5, fault);
+        let other = store.create_product(&product("tee", 9, 3), "admin", NOW, soon()).await;
+        assert!(matches!(other, Err(Error::Refused(Refusal::ProductExists { .. }))), "{fault:?}: {other:?}");
+    }
 }
 
 #[tokio::test]
@@ -122,6 +145,17 @@ async fn adjustments_past_their_limits_are_refused() {
         spoil(&mut spoiled);
         assert!(spoiled.checked().is_err());
     }
+    let good: [fn(&mut Adjustment); 4] = [
+        |a| a.delta = 1_000_000_000,
+        |a| a.delta = -1_000_000_000,
+        |a| a.reason = "é".repeat(200),
+        |a| a.reference = None,
+    ];
+    for vary in good {
+        let mut varied = adjustment(1, "k");
+        vary(&mut varied);
+        assert_eq!(varied.clone().checked(), Ok(varied));
+    }
     let (wire, store) = tee(10, 2).await;
     assert!(matches!(adjust(&store, 1_000_000_000, "k").await.unwrap_err(), Error::Invalid(_)));
     assert_eq!(books(&wire).await["tee"].total, 10);
@@ -138,6 +172,49 @@ async fn units_that_come_in_meanwhile_can_be_taken_away() {
     assert_eq!(books(&wire).await["tee"].available, 3);
 }
 
+#[tokio::test(start_paused = true)]
+async fn units_that_come_in_are_dealt_over_half_as_many_shards_with_each_try() {
+    let (wire, store) = tee(0, 8).await;
+    wire.take_calls();
+    let mut conflicts = 0;
+    wire.script(move |call| {
+        conflicts += u32::from(call.operation == "TransactWriteItems");
+        (call.operation == "TransactWriteItems" && conflicts <= 4).then_some(Fault::ConflictAt(2))
+    });
+    adjust(&store, 80, "k").await.unwrap();
+    let tries: Vec<Vec<String>> = wire.take_calls().iter().map(Call::transaction_keys).collect();
+    let shards = |keys: &Vec<String>| keys.iter().filter(|key| key.starts_with("STOCK#")).count();
+    assert_eq!(tries.iter().map(shards).filter(|&count| count > 0).collect::<Vec<_>>(), [8, 4, 2, 1, 1]);
+    assert_eq!(books(&wire).await["tee"].available, 80);
+}
+
+#[tokio::test]
+async fn few_units_do_not_always_come_in_on_the_same_shard() {
+    let (wire, _) = tee(0, 16).await;
+    for seed in 0..20 {
+        let store = store(&wire, seed);
+        store.adjust(&adjustment(1, &format!("k{seed}")), NOW, soon()).await.unwrap();
+    }
+    let keys: std::collections::BTreeSet<String> =
+        wire.take_calls().iter().flat_map(Call::transaction_keys).filter(|key| key.starts_with("STOCK#")).collect();
+    assert!(keys.len() >= 8, "{keys:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn units_that_an_environment_frees_it_sells_at_once() {
+    let (wire, store) = tee(1, 1).await;
+    let ask = async |who: &str, key: &str| reserve(&store, &basket(who, key, &[("tee", 1)]), NOW).await;
+    let sold_out = |answer| matches!(answer, Err(Error::Refused(Refusal::InsufficientStock { .. })));
+    let held = ask("alice", "k").await.unwrap().reservation;
+    assert!(sold_out(ask("bob", "k1").await));
+    store.cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
+    ask("bob", "k2").await.unwrap();
+    assert!(sold_out(ask("carol", "k1").await));
+    adjust(&store, 1, "k").await.unwrap();
+    ask("carol", "k2").await.unwrap();
+    assert_eq!(books(&wire).await["tee"].held, 2);
+}
+
 #[tokio::test]
 async fn a_change_needs_the_version_that_was_seen() {
     let (_, store) = tee(10, 2).await;
@@ -148,6 +225,52 @@ async fn a_change_needs_the_version_that_was_seen() {
     assert!(matches!(stale, Error::Refused(Refusal::VersionMismatch { current: 2 })));
     let missing = store.change_product(&product_id("cap"), 1, change(), soon()).await.unwrap_err();
     assert!(matches!(missing, Error::Refused(Refusal::ProductNotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_change_sets_and_takes_away_what_is_optional() {
+    let (_, store) = tee(10, 2).await;
+    let id = product_id("tee");
+    let all = ProductChange {
+        max_per_customer: Some(Some(3)),
+        sale_starts_at: Some(Some(NOW)),
+        sale_ends_at: Some(Some(NOW.plus_seconds(60))),
+        ..ProductChange::default()
+    };
+    let changed = store.change_product(&id, 1, all, soon()).await.unwrap();
+    assert_eq!((changed.max_per_customer, changed.sale_starts_at), (Some(3), Some(NOW)));
+    let none = ProductChange {
+        max_per_customer: Some(None),
+        sale_starts_at: Some(None),
+        sale_ends_at: Some(None),
+        ..ProductChange::default()
+    };
+    let changed = store.change_product(&id, 2, none, soon()).await.unwrap();
+    assert_eq!(changed, Product { version: 3, ..product("tee", 10, 2) });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_answer_is_lost_is_known_again_beside_an_adjustment() {
+    let (wire, store) = tee(10, 2).await;
+    let admin = holdfast_testkit::fixtures::store(&wire, 2);
+    let lost = Arc::new(Notify::new());
+    let notify = lost.clone();
+    let mut updates = 0;
+    wire.script(move |call| {
+        updates += usize::from(call.operation == "UpdateItem");
+        (call.operation == "UpdateItem" && updates == 1).then(|| {
+            notify.notify_one();
+            Fault::LostAfter
+        })
+    });
+    let (id, change) = (product_id("tee"), ProductChange { price_minor: Some(1), ..ProductChange::default() });
+    let (changed, ()) = tokio::join!(store.change_product(&id, 1, change, soon()), async {
+        // Before the SDK asks again.
+        lost.notified().await;
+        adjust(&admin, 5, "k").await.unwrap();
+    });
+    let changed = changed.unwrap();
+    assert_eq!((changed.version, changed.price_minor, changed.total), (2, 1, 15));
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,7 +302,7 @@ async fn a_change_that_was_cut_off_half_way_is_completed_by_its_repetition() {
     });
     let change = || ProductChange { price_minor: Some(1), ..ProductChange::default() };
     // Soon, so that the shop still remembers what it knew before.
-    let at_once = Deadline::after(std::time::Duration::from_secs(1));
+    let at_once = Deadline::after(Duration::from_secs(1));
     let cut_off = admin.change_product(&product_id("tee"), 1, change(), at_once).await;
     assert!(matches!(cut_off, Err(Error::Unavailable { .. })));
     wire.script(|_| None);
@@ -198,6 +321,63 @@ async fn stock_says_where_the_units_are() {
     let tee = store.product(&product_id("tee"), soon()).await.unwrap();
     let stock = store.stock(&[&tee], soon()).await.unwrap()[&product_id("tee")];
     assert_eq!((stock.available, stock.reserved, stock.sold), (5, 2, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_looks_sees_what_was_true_within_the_second_and_reads_once() {
+    let wire = table().await;
+    stocked(&wire, &[product("cap", 5, 1), product("tee", 10, 2)]).await;
+    let (catalog, shop) = (store(&wire, 1), store(&wire, 2));
+    let look = async || {
+        let page = catalog.products_lately(10, None, soon()).await.unwrap();
+        let one = catalog.product_lately(&product_id("tee"), soon()).await.unwrap();
+        assert_eq!(
+            page.items.iter().map(|(product, _)| product.product_id.as_str()).collect::<Vec<_>>(),
+            ["cap", "tee"]
+        );
+        assert_eq!(page.items[1], one);
+        page.items.iter().map(|(_, stock)| (stock.available, stock.reserved)).collect::<Vec<_>>()
+    };
+    assert_eq!(look().await, [(5, 0), (10, 0)]);
+    reserve(&shop, &basket("alice", "k", &[("tee", 3)]), NOW).await.unwrap();
+    wire.take_calls();
+    tokio::time::advance(Duration::from_millis(999)).await;
+    assert_eq!(look().await, [(5, 0), (10, 0)]);
+    let calls: Vec<String> = wire.take_calls().into_iter().map(|call| call.operation).collect();
+    assert_eq!(calls, ["Query"], "the page's products, and nothing of their stock");
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert_eq!(look().await, [(5, 0), (7, 3)]);
+    let missing = catalog.product_lately(&product_id("none"), soon()).await.unwrap_err();
+    assert!(matches!(missing, Error::Refused(Refusal::ProductNotFound { .. })));
+}
+
+#[tokio::test]
+async fn a_list_of_everybodys_reads_ten_pages_of_the_table_in_one_request_and_goes_on_where_it_stopped() {
+    let wire = table().await;
+    stocked(&wire, &[product("tee", 40, 1)]).await;
+    let store = store(&wire, 1);
+    for n in 0..20 {
+        reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap();
+    }
+    // Three of these fill the megabyte that DynamoDB reads for one page.
+    for n in 0..45 {
+        let mut item = keys::failed(&format!("fc_{n}")).item();
+        item.insert(keys::PK.to_owned(), AttributeValue::S(format!("OTHER#{n}")));
+        item.insert("body".to_owned(), AttributeValue::S("x".repeat(380_000)));
+        client(&wire).put_item().table_name(TABLE).set_item(Some(item)).send().await.unwrap();
+    }
+    let (mut seen, mut cursor, mut most) = (0, None, 0);
+    loop {
+        wire.take_calls();
+        let page = store.reservations(None, None, NOW, 50, cursor, soon()).await.unwrap();
+        most = most.max(wire.take_calls().len());
+        seen += page.items.len();
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!((seen, most), (20, 10));
 }
 
 #[tokio::test]

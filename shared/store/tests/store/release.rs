@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
+use futures_util::FutureExt;
 use holdfast_domain::{HoldSeconds, Product, Refusal, ReservationId, Status, Timestamp};
-use holdfast_store::{Error, Swept, keys};
+use holdfast_store::{Deadline, Error, Swept, keys};
 use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, customer, product, reserve, soon, stocked, store, table,
 };
@@ -219,4 +221,33 @@ async fn ended_holds_cannot_be_cancelled_or_extended() {
     store.release_overdue(LATE, soon()).await.unwrap();
     assert!(expired(store.cancel(&held.reservation_id, &alice, NOW, soon()).await.map(drop)));
     assert!(expired(extend(NOW).await.map(drop)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_whose_time_is_over_stops_and_says_that_there_is_more() {
+    let wire = tee(2, 2).await;
+    // One partition of the index, so that both holds are on one page.
+    let store = store(&wire, 1).with_due_partitions(1);
+    for n in 0..2 {
+        reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap();
+    }
+    wire.take_calls();
+    let swept = store.release_overdue(LATE, Deadline::after(Duration::ZERO)).await.unwrap();
+    assert_eq!(swept, Swept::default());
+    assert!(wire.take_calls().is_empty());
+    // The environment is frozen with the first shard's batch on its way, and thawed too late for the second's.
+    wire.script(|call| {
+        if call.operation == "TransactWriteItems" {
+            assert!(tokio::time::advance(Duration::from_secs(60)).now_or_never().is_none());
+        }
+        None
+    });
+    let swept = store.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!((swept.holds, swept.units, swept.complete), (1, 1, false));
+    wire.mend();
+    wire.take_calls();
+    let swept = store.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!((swept.holds, swept.complete), (1, true));
+    let calls = wire.take_calls();
+    assert_eq!(calls.iter().filter(|call| call.operation == "Query").count(), 1);
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use holdfast_domain::{Product, ProductChange, ProductStatus, Refusal, Status};
-use holdfast_store::Error;
+use holdfast_store::{Error, Reserved};
 use holdfast_testkit::fixtures::{
     NOW, basket, books, customer, product, product_id, reserve, soon, stocked, store, table,
 };
@@ -23,6 +24,11 @@ fn code(error: &Error) -> &'static str {
         Error::Unavailable { .. } => "unavailable",
         Error::Internal { .. } => "internal",
     }
+}
+
+/// What was called since this was last asked.
+fn operations(wire: &Wire) -> Vec<String> {
+    wire.take_calls().into_iter().map(|call| call.operation).collect()
 }
 
 #[tokio::test]
@@ -103,8 +109,7 @@ async fn the_owner_of_a_hold_is_never_told_sold_out() {
     let other = holdfast_testkit::fixtures::store(&wire, 2);
     wire.take_calls();
     assert!(reserve(&other, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap().replayed);
-    let calls: Vec<_> = wire.take_calls().into_iter().map(|call| call.operation).collect();
-    assert_eq!(calls, ["BatchGetItem", "TransactWriteItems"]);
+    assert_eq!(operations(&wire), ["BatchGetItem", "TransactWriteItems"]);
     // Also when the product has been paused meanwhile.
     let change = ProductChange { status: Some(ProductStatus::Paused), ..ProductChange::default() };
     store.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();
@@ -164,9 +169,11 @@ async fn nobody_reserves_on_facts_that_an_admin_has_changed() {
     reserve(&shop, &basket("alice", "k1", &[("tee", 1)]), NOW).await.unwrap();
     let change = ProductChange { price_minor: Some(9_900), ..ProductChange::default() };
     admin.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();
-    // The shop's environment still remembers the old price; the shard's version refuses it.
+    // The shop's environment still remembers the old price; the shard's version refuses it, and the facts are read.
+    wire.take_calls();
     let reserved = reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap();
     assert_eq!(reserved.reservation.lines[0].unit_price_minor, 9_900);
+    assert_eq!(operations(&wire), ["TransactWriteItems", "BatchGetItem", "TransactWriteItems"]);
     let pause = ProductChange { status: Some(ProductStatus::Paused), ..ProductChange::default() };
     admin.change_product(&product_id("tee"), 2, pause, soon()).await.unwrap();
     assert_eq!(
@@ -276,7 +283,8 @@ async fn a_reserve_that_finds_too_little_releases_what_is_overdue_first() {
     assert_eq!(old.status, Status::Expired);
 }
 
-#[tokio::test]
+// Time stands still while anybody works: however busy the machine is, none of them runs out of it.
+#[tokio::test(start_paused = true)]
 async fn two_hundred_environments_race_for_the_last_units() {
     let wire = tee(5, 2).await;
     let race = (0..200).map(|n| {
@@ -308,6 +316,107 @@ async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
     assert_eq!(code(&reserve(&shop, &ask, NOW).await.unwrap_err()), "product_not_on_sale");
     let open = ProductChange { status: Some(ProductStatus::OnSale), ..ProductChange::default() };
     admin.change_product(&product_id("tee"), 1, open, soon()).await.unwrap();
-    tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    tokio::time::advance(Duration::from_secs(1)).await;
     reserve(&shop, &ask, NOW).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn sold_out_is_believed_for_a_second_and_then_looked_at_again() {
+    let wire = tee(3, 1).await;
+    let (shop, other) = (store(&wire, 1), store(&wire, 2));
+    let held = reserve(&other, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
+    wire.take_calls();
+    let refused = reserve(&shop, &basket("bob", "k1", &[("tee", 2)]), NOW).await.unwrap_err();
+    let Error::Refused(Refusal::InsufficientStock { shortages }) = refused else { panic!("{refused:?}") };
+    assert_eq!((shortages[0].requested, shortages[0].available), (2, 1));
+    // The facts, a try, one look at the shards, what is overdue in every partition of the index, and bob's own key.
+    let calls = operations(&wire);
+    assert_eq!(calls[..3], ["BatchGetItem", "TransactWriteItems", "BatchGetItem"]);
+    assert!(calls[3..11].iter().all(|call| call == "Query"), "{calls:?}");
+    assert_eq!(calls[11..], ["GetItem"]);
+
+    other.cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
+    tokio::time::advance(Duration::from_millis(999)).await;
+    let refused = reserve(&shop, &basket("bob", "k2", &[("tee", 2)]), NOW).await.unwrap_err();
+    assert_eq!(code(&refused), "insufficient_stock");
+    tokio::time::advance(Duration::from_millis(1)).await;
+    wire.take_calls();
+    reserve(&shop, &basket("bob", "k3", &[("tee", 2)]), NOW).await.unwrap();
+    assert_eq!(operations(&wire), ["BatchGetItem", "TransactWriteItems"], "a look that finds enough is enough");
+}
+
+#[tokio::test]
+async fn what_an_environment_took_it_does_not_try_to_take_again() {
+    let wire = tee(2, 1).await;
+    let store = store(&wire, 1);
+    // By this refusal it knows that there are two.
+    assert_eq!(
+        code(&reserve(&store, &basket("bob", "k1", &[("tee", 3)]), NOW).await.unwrap_err()),
+        "insufficient_stock"
+    );
+    reserve(&store, &basket("bob", "k2", &[("tee", 2)]), NOW).await.unwrap();
+    wire.take_calls();
+    assert_eq!(
+        code(&reserve(&store, &basket("bob", "k3", &[("tee", 1)]), NOW).await.unwrap_err()),
+        "insufficient_stock"
+    );
+    assert_eq!(operations(&wire), ["GetItem"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_other_transactions_and_faults_are_waited_for() {
+    let wire = tee(6, 6).await;
+    let started = tokio::time::Instant::now();
+    let reserved = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 6)]), NOW).await.unwrap();
+    assert_eq!(reserved.reservation.lines[0].takes.len(), 6, "every shard was found to hold too little first");
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_were_not_processed_are_asked_for_again_after_a_pause() {
+    let wire = tee(10, 2).await;
+    let store = store(&wire, 1);
+    wire.fail("BatchGetItem", 3, Fault::Unprocessed);
+    let started = tokio::time::Instant::now();
+    reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap();
+    assert!(started.elapsed() > Duration::ZERO);
+    assert_eq!(
+        operations(&wire),
+        ["BatchGetItem", "BatchGetItem", "BatchGetItem", "BatchGetItem", "TransactWriteItems"]
+    );
+}
+
+#[tokio::test]
+async fn environments_start_at_different_shards_and_one_seed_always_at_the_same() {
+    let wire = tee(1_600, 16).await;
+    let mut homes = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let home = async |key: &str| {
+            let basket = basket("alice", &format!("{key}{seed}"), &[("tee", 1)]);
+            reserve(&store(&wire, seed), &basket, NOW).await.unwrap().reservation.lines[0].takes[0].shard
+        };
+        let (one, other) = (home("k").await, home("again").await);
+        assert_eq!(one, other, "{seed}");
+        homes.insert(one);
+    }
+    assert!(homes.len() >= 8, "{homes:?}");
+}
+
+#[tokio::test]
+async fn lines_in_more_crumbs_than_one_transaction_takes_are_refused() {
+    let wire = table().await;
+    let limited = Product { max_per_customer: Some(100), ..product("c", 35, 35) };
+    stocked(&wire, &[product("a", 64, 64), product("b", 36, 36), limited]).await;
+    let store = store(&wire, 1);
+    // With the reservation's own, a hundred actions are the most; a limit is one of them.
+    for (other, fits) in [(("b", 36), false), (("b", 35), true), (("c", 35), false), (("c", 34), true)] {
+        let ask = basket("alice", &format!("{other:?}"), &[("a", 64), other]);
+        match reserve(&store, &ask, NOW).await {
+            Ok(Reserved { reservation, .. }) => {
+                assert!(fits, "{other:?}");
+                store.cancel(&reservation.reservation_id, &reservation.customer, NOW, soon()).await.unwrap();
+            }
+            Err(error) => assert_eq!((code(&error), fits), ("insufficient_stock", false), "{other:?}: {error}"),
+        }
+    }
 }
