@@ -355,6 +355,11 @@ impl Stack {
         self.recorder.as_ref()
     }
 
+    /// The emulator, to hold it still or to stop it for a while.
+    pub fn emulator(&self) -> Option<&Emulator> {
+        self.emulator.as_ref()
+    }
+
     /// What each function's role allows, by the function's name; nothing where there is no recorder.
     pub fn roles(&self) -> &BTreeMap<String, iam::Role> {
         &self.roles
