@@ -18,6 +18,7 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -108,6 +109,8 @@ struct Tap {
     functions: BTreeSet<String>,
     recorded: Mutex<Recorded>,
     rules: Mutex<Vec<Rule>>,
+    /// Whether the emulator did not answer when it was asked last.
+    away: AtomicBool,
 }
 
 impl Recorder {
@@ -125,6 +128,7 @@ impl Recorder {
             functions,
             recorded: Mutex::default(),
             rules: Mutex::default(),
+            away: AtomicBool::new(false),
         });
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context(|| "the recorder cannot listen".into())?;
         let address = listener.local_addr().context(|| "cannot tell the recorder's port".into())?;
@@ -220,6 +224,9 @@ impl Tap {
         };
         match answer {
             Ok((status, mut headers, body)) => {
+                if self.away.swap(false, Ordering::Relaxed) {
+                    eprintln!("the emulator answers the recorder again");
+                }
                 for name in HOP_BY_HOP {
                     headers.remove(name);
                 }
@@ -230,7 +237,10 @@ impl Tap {
             }
             // For the caller, a connection that broke; its SDK tries again.
             Err(error) => {
-                eprintln!("the emulator did not answer the recorder: {}", crate::error::chain(&error));
+                // Said once: every function asks several times a second.
+                if !self.away.swap(true, Ordering::Relaxed) {
+                    eprintln!("the emulator does not answer the recorder: {}", crate::error::chain(&error));
+                }
                 StatusCode::BAD_GATEWAY.into_response()
             }
         }
