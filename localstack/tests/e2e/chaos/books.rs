@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::Value;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::load::{Counts, LIMIT, PRODUCTS, Told, Visit, pages};
+use super::load::{Counts, LIMIT, PRODUCTS, Told, Visit, pages, patiently};
 use crate::api::{Api, Who};
 
 /// A hold ends within a minute and a half of its time, which is ten seconds at most after the last customer.
@@ -34,8 +34,9 @@ pub(super) async fn until_quiet(api: &Api) -> Duration {
         });
         let unsettled = unsettled.count();
         if unsettled > 0 {
-            let redrive = api.raw(Method::POST, "/admin/failed-confirmations/redrive", Who::Admin, &[], None).await;
-            redrive.is(202, "");
+            let path = "/admin/failed-confirmations/redrive";
+            let redrive = async || api.raw(Method::POST, path, Who::Admin, &[], None).await;
+            patiently(redrive).await.is(202, "");
         }
         let waiting = join_all(QUEUES.map(|queue| messages(api, queue))).await;
         if held == 0 && unsettled == 0 && waiting.iter().all(|messages| *messages == 0) {

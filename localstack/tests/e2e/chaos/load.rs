@@ -302,30 +302,40 @@ impl Load {
         }
     }
 
-    /// The same request until there is an answer to it.
+    /// The same request until there is an answer to it, counted.
     async fn patiently<F: Future<Output = Answer>>(&self, request: impl Fn() -> F) -> Answer {
-        let since = Instant::now();
-        loop {
+        let counted = async || {
             let answer = request().await;
-            let gateways = answer.code().is_empty();
             self.tally.count(|counts| {
                 counts.requests += 1;
                 match answer.status {
-                    503 if gateways => counts.no_answer += 1,
+                    503 if answer.code().is_empty() => counts.no_answer += 1,
                     503 => counts.unavailable += 1,
                     _ => {}
                 }
             });
-            assert!(answer.status < 500 || answer.status == 503, "no_internal_error: {answer:?}");
-            if answer.status != 503 {
-                return answer;
-            }
-            assert!(since.elapsed() < patience(), "answers_once_faults_stop: {answer:?}");
-            let told = answer.headers.get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
-            assert!(gateways || told.is_some(), "a 503 that does not say when to come back: {answer:?}");
-            // As any client does that is told to come back later.
-            sleep(told.map_or(PAUSE, Duration::from_secs).min(LONGEST_PAUSE)).await;
+            answer
+        };
+        patiently(counted).await
+    }
+}
+
+/// The same request until there is an answer to it.
+pub(super) async fn patiently(request: impl AsyncFn() -> Answer) -> Answer {
+    let since = Instant::now();
+    loop {
+        let answer = request().await;
+        assert!(answer.status < 500 || answer.status == 503, "no_internal_error: {answer:?}");
+        if answer.status != 503 {
+            return answer;
         }
+        assert!(since.elapsed() < patience(), "answers_once_faults_stop: {answer:?}");
+        let told = answer.headers.get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        // The gateway's answer, which has no code, does not say.
+        let says = told.is_some() || answer.code().is_empty();
+        assert!(says, "a 503 that does not say when to come back: {answer:?}");
+        // As any client does that is told to come back later.
+        sleep(told.map_or(PAUSE, Duration::from_secs).min(LONGEST_PAUSE)).await;
     }
 }
 
@@ -333,7 +343,8 @@ impl Load {
 pub(super) async fn pages(api: &Api, path: &str, who: Who<'_>) -> Vec<Value> {
     let (mut items, mut cursor) = (Vec::new(), String::new());
     loop {
-        let page = api.get(&format!("{path}?limit=100{cursor}"), who).await;
+        let path = format!("{path}?limit=100{cursor}");
+        let page = patiently(async || api.get(&path, who).await).await;
         page.is(200, "");
         items.extend(page.body["items"].as_array().unwrap().iter().cloned());
         let Some(next) = page.body["next_cursor"].as_str() else { return items };
