@@ -239,6 +239,7 @@ impl Load {
                     visit.is_over(answer);
                     Told::RefundDue
                 }
+                (404, _) => panic!("no_reservation_is_lost: {reserved:?} {answer:?}"),
                 _ => panic!("no_payment_is_lost: {reserved:?} {answer:?}"),
             };
             if visit.told != Told::Ordered {
