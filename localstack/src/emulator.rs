@@ -25,6 +25,8 @@ const HEALTH: &str = "_localstack/health";
 const HEALTH_POLL: Duration = Duration::from_millis(100);
 /// How long a start may take: seconds for ministack, longer for LocalStack on a slow disk.
 const START: Duration = Duration::from_secs(90);
+/// Whether ministack writes down what it holds when it is asked to end: no, and yes.
+const KEEPS: [(&str, &str); 2] = [("PERSIST_STATE", "0"), ("PERSIST_STATE", "1")];
 /// How long ministack may take to write down what it holds, and to end.
 const HALT: Duration = Duration::from_secs(20);
 
@@ -66,15 +68,15 @@ enum Ours {
 }
 
 impl Emulator {
-    /// Starts the emulator and waits until it answers, or takes the one that runs.
+    /// Starts the emulator and waits until it answers, or takes the one that runs. `halts` says that it will be halted,
+    /// and what it holds then written down.
     ///
     /// # Errors
     /// It cannot be installed or started.
-    pub async fn start(choice: &Choice, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
+    pub async fn start(choice: &Choice, halts: bool, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
         match choice {
             Choice::Ministack => {
-                // What it holds outlives a halt (it is written down then), and not the stack.
-                let settings = [("SERVICES", SERVICES), ("PERSIST_STATE", "1")];
+                let settings = [("SERVICES", SERVICES), KEEPS[usize::from(halts)]];
                 ministack(tools::MINISTACK, port, log, keeper, &settings).await
             }
             Choice::LocalStack => localstack(port, keeper).await,
@@ -88,7 +90,7 @@ impl Emulator {
     /// # Errors
     /// It cannot be installed or started.
     pub async fn start_cloud(port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
-        let settings = [("LAMBDA_EXECUTOR", "local"), ("AUTH", "true"), ("PERSIST_STATE", "0")];
+        let settings = [("LAMBDA_EXECUTOR", "local"), ("AUTH", "true"), KEEPS[0]];
         ministack(tools::MINISTACK_CLOUD, port, log, keeper, &settings).await
     }
 
@@ -121,9 +123,13 @@ impl Emulator {
     /// Stops its process: connections are refused. It writes down what it holds first, so no answer of it is undone.
     ///
     /// # Errors
-    /// It is not a ministack of ours, or does not end by itself.
+    /// It is not a ministack of ours, was not started to be halted, or does not end by itself.
     pub async fn halt(&self) -> Result<()> {
-        let mut process = self.ministack()?.process.lock().await;
+        let ministack = self.ministack()?;
+        if !ministack.settings.contains(&KEEPS[1]) {
+            return Err(Error::new("this ministack would lose what it holds"));
+        }
+        let mut process = ministack.process.lock().await;
         let mut group = process.take().ok_or_else(|| Error::new("ministack does not run"))?;
         group.signal(Signal::TERM);
         // One that does not end in time is ended as the group is dropped.

@@ -83,6 +83,7 @@ pub(crate) async fn the_emulator_frozen_and_stopped_and_answers_cut_off(_: Api) 
     let options = Options {
         emulator: Choice::Ministack,
         emulator_port: Some(port_of_no_connection()),
+        emulator_halts: true,
         timeout: FUNCTIONS_ANSWER,
         ..crate::options()
     };
