@@ -1,18 +1,21 @@
 //! The AWS emulator: ministack (the default, no Docker), LocalStack in Docker, or whatever answers at an endpoint.
 //!
-//! What must always hold: it binds to 127.0.0.1, it keeps nothing, and what we did not start we do not stop.
+//! What must always hold: it binds to 127.0.0.1, it keeps nothing once the stack has stopped, and what we did not start
+//! we do not stop.
 
 use crate::error::{Context, Error, Result};
 use crate::paths;
 use crate::process::{Group, Keeper};
 use crate::progress::Step;
 use crate::tools::{self, Tool};
-use std::fs::File;
+use rustix::process::Signal;
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 /// The services that the template needs.
 const SERVICES: &str = "dynamodb,sqs,scheduler";
@@ -22,6 +25,10 @@ const HEALTH: &str = "_localstack/health";
 const HEALTH_POLL: Duration = Duration::from_millis(100);
 /// How long a start may take: seconds for ministack, longer for LocalStack on a slow disk.
 const START: Duration = Duration::from_secs(90);
+/// Whether ministack writes down what it holds when it is asked to end: no, and yes.
+const KEEPS: [(&str, &str); 2] = [("PERSIST_STATE", "0"), ("PERSIST_STATE", "1")];
+/// How long ministack may take to write down what it holds, and to end.
+const HALT: Duration = Duration::from_secs(20);
 
 /// Which emulator.
 #[derive(Clone, Debug)]
@@ -55,19 +62,23 @@ pub struct Emulator {
 }
 
 enum Ours {
-    Ministack { group: Group, pid_file: PathBuf },
+    Ministack(Box<Ministack>),
     Compose(Compose),
     Nothing,
 }
 
 impl Emulator {
-    /// Starts the emulator and waits until it answers, or takes the one that runs.
+    /// Starts the emulator and waits until it answers, or takes the one that runs. `halts` says that it will be halted,
+    /// and what it holds then written down.
     ///
     /// # Errors
     /// It cannot be installed or started.
-    pub async fn start(choice: &Choice, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
+    pub async fn start(choice: &Choice, halts: bool, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
         match choice {
-            Choice::Ministack => ministack(tools::MINISTACK, port, log, keeper, &[("SERVICES", SERVICES)]).await,
+            Choice::Ministack => {
+                let settings = [("SERVICES", SERVICES), KEEPS[usize::from(halts)]];
+                ministack(tools::MINISTACK, port, log, keeper, &settings).await
+            }
             Choice::LocalStack => localstack(port, keeper).await,
             Choice::Endpoint(url) => Ok(Self { url: url.trim_end_matches('/').to_owned(), ours: Ours::Nothing }),
         }
@@ -79,7 +90,7 @@ impl Emulator {
     /// # Errors
     /// It cannot be installed or started.
     pub async fn start_cloud(port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
-        let settings = [("LAMBDA_EXECUTOR", "local"), ("AUTH", "true")];
+        let settings = [("LAMBDA_EXECUTOR", "local"), ("AUTH", "true"), KEEPS[0]];
         ministack(tools::MINISTACK_CLOUD, port, log, keeper, &settings).await
     }
 
@@ -93,18 +104,77 @@ impl Emulator {
         matches!(self.ours, Ours::Nothing)
     }
 
+    /// Holds it still, as a network that lets nothing through: connections open, and nothing is answered.
+    ///
+    /// # Errors
+    /// It is not a ministack of ours, or does not run.
+    pub async fn freeze(&self) -> Result<()> {
+        self.ministack()?.signal(Signal::STOP).await
+    }
+
+    /// Ends [`Emulator::freeze`]. What was asked meanwhile is carried out now, whoever still waits for it.
+    ///
+    /// # Errors
+    /// It is not a ministack of ours, or does not run.
+    pub async fn thaw(&self) -> Result<()> {
+        self.ministack()?.signal(Signal::CONT).await
+    }
+
+    /// Stops its process: connections are refused. It writes down what it holds first, so no answer of it is undone.
+    ///
+    /// # Errors
+    /// It is not a ministack of ours, was not started to be halted, or does not end by itself.
+    pub async fn halt(&self) -> Result<()> {
+        let ministack = self.ministack()?;
+        if !ministack.settings.contains(&KEEPS[1]) {
+            return Err(Error::new("this ministack would lose what it holds"));
+        }
+        let mut process = ministack.process.lock().await;
+        let mut group = process.take().ok_or_else(|| Error::new("ministack does not run"))?;
+        group.signal(Signal::TERM);
+        // One that does not end in time is ended as the group is dropped.
+        let ended = tokio::time::timeout(HALT, group.wait()).await;
+        ended.map_err(|_| Error::new(format!("ministack did not end within {HALT:?}")))?.map(drop)
+    }
+
+    /// Ends [`Emulator::halt`]: it goes on with what it held.
+    ///
+    /// # Errors
+    /// It is not a ministack of ours, or cannot be started.
+    pub async fn restart(&self) -> Result<()> {
+        let ministack = self.ministack()?;
+        let group = ministack.spawn().await?;
+        *ministack.process.lock().await = Some(group);
+        Ok(())
+    }
+
+    fn ministack(&self) -> Result<&Ministack> {
+        match &self.ours {
+            Ours::Ministack(ministack) => Ok(ministack),
+            Ours::Compose(_) | Ours::Nothing => Err(Error::new("only a ministack that we started can be halted")),
+        }
+    }
+
     /// Stops what [`Emulator::start`] started.
     pub async fn stop(self) {
         match self.ours {
-            // It keeps nothing, and asked politely it waits seconds for idle connections.
-            Ours::Ministack { group, pid_file } => {
-                group.kill().await;
-                let _ = std::fs::remove_file(pid_file);
-            }
+            Ours::Ministack(ministack) => ministack.stop().await,
             Ours::Compose(compose) => compose.down().await,
             Ours::Nothing => {}
         }
     }
+}
+
+/// A ministack of ours, and all that it takes to start it again.
+struct Ministack {
+    program: PathBuf,
+    folder: PathBuf,
+    port: u16,
+    log: PathBuf,
+    settings: Vec<(&'static str, &'static str)>,
+    keeper: Arc<Keeper>,
+    /// `None` while it is halted.
+    process: Mutex<Option<Group>>,
 }
 
 async fn ministack(
@@ -112,48 +182,100 @@ async fn ministack(
     port: u16,
     log: &Path,
     keeper: &Arc<Keeper>,
-    settings: &[(&str, &str)],
+    settings: &[(&'static str, &'static str)],
 ) -> Result<Emulator> {
     let program = tools::ensure(tool, keeper).await?;
     let step = Step::start("starting ministack");
-    let folder = paths::local("ministack")?;
-    let out = File::create(log).context(|| format!("cannot create {}", log.display()))?;
-    let err = out.try_clone().context(|| format!("cannot write to {}", log.display()))?;
-    let mut command = Command::new(program);
-    command
-        .current_dir(&folder)
-        .stdout(out)
-        .stderr(err)
-        .env("BIND_HOST", "127.0.0.1")
-        .env("GATEWAY_PORT", port.to_string())
-        .env("LOG_LEVEL", "WARNING")
-        // What it writes (a file with its process id) goes into its own folder, not into /tmp.
-        .env("TMPDIR", &folder)
-        .env("PERSIST_STATE", "0")
-        .env("STATE_DIR", folder.join("state"))
-        .env("S3_DATA_DIR", folder.join("s3"))
-        // Beside its one port it would listen on others.
-        .env("IOT_MTLS_ENABLED", "0")
-        .env("SFTP_ENABLED", "0")
-        // It would look for containers of its own to remove.
-        .env("DOCKER_HOST", format!("unix://{}", folder.join("no-docker").display()))
-        // What a developer set for other work must not change what runs here.
-        .env_remove("AUTH")
-        .env_remove("USE_SSL")
-        .env_remove("MINISTACK_HOST")
-        .env_remove("MINISTACK_ACCOUNT_ID")
-        .env_remove("LOCALSTACK_PERSISTENCE")
-        .envs(settings.iter().copied());
-    let mut group = keeper.spawn("ministack", &mut command)?;
-    let url = format!("http://127.0.0.1:{port}");
-    let ready = tokio::select! {
-        healthy = until_healthy(&url) => healthy,
-        ended = group.wait() => Err(Error::new(format!("it ended at once ({})", ended.map_or_else(|e| e.to_string(), |s| s.to_string())))),
+    let ministack = Ministack {
+        program,
+        folder: paths::local("ministack")?,
+        port,
+        log: log.to_owned(),
+        settings: settings.to_vec(),
+        keeper: Arc::clone(keeper),
+        process: Mutex::default(),
     };
-    ready.map_err(|why| Error::new(format!("ministack did not start: {why}; its log is {}", paths::shown(log))))?;
+    File::create(log).context(|| format!("cannot create {}", log.display()))?;
+    // Of an emulator that was killed at the same port.
+    ministack.forget();
+    let group = ministack.spawn().await?;
+    *ministack.process.lock().await = Some(group);
+    let url = ministack.url();
     step.done(&url);
-    let pid_file = folder.join(format!("ministack-{port}.pid"));
-    Ok(Emulator { url, ours: Ours::Ministack { group, pid_file } })
+    Ok(Emulator { url, ours: Ours::Ministack(Box::new(ministack)) })
+}
+
+impl Ministack {
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Where it writes down what it holds.
+    fn state(&self) -> PathBuf {
+        self.folder.join(format!("state-{}", self.port))
+    }
+
+    /// Starts its process and waits until it answers.
+    async fn spawn(&self) -> Result<Group> {
+        let log = || {
+            let opened = OpenOptions::new().append(true).open(&self.log);
+            opened.context(|| format!("cannot write to {}", self.log.display()))
+        };
+        let mut command = Command::new(&self.program);
+        command
+            .current_dir(&self.folder)
+            .stdout(log()?)
+            .stderr(log()?)
+            .env("BIND_HOST", "127.0.0.1")
+            .env("GATEWAY_PORT", self.port.to_string())
+            .env("LOG_LEVEL", "WARNING")
+            // What it writes (a file with its process id) goes into its own folder, not into /tmp.
+            .env("TMPDIR", &self.folder)
+            .env("STATE_DIR", self.state())
+            .env("S3_DATA_DIR", self.folder.join("s3"))
+            // Beside its one port it would listen on others.
+            .env("IOT_MTLS_ENABLED", "0")
+            .env("SFTP_ENABLED", "0")
+            // It would look for containers of its own to remove.
+            .env("DOCKER_HOST", format!("unix://{}", self.folder.join("no-docker").display()))
+            // What a developer set for other work must not change what runs here.
+            .env_remove("AUTH")
+            .env_remove("USE_SSL")
+            .env_remove("MINISTACK_HOST")
+            .env_remove("MINISTACK_ACCOUNT_ID")
+            .env_remove("LOCALSTACK_PERSISTENCE")
+            .envs(self.settings.iter().copied());
+        let mut group = self.keeper.spawn("ministack", &mut command)?;
+        let url = self.url();
+        let ready = tokio::select! {
+            healthy = until_healthy(&url) => healthy,
+            ended = group.wait() => Err(Error::new(format!("it ended at once ({})", ended.map_or_else(|e| e.to_string(), |s| s.to_string())))),
+        };
+        ready.map_err(|why| {
+            Error::new(format!("ministack did not start: {why}; its log is {}", paths::shown(&self.log)))
+        })?;
+        Ok(group)
+    }
+
+    async fn signal(&self, signal: Signal) -> Result<()> {
+        let process = self.process.lock().await;
+        process.as_ref().ok_or_else(|| Error::new("ministack does not run"))?.signal(signal);
+        Ok(())
+    }
+
+    /// At once: nothing of it is wanted any more.
+    async fn stop(self) {
+        if let Some(group) = self.process.lock().await.take() {
+            group.kill().await;
+        }
+        let _ = std::fs::remove_file(self.folder.join(format!("ministack-{}.pid", self.port)));
+        self.forget();
+    }
+
+    fn forget(&self) {
+        // Most never wrote any.
+        let _ = std::fs::remove_dir_all(self.state());
+    }
 }
 
 async fn localstack(port: u16, keeper: &Arc<Keeper>) -> Result<Emulator> {

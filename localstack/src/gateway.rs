@@ -63,7 +63,9 @@ impl fmt::Display for InvokeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Function(body) => write!(f, "the function failed: {body}"),
-            Self::TimedOut => f.write_str("the function did not answer in time"),
+            Self::TimedOut => {
+                f.write_str("the function did not answer in time: it hangs, or was killed, which its log tells")
+            }
             Self::Unreachable(why) => write!(f, "the function cannot be reached: {why}"),
         }
     }

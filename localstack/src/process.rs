@@ -140,6 +140,11 @@ impl Group {
         Ok(status)
     }
 
+    /// Sends a signal to the whole group.
+    pub fn signal(&self, signal: Signal) {
+        self::signal(self.id, signal);
+    }
+
     /// Ends the group. At once: nothing that the stack starts has anything to save.
     pub async fn kill(mut self) {
         signal(self.id, Signal::KILL);

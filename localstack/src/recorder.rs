@@ -18,6 +18,7 @@ use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -70,6 +71,8 @@ pub enum Refusal {
     Away,
     /// The caller may not. No SDK tries again.
     Denied,
+    /// It arrives and is carried out, and the connection breaks in the middle of the answer.
+    Cut,
 }
 
 /// Keeps calls refused until it is dropped.
@@ -106,6 +109,8 @@ struct Tap {
     functions: BTreeSet<String>,
     recorded: Mutex<Recorded>,
     rules: Mutex<Vec<Rule>>,
+    /// Whether the emulator did not answer when it was asked last.
+    away: AtomicBool,
 }
 
 impl Recorder {
@@ -123,6 +128,7 @@ impl Recorder {
             functions,
             recorded: Mutex::default(),
             rules: Mutex::default(),
+            away: AtomicBool::new(false),
         });
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.context(|| "the recorder cannot listen".into())?;
         let address = listener.local_addr().context(|| "cannot tell the recorder's port".into())?;
@@ -146,7 +152,7 @@ impl Recorder {
         lock(&self.tap.recorded).clone()
     }
 
-    /// From now on, calls that `which` holds for do not arrive. They are recorded all the same.
+    /// From now on, calls that `which` holds for fail so. They are recorded all the same.
     pub fn refuse(&self, how: Refusal, which: impl Fn(&Call<'_>) -> bool + Send + Sync + 'static) -> Refused {
         let (sender, met) = watch::channel(0);
         let mut rules = lock(&self.tap.rules);
@@ -164,7 +170,9 @@ async fn pass(State(tap): State<Arc<Tap>>, request: Request) -> Response {
         Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
     };
     match tap.record(&parts, &body) {
-        Some(refusal) => refusal.into_response(),
+        Some(Refusal::Away) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
+        Some(Refusal::Denied) => refusal(StatusCode::BAD_REQUEST, "AccessDeniedException"),
+        Some(Refusal::Cut) => cut(tap.pass_on(parts, body).await).await,
         None => tap.pass_on(parts, body).await,
     }
 }
@@ -216,6 +224,9 @@ impl Tap {
         };
         match answer {
             Ok((status, mut headers, body)) => {
+                if self.away.swap(false, Ordering::Relaxed) {
+                    eprintln!("the emulator answers the recorder again");
+                }
                 for name in HOP_BY_HOP {
                     headers.remove(name);
                 }
@@ -226,23 +237,28 @@ impl Tap {
             }
             // For the caller, a connection that broke; its SDK tries again.
             Err(error) => {
-                eprintln!("the emulator did not answer the recorder: {}", crate::error::chain(&error));
+                // Said once: every function asks several times a second.
+                if !self.away.swap(true, Ordering::Relaxed) {
+                    eprintln!("the emulator does not answer the recorder: {}", crate::error::chain(&error));
+                }
                 StatusCode::BAD_GATEWAY.into_response()
             }
         }
     }
 }
 
-impl Refusal {
-    fn into_response(self) -> Response {
-        let (status, code) = match self {
-            Self::Away => (StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError"),
-            Self::Denied => (StatusCode::BAD_REQUEST, "AccessDeniedException"),
-        };
-        // The SDKs of all three services find the code in either place.
-        let headers = [(header::CONTENT_TYPE.as_str(), "application/x-amz-json-1.0"), ("x-amzn-errortype", code)];
-        (status, headers, json!({ "__type": code, "message": "refused by the recorder" }).to_string()).into_response()
-    }
+fn refusal(status: StatusCode, code: &str) -> Response {
+    // The SDKs of all three services find the code in either place.
+    let headers = [(header::CONTENT_TYPE.as_str(), "application/x-amz-json-1.0"), ("x-amzn-errortype", code)];
+    (status, headers, json!({ "__type": code, "message": "refused by the recorder" }).to_string()).into_response()
+}
+
+/// The answer up to its middle: the server closes a connection whose body fails.
+async fn cut(answer: Response) -> Response {
+    let (parts, body) = answer.into_parts();
+    let half = to_bytes(body, BODY_BYTES).await.map(|body| body.slice(..body.len() / 2));
+    let broken = Err(axum::Error::new("cut by the recorder"));
+    Response::from_parts(parts, Body::from_stream(futures_util::stream::iter([half, broken])))
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -349,5 +365,29 @@ mod tests {
         assert_eq!(recorder.recorded().needs["reserve"].len(), 2, "what was refused was asked for too");
         drop(other);
         assert_eq!(call(&recorder, "reserve", "PutItem", &second).await.0, 418);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_cut_is_carried_out_and_its_answer_breaks_off() {
+        let carried_out = Arc::new(Mutex::new(Vec::new()));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::clone(&carried_out);
+        let app = Router::new().fallback(move |body: String| async move {
+            lock(&seen).push(body.clone());
+            body
+        });
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let recorder = recorder(&url).await;
+        let cut = recorder.refuse(Refusal::Cut, |_| true);
+        let request = reqwest::Client::builder().no_proxy().build().unwrap().post(recorder.url()).body(BODY);
+        let request = request
+            .header("authorization", "AWS4-HMAC-SHA256 Credential=reserve/20261121/r/dynamodb/aws4_request")
+            .header("x-amz-target", "DynamoDB_20120810.PutItem");
+        let answered = async { request.send().await?.text().await };
+        answered.await.unwrap_err();
+        assert_eq!(*lock(&carried_out), [BODY]);
+        assert_eq!(*cut.met().borrow(), 1);
     }
 }

@@ -42,6 +42,8 @@ pub struct Options {
     pub port: Option<u16>,
     /// Where an emulator that we start listens; any free port if `None`.
     pub emulator_port: Option<u16>,
+    /// Whether a test is to halt the emulator, which must then be one that we start.
+    pub emulator_halts: bool,
     /// Processes of each function.
     pub concurrency: usize,
     /// How long a request may take, and so how long one waits whose function was killed.
@@ -62,6 +64,7 @@ impl Default for Options {
             emulator: Choice::Ministack,
             port: None,
             emulator_port: None,
+            emulator_halts: false,
             concurrency: 4,
             // API Gateway's own limit.
             timeout: Duration::from_secs(30),
@@ -148,7 +151,9 @@ impl Stack {
         let binaries = functions::build(&names, &keeper).await?;
 
         let emulator_port = options.emulator_port.map_or_else(free_port, Ok)?;
-        let emulator = Emulator::start(&options.emulator, emulator_port, &logs.emulator, &keeper).await?;
+        let emulator =
+            Emulator::start(&options.emulator, options.emulator_halts, emulator_port, &logs.emulator, &keeper);
+        let emulator = emulator.await?;
         let clients = Clients::new(emulator.url());
         let resources = Resources::new(blank(&clients.region));
         let watch_port = free_port()?;
@@ -353,6 +358,11 @@ impl Stack {
     /// What the functions' AWS calls go through, where [`Options::record_calls`] asked for it.
     pub fn recorder(&self) -> Option<&Recorder> {
         self.recorder.as_ref()
+    }
+
+    /// The emulator, to hold it still or to stop it for a while.
+    pub fn emulator(&self) -> Option<&Emulator> {
+        self.emulator.as_ref()
     }
 
     /// What each function's role allows, by the function's name; nothing where there is no recorder.

@@ -1,6 +1,7 @@
 //! End to end: the compiled functions behind `cargo lambda watch`, an emulator, and nothing faked.
 //!
-//! One stack serves all tests, each with products of its own; those that kill functions start another. The emulator is
+//! One stack serves all tests, each with products of its own; those that kill functions start another, and those that
+//! break everything (see `chaos`) come after all others. The emulator is
 //! ministack, or whatever answers at `HOLDFAST_ENDPOINT`: `HOLDFAST_ENDPOINT=http://127.0.0.1:4566 cargo test --test e2e`.
 //!
 //! What the functions asked of AWS in all that is then held against their roles: see `permissions`.
@@ -9,6 +10,7 @@
 mod admin;
 mod api;
 mod bad_input;
+mod chaos;
 mod client;
 mod crash;
 mod described;
@@ -35,6 +37,10 @@ use tokio::runtime::Runtime;
 
 /// As many tests at once as leave each of them time to run: most of it is waiting for holds to end.
 const TESTS_AT_ONCE: usize = 6;
+
+/// Those that break what everything runs on have stacks of their own and come after the others, which count on time:
+/// most of a trial is waiting.
+const CHAOS_AT_ONCE: usize = 3;
 
 /// The stack as the tests want it: what failed in a queue comes back after a second and not after a minute.
 fn options() -> Options {
@@ -135,7 +141,17 @@ fn main() -> ExitCode {
             stock_is_adjusted_once_with_a_reason,
         },
     ];
+    let broken = trials![
+        chaos::{
+            the_emulator_frozen_and_stopped_and_answers_cut_off,
+            functions_killed_again_and_again,
+            queue_and_scheduler_away,
+        },
+    ];
     let (all, conclusion) = (trials.len() as u64, libtest_mimic::run(&arguments, trials));
+    let threads = arguments.test_threads.map(|threads| threads.min(CHAOS_AT_ONCE));
+    arguments = Arguments { test_threads: threads, ..arguments };
+    let chaos = libtest_mimic::run(&arguments, broken);
     // Only now, since they look at what all the others did; and always, whichever of the others were asked for.
     let complete = conclusion.num_passed == all;
     let mut verdicts = permissions::trials(stack.as_ref(), complete);
@@ -145,5 +161,6 @@ fn main() -> ExitCode {
     if let Some(stack) = stack.and_then(Arc::into_inner) {
         runtime.block_on(stack.stop());
     }
-    if conclusion.has_failed() { conclusion.exit_code() } else { verdict.exit_code() }
+    let failed = [conclusion, chaos].into_iter().find(libtest_mimic::Conclusion::has_failed);
+    failed.unwrap_or(verdict).exit_code()
 }

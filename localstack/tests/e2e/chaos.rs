@@ -1,0 +1,233 @@
+//! Chaos: what everything runs on is frozen, stopped, killed or away while customers go on buying.
+//!
+//! Each test has a stack of its own and the same load on it (`load`): some tens of good clients, which ask again with the
+//! same key until there is an answer, and remember what they were told. Once the trouble is over and all is quiet, the
+//! books have to be right (`books`), by the promises' names in docs/reliability.md. A trouble that hit nobody proves
+//! nothing, and fails the test.
+//!
+//! `HOLDFAST_CHAOS_SECONDS=60 cargo test -p holdfast-local --test e2e chaos` makes each trouble last that long; unset,
+//! as long as it takes to be sure of hitting many. Each test prints what it came to.
+
+mod books;
+mod load;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join;
+use holdfast_local::emulator::Choice;
+use holdfast_local::recorder::{Call, Refusal, Refused};
+use holdfast_local::runner::Event;
+use holdfast_local::stack::{Options, Stack};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::api::{Api, PATIENCE};
+use load::{Load, Tally};
+
+/// A process that lived for less is started again with more and more delay: killed sooner, a function would be away, and
+/// nothing left to kill.
+const BETWEEN_KILLS: Duration = Duration::from_millis(1_100);
+/// Longer than any function takes to give up and say so, so that it is the functions that answer.
+const FUNCTIONS_ANSWER: Duration = Duration::from_secs(12);
+
+/// How long a trouble lasts.
+fn lasting(seconds: u64) -> Duration {
+    #[expect(clippy::disallowed_methods, reason = "a test binary has no other way to be told")]
+    let asked = std::env::var("HOLDFAST_CHAOS_SECONDS").ok();
+    let seconds = asked.map_or(seconds, |text| text.parse().expect("HOLDFAST_CHAOS_SECONDS is a number of seconds"));
+    Duration::from_secs(seconds)
+}
+
+/// Starts a stack, breaks it as `trouble` does while the load is on it, and checks the books.
+async fn chaos(name: &str, options: Options, trouble: impl AsyncFnOnce(&Api, &Tally) -> String) {
+    let stack = Arc::new(Stack::start(options).await.unwrap_or_else(|error| panic!("{error}")));
+    let api = Api::new(&stack);
+    let load = Load::new(&api).await;
+    let breaking = async {
+        // In the middle of it, and not before anything was sold.
+        load.tally.until(|counts| counts.orders >= 5 && counts.reservations >= 20).await;
+        let done = trouble(&api, &load.tally).await;
+        // It goes on for a while as if nothing had been.
+        let before = load.tally.now();
+        load.tally.until(|counts| counts.orders >= before.orders + 5).await;
+        load.end();
+        done
+    };
+    let (done, visits) = join(breaking, load.run()).await;
+    let quiet = books::until_quiet(&api).await;
+    let counts = load.tally.now();
+    let found = books::check(&api, &visits, counts).await;
+    eprintln!("chaos, {name}: {done}; {counts}; {found}, {:.0} s after the last customer", quiet.as_secs_f64());
+    crate::permissions::every_call_is_allowed(&stack).unwrap();
+    drop((load, api));
+    if let Some(stack) = Arc::into_inner(stack) {
+        stack.stop().await;
+    }
+}
+
+/// Waits for the trouble to end; what failed in it.
+async fn lasts(tally: &Tally, length: Duration) -> u64 {
+    let before = tally.now();
+    // The length is what the test is about.
+    sleep(length).await;
+    tally.now().failed() - before.failed()
+}
+
+pub(crate) async fn the_emulator_frozen_and_stopped_and_answers_cut_off(_: Api) {
+    // Always one of ours: another's is not stopped. And a port that no connection takes while nobody listens there:
+    // Linux takes those of connections from 32768 on.
+    let options = Options {
+        emulator: Choice::Ministack,
+        emulator_port: Some(port_of_no_connection()),
+        emulator_halts: true,
+        timeout: FUNCTIONS_ANSWER,
+        ..crate::options()
+    };
+    chaos("the emulator", options, async |api, tally| {
+        let emulator = api.stack.emulator().unwrap();
+        // Every third answer is cut off in its middle: carried out, and nobody was told.
+        let cut = api.stack.recorder().unwrap().refuse(Refusal::Cut, |_| fastrand::u8(..3) == 0);
+        sleep(lasting(3)).await;
+        let cut_off = *cut.met().borrow();
+        drop(cut);
+        assert!(cut_off > 5, "only {cut_off} answers were cut off");
+
+        let again = async |what: &str, failed: u64| {
+            assert!(failed > 0, "nobody noticed that the emulator was {what}");
+            let before = tally.now();
+            tally.until(|counts| counts.reservations >= before.reservations + 10).await;
+        };
+        emulator.freeze().await.unwrap();
+        let frozen = lasts(tally, lasting(10)).await;
+        emulator.thaw().await.unwrap();
+        again("frozen", frozen).await;
+        let before = tally.now();
+        emulator.halt().await.unwrap();
+        let halting = tally.now().failed() - before.failed();
+        let halted = halting + lasts(tally, lasting(9)).await;
+        emulator.restart().await.unwrap();
+        again("stopped", halted).await;
+        format!("{cut_off} answers cut off, {frozen} tries failed while it was frozen, {halted} while it was stopped")
+    })
+    .await;
+}
+
+fn port_of_no_connection() -> u16 {
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| fastrand::u16(20_000..32_000)).take(100).find(free).expect("a free port")
+}
+
+pub(crate) async fn functions_killed_again_and_again(_: Api) {
+    // A request whose function was killed is only answered when its time limit is over.
+    let options = Options { timeout: Duration::from_secs(3), ..crate::options() };
+    chaos("functions killed", options, async |api, tally| {
+        // Of each call, as it is about to be made: a kill that follows is in the middle of something.
+        let (calls, mut heard) = mpsc::unbounded_channel();
+        let ear = api.stack.recorder().unwrap().refuse(Refusal::Away, move |call: &Call<'_>| {
+            let writes = ["Put", "Update", "Delete", "Send", "Create"];
+            let is_write = call.needs.iter().any(|need| writes.iter().any(|verb| need.action.contains(verb)));
+            if is_write || call.function == "catalog" {
+                // Nobody listens once it is over.
+                let _ = calls.send(call.function.to_owned());
+            }
+            false
+        });
+        // Some payments take the way through the queue, so that what it delivers is cut off as well.
+        let queued = table_denied(api, "abcd");
+        let mut events = api.stack.runner().unwrap().events();
+        let (before, end) = (tally.now(), Instant::now() + lasting(15));
+        let mut killed: BTreeMap<String, usize> = BTreeMap::new();
+        let mut last: BTreeMap<String, Instant> = BTreeMap::new();
+        let killer = async {
+            while let Ok(Some(function)) = timeout_at(end, heard.recv()).await {
+                if last.get(&function).is_some_and(|last| last.elapsed() < BETWEEN_KILLS) {
+                    continue;
+                }
+                // The first time at once: before the call arrives. Then while it is carried out, or after its answer.
+                let wait = last.get(&function).map_or(0, |_| fastrand::u64(..20));
+                sleep(Duration::from_millis(wait)).await;
+                for pid in api.stack.pids(&function) {
+                    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+                    // One that is just being started again is not there.
+                    if kill_process(pid, Signal::KILL).is_ok() {
+                        *killed.entry(function.clone()).or_default() += 1;
+                    }
+                }
+                last.insert(function, Instant::now());
+            }
+        };
+        // Beside the schedules, so that releases are under way all the time.
+        let sweeps = async {
+            let (mut answered, mut failed, sweep) = (0, 0, json!({"kind": "sweep"}));
+            while Instant::now() < end {
+                match api.stack.invoke("expire", &sweep).await {
+                    Ok(_) => answered += 1,
+                    Err(_) => failed += 1,
+                }
+            }
+            (answered, failed)
+        };
+        let ((), (swept, cut_off)) = join(killer, sweeps).await;
+        drop((ear, queued));
+        let events = std::iter::from_fn(|| events.try_recv().ok());
+        let cut_off = cut_off + events.filter(|event| matches!(event, Event::FireFailed { .. })).count();
+        let failed = tally.now().failed() - before.failed();
+        assert!(failed > 0, "no kill hit a customer");
+        for function in ["reserve", "confirm", "expire", "admin", "catalog"] {
+            assert!(killed.contains_key(function), "{function} was never killed: {killed:?}");
+        }
+        assert!(cut_off > 0, "no kill hit a release, and {swept} sweeps ended well");
+        format!("killed {killed:?} in the middle of a call, {failed} tries failed and {cut_off} calls to release")
+    })
+    .await;
+}
+
+/// The table refuses `confirm` the reservations whose ids begin with one of these letters, at once and for good: their
+/// confirmations go to the queue.
+fn table_denied(api: &Api, letters: &'static str) -> Refused {
+    api.stack.recorder().unwrap().refuse(Refusal::Denied, move |call: &Call<'_>| {
+        let id = call.body.split_once("HOLD#rsv_").map(|(_, id)| id);
+        let meant = id.is_some_and(|id| id.starts_with(|letter| letters.contains(letter)));
+        meant && call.function == "confirm" && call.is_of("dynamodb")
+    })
+}
+
+pub(crate) async fn queue_and_scheduler_away(_: Api) {
+    let options = Options { timeout: FUNCTIONS_ANSWER, ..crate::options() };
+    chaos("queue and Scheduler away", options, async |api, tally| {
+        let recorder = api.stack.recorder().unwrap();
+        // The queue matters where the table is away too, which it is for every second reservation.
+        let table = table_denied(api, "abcdefghijklmnop");
+        let queue = recorder.refuse(Refusal::Away, |call: &Call<'_>| call.is_of("sqs"));
+        let before = tally.now();
+        let queue_away = lasts(tally, lasting(7)).await;
+        let queued = tally.now().queued - before.queued;
+        assert_eq!(queued, 0, "no_payment_is_lost: told that a queue has them that is away");
+        assert!(queue_away > 0, "nobody noticed that the queue was away");
+        let refused = *queue.met().borrow();
+        drop(queue);
+        tally.until(|counts| counts.queued >= before.queued + 5).await;
+        drop(table);
+
+        // A hold's slot is ten seconds long, and a slot that has its schedule needs Scheduler no more.
+        let scheduler = recorder.refuse(Refusal::Away, |call: &Call<'_>| call.is_of("scheduler"));
+        let scheduler_away = lasts(tally, lasting(12)).await;
+        assert!(scheduler_away > 0 && *scheduler.met().borrow() > 0, "nobody noticed that Scheduler was away");
+        let unscheduled = *scheduler.met().borrow();
+        drop(scheduler);
+        format!(
+            "{refused} calls of the queue refused and {queue_away} tries failed, {unscheduled} calls of Scheduler \
+             refused and {scheduler_away} tries failed"
+        )
+    })
+    .await;
+}
+
+/// How long anything may take that waits for the trouble to be over.
+fn patience() -> Duration {
+    PATIENCE + 3 * lasting(15)
+}
