@@ -3,7 +3,11 @@
 //! It exists because of a limit of `cargo lambda watch` 1.9.2. Its queue for each function holds 100 requests, and a
 //! request that finds the queue full waits while it holds a lock that every function needs to fetch its next one: from
 //! then on nothing is ever answered again, on any route. So what must always hold: no more than [`IN_FLIGHT`] requests
-//! are inside at once, whoever sends them; the rest wait here, first come, first served.
+//! that anybody waits for are inside at once, whoever sends them; the rest wait here, first come, first served.
+//!
+//! One way in is left open: a request that is given up at its time limit while it still waits inside goes on waiting
+//! there, uncounted, since nothing tells it from one whose function was killed. A hundred of those (the emulator frozen
+//! for a minute, and dozens of callers who ask again) block `watch` for good; then the stack has to be started again.
 //!
 //! It also keeps the time limit, and answers as API Gateway does when it is over: `watch` never answers a request whose
 //! function was killed, and its own `--timeout` would end idle functions too.

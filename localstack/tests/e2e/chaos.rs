@@ -31,8 +31,9 @@ use load::{Load, Tally};
 /// A process that lived for less is started again with more and more delay: killed sooner, a function would be away, and
 /// nothing left to kill.
 const BETWEEN_KILLS: Duration = Duration::from_millis(1_100);
-/// Longer than any function takes to give up and say so, so that it is the functions that answer.
-const FUNCTIONS_ANSWER: Duration = Duration::from_secs(12);
+/// Longer than any request waits for its turn and its function takes to give up and say so. The functions answer
+/// themselves here; a request that the gateway gave up on would stay in the queue of `cargo lambda watch` (see `gateway`).
+const FUNCTIONS_ANSWER: Duration = PATIENCE;
 
 /// How long a trouble lasts.
 fn lasting(seconds: u64) -> Duration {
