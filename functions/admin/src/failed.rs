@@ -92,7 +92,7 @@ pub(crate) struct ListFailed {
 /// List failed confirmations
 ///
 /// Payments that are no order, and may have to be given back. What has arrived in the dead-letter queue is taken in
-/// first.
+/// before the first page.
 #[utoipa::path(
     get, path = "/admin/failed-confirmations", operation_id = "listFailedConfirmations",
     tag = "Admin: failed confirmations",
@@ -108,7 +108,10 @@ pub(crate) async fn list(
     let deadline = Deadline::after(REQUEST_BUDGET);
     let page = ListQuery::new(query.limit, query.cursor);
     let (limit, cursor) = (page.limit()?, page.cursor()?);
-    app.take_in(deadline).await?;
+    // On the first page only: those that follow go on with what was there, and a cursor that is none changes nothing.
+    if cursor.is_none() {
+        app.take_in(deadline).await?;
+    }
     let page = app.store.failed_confirmations(query.state, limit, cursor, deadline).await?;
     Ok(Answer(List::of(page, FailedView::from)).into_response())
 }

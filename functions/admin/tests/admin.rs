@@ -195,6 +195,25 @@ async fn a_message_that_is_not_deleted_is_listed_once_all_the_same() {
 }
 
 #[tokio::test]
+async fn a_cursor_of_another_list_takes_nothing_in() {
+    let shop = shop().await;
+    shop.refund_is_owed("pay_123");
+    let asking = |name: &str, query: String| {
+        let mut event = event(name);
+        event["rawQueryString"] = query.into();
+        event
+    };
+    assert_eq!(shop.send(event("admin/adjust-stock")).await.status, 200);
+    let ledger = shop.send(asking("admin/get-ledger", "limit=1".to_owned())).await;
+    let cursor = ledger.body["next_cursor"].as_str().unwrap();
+    shop.wire.take_calls();
+    let list = asking("admin/list-failed-confirmations", format!("cursor={cursor}"));
+    shop.send(list).await.problem(400, "invalid_request");
+    assert!(shop.wire.take_calls().is_empty());
+    assert_eq!(shop.wire.messages(FAILED).len(), 1);
+}
+
+#[tokio::test]
 async fn what_cannot_be_read_is_listed_as_that_and_more_than_a_receive_holds_is_taken_in() {
     let shop = shop().await;
     let poison = ["not JSON", "{}", "[1]", "\u{1F9E8}", r#"{"reservation_id":"rsv_x","customer":"alice"}"#];

@@ -21,8 +21,7 @@ use holdfast_aws::schedules::{Schedules, Target};
 use holdfast_http::{Authenticator, serve};
 use holdfast_store::Store;
 use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, TABLE};
-use lambda_http::request::LambdaRequest;
-use lambda_http::{Adapter, LambdaEvent, Service};
+use lambda_http::LambdaEvent;
 use lambda_runtime::Context as LambdaContext;
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -242,9 +241,8 @@ async fn run(handler: &Handler, event: Value) -> Result<Value, lambda_http::Erro
     let context = LambdaContext::default();
     match handler {
         Handler::Http(router) => {
-            let request: LambdaRequest = serde_json::from_value(event)?;
-            let answer = Adapter::from(router.clone()).call(LambdaEvent::new(request, context)).await?;
-            Ok(serde_json::to_value(answer)?)
+            let event = LambdaEvent::new(serde_json::from_value(event)?, context);
+            Ok(serde_json::to_value(holdfast_http::handle(router.clone(), event).await?)?)
         }
         Handler::Confirm(app, router) => confirm::handle(app, router.clone(), LambdaEvent::new(event, context)).await,
         Handler::Expire(app) => Ok(serde_json::to_value(expire::handle(app, &event).await?)?),
