@@ -99,7 +99,8 @@ mod tests {
     #[test]
     fn hold_seconds_are_refused_past_their_limits() {
         for (seconds, valid) in [(0, false), (9, false), (10, true), (3_600, true), (3_601, false), (u32::MAX, false)] {
-            assert_eq!(HoldSeconds::try_from(seconds).is_ok(), valid, "{seconds}");
+            let back = HoldSeconds::try_from(seconds).map(u32::from).ok();
+            assert_eq!(back, valid.then_some(seconds));
         }
     }
 }

@@ -51,6 +51,9 @@ async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
     let reservation = failed.reservation_id.as_ref().unwrap();
     store.failed_is_confirmed(reservation, failed.payment_reference.as_ref(), NOW, soon()).await.unwrap();
     assert_eq!(store.failed(&failed.id(), soon()).await.unwrap().state, FailedState::Confirmed);
+    // An admin of the name that the queue settles under has not settled it.
+    let resolved = store.resolve_failed(&failed.id(), "retry", None, NOW, soon()).await;
+    assert!(matches!(resolved, Err(Error::Refused(Refusal::AlreadySettled))), "{resolved:?}");
     // Where there is nothing to settle, nothing is made.
     let other = basket("alice", "other", &[("tee", 1)]).reservation_id;
     store.failed_is_confirmed(&other, None, NOW, soon()).await.unwrap();

@@ -69,6 +69,7 @@ async fn adjustments_move_the_total_and_the_stock_together() {
     let (wire, store) = tee(10, 4).await;
     assert_eq!(adjust(&store, 50, "k1").await.unwrap().entry.total_after, 60);
     assert_eq!(adjust(&store, -45, "k2").await.unwrap().entry.total_after, 15);
+    assert!(adjust(&store, -45, "k2").await.unwrap().replayed, "another request, be it in the same millisecond");
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.available, tee.total), (15, 15));
     let refused = adjust(&store, -16, "k3").await.unwrap_err();

@@ -148,6 +148,10 @@ async fn a_limit_counts_live_holds_and_orders_of_one_customer() {
         "customer_limit_reached"
     );
     reserve(&store, &basket("bob", "k2", &[("tee", 3)]), NOW).await.unwrap();
+    assert_eq!(
+        code(&reserve(&store, &basket("bob", "k3", &[("tee", 1)]), NOW).await.unwrap_err()),
+        "customer_limit_reached"
+    );
     let one = reserve(&store, &basket("alice", "k3", &[("tee", 1)]), NOW).await.unwrap().reservation;
     // An order counts, a hold that was given back does not.
     let alice = customer("alice");
