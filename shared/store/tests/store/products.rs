@@ -382,6 +382,33 @@ async fn a_list_of_everybodys_reads_ten_pages_of_the_table_in_one_request_and_go
 }
 
 #[tokio::test]
+async fn a_page_of_one_status_is_full_while_there_is_more_and_the_last_says_that_it_is() {
+    let (_, store) = tee(20, 1).await;
+    // The newest first: held, cancelled, held, and alice has two more that are held.
+    for (who, ended) in [("alice", [false, false, false, true, false].as_slice()), ("bob", &[false, true, false])] {
+        for (n, &ended) in (0..).zip(ended) {
+            let at = NOW.plus_seconds(n);
+            let held = reserve(&store, &basket(who, &format!("k{n}"), &[("tee", 1)]), at).await.unwrap().reservation;
+            if ended {
+                store.cancel(&held.reservation_id, &held.customer, at, soon()).await.unwrap();
+            }
+        }
+    }
+    let page = async |who: &str, cursor| {
+        let page = store.reservations_of(&customer(who), Some(Status::Held), NOW, 2, cursor, soon()).await.unwrap();
+        let made = page.items.iter().map(|found| found.created_at.as_seconds() - NOW.as_seconds()).collect::<Vec<_>>();
+        (made, page.next)
+    };
+    let (first, next) = page("alice", None).await;
+    assert_eq!((first, next.is_some()), (vec![4, 2], true));
+    assert_eq!(page("alice", next).await.0, [1, 0]);
+    assert_eq!(page("bob", None).await, (vec![2, 0], None));
+    // Everybody's eight come on one page of the table, and are all that there is.
+    let all = store.reservations(None, None, NOW, 8, None, soon()).await.unwrap();
+    assert_eq!((all.items.len(), all.next), (8, None));
+}
+
+#[tokio::test]
 async fn lists_come_in_pages_and_miss_nothing() {
     let wire = table().await;
     let names: Vec<String> = (0..7).map(|n| format!("p{n}")).collect();
