@@ -119,7 +119,7 @@ async fn an_adjustment_compares_the_total_first() {
     assert_eq!(books(&wire).await["tee"].total, 15);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn adjustments_beside_one_another_all_count() {
     let (wire, _) = tee(10, 2).await;
     let all = (0..20).map(|n| {

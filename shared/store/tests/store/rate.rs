@@ -64,7 +64,7 @@ async fn it_costs_one_call_for_the_idle_and_the_refused_and_two_within_a_burst()
     assert_eq!(calls(&wire), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_two_hundred_requests_in_forty_environments_just_the_burst_is_admitted() {
     let wire = table().await;
     let stores: Vec<Store> = (0..40).map(|seed| store(&wire, seed)).collect();

@@ -63,7 +63,7 @@ async fn only_what_is_overdue_is_released() {
     assert_eq!((swept.holds, swept.units, swept.complete), (1, 4, true));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_event_may_come_twice_late_and_beside_itself() {
     let wire = tee(60, 3).await;
     let store = store(&wire, 1);

@@ -326,13 +326,13 @@ async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
 
 #[tokio::test(start_paused = true)]
 async fn sold_out_is_believed_for_a_second_and_then_looked_at_again() {
-    let wire = tee(3, 1).await;
+    let wire = tee(4, 1).await;
     let (shop, other) = (store(&wire, 1), store(&wire, 2));
     let held = reserve(&other, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
     wire.take_calls();
-    let refused = reserve(&shop, &basket("bob", "k1", &[("tee", 2)]), NOW).await.unwrap_err();
+    let refused = reserve(&shop, &basket("bob", "k1", &[("tee", 3)]), NOW).await.unwrap_err();
     let Error::Refused(Refusal::InsufficientStock { shortages }) = refused else { panic!("{refused:?}") };
-    assert_eq!((shortages[0].requested, shortages[0].available), (2, 1));
+    assert_eq!((shortages[0].requested, shortages[0].available), (3, 2));
     // The facts, a try, one look at the shards, what is overdue in every partition of the index, and bob's own key.
     let calls = operations(&wire);
     assert_eq!(calls[..3], ["BatchGetItem", "TransactWriteItems", "BatchGetItem"]);
@@ -341,11 +341,11 @@ async fn sold_out_is_believed_for_a_second_and_then_looked_at_again() {
 
     other.cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
     tokio::time::advance(Duration::from_millis(999)).await;
-    let refused = reserve(&shop, &basket("bob", "k2", &[("tee", 2)]), NOW).await.unwrap_err();
+    let refused = reserve(&shop, &basket("bob", "k2", &[("tee", 3)]), NOW).await.unwrap_err();
     assert_eq!(code(&refused), "insufficient_stock");
     tokio::time::advance(Duration::from_millis(1)).await;
     wire.take_calls();
-    reserve(&shop, &basket("bob", "k3", &[("tee", 2)]), NOW).await.unwrap();
+    reserve(&shop, &basket("bob", "k3", &[("tee", 3)]), NOW).await.unwrap();
     assert_eq!(operations(&wire), ["BatchGetItem", "TransactWriteItems"], "a look that finds enough is enough");
 }
 
