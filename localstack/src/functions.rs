@@ -16,7 +16,7 @@
 use crate::error::{Context, Error, Result};
 use crate::gateway::{InvokeError, Upstream};
 use crate::paths;
-use crate::process::{Group, Keeper};
+use crate::process::{Group, Keeper, cargo};
 use crate::progress::Step;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,8 +88,8 @@ pub async fn build(binaries: &[String], keeper: &Arc<Keeper>) -> Result<BTreeMap
     let since = Instant::now();
     // All of the workspace's packages are selected, as in `cargo local`, so that features, and with them the
     // artefacts, are the same and nothing is compiled twice.
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(paths::workspace()).args(["build", "--message-format=json-render-diagnostics"]);
+    let mut command = Command::from(cargo());
+    command.args(["build", "--message-format=json-render-diagnostics"]);
     for binary in binaries {
         command.args(["--bin", binary]);
     }

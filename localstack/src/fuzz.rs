@@ -6,7 +6,7 @@
 
 use crate::error::{Context as _, Error, Result};
 use crate::paths::{self, shown, workspace};
-use crate::process::Keeper;
+use crate::process::{Keeper, cargo};
 use crate::progress::Step;
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -85,12 +85,6 @@ fn made() -> PathBuf {
     workspace().join("target").join("fuzz")
 }
 
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace());
-    cargo
-}
-
 /// cargo-fuzz at its version, installed where it is not there yet. Cargo puts the program in place last, and lets one
 /// process install while others wait.
 async fn ensure(keeper: &Arc<Keeper>) -> Result<PathBuf> {
@@ -101,7 +95,7 @@ async fn ensure(keeper: &Arc<Keeper>) -> Result<PathBuf> {
     }
     let step = Step::start(format!("installing cargo-fuzz {CARGO_FUZZ} into {}", shown(&root)));
     // Unoptimised and without debug info: it runs seconds and builds minutes.
-    let mut install = cargo();
+    let mut install = Command::from(cargo());
     install.env("CARGO_PROFILE_DEV_DEBUG", "0").args(["install", "--locked", "--profile", "dev", "--root"]);
     install.arg(&root).args(["--version", CARGO_FUZZ, "cargo-fuzz"]);
     let (status, last) = watch(keeper, "cargo", &mut install, &step, |_| false).await?;

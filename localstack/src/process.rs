@@ -29,6 +29,13 @@ for group in $groups; do kill -TERM "-$group" 2>/dev/null; done
 for group in $groups; do kill -KILL "-$group" 2>/dev/null; done
 "#;
 
+/// Cargo, in the workspace: the one that runs us, where one does.
+pub fn cargo() -> std::process::Command {
+    let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(crate::paths::workspace());
+    cargo
+}
+
 /// Knows every process group that was started and not yet stopped.
 pub struct Keeper {
     state: Mutex<State>,

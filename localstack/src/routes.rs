@@ -5,7 +5,7 @@
 //! knows would work in one place and not in the other.
 
 use crate::error::{Context, Error, Result};
-use crate::paths;
+use crate::process::cargo;
 use crate::template::{Function, Scope, Template};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -75,8 +75,8 @@ impl Routes {
     }
 }
 
-/// A variable stands for one segment, which is not empty.
-fn matches(pattern: &str, path: &str) -> bool {
+/// Whether a path is one of a pattern such as `/products/{id}`: a variable stands for one segment, which is not empty.
+pub fn matches(pattern: &str, path: &str) -> bool {
     let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
     loop {
         match (wanted.next(), given.next()) {
@@ -141,8 +141,7 @@ fn of_metadata(metadata: &Value) -> Result<BTreeSet<Route>> {
 
 async fn metadata() -> Result<Value> {
     let cannot = || "cannot read the workspace's metadata".to_owned();
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(paths::workspace())
+    let output = Command::from(cargo())
         .args(["metadata", "--no-deps", "--format-version", "1"])
         .stdin(Stdio::null())
         .output()
@@ -157,6 +156,7 @@ async fn metadata() -> Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paths;
     use serde_json::json;
     use std::collections::BTreeMap;
 

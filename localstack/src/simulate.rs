@@ -2,10 +2,10 @@
 //!
 //! Not a library of this one: it brings a database and all five functions along, and the demo needs neither.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use crate::error::{Context as _, Result};
-use crate::paths::workspace;
+use crate::process::cargo;
 
 /// Builds the simulator, and runs it with these arguments; with `--fast` among them, optimised as a whole: slow to
 /// build, and worth it for runs of hours.
@@ -13,8 +13,8 @@ use crate::paths::workspace;
 /// # Errors
 /// Cargo cannot be started.
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace()).args(["run", "--quiet", "--locked", "--package", "holdfast-simulator"]);
+    let mut cargo = cargo();
+    cargo.args(["run", "--quiet", "--locked", "--package", "holdfast-simulator"]);
     let (fast, arguments): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|argument| *argument == "--fast");
     if !fast.is_empty() {
         cargo.args(["--profile", "simulate"]);

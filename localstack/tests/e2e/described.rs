@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock};
 
 use holdfast_http::codes::CODES;
 use holdfast_local::openapi;
+use holdfast_local::routes::matches;
 use jsonschema::Validator;
 use libtest_mimic::{Completion, Trial};
 use serde_json::{Value, json};
@@ -68,19 +69,8 @@ fn description() -> &'static Description {
 /// The path of the description that a request's path is of. A fixed segment outranks a variable.
 fn described_path(document: &Value, path: &str) -> Option<String> {
     let path = path.split('?').next().unwrap_or_default();
-    let matches = |pattern: &&String| {
-        let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
-        loop {
-            match (wanted.next(), given.next()) {
-                (None, None) => return true,
-                (Some(variable), Some(segment)) if variable.starts_with('{') && !segment.is_empty() => {}
-                (Some(fixed), Some(segment)) if fixed == segment => {}
-                _ => return false,
-            }
-        }
-    };
     let paths = document["paths"].as_object().unwrap();
-    paths.keys().filter(matches).min_by_key(|pattern| pattern.matches('{').count()).cloned()
+    paths.keys().filter(|pattern| matches(pattern, path)).min_by_key(|pattern| pattern.matches('{').count()).cloned()
 }
 
 /// Checks an answer.
