@@ -146,7 +146,8 @@ pub(crate) struct Resolve {
 
 /// Resolve a failed confirmation
 ///
-/// A person has seen to it, and says how.
+/// A person has seen to it, and says how. Its payment never makes an order of the reservation any more: a customer who
+/// names it again is answered with `refund_required`.
 #[utoipa::path(
     post, path = "/admin/failed-confirmations/{id}/resolve", operation_id = "resolveFailedConfirmation",
     tag = "Admin: failed confirmations",
@@ -168,14 +169,7 @@ pub(crate) async fn resolve(
         return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
     }
     let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
-    let failed = app.store.failed(&failed_id(id)?, deadline).await?;
-    let FailedConfirmation { reservation_id, customer, payment_reference, .. } = &failed;
-    let payment = payment_reference.as_ref();
-    if app.settled_by_its_order(reservation_id.as_ref(), customer.as_ref(), payment, deadline).await? {
-        // The payment bought what it was for: nobody may be told to give it back.
-        return Err(Refusal::AlreadySettled.into());
-    }
-    let resolved = app.store.resolve_failed(&failed.id, admin.as_str(), Some(&body.note), now, deadline).await?;
+    let resolved = app.store.resolve_failed(&failed_id(id)?, admin.as_str(), Some(&body.note), now, deadline).await?;
     Ok(Answer(FailedView::from(resolved)).into_response())
 }
 
@@ -286,14 +280,11 @@ impl App {
     /// Sends it through the queue again. It is sent before it is marked: one that is sent twice is confirmed once, one
     /// that is marked and never sent would wait for ever.
     async fn retry(&self, failed: &FailedConfirmation, deadline: Deadline) -> Result<FailedConfirmation, Fault> {
-        match failed.state {
-            FailedState::Open | FailedState::Retrying => {}
-            FailedState::Confirmed | FailedState::Resolved => {
-                return Err(Fault::Table(Refusal::AlreadySettled.into()));
-            }
+        if failed.state.is_settled() {
+            return Err(Fault::Table(Refusal::AlreadySettled.into()));
         }
         self.queues.resend(&failed.body).await.map_err(Fault::Queue)?;
-        self.store.failed_is_retrying(&failed.id, deadline).await.map_err(Fault::Table)
+        self.store.failed_is_retrying(failed, deadline).await.map_err(Fault::Table)
     }
 }
 

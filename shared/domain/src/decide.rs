@@ -26,8 +26,12 @@ pub enum Confirm {
 }
 
 /// Decides a confirmation that was accepted at `at`: the moment that the request came in, also where a queue carries
-/// it out later. A confirmation accepted in time is a promise, and is kept even if the units went back meanwhile.
+/// it out later. A confirmation accepted in time is a promise, and is kept even if the units went back meanwhile; but
+/// not with a payment that has been given back.
 pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at: Timestamp) -> Confirm {
+    if payment.is_some_and(|payment| reservation.paid_back.contains(payment)) {
+        return Confirm::Refuse(Refusal::RefundRequired);
+    }
     let promised = payment.is_some() || !reservation.overdue(at);
     match reservation.status {
         Status::Held if !reservation.overdue(at) => Confirm::InTime,
@@ -124,6 +128,7 @@ pub fn expire(reservation: &Reservation, now: Timestamp) -> Expire {
 mod tests {
     use super::*;
     use crate::{CustomerId, IdempotencyKey, ReservationId};
+    use std::collections::BTreeSet;
 
     const CREATED: Timestamp = Timestamp::from_millis(0);
     const EXPIRES: Timestamp = Timestamp::from_millis(600_000);
@@ -143,6 +148,7 @@ mod tests {
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: paid_with.map(|text| text.try_into().unwrap()),
+            paid_back: BTreeSet::new(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The reservation: one customer's claim on some units, from hold to its one end.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Currency, CustomerId, HoldSeconds, PaymentReference, ProductId, ReservationId, Timestamp};
@@ -88,6 +90,9 @@ pub struct Reservation {
     /// The payment that it was confirmed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_reference: Option<PaymentReference>,
+    /// Payments that an admin has seen to otherwise, as by giving them back: they confirm nothing any more.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub paid_back: BTreeSet<PaymentReference>,
 }
 
 impl Reservation {
@@ -140,6 +145,7 @@ mod tests {
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: None,
+            paid_back: BTreeSet::new(),
         }
     }
 

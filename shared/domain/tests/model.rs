@@ -116,6 +116,7 @@ impl World {
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: None,
+            paid_back: BTreeSet::new(),
         };
         self.reservations.insert(key, reservation);
         true

@@ -87,9 +87,10 @@ impl Store {
         now: Timestamp,
         attempts: &mut Attempts<'_>,
     ) -> Result<Result<Reservation, Option<Reservation>>, Error> {
-        let condition = Expression::new(
+        let condition = not_paid_back(
             "#customer = :customer AND #status = :held AND #expires_at > :at",
             vec![(":customer", text(customer.as_str())), (":held", text(Status::Held.as_str())), (":at", time(at))],
+            payment,
         );
         self.update_reservation(id, to_confirmed(payment, now, None)?, condition, attempts).await
     }
@@ -102,9 +103,10 @@ impl Store {
         now: Timestamp,
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Reservation>, Error> {
-        let condition = Expression::new(
+        let condition = not_paid_back(
             "#status = :held AND #created_at = :seen",
             vec![(":held", text(Status::Held.as_str())), (":seen", time(seen.created_at))],
+            payment,
         );
         let update = to_confirmed(payment, now, Some(&seen.lines))?;
         Ok(self.update_reservation(&seen.reservation_id, update, condition, attempts).await?.ok())
@@ -119,9 +121,10 @@ impl Store {
     ) -> Result<Option<Reservation>, Error> {
         let Some(payment) = payment else { return Ok(Some(seen.clone())) };
         let update = Expression::new("SET #payment_reference = :payment", vec![(":payment", text(payment.as_str()))]);
-        let condition = Expression::new(
+        let condition = not_paid_back(
             "#status = :confirmed AND attribute_not_exists(#payment_reference)",
             vec![(":confirmed", text(Status::Confirmed.as_str()))],
+            Some(payment),
         );
         Ok(self.update_reservation(&seen.reservation_id, update, condition, attempts).await?.ok())
     }
@@ -152,9 +155,10 @@ impl Store {
             &self.table,
             &keys::reservation(&seen.reservation_id),
             to_confirmed(payment, now, Some(&lines))?,
-            Expression::new(
+            not_paid_back(
                 "#status = :expired AND #created_at = :seen",
                 vec![(":expired", text(Status::Expired.as_str())), (":seen", time(seen.created_at))],
+                payment,
             ),
         )?;
         for line in &lines {
@@ -210,6 +214,21 @@ impl Store {
         }
         Ok(None)
     }
+}
+
+/// `condition`, and that the payment, if there is one, has not been given back: an admin's word and an order exclude
+/// one another, whichever comes first.
+fn not_paid_back(
+    condition: &str,
+    mut values: Vec<(&'static str, AttributeValue)>,
+    payment: Option<&PaymentReference>,
+) -> Expression {
+    let Some(payment) = payment else { return Expression::new(condition, values) };
+    values.push((":payment", text(payment.as_str())));
+    Expression::new(
+        format!("{condition} AND (attribute_not_exists(#paid_back) OR NOT contains(#paid_back, :payment))"),
+        values,
+    )
 }
 
 /// The update that makes an order. `late` is given for a confirmation that came too late: the lines that it has now.

@@ -6,13 +6,15 @@
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
-use holdfast_domain::{CustomerId, PaymentReference, Refusal, ReservationId, Timestamp, digest_id};
+use holdfast_domain::{
+    CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Status, Timestamp, digest_id,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::error::fault;
 use crate::items::{self, text, time};
 use crate::page::Part;
-use crate::transact::{Expression, names, values};
+use crate::transact::{Cancelled, Expression, Reason, Transaction, names, values, worst};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
 /// What arrived in the dead-letter queue.
@@ -53,6 +55,11 @@ impl FailedState {
             Self::Confirmed => "confirmed",
             Self::Resolved => "resolved",
         }
+    }
+
+    /// Whether nothing is left to do.
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Self::Confirmed | Self::Resolved)
     }
 }
 
@@ -111,6 +118,24 @@ fn unsettled() -> Vec<(&'static str, AttributeValue)> {
     vec![(":open", text(FailedState::Open.as_str())), (":retrying", text(FailedState::Retrying.as_str()))]
 }
 
+/// Not settled, and nothing new of it.
+fn as_seen(seen: &FailedConfirmation) -> Expression {
+    let mut values = unsettled();
+    values.push((":seen", time(seen.last_failed_at)));
+    Expression::new(format!("{UNSETTLED} AND #last_failed_at = :seen"), values)
+}
+
+fn to_resolved(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
+    let mut update = "SET #state = :resolved, #settled_by = :actor, #settled_at = :now".to_owned();
+    let mut values =
+        vec![(":resolved", text(FailedState::Resolved.as_str())), (":actor", text(actor)), (":now", time(now))];
+    if let Some(note) = note {
+        update.push_str(", #note = :note");
+        values.push((":note", text(note)));
+    }
+    Expression::new(update, values)
+}
+
 impl Store {
     /// Writes a failure down as open. One that was settled stays settled: this is a late copy of it.
     pub async fn record_failure(&self, failure: &Failure, now: Timestamp, deadline: Deadline) -> Result<(), Error> {
@@ -144,16 +169,25 @@ impl Store {
         }
     }
 
-    /// Marks a failed confirmation as on its way through the queue again.
+    /// Marks a failed confirmation as on its way through the queue again. One that has failed once more since it was
+    /// `seen` stays open: that is the later news of it.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
-    pub async fn failed_is_retrying(&self, id: &str, deadline: Deadline) -> Result<FailedConfirmation, Error> {
+    pub async fn failed_is_retrying(
+        &self,
+        seen: &FailedConfirmation,
+        deadline: Deadline,
+    ) -> Result<FailedConfirmation, Error> {
         let update = Expression::new("SET #state = :retrying", vec![]);
-        self.change_failed(id, update, Expression::new(UNSETTLED, unsettled()), deadline).await
+        let answer = self.change_failed(&seen.id, update, as_seen(seen), deadline).await;
+        let Err(Error::Refused(Refusal::AlreadySettled)) = answer else { return answer };
+        let current = self.failed(&seen.id, deadline).await?;
+        if current.state.is_settled() { answer } else { Ok(current) }
     }
 
-    /// Settles a failed confirmation on an admin's word.
+    /// Settles a failed confirmation on an admin's word. The reservation remembers its payment: it never becomes an
+    /// order with that one any more. Where it is one already, that settles it instead.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
@@ -165,26 +199,70 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<FailedConfirmation, Error> {
-        let mut update = "SET #state = :resolved, #settled_by = :actor, #settled_at = :now".to_owned();
-        let mut update_values =
-            vec![(":resolved", text(FailedState::Resolved.as_str())), (":actor", text(actor)), (":now", time(now))];
-        if let Some(note) = note {
-            update.push_str(", #note = :note");
-            update_values.push((":note", text(note)));
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let seen = self.failed(id, deadline).await?;
+            let resolved = FailedConfirmation {
+                state: FailedState::Resolved,
+                settled_by: Some(actor.to_owned()),
+                settled_at: Some(now),
+                note: note.map(str::to_owned),
+                ..seen.clone()
+            };
+            if seen == resolved {
+                // Our own earlier try, whose answer was lost.
+                return Ok(resolved);
+            }
+            if seen.state.is_settled() {
+                return Err(Refusal::AlreadySettled.into());
+            }
+            let (reservation, payment) = (seen.reservation_id.as_ref(), seen.payment_reference.as_ref());
+            let item = match reservation {
+                Some(reservation) => self.get(keys::reservation(reservation), deadline).await?,
+                None => None,
+            };
+            let found = item.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
+            if let Some(found) = &found
+                && found.status == Status::Confirmed
+                && found.payment_reference.as_ref() == payment
+            {
+                self.failed_is_confirmed(&found.reservation_id, payment, now, deadline).await?;
+                return Err(Refusal::AlreadySettled.into());
+            }
+
+            let mut transaction = Transaction::new();
+            transaction.update((), &self.table, &keys::failed(id), to_resolved(actor, note, now), as_seen(&seen))?;
+            if let (Some(found), Some(payment)) = (&found, payment) {
+                transaction.update(
+                    (),
+                    &self.table,
+                    &keys::reservation(&found.reservation_id),
+                    Expression::new(
+                        "ADD #paid_back :paid_back",
+                        vec![(":paid_back", AttributeValue::Ss(vec![payment.to_string()]))],
+                    ),
+                    Expression::new(
+                        "attribute_exists(#pk) AND NOT (#status = :confirmed AND #payment_reference = :payment)",
+                        vec![(":confirmed", text(Status::Confirmed.as_str())), (":payment", text(payment.as_str()))],
+                    ),
+                )?;
+            }
+            match self.transact(&transaction, &mut attempts).await? {
+                Ok(()) => return Ok(resolved),
+                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
+                // Whatever a condition failed on is read anew; other transactions are waited for.
+                Err(Cancelled::Because(reasons)) => {
+                    if reasons.iter().any(|(_, reason)| matches!(reason, Reason::Condition(_))) {
+                        attempts.count();
+                    } else {
+                        attempts.pause(worst(&reasons)).await?;
+                    }
+                }
+            }
+            if deadline.passed() {
+                return Err(attempts.unavailable("resolve"));
+            }
         }
-        let condition = Expression::new(UNSETTLED, unsettled());
-        let answer = self.change_failed(id, Expression::new(update, update_values), condition, deadline).await;
-        let Err(Error::Refused(Refusal::AlreadySettled)) = answer else { return answer };
-        // It may be our own write: the SDK repeats a call whose answer was lost, and says nothing of it.
-        let current = self.failed(id, deadline).await?;
-        let own = FailedConfirmation {
-            state: FailedState::Resolved,
-            settled_by: Some(actor.to_owned()),
-            settled_at: Some(now),
-            note: note.map(str::to_owned),
-            ..current.clone()
-        };
-        if current == own { Ok(current) } else { answer }
     }
 
     /// Settles the failed confirmation of this payment, if there is one: the reservation has been confirmed with it.

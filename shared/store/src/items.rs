@@ -105,6 +105,7 @@ pub(crate) fn reservation(reservation: &Reservation, due_partitions: u32) -> Res
 mod tests {
     use super::*;
     use holdfast_domain::{HoldSeconds, IdempotencyKey, Take};
+    use std::collections::BTreeSet;
 
     fn held() -> Reservation {
         let customer = CustomerId::try_from("alice").unwrap();
@@ -128,6 +129,7 @@ mod tests {
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: None,
+            paid_back: BTreeSet::new(),
         }
     }
 

@@ -86,24 +86,33 @@ impl Store {
 
     /// Releases every hold that is overdue at `now`. Safe to run twice, late, or beside itself.
     ///
-    /// A batch that fails does not keep the others from being released; its error is returned in the end.
+    /// A batch that fails, or a hold that cannot be read, does not keep the others from being released; its error is
+    /// returned in the end.
     ///
     /// # Errors
-    /// Only what stopped the reading, or the first error of a batch. Running out of time is none: see
+    /// Only what stopped the reading, or the first error of a hold or a batch. Running out of time is none: see
     /// [`Swept::complete`].
     pub async fn release_overdue(&self, now: Timestamp, deadline: Deadline) -> Result<Swept, Error> {
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
-        for k in 0..self.due_partitions {
+        // Wherever the time runs out, the same holds must not be left behind each time.
+        let first = self.random_below(self.due_partitions);
+        'sweep: for k in 0..self.due_partitions {
             let mut start = None;
             loop {
                 if deadline.passed() {
-                    return Ok(Swept { complete: false, ..swept });
+                    swept.complete = false;
+                    break 'sweep;
                 }
-                let (holds, next) = self.overdue(k, now, start, deadline).await?;
-                for batch in batches(holds) {
+                let page = self.overdue((first + k) % self.due_partitions, now, start, deadline).await?;
+                if let Some(error) = page.unreadable {
+                    swept.complete = false;
+                    failed.get_or_insert(error);
+                }
+                for batch in batches(page.holds) {
                     if deadline.passed() {
-                        return Ok(Swept { complete: false, ..swept });
+                        swept.complete = false;
+                        break 'sweep;
                     }
                     match self.release(batch, End::Expired, now, deadline.sooner(BATCH_BUDGET)).await {
                         Ok(part) => swept.add(part),
@@ -113,7 +122,7 @@ impl Store {
                         }
                     }
                 }
-                start = next;
+                start = page.next;
                 if start.is_none() {
                     break;
                 }
@@ -140,7 +149,8 @@ impl Store {
         let wanted = |hold: &Hold| {
             hold.lines.iter().any(|line| products.iter().any(|product| product.product_id == line.product_id))
         };
-        let holds = pages.into_iter().flat_map(|(holds, _)| holds).filter(wanted).collect();
+        // One that cannot be read is the sweep's to report.
+        let holds = pages.into_iter().flat_map(|page| page.holds).filter(wanted).collect();
         let mut released = 0;
         for batch in batches(holds) {
             match self.release(batch, End::Expired, now, deadline).await {
@@ -152,14 +162,8 @@ impl Store {
         Ok(released)
     }
 
-    /// A page of what is overdue in one partition of the index, and where the next one starts.
-    async fn overdue(
-        &self,
-        k: u32,
-        now: Timestamp,
-        start: Option<Item>,
-        deadline: Deadline,
-    ) -> Result<(Vec<Hold>, Option<Item>), Error> {
+    /// A page of what is overdue in one partition of the index.
+    async fn overdue(&self, k: u32, now: Timestamp, start: Option<Item>, deadline: Deadline) -> Result<Overdue, Error> {
         let request = self
             .client
             .query()
@@ -172,8 +176,14 @@ impl Store {
             .limit(HOLDS_PER_PAGE)
             .set_exclusive_start_key(start);
         let (found, next) = self.query(request, deadline).await?;
-        let holds = found.into_iter().map(|item| items::read("hold", item));
-        Ok((holds.collect::<Result<_, _>>()?, next))
+        let mut page = Overdue { holds: Vec::with_capacity(found.len()), unreadable: None, next };
+        for item in found {
+            match items::read("hold", item) {
+                Ok(hold) => page.holds.push(hold),
+                Err(error) => _ = page.unreadable.get_or_insert(error),
+            }
+        }
+        Ok(page)
     }
 
     /// Ends these holds in one transaction; those that have ended already drop out, alone.
@@ -260,6 +270,15 @@ impl Store {
     }
 }
 
+/// A page of overdue holds.
+struct Overdue {
+    holds: Vec<Hold>,
+    /// Why one of them cannot be read, where one cannot: as after a step back to an older version of this program.
+    unreadable: Option<Error>,
+    /// Where the next page starts.
+    next: Option<Item>,
+}
+
 impl Swept {
     fn add(&mut self, part: Self) {
         self.holds += part.holds;
@@ -323,6 +342,7 @@ fn batches(mut holds: Vec<Hold>) -> Vec<Vec<Hold>> {
 mod tests {
     use super::*;
     use holdfast_domain::{HoldSeconds, IdempotencyKey, Line, Take};
+    use std::collections::BTreeSet;
 
     /// A hold of one unit from each of these shards of a product.
     fn hold(n: usize, product: &str, shards: impl IntoIterator<Item = u32>) -> Hold {
@@ -349,6 +369,7 @@ mod tests {
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: None,
+            paid_back: BTreeSet::new(),
         })
     }
 

@@ -1,5 +1,6 @@
 //! Making a hold: one transaction, and in a warm environment nothing before it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -321,5 +322,6 @@ fn held(basket: &Basket, draft: &Draft, lines: Vec<Line>, now: Timestamp) -> Res
         confirmed_at: None,
         confirmed_late: false,
         payment_reference: None,
+        paid_back: BTreeSet::new(),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{IdempotencyKey, Product, Refusal, Reservation, Status, Timestamp};
-use holdfast_store::{Adjustment, Error, Store, keys};
+use holdfast_store::{Adjustment, Error, FailedConfirmation, FailedState, Failure, Store, keys};
 use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, customer, payment, product, product_id, reserve, soon, stocked, store, table,
 };
@@ -59,6 +59,81 @@ async fn another_payment_for_an_order_owes_a_refund() {
     let refused = refusal(confirm(&store, &held, Some("pay_2"), NOW).await);
     assert!(refused.owes_refund());
     assert_eq!(refused.code(), "already_confirmed");
+}
+
+/// As an admin does who has given the money back.
+async fn pay_back(store: &Store, held: &Reservation, paid: &str) -> Result<FailedConfirmation, Error> {
+    let failure = Failure {
+        reservation_id: Some(held.reservation_id.clone()),
+        customer: Some(held.customer.clone()),
+        payment_reference: Some(payment(paid)),
+        reason: "not_confirmed".to_owned(),
+        body: "{}".to_owned(),
+    };
+    store.record_failure(&failure, NOW, soon()).await.unwrap();
+    store.resolve_failed(&failure.id(), "admin", Some("paid back"), NOW, soon()).await
+}
+
+#[tokio::test]
+async fn a_payment_that_was_given_back_buys_nothing_in_any_state_of_the_reservation() {
+    for state in ["held", "overdue", "expired", "confirmed"] {
+        let (wire, store, held) = held().await;
+        let at = if state == "held" { NOW } else { LATE };
+        match state {
+            "expired" => _ = store.release_overdue(LATE, soon()).await.unwrap(),
+            "confirmed" => _ = confirm(&store, &held, None, NOW).await.unwrap(),
+            _ => {}
+        }
+        pay_back(&store, &held, "pay_1").await.unwrap();
+        let before = books(&wire).await["tee"];
+        assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), at).await), Refusal::RefundRequired, "{state}");
+        let tee = books(&wire).await["tee"];
+        assert_eq!((tee.available, tee.held, tee.sold), (before.available, before.held, before.sold), "{state}");
+        // Another payment is another matter.
+        let order = confirm(&store, &held, Some("pay_2"), at).await.unwrap();
+        assert_eq!(order.payment_reference, Some(payment("pay_2")), "{state}");
+        assert_eq!(books(&wire).await["tee"].sold, 2, "{state}");
+    }
+}
+
+#[tokio::test]
+async fn a_payment_is_either_given_back_or_an_order_whichever_comes_first() {
+    for (state, write) in [("held", "UpdateItem"), ("expired", "TransactWriteItems")] {
+        let (wire, store, held) = held().await;
+        let at = if state == "held" { NOW } else { LATE };
+        if state == "expired" {
+            store.release_overdue(LATE, soon()).await.unwrap();
+        }
+        // The confirmation has read all it reads, and its write is on its way: the admin's word arrives before it.
+        let sent = Arc::new(AtomicBool::new(false));
+        let on_the_wire = sent.clone();
+        wire.script(move |call| {
+            let first_try = call.operation == write && !on_the_wire.swap(true, Ordering::SeqCst);
+            first_try.then_some(Fault::LostBefore)
+        });
+        let admin = async {
+            while !sent.load(Ordering::SeqCst) {
+                tokio::task::yield_now().await;
+            }
+            pay_back(&store, &held, "pay_1").await.unwrap();
+        };
+        let (answer, ()) = futures_util::future::join(confirm(&store, &held, Some("pay_1"), at), admin).await;
+        assert_eq!(refusal(answer), Refusal::RefundRequired, "{state}");
+        assert_eq!(books(&wire).await["tee"].sold, 0);
+    }
+}
+
+#[tokio::test]
+async fn what_is_an_order_is_not_given_back() {
+    let (_, store, held) = held().await;
+    confirm(&store, &held, Some("pay_1"), NOW).await.unwrap();
+    let refused = pay_back(&store, &held, "pay_1").await;
+    assert!(matches!(refused, Err(Error::Refused(Refusal::AlreadySettled))), "{refused:?}");
+    let listed = store.failed_confirmations(None, 10, None, soon()).await.unwrap().items;
+    assert_eq!(listed.iter().map(|failed| failed.state).collect::<Vec<_>>(), [FailedState::Confirmed]);
+    // A second payment for it is.
+    pay_back(&store, &held, "pay_2").await.unwrap();
+    assert_eq!(confirm(&store, &held, Some("pay_1"), NOW).await.unwrap().status, Status::Confirmed);
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_domain::{IdempotencyKey, Product, ProductChange, Refusal, Status};
+use holdfast_domain::{HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal, Status};
 use holdfast_store::{Adjusted, Adjustment, Cursor, Deadline, Error, Store, keys};
 use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
@@ -248,6 +248,69 @@ async fn a_change_sets_and_takes_away_what_is_optional() {
     };
     let changed = store.change_product(&id, 2, none, soon()).await.unwrap();
     assert_eq!(changed, Product { version: 3, ..product("tee", 10, 2) });
+}
+
+#[tokio::test]
+async fn a_change_of_everything_at_once_is_read_back_as_it_was_asked_for() {
+    let (_, store) = tee(10, 2).await;
+    let (id, starts, ends) = (product_id("tee"), NOW.plus_seconds(1), NOW.plus_seconds(61));
+    // Without `..`, so that a field that is new must be asked for here.
+    let everything = ProductChange {
+        name: Some("Black tee".to_owned()),
+        price_minor: Some(1),
+        hold_seconds: Some(HoldSeconds::MAX),
+        max_per_customer: Some(Some(3)),
+        sale_starts_at: Some(Some(starts)),
+        sale_ends_at: Some(Some(ends)),
+        status: Some(ProductStatus::Paused),
+    };
+    let wanted = Product {
+        name: "Black tee".to_owned(),
+        price_minor: 1,
+        hold_seconds: HoldSeconds::MAX,
+        max_per_customer: Some(3),
+        sale_starts_at: Some(starts),
+        sale_ends_at: Some(ends),
+        status: ProductStatus::Paused,
+        version: 2,
+        ..product("tee", 10, 2)
+    };
+    assert_eq!(store.change_product(&id, 1, everything, soon()).await.unwrap(), wanted);
+    assert_eq!(store.product(&id, soon()).await.unwrap(), wanted);
+}
+
+#[tokio::test]
+async fn a_change_of_one_field_leaves_all_others_as_they_were() {
+    type Field = (fn(&mut ProductChange), fn(&mut Product));
+    let fields: [Field; 10] = [
+        (|c| c.name = Some("Black tee".to_owned()), |p| p.name = "Black tee".to_owned()),
+        (|c| c.price_minor = Some(1), |p| p.price_minor = 1),
+        (|c| c.hold_seconds = Some(HoldSeconds::MAX), |p| p.hold_seconds = HoldSeconds::MAX),
+        (|c| c.max_per_customer = Some(Some(3)), |p| p.max_per_customer = Some(3)),
+        (|c| c.sale_starts_at = Some(Some(NOW.plus_seconds(1))), |p| p.sale_starts_at = Some(NOW.plus_seconds(1))),
+        (|c| c.sale_ends_at = Some(Some(NOW.plus_seconds(61))), |p| p.sale_ends_at = Some(NOW.plus_seconds(61))),
+        (|c| c.status = Some(ProductStatus::Paused), |p| p.status = ProductStatus::Paused),
+        (|c| c.max_per_customer = Some(None), |p| p.max_per_customer = None),
+        (|c| c.sale_starts_at = Some(None), |p| p.sale_starts_at = None),
+        (|c| c.sale_ends_at = Some(None), |p| p.sale_ends_at = None),
+    ];
+    let mut wanted = Product {
+        max_per_customer: Some(2),
+        sale_starts_at: Some(NOW),
+        sale_ends_at: Some(NOW.plus_seconds(60)),
+        ..product("tee", 10, 2)
+    };
+    let wire = table().await;
+    stocked(&wire, std::slice::from_ref(&wanted)).await;
+    let store = store(&wire, 1);
+    for (ask, follow) in fields {
+        let mut change = ProductChange::default();
+        ask(&mut change);
+        store.change_product(&wanted.product_id, wanted.version, change.clone(), soon()).await.unwrap();
+        follow(&mut wanted);
+        wanted.version += 1;
+        assert_eq!(store.product(&wanted.product_id, soon()).await.unwrap(), wanted, "{change:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,11 +7,11 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::FutureExt;
 use holdfast_domain::{HoldSeconds, Product, Refusal, ReservationId, Status, Timestamp};
-use holdfast_store::{Deadline, Error, Swept, keys};
+use holdfast_store::{Deadline, Error, Store, Swept, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, product, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
 };
-use holdfast_testkit::wire::{Fault, Wire};
+use holdfast_testkit::wire::{Call, Fault, Wire};
 
 const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
 
@@ -84,7 +84,8 @@ async fn the_event_may_come_twice_late_and_beside_itself() {
 async fn two_at_once_give_a_customers_limit_back_once() {
     let wire = table().await;
     stocked(&wire, &[Product { max_per_customer: Some(4), ..product("tee", 10, 1) }]).await;
-    let (one, other) = (store(&wire, 1), store(&wire, 2));
+    // One partition of the index: both begin with it.
+    let (one, other) = (store(&wire, 1).with_due_partitions(1), store(&wire, 2).with_due_partitions(1));
     reserve(&one, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap();
     // Both read the hold; the second then finds it ended, and the limit already given back.
     let (one, other) =
@@ -203,6 +204,72 @@ async fn what_is_not_released_in_time_is_left_for_the_next() {
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     assert_eq!(books(&wire).await["tee"].held, 4);
     assert_eq!(store.release_overdue(LATE, soon()).await.unwrap().holds, 1);
+}
+
+/// One unit held on each of three shards. Their batches come in this order: cap 0, tee 0, tee 1.
+async fn three_batches() -> (Wire, Store) {
+    let wire = table().await;
+    stocked(&wire, &[product("cap", 1, 1), product("tee", 2, 2)]).await;
+    // One partition of the index, so that all holds are on one page.
+    let store = store(&wire, 1).with_due_partitions(1);
+    for (key, id) in [("k0", "cap"), ("k1", "tee"), ("k2", "tee")] {
+        reserve(&store, &basket("alice", key, &[(id, 1)]), NOW).await.unwrap();
+    }
+    (wire, store)
+}
+
+fn touches(call: &Call, id: &str, shard: u32) -> bool {
+    call.transaction_keys().contains(&keys::shard(&product_id(id), shard).pk)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_always_fails_does_not_keep_the_others_from_being_released() {
+    for (id, shard) in [("cap", 0), ("tee", 0), ("tee", 1)] {
+        let (wire, store) = three_batches().await;
+        wire.script(move |call| touches(call, id, shard).then_some(Fault::Conflict));
+        let error = store.release_overdue(LATE, soon()).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{id} {shard}: {error:?}");
+        let held: u64 = books(&wire).await.values().map(|books| books.held).sum();
+        assert_eq!(held, 1, "{id} {shard}");
+        let swept = store.release_overdue(LATE, soon()).await.unwrap();
+        assert_eq!(swept, Swept { holds: 1, units: 1, ended_before: 0, complete: true });
+    }
+}
+
+#[tokio::test]
+async fn a_hold_that_cannot_be_read_does_not_keep_the_others_from_being_released() {
+    let (wire, store) = three_batches().await;
+    let unreadable = keys::reservation(&basket("alice", "k0", &[("cap", 1)]).reservation_id);
+    client(&wire)
+        .update_item()
+        .table_name(TABLE)
+        .set_key(Some(unreadable.item()))
+        .update_expression("SET #lines = :lines")
+        .expression_attribute_names("#lines", "lines")
+        .expression_attribute_values(":lines", AttributeValue::S("of another version".to_owned()))
+        .send()
+        .await
+        .unwrap();
+    let error = store.release_overdue(LATE, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::Internal { .. }), "{error:?}");
+    let left = store.release_overdue(LATE, soon()).await.unwrap_err();
+    assert!(matches!(left, Error::Internal { .. }), "it is reported as long as it is there: {left:?}");
+    // A reserve that finds too little gets what can be released.
+    let reserved = reserve(&store, &basket("bob", "k", &[("tee", 2)]), LATE).await.unwrap();
+    assert_eq!(reserved.reservation.status, Status::Held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_batches_that_fail_the_first_ones_error_is_the_sweeps() {
+    let (wire, store) = three_batches().await;
+    wire.script(|call| {
+        let denied = touches(call, "cap", 0).then_some(Fault::AccessDenied);
+        denied.or_else(|| touches(call, "tee", 0).then_some(Fault::Conflict))
+    });
+    let error = store.release_overdue(LATE, soon()).await.unwrap_err();
+    assert!(matches!(error, Error::Internal { .. }), "{error:?}");
+    let books = books(&wire).await;
+    assert_eq!((books["cap"].held, books["tee"].held), (1, 1));
 }
 
 #[tokio::test]
