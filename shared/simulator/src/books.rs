@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use holdfast_domain::{Product, ProductStatus, Reservation, Status};
+use holdfast_domain::{Product, Reservation, Status};
 use holdfast_store::LedgerEntry;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -15,6 +15,9 @@ use crate::dynamo::Place;
 
 /// How far an environment's clock may be off.
 pub(crate) const SKEW_MS: i64 = 5_000;
+/// How long after its end a hold may still be held, once nothing goes wrong: a sweep's period, the sweep itself, and
+/// what a clock may be off.
+pub(crate) const BOUND_MS: i64 = 60_000 + 20_000 + SKEW_MS;
 /// How long an environment may go on refusing for what it remembers.
 const MEMORY_MS: i64 = 1_000;
 
@@ -52,6 +55,8 @@ pub(crate) struct Asked {
     pub(crate) payments: BTreeSet<(String, String)>,
     /// Cancellations by the owner.
     pub(crate) cancel: BTreeSet<String>,
+    /// Failed confirmations that an admin resolved.
+    pub(crate) resolve: BTreeSet<String>,
 }
 
 /// The books.
@@ -64,7 +69,12 @@ pub(crate) struct Books {
     shards: BTreeMap<(String, u32), Shard>,
     limits: BTreeMap<(String, String), i64>,
     limits_over_time: BTreeMap<(String, String), Vec<(i64, i64)>>,
-    free_over_time: BTreeMap<String, Vec<(i64, i64)>>,
+    /// What lay on each shard, from when on.
+    free_over_time: BTreeMap<(String, u32), Vec<(i64, i64)>>,
+    /// When a reservation was last no hold any more.
+    ended: BTreeMap<String, i64>,
+    /// From when on nothing goes wrong any more.
+    pub(crate) calm_at: Option<i64>,
     ledger: BTreeMap<String, Vec<LedgerEntry>>,
     pub(crate) asked: Asked,
     /// How many single checks were made.
@@ -110,12 +120,21 @@ impl Books {
                 ("HOLD", _) => self.reservation(now, &place, before, after, cleaned_up, &mut touched),
                 ("LIMIT", rest) => self.limit(now, rest, after.as_ref(), &mut touched),
                 ("LEDGER", product) => self.entry(now, product, before, after, &mut touched),
-                ("FAILED", _) => self.failed(now, &place, before.as_ref(), after.as_ref()),
+                ("FAILED", _) => self.failed(now, &place, before.as_ref(), after.as_ref(), &mut touched),
+                ("ADJUST", _) => self.check(now, before.is_none(), "one_key_one_outcome", || {
+                    format!("an adjustment is made again: {before:?} became {after:?}")
+                }),
                 _ => {}
             }
         }
         for id in &touched.made {
-            self.made(now, id, schedules);
+            self.made(now, id);
+        }
+        for id in &touched.ends_anew {
+            self.reminded(now, id, schedules);
+        }
+        for id in &touched.paid {
+            self.paid_once(now, id);
         }
         self.balance(now, &touched);
     }
@@ -150,6 +169,7 @@ impl Books {
         self.check(now, available.is_some_and(|units| units >= 0), "nothing_negative", || format!("{rest}: {after:?}"));
         let shard = Shard { available: available.unwrap_or_default(), version: version.unwrap_or_default() };
         let before = self.shards.insert(place.clone(), shard);
+        self.free_over_time.entry(place.clone()).or_default().push((now, shard.available));
         let older = before.is_some_and(|before| before.version > shard.version);
         self.check(now, !older, "every_change_is_a_version", || format!("{rest} went back: {after:?}"));
         *touched.on_shard.entry(place.clone()).or_default() +=
@@ -183,12 +203,52 @@ impl Books {
         touched.products.insert(product.to_owned());
     }
 
-    fn failed(&mut self, now: i64, place: &Place, before: Option<&Value>, after: Option<&Value>) {
+    fn failed(
+        &mut self,
+        now: i64,
+        place: &Place,
+        before: Option<&Value>,
+        after: Option<&Value>,
+        touched: &mut Touched,
+    ) {
         let settled =
             |item: Option<&Value>| item.is_some_and(|item| item["state"] == "resolved" || item["state"] == "confirmed");
         let changed = settled(before) && before != after;
         self.check(now, !changed, "settled_stays_settled", || format!("{place:?}: {before:?} became {after:?}"));
         self.check(now, after.is_some(), "no_payment_is_lost", || format!("{place:?} is gone"));
+        if let Some(item) = after.filter(|item| item["state"] == "resolved") {
+            let asked = self.asked.resolve.contains(&place.1);
+            self.check(now, asked, "settled_stays_settled", || format!("no admin resolved {item}"));
+            touched.paid.extend(item["reservation_id"].as_str().map(str::to_owned));
+        }
+    }
+
+    /// A payment is an order, or an admin has given it back, and never both.
+    fn paid_once(&mut self, now: i64, id: &str) {
+        let Some(reservation) = self.reservations.get(id).filter(|found| found.status == Status::Confirmed) else {
+            return;
+        };
+        let Some(payment) = reservation.payment_reference.clone() else { return };
+        // Of an earlier reservation of this key, which was cleaned up, nobody knows any more.
+        let of_this_one = |item: &Value| {
+            item["settled_at"].as_i64().is_some_and(|at| at + SKEW_MS >= reservation.created_at.as_millis())
+        };
+        let mut all = self.failed_of(id, payment.as_str());
+        let given_back = all.any(|item| item["state"] == "resolved" && of_this_one(item));
+        drop(all);
+        self.check(now, !given_back, "given_back_or_an_order", || format!("{payment} for {id} is both"));
+    }
+
+    /// The failed confirmations of a payment.
+    fn failed_of<'a>(&'a self, reservation: &'a str, payment: &'a str) -> impl Iterator<Item = &'a Value> {
+        let all = self.failed_confirmations().map(|(_, item)| item);
+        all.filter(move |item| item["reservation_id"] == reservation && item["payment_reference"] == payment)
+    }
+
+    /// All failed confirmations, by their ids.
+    pub(crate) fn failed_confirmations(&self) -> impl Iterator<Item = (&String, &Value)> {
+        let from = self.items.range(("FAILED".to_owned(), String::new())..);
+        from.take_while(|(place, _)| place.0 == "FAILED").map(|(place, item)| (&place.1, item))
     }
 
     fn reservation(
@@ -229,7 +289,8 @@ impl Books {
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
             let kept = matches!(new.status, Status::Held | Status::Confirmed);
-            self.check(now, item["ttl"].is_null() == kept, "only_ended_holds_are_cleaned_up", || format!("{item}"));
+            let right = if item["ttl"].is_null() { kept || !new.paid_back.is_empty() } else { !kept };
+            self.check(now, right, "only_ended_holds_are_cleaned_up", || format!("{item}"));
             for line in &new.lines {
                 let taken: u32 = line.takes.iter().map(|take| take.units).sum();
                 let mut shards: Vec<u32> = line.takes.iter().map(|take| take.shard).collect();
@@ -242,13 +303,31 @@ impl Books {
             (None, Some(new)) => {
                 let held = new.status == Status::Held;
                 self.check(now, held, "a_hold_ends_once", || format!("{id} began as {before:?} {new:?}"));
-                touched.made.push(id);
+                self.ended.remove(&id);
+                touched.made.push(id.clone());
+                touched.ends_anew.push(id);
             }
             (Some(old), None) => {
                 let ended = matches!(old.status, Status::Cancelled | Status::Expired);
                 self.check(now, ended && cleaned_up, "only_ended_holds_are_cleaned_up", || format!("{old:?} is gone"));
             }
-            (Some(old), Some(new)) => self.transition(now, &id, &old, &new),
+            (Some(old), Some(new)) => {
+                if old.status == Status::Held && new.status != Status::Held {
+                    self.ended.insert(id.clone(), now);
+                }
+                if old.expires_at != new.expires_at {
+                    touched.ends_anew.push(id.clone());
+                }
+                if old.paid_back == new.paid_back {
+                    self.transition(now, &id, &old, &new);
+                } else {
+                    // An admin's word about a payment, and nothing else.
+                    let more = new.paid_back.is_superset(&old.paid_back);
+                    let only = Reservation { paid_back: new.paid_back.clone(), ..old.clone() } == new;
+                    self.check(now, more && only, "settled_stays_settled", || format!("{old:?} became {new:?}"));
+                }
+                touched.paid.insert(id);
+            }
             (None, None) => {}
         }
     }
@@ -295,6 +374,9 @@ impl Books {
             (Status::Held, Status::Expired) => {
                 let over = old.expires_at.as_millis() <= now + SKEW_MS;
                 self.check(now, over && takes(old) == takes(new), "no_hold_ends_early", became);
+                let since = self.calm_at.map(|calm_at| now - old.expires_at.as_millis().max(calm_at));
+                let in_time = since.is_none_or(|since| since <= BOUND_MS);
+                self.check(now, in_time, "every_hold_ends_within_its_bound", || format!("{since:?} ms: {}", became()));
             }
             (Status::Confirmed, Status::Confirmed) => {
                 let attached = Reservation { payment_reference: new.payment_reference.clone(), ..old.clone() };
@@ -311,8 +393,16 @@ impl Books {
         }
     }
 
-    /// A new hold: made of one version of each product, that its shards knew no newer one of, with its reminder.
-    fn made(&mut self, now: i64, id: &str, schedules: &BTreeSet<i64>) {
+    /// A hold that ends at another time than before has its reminder.
+    fn reminded(&mut self, now: i64, id: &str, schedules: &BTreeSet<i64>) {
+        let Some(hold) = self.reservations.get(id).cloned() else { return };
+        let ends = hold.expires_at.as_millis();
+        let reminded = schedules.iter().any(|&at| at * 1_000 >= ends && at * 1_000 < ends + 10_000 + 1_000);
+        self.check(now, reminded, "no_hold_without_its_reminder", || format!("{hold:?}"));
+    }
+
+    /// A new hold: made of one version of each product, that its shards knew no newer one of.
+    fn made(&mut self, now: i64, id: &str) {
         let Some(new) = self.reservations.get(id).cloned() else { return };
         let end = new.created_at.plus_seconds(new.hold_seconds.get());
         self.check(now, end == new.expires_at, "one_version_of_each_product", || format!("{new:?}"));
@@ -340,9 +430,6 @@ impl Books {
         }
         let right = shortest.is_none_or(|shortest| shortest == new.hold_seconds.get());
         self.check(now, right, "one_version_of_each_product", || format!("the shortest hold: {new:?}"));
-        let ends = new.expires_at.as_millis();
-        let reminded = schedules.iter().any(|&at| at * 1_000 >= ends && at * 1_000 < ends + 10_000 + 1_000);
-        self.check(now, reminded, "no_hold_without_its_reminder", || format!("{new:?}"));
     }
 
     fn balance(&mut self, now: i64, touched: &Touched) {
@@ -364,7 +451,6 @@ impl Books {
             self.check(now, free + held + sold == total, "every_unit_is_somewhere", || {
                 format!("{id}: {free} free, {held} held, {sold} sold, {total} in all")
             });
-            self.free_over_time.entry(id.clone()).or_default().push((now, free));
         }
         let mut by_product: BTreeMap<&str, i64> = BTreeMap::new();
         for ((product, shard), &moved) in &touched.on_shard {
@@ -412,6 +498,15 @@ impl Books {
         self.shards_of(product).all(|(_, shard)| shard.version >= version)
     }
 
+    /// Whether a version of a product is what a change asked for.
+    pub(crate) fn has_changed(&self, product: &str, version: u64, asked: &Value) -> bool {
+        let versions = self.products.get(product).map(Vec::as_slice).unwrap_or_default();
+        let found = versions.iter().find(|(_, product)| product.version == version);
+        let Some(found) = found.and_then(|(_, product)| serde_json::to_value(product).ok()) else { return false };
+        let asked = asked.as_object().into_iter().flatten().filter(|(name, _)| *name != "version");
+        asked.into_iter().all(|(name, value)| found[name] == *value)
+    }
+
     /// The product as it is now.
     pub(crate) fn current(&self, product: &str) -> Option<&Product> {
         self.products.get(product)?.last().map(|(_, product)| product)
@@ -427,10 +522,12 @@ impl Books {
         self.shards_of(product).map(|(_, shard)| shard.available).sum()
     }
 
-    /// The least that was free of a product at any moment from `from` (and what an environment may remember) on.
+    /// What lay on a product's shards at every moment from `from` (and what an environment may remember) on. Shards are
+    /// not read at one instant, so units that wander from one to another meanwhile may be overlooked, and do not count.
     pub(crate) fn least_free(&self, product: &str, from: i64) -> i64 {
-        let over_time = self.free_over_time.get(product).map(Vec::as_slice).unwrap_or_default();
-        within(over_time, from - MEMORY_MS).map(|(_, free)| *free).min().unwrap_or_default()
+        let shards = self.free_over_time.range((product.to_owned(), 0)..=(product.to_owned(), u32::MAX));
+        let least = shards.map(|(_, over_time)| within(over_time, from - MEMORY_MS).map(|(_, free)| *free).min());
+        least.map(Option::unwrap_or_default).sum()
     }
 
     /// The most that a customer had of a product at any moment from `from` on.
@@ -447,23 +544,45 @@ impl Books {
         within(versions, from - MEMORY_MS).map(|(_, product)| product)
     }
 
-    /// Whether a product was paused at any of those moments.
-    pub(crate) fn paused_since(&self, product: &str, from: i64) -> bool {
-        self.versions_since(product, from).any(|product| product.status == ProductStatus::Paused)
-    }
-
     /// Whether a payment for a reservation is the order's, or a failed confirmation.
     pub(crate) fn knows_payment(&self, reservation: &str, payment: &str) -> bool {
         let order = self.reservations.get(reservation).is_some_and(|reservation| {
             let paid = reservation.payment_reference.as_ref().is_some_and(|known| known.as_str() == payment);
             paid && reservation.status == Status::Confirmed
         });
-        order
-            || self
-                .items
-                .range(("FAILED".to_owned(), String::new())..)
-                .take_while(|(place, _)| place.0 == "FAILED")
-                .any(|(_, item)| item["reservation_id"] == reservation && item["payment_reference"] == payment)
+        order || self.failed_of(reservation, payment).next().is_some()
+    }
+
+    /// Nothing goes on any more: what a failed confirmation says of itself is so.
+    pub(crate) fn failed_at_rest(&mut self, now: i64) {
+        let mut wrong = Vec::new();
+        for (_, item) in self.failed_confirmations() {
+            let found = item["reservation_id"].as_str().and_then(|id| self.reservations.get(id));
+            // What is another's is not there.
+            let found = found.filter(|found| item["failed_customer"] == found.customer.as_str());
+            let order = found.filter(|found| found.status == Status::Confirmed);
+            let paid = item["payment_reference"].as_str();
+            let ordered = order.is_some_and(|order| {
+                paid.is_none_or(|paid| order.payment_reference.as_ref().is_some_and(|known| known.as_str() == paid))
+            });
+            let right = match item["state"].as_str() {
+                // It was tried once more: only what there is no reservation for has no answer.
+                Some("open") => item["reason"] != "not_confirmed" || found.is_none(),
+                // Every queue is empty: nobody would look at it again.
+                Some("retrying") => false,
+                Some("confirmed") => ordered,
+                _ => true,
+            };
+            if !right {
+                wrong.push(item.clone());
+            }
+        }
+        self.check(now, wrong.is_empty(), "failed_confirmations_end", || format!("{wrong:?}"));
+    }
+
+    /// Whether a reservation was a hold at some moment from `from` on.
+    pub(crate) fn held_since(&self, id: &str, from: i64) -> bool {
+        self.ended.get(id).is_none_or(|&ended| ended >= from)
     }
 }
 
@@ -482,4 +601,8 @@ struct Touched {
     on_shard: BTreeMap<(String, u32), i64>,
     limits: BTreeSet<(String, String)>,
     made: Vec<String>,
+    /// Holds that end at another time than before.
+    ends_anew: Vec<String>,
+    /// Reservations whose payment, or what an admin said of it, may have changed.
+    paid: BTreeSet<String>,
 }

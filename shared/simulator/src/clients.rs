@@ -7,12 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::join_all;
-use holdfast_domain::{CustomerId, IdempotencyKey, Reservation, ReservationId, Status};
+use holdfast_domain::{
+    CustomerId, IdempotencyKey, PaymentReference, ProductStatus, Reservation, ReservationId, Status,
+};
+use holdfast_store::Failure;
 use holdfast_testkit::fixtures::NOW;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use crate::books::SKEW_MS;
+use crate::books::{Books, SKEW_MS};
 use crate::cloud::{Cloud, Function};
 use crate::plan::{Actor, Change, Moment, ProductPlan, Settle, Step};
 use crate::world::millis;
@@ -145,7 +148,9 @@ impl<'a> Client<'a> {
             let key = key.map(|key| format!(" key {key}")).unwrap_or_default();
             self.cloud.world.note(format_args!("{}: {method} {path}{key} {sent} => {said}", self.actor.name));
             if let Some(reply) = reply {
-                self.expect(reply.status != 500, "no_internal_error", || format!("{method} {path}: {reply:?}"));
+                // A planted bug has to break more than an answer.
+                let right = reply.status != 500 || self.cloud.world.lock().planted.is_some();
+                self.expect(right, "no_internal_error", || format!("{method} {path}: {reply:?}"));
                 if reply.clear() || tries == patience {
                     return Some(reply);
                 }
@@ -207,9 +212,16 @@ impl<'a> Client<'a> {
                 let right = anew || first.is_none_or(|first| first == made);
                 state.books.expect(world.now(), right, "one_key_one_outcome", said);
                 let stored = state.books.reservations.get(&id);
-                if let Some(stored) = stored {
+                if let Some(stored) = stored.cloned() {
                     let expires_at = stored.expires_at.as_millis();
                     self.memory().expires_at.insert(key, expires_at);
+                    let shown_end = shown(&reply.body["expires_at"]);
+                    let right = reply.body["total_price_minor"].as_u64() == Some(stored.total_price_minor())
+                        && shown_end.is_some_and(|shown| shown <= expires_at)
+                        && (reply.body["status"] != "held" || state.books.held_since(&id, began));
+                    state
+                        .books
+                        .expect(world.now(), right, "answers_are_the_table", || format!("{stored:?}: {}", said()));
                 }
             }
             (422, "idempotency_key_reused") => {
@@ -233,28 +245,20 @@ impl<'a> Client<'a> {
         let now = self.cloud.world.now();
         let mut state = self.cloud.world.lock();
         let books = &mut state.books;
-        let (mut least, mut paused, mut limited) = (Vec::new(), false, false);
-        for &(product, quantity) in body {
-            let id = &self.products[product].id;
-            least.push((id.clone(), quantity, books.least_free(id, began)));
-            paused |= books.paused_since(id, began);
-            let counted = books.most_counted(id, &self.actor.name, began);
-            limited |= books.versions_since(id, began).any(|version| {
-                version.max_per_customer.is_some_and(|limit| counted + i64::from(quantity) > i64::from(limit))
-            });
-        }
+        let body: Vec<(&str, u32)> =
+            body.iter().map(|&(product, quantity)| (self.products[product].id.as_str(), quantity)).collect();
+        let stands = standing(books, &self.actor.name, &body, began);
         match code {
             "insufficient_stock" => {
-                let enough = least.iter().all(|(_, quantity, free)| *free >= i64::from(*quantity));
-                books.expect(now, !enough, "never_sold_out_while_units_are_free", || {
-                    format!("(product, asked, free all the time): {least:?}; {reply:?}")
+                books.expect(now, stands.short, "never_sold_out_while_units_are_free", || {
+                    format!("{stands:?}; {reply:?}")
                 });
             }
             "product_not_on_sale" => {
-                books.expect(now, paused, "only_true_refusals", || format!("{reply:?}"));
+                books.expect(now, stands.paused, "only_true_refusals", || format!("{reply:?}"));
             }
             "customer_limit_reached" => {
-                books.expect(now, limited, "only_true_refusals", || format!("{reply:?}"));
+                books.expect(now, stands.limited, "only_true_refusals", || format!("{reply:?}"));
             }
             _ => books.expect(now, false, "only_documented_refusals", || format!("{reply:?}")),
         }
@@ -279,7 +283,7 @@ impl<'a> Client<'a> {
                 }
             }
         }
-        let before = self.ends(&id);
+        let (began, before) = (world.now(), self.ends(&id));
         let existed = before.is_some();
         let body = payment.as_ref().map_or(json!({}), |payment| json!({ "payment_reference": payment }));
         let path = format!("/reservations/{id}/confirm");
@@ -303,7 +307,17 @@ impl<'a> Client<'a> {
                 }
             }
             (409, "refund_required") => {
-                state.books.expect(now, payment.is_some(), "only_true_refusals", said);
+                let gone = stored.as_ref().is_none_or(|stored| stored.status == Status::Cancelled);
+                let given_back =
+                    payment.as_ref().is_some_and(|paid| state.books.asked.resolve.contains(&failed_id(&id, paid)));
+                let body: Vec<(&str, u32)> = stored
+                    .iter()
+                    .flat_map(|stored| &stored.lines)
+                    .map(|line| (line.product_id.as_str(), line.quantity))
+                    .collect();
+                let stands = standing(&state.books, &self.actor.name, &body, began);
+                let right = payment.is_some() && (gone || given_back || stands.short || stands.limited);
+                state.books.expect(now, right, "only_true_refusals", || format!("{stands:?}: {}", said()));
             }
             (409, "already_confirmed") => {
                 let right = payment.is_some() && status == Some(Status::Confirmed);
@@ -346,6 +360,45 @@ impl<'a> Client<'a> {
         all
     }
 
+    /// Names every payment once more.
+    pub(crate) async fn pay_again(&self) {
+        let all: Vec<(u8, u8)> = {
+            let state = self.cloud.world.lock();
+            let own = format!("pay-{}-", self.actor.name);
+            let payments = state.books.asked.payments.iter().filter_map(|(_, payment)| payment.strip_prefix(&own));
+            payments
+                .filter_map(|rest| rest.split_once('-'))
+                .filter_map(|(key, n)| Some((key.parse().ok()?, n.parse().ok()?)))
+                .collect()
+        };
+        for (key, payment) in all {
+            self.confirm(key, Some(payment), 0).await;
+        }
+    }
+
+    /// Resolves every failed confirmation that is open. Whether each was answered.
+    pub(crate) async fn give_everything_back(&self) -> bool {
+        let open: Vec<String> = {
+            let state = self.cloud.world.lock();
+            let open = state.books.failed_confirmations().filter(|(_, failed)| failed["state"] == "open");
+            open.map(|(id, _)| id.clone()).collect()
+        };
+        let mut all = true;
+        for id in open {
+            all &= self
+                .resolve(&id)
+                .await
+                .is_some_and(|reply| matches!((reply.status, reply.code()), (200, _) | (409, "already_settled")));
+        }
+        all
+    }
+
+    async fn resolve(&self, id: &str) -> Option<Reply> {
+        self.cloud.world.lock().books.asked.resolve.insert(id.to_owned());
+        let (path, note) = (format!("/admin/failed-confirmations/{id}/resolve"), json!({ "note": "paid back" }));
+        self.ask(0, Function::Admin, "POST", &path, None, Some(&note)).await
+    }
+
     /// When the hold of a reservation ends, by the table.
     fn ends(&self, id: &str) -> Option<i64> {
         self.cloud.world.lock().books.reservations.get(id).map(|reservation| reservation.expires_at.as_millis())
@@ -383,7 +436,7 @@ impl<'a> Client<'a> {
             }
             (410, _) => over(before, stored.as_ref(), now),
             (409, "already_confirmed") => status == Some(Status::Confirmed),
-            (404, _) => true,
+            (404, _) => before.is_none() || stored.is_none(),
             _ => false,
         };
         state.books.expect(now, right, "only_true_refusals", || format!("{id} is {status:?}: {reply:?}"));
@@ -391,7 +444,7 @@ impl<'a> Client<'a> {
 
     async fn extend(&self, key: u8, seconds: u32, patience: u32) {
         let id = self.reservation_id(key);
-        let before = self.ends(&id);
+        let (began, before) = (self.cloud.world.now(), self.ends(&id));
         let path = format!("/reservations/{id}/extend");
         let body = json!({ "hold_seconds": seconds });
         let reply = self.ask(patience, Function::Reserve, "POST", &path, None, Some(&body)).await;
@@ -402,22 +455,24 @@ impl<'a> Client<'a> {
         let status = stored.as_ref().map(|stored| stored.status);
         let right = match (reply.status, reply.code()) {
             (200, _) => {
-                if let Some(stored) = &stored {
-                    // What the answer says in seconds, less what a clock may be off and the answer took.
-                    let least = reply.body["expires_in_seconds"].as_i64().unwrap_or_default() * 1_000;
-                    let until = stored.expires_at.as_millis();
-                    let promised = reply.body["expires_at"].as_str().map(str::to_owned);
+                let until = shown(&reply.body["expires_at"]).unwrap_or_default();
+                let asked = began - SKEW_MS + i64::from(seconds) * 1_000;
+                let kept = stored.as_ref().is_none_or(|stored| stored.expires_at.as_millis() >= until);
+                if stored.is_some() {
                     self.memory().expires_at.insert(key, until);
-                    if status == Some(Status::Held) && promised.is_some() && least > 0 {
-                        state.promises.extended.insert(id.clone(), until);
-                    }
+                    let promised = state.promises.extended.entry(id.clone()).or_default();
+                    *promised = until.max(*promised);
                 }
-                true
+                reply.body["status"] == "held" && until >= asked && kept && state.books.held_since(&id, began)
             }
             (410, _) => over(before, stored.as_ref(), now),
             (409, "already_confirmed") => status == Some(Status::Confirmed),
             (409, "reservation_cancelled") => status.is_none_or(|status| status == Status::Cancelled),
-            (409, "extension_limit_reached") | (404, _) => true,
+            (409, "extension_limit_reached") => stored.is_none_or(|stored| {
+                let latest = stored.created_at.plus_seconds(3 * stored.hold_seconds.get()).as_millis();
+                now + SKEW_MS + i64::from(seconds) * 1_000 > latest
+            }),
+            (404, _) => before.is_none() || stored.is_none(),
             _ => false,
         };
         state.books.expect(now, right, "only_true_refusals", || format!("{id} is {status:?}: {reply:?}"));
@@ -425,13 +480,19 @@ impl<'a> Client<'a> {
 
     async fn get(&self, key: u8) {
         let id = self.reservation_id(key);
+        let began = self.cloud.world.now();
         let existed = self.cloud.world.lock().books.reservations.contains_key(&id);
         let path = format!("/reservations/{id}");
         let reply = self.ask(1, Function::Reserve, "GET", &path, None, None).await;
         let Some(reply) = reply.filter(Reply::clear) else { return };
-        let there = self.cloud.world.lock().books.reservations.contains_key(&id);
+        let (there, held) = {
+            let state = self.cloud.world.lock();
+            (state.books.reservations.contains_key(&id), state.books.held_since(&id, began))
+        };
         let right = if reply.status == 404 { !existed || !there } else { reply.body["reservation_id"] == id.as_str() };
         self.expect(right, "no_reservation_is_lost", || format!("{id}: {reply:?}"));
+        let right = reply.body["status"] != "held" || held || !there;
+        self.expect(right, "answers_are_the_table", || format!("{id}: {reply:?}"));
     }
 
     /// Another's reservation does not exist for anybody else, whatever they try.
@@ -495,6 +556,7 @@ impl<'a> Client<'a> {
             Change::Pause => json!({ "status": "paused" }),
             Change::OnSale => json!({ "status": "on_sale" }),
             Change::Hold(seconds) => json!({ "hold_seconds": seconds }),
+            Change::Name(number) => json!({ "name": format!("Name {number}") }),
         };
         body["version"] = version.into();
         let path = format!("/admin{path}");
@@ -504,7 +566,7 @@ impl<'a> Client<'a> {
         let mut state = self.cloud.world.lock();
         let right = match (reply.status, reply.code()) {
             // Once the call returns, nobody reserves on the old facts.
-            (200, _) => state.books.all_shards_know(id, version + 1),
+            (200, _) => state.books.all_shards_know(id, version + 1) && state.books.has_changed(id, version + 1, &body),
             (409, "version_mismatch") => {
                 let current = reply.body["current"].as_u64().unwrap_or_default();
                 current > version && state.books.all_shards_know(id, current)
@@ -541,11 +603,48 @@ impl<'a> Client<'a> {
             }
             Settle::Resolve => {
                 let Some(id) = ids.first() else { return };
-                let note = json!({ "note": "paid back" });
-                self.ask(0, Function::Admin, "POST", &format!("{path}/{id}/resolve"), None, Some(&note)).await;
+                self.resolve(id).await;
             }
         }
     }
+}
+
+/// What stood against taking these units at some moment of a request.
+#[derive(Debug)]
+struct Standing {
+    short: bool,
+    paused: bool,
+    limited: bool,
+    /// Product, units asked for, units free all the time.
+    least: Vec<(String, u32, i64)>,
+}
+
+fn standing(books: &Books, customer: &str, body: &[(&str, u32)], began: i64) -> Standing {
+    let mut stands = Standing { short: false, paused: false, limited: false, least: Vec::new() };
+    for &(id, quantity) in body {
+        let least = books.least_free(id, began);
+        stands.short |= least < i64::from(quantity);
+        stands.paused |= books.versions_since(id, began).any(|version| version.status == ProductStatus::Paused);
+        let counted = books.most_counted(id, customer, began);
+        stands.limited |= books.versions_since(id, began).any(|version| {
+            version.max_per_customer.is_some_and(|limit| counted + i64::from(quantity) > i64::from(limit))
+        });
+        stands.least.push((id.to_owned(), quantity, least));
+    }
+    stands
+}
+
+/// The id of the failed confirmation of a payment.
+fn failed_id(reservation: &str, payment: &str) -> String {
+    let reservation_id = ReservationId::try_from(reservation.to_owned()).ok();
+    let payment_reference = PaymentReference::try_from(payment.to_owned()).ok();
+    Failure { reservation_id, customer: None, payment_reference, reason: String::new(), body: String::new() }.id()
+}
+
+/// A time as an answer shows it, in milliseconds since the epoch.
+fn shown(time: &Value) -> Option<i64> {
+    let time = time::OffsetDateTime::parse(time.as_str()?, &time::format_description::well_known::Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 
 /// Whether a hold's time was over at some moment of a request: it may have been extended meanwhile.

@@ -122,7 +122,7 @@ impl Cloud {
             return Some(Value::Null);
         }
         let environment = self.environment(function);
-        let kill_after = self.doom(&environment);
+        let kill_after = self.doom(function, &environment);
         let work = run(&environment.handler, event.clone());
         let alive = Alive { vitals: &environment.vitals, thaw: None, work: Box::pin(work) };
         let time = kill_after.unwrap_or(function.timeout_ms()).min(function.timeout_ms());
@@ -167,10 +167,11 @@ impl Cloud {
     }
 
     /// Draws what will happen to an environment during its next call; after how long it is killed, if so.
-    fn doom(&self, environment: &Environment) -> Option<u64> {
+    fn doom(&self, function: Function, environment: &Environment) -> Option<u64> {
         let mut state = self.world.lock();
         let crate::world::State { random, faults, .. } = &mut *state;
-        let at = random.u32(0..6);
+        // Most invocations make a handful of calls; one that tries again and again makes dozens.
+        let at = [random.u32(0..6), random.u32(0..40)][random.usize(0..2)];
         let frozen_ms = [random.u64(50..2_000), random.u64(1_000..9_000)][random.usize(0..2)];
         let doom = if faults.strikes(random, Fault::KilledBefore) {
             Some(Doom::KilledBefore)
@@ -182,7 +183,8 @@ impl Cloud {
             None
         };
         lock(&environment.vitals).doom = doom.map(|doom| (at, doom));
-        faults.strikes(random, Fault::KilledAnytime).then(|| random.u64(1..200))
+        let kill_after = [random.u64(1..200), random.u64(1..function.timeout_ms())][random.usize(0..2)];
+        faults.strikes(random, Fault::KilledAnytime).then_some(kill_after)
     }
 }
 

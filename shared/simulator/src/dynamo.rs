@@ -84,6 +84,7 @@ fn plain(value: &Value) -> Value {
         ("S" | "BOOL", inner) => inner.clone(),
         ("N", Value::String(digits)) => digits.parse::<i64>().map_or(Value::Null, Value::from),
         ("L", Value::Array(values)) => values.iter().map(plain).collect(),
+        ("SS", inner) => inner.clone(),
         ("M", inner) => plain_item(inner),
         _ => Value::Null,
     }

@@ -16,6 +16,8 @@ pub enum Fault {
     LostAfter,
     /// A call that never arrives, on a connection that stays silent.
     Hang,
+    /// A call carried out, on a connection that stays silent.
+    HangAfter,
     /// A call carried out long after its caller gave up waiting.
     Slow,
     /// A write that arrives once more, minutes later, when its ClientRequestToken is forgotten.
@@ -62,12 +64,13 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Refused,
         Self::ErrorAfter,
         Self::LostBefore,
         Self::LostAfter,
         Self::Hang,
+        Self::HangAfter,
         Self::Slow,
         Self::LateCopy,
         Self::Throttled,
@@ -99,6 +102,7 @@ impl Fault {
             Self::LostBefore => "lost-before",
             Self::LostAfter => "lost-after",
             Self::Hang => "hang",
+            Self::HangAfter => "hang-after",
             Self::Slow => "slow",
             Self::LateCopy => "late-copy",
             Self::Throttled => "throttled",
@@ -145,6 +149,7 @@ impl Fault {
             | Self::LostBefore
             | Self::LostAfter
             | Self::Hang
+            | Self::HangAfter
             | Self::Slow
             | Self::LateCopy
             | Self::Throttled => [5, 30, 120],

@@ -47,6 +47,7 @@ pub(crate) enum Change {
     Pause,
     OnSale,
     Hold(u32),
+    Name(u32),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +139,9 @@ impl Plan {
                 }
             }
         }
-        Self { seed, products, actors, per_mille, pause_seconds, away_ms: random.u64(500..40_000) }
+        // Shorter than anybody's patience; or so long that a message in the queue uses up its tries.
+        let away_ms = [random.u64(500..40_000), random.u64(60_000..600_000)][random.usize(0..4) / 3];
+        Self { seed, products, actors, per_mille, pause_seconds, away_ms }
     }
 
     /// The kinds of trouble that this plan has.
@@ -298,11 +301,12 @@ fn admin(random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usiz
                 if random.bool() { Step::Meet { then: vec![adjust] } } else { adjust }
             }
             4..=7 => {
-                let what = match random.u32(0..6) {
+                let what = match random.u32(0..7) {
                     0 | 1 => Change::Price(random.u64(1..5_000)),
                     2 => Change::Limit([None, Some(1), Some(3)][random.usize(0..3)]),
                     3 => Change::Pause,
                     4 => Change::OnSale,
+                    5 => Change::Name(random.u32(0..3)),
                     _ => Change::Hold([10, 20][random.usize(0..2)]),
                 };
                 Step::Change { product, what }

@@ -80,6 +80,7 @@ enum Deed {
     Release,
     Retake,
     Adjust,
+    Resolve,
     Other,
 }
 
@@ -92,6 +93,8 @@ fn deed(call: &Call) -> Deed {
         |prefix: &str| dynamo::places(&call.operation, &call.request).iter().any(|(pk, _)| pk.starts_with(prefix));
     if begins("ADJUST#") {
         Deed::Adjust
+    } else if begins("FAILED") {
+        Deed::Resolve
     } else if !begins("HOLD#") {
         Deed::Other
     } else if text.contains("#confirmed_late") {
@@ -204,12 +207,12 @@ fn number(part: &mut Value, name: &str, change: impl Fn(i64) -> i64) {
     }
 }
 
-/// What a function reads of the stock, as if there were plenty.
-fn plenty(call: &Call, function: &str, body: &mut Value) {
+/// What a function reads of the stock, as if there were so much on every shard.
+fn stock(call: &Call, function: &str, body: &mut Value, units: u32) {
     let tables = body["Responses"].as_object_mut().into_iter().flatten();
     for item in tables.filter_map(|(_, items)| items.as_array_mut()).flatten() {
         if call.by.starts_with(function) && item["available"].is_object() {
-            item["available"] = json!({ "N": "1000" });
+            item["available"] = json!({ "N": units.to_string() });
         }
     }
 }
@@ -351,7 +354,7 @@ pub static ALL: &[Planted] = &[
         name: "retake-without-stock-condition",
         what: "a late confirmation does not look at the stock, and takes units that are not there",
         asks: Some(|call| in_condition(call, Deed::Retake, "STOCK#", "#available >= :q", "")),
-        hears: Some(|call, _, body| plenty(call, "confirm", body)),
+        hears: Some(|call, _, body| stock(call, "confirm", body, 1_000)),
         says: None,
         ignores: None,
     },
@@ -367,6 +370,17 @@ pub static ALL: &[Planted] = &[
     asks("extend-forgets-the-index", "extend leaves the index of holds as it was", |call| {
         plain_update(call, "#due_at = :until", ", #due_at = :until", "")
     }),
+    says("extend-promises-more", "extend answers with an end that it did not write", |_, event, reply| {
+        let extends = event["rawPath"].as_str().is_some_and(|path| path.ends_with("/extend"));
+        if extends && reply["statusCode"] == 200 {
+            let mut body = body(reply);
+            body["expires_at"] = "2031-01-01T00:00:00Z".into();
+            reply["body"] = body.to_string().into();
+        }
+    }),
+    hears("retake-sees-nothing", "a late confirmation owes a refund although units are free", |call, _, body| {
+        stock(call, "confirm", body, 0);
+    }),
     // ---- queues
     asks("forgets-the-queue", "confirm says that the queue has it, and never sent it", |call| {
         let sends = call.operation == "SendMessage" && call.request["QueueUrl"].as_str()?.ends_with("/confirmations");
@@ -381,6 +395,21 @@ pub static ALL: &[Planted] = &[
         let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
         (call.operation == "UpdateItem" && update.contains("#first_failed_at"))
             .then(|| (200, json!({ "Attributes": failed_item(&call.request) })))
+    }),
+    asks("given-back-and-not-noted", "a payment is given back, and its reservation does not know", |call| {
+        without(call, Deed::Resolve, "HOLD#")
+    }),
+    asks("given-back-though-an-order", "a payment is given back although it has become an order meanwhile", |call| {
+        let order = " AND NOT (#status = :confirmed AND #payment_reference = :payment)";
+        in_condition(call, Deed::Resolve, "HOLD#", order, "")
+    }),
+    asks("confirm-with-what-was-given-back", "confirm does not ask whether the payment was given back", |call| {
+        let given_back = " AND (attribute_not_exists(#paid_back) OR NOT contains(#paid_back, :payment))";
+        plain(call, CONFIRMS, given_back, "");
+        in_condition(call, Deed::Retake, "HOLD#", given_back, "")
+    }),
+    asks("retrying-for-ever", "a retry is marked although it has failed again meanwhile", |call| {
+        plain(call, "SET #state = :retrying", " AND #last_failed_at = :seen", "")
     }),
     asks("settled-opens-again", "a late copy opens a failed confirmation that was settled", |call| {
         let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
@@ -434,6 +463,9 @@ pub static ALL: &[Planted] = &[
     asks("change-on-old-news", "a change of a product does not ask for its version", |call| {
         plain(call, "#price_minor = :price_minor", "#version = :seen", "")
     }),
+    asks("change-forgets-a-field", "a change of a product does not write the length of its holds", |call| {
+        plain_update(call, "#price_minor = :price_minor", "#hold_seconds = :hold_seconds, ", "")
+    }),
     asks("adjust-without-key", "an adjustment does not remember its Idempotency-Key", |call| {
         in_condition(call, Deed::Adjust, "ADJUST#", "attribute_not_exists(#pk)", "")
     }),
@@ -444,7 +476,7 @@ pub static ALL: &[Planted] = &[
         name: "adjust-takes-held-units",
         what: "an adjustment does not look at what is free, and takes units away that are held",
         asks: Some(|call| in_condition(call, Deed::Adjust, "STOCK#", "#available >= :q", "")),
-        hears: Some(|call, _, body| plenty(call, "admin", body)),
+        hears: Some(|call, _, body| stock(call, "admin", body, 1_000)),
         says: None,
         ignores: None,
     },
@@ -458,7 +490,13 @@ pub static ALL: &[Planted] = &[
         }
         None
     }),
-    // ---- answers misunderstood
+    // ---- reads, and answers misunderstood
+    asks("reads-eventually", "an item is read as it was a while ago", |call| {
+        if call.operation == "GetItem" {
+            call.request.as_object_mut().map(|request| request.remove("ConsistentRead"));
+        }
+        None
+    }),
     hears("reasons-shifted", "the reasons of a cancelled transaction are read one position too far", |_, _, body| {
         if let Some(reasons) = body["CancellationReasons"].as_array_mut()
             && !reasons.is_empty()

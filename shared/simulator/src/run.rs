@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use dynoxide::Database;
 use futures_util::future::join_all;
-use holdfast_domain::{Status, Timestamp};
+use holdfast_domain::{Reservation, Status, Timestamp};
 use holdfast_testkit::fixtures::{CONFIRMATIONS, TABLE};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::books::{SKEW_MS, Violation};
+use crate::books::{BOUND_MS, Violation};
 use crate::clients::{Client, Reply};
 use crate::cloud::{Cloud, Function};
 use crate::dynamo;
@@ -41,9 +41,6 @@ pub struct Outcome {
 
 /// A sweep's period, as in template.yaml.
 const SWEEP_MS: u64 = 60_000;
-/// How long after its end a hold may still be held, once nothing goes wrong: a sweep's period, the sweep itself, and
-/// what a clock may be off.
-const BOUND_MS: i64 = 60_000 + 20_000 + SKEW_MS;
 
 /// Plays the history of a seed, or a part of it.
 ///
@@ -161,17 +158,36 @@ async fn pause(world: &World, seconds: u64) {
         if !faults.strikes(random, Fault::Ttl) {
             continue;
         }
-        dynamo::carry_out(&state.database, "DeleteItem", &json!({ "TableName": TABLE, "Key": dynamo::key(&place) }));
-        if let Some(id) = place.0.strip_prefix("HOLD#") {
-            state.promises.cleaned_up.insert(id.to_owned());
-            state.promises.extended.remove(id);
-            let id = id.to_owned();
-            state.history.note(world.at(), format_args!("DynamoDB cleans up {id}"));
-        }
-        world.written(&mut state, vec![place], now, true);
+        // Now, or while people come back.
+        let delay = [0, random.u64(0..20_000)][random.usize(0..2)];
+        let later = world.clone();
+        drop(state);
+        world.start(async move {
+            sleep(millis(delay)).await;
+            clean_up(&later, place);
+        });
+        state = world.lock();
     }
     drop(state);
     world.copies_arrive();
+}
+
+/// DynamoDB's clean-up, unless the item is another by now.
+fn clean_up(world: &World, place: dynamo::Place) {
+    let now = world.now();
+    let mut state = world.lock();
+    let due = |item: &Value| item["ttl"].as_i64().is_some_and(|ttl| ttl * 1_000 <= now);
+    if !state.books.items.get(&place).is_some_and(due) {
+        return;
+    }
+    dynamo::carry_out(&state.database, "DeleteItem", &json!({ "TableName": TABLE, "Key": dynamo::key(&place) }));
+    if let Some(id) = place.0.strip_prefix("HOLD#") {
+        state.promises.cleaned_up.insert(id.to_owned());
+        state.promises.extended.remove(id);
+        let id = id.to_owned();
+        state.history.note(world.at(), format_args!("DynamoDB cleans up {id}"));
+    }
+    world.written(&mut state, vec![place], now, true);
 }
 
 /// Scheduler: one-time schedules fire up to a minute late, and sometimes twice, later, or never.
@@ -306,6 +322,7 @@ async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan)
     {
         let mut state = world.lock();
         (state.faults.on, state.away) = (false, None);
+        state.books.calm_at = Some(world.now());
     }
     world.note(format_args!("faults stop"));
     // What is on its way arrives.
@@ -323,7 +340,9 @@ async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan)
         expect(client, answered, "answers_once_faults_stop", || format!("{} asked once more", client.actor.name));
     }
     drain(world, &clients[0]).await;
+    redrive(world, &clients[0]).await;
     holds_end(world).await;
+    give_back(world, clients).await;
     ask_for_everything(world, clients, &plan.products).await;
     let nobody = Actor { name: "customer-9".to_owned(), admin: false, moments: vec![], afterwards: vec![] };
     let newcomer = Client::new(cloud, &nobody, &plan.products);
@@ -349,6 +368,41 @@ async fn drain(world: &World, admin: &Client<'_>) {
     }
     let left: Vec<String> = world.lock().queues.messages.iter().map(|m| format!("{} {}", m.queue, m.body)).collect();
     expect(admin, left.is_empty(), "every_queue_drains", || format!("{left:?}"));
+}
+
+/// What used up its tries is tried again, by two admins at once: now it is confirmed, or refused.
+async fn redrive(world: &World, admin: &Client<'_>) {
+    let unanswered = world.lock().books.failed_confirmations().any(|(_, failed)| {
+        failed["reason"] == "not_confirmed" && failed["state"] != "confirmed" && failed["state"] != "resolved"
+    });
+    if unanswered {
+        let path = "/admin/failed-confirmations/redrive";
+        let press = || admin.ask(0, Function::Admin, "POST", path, None, None);
+        let (one, two) = tokio::join!(press(), press());
+        for reply in [one, two] {
+            let right = reply.as_ref().is_some_and(|reply| reply.status == 202);
+            expect(admin, right, "answers_once_faults_stop", || format!("{reply:?}"));
+        }
+        drain(world, admin).await;
+    }
+    let now = world.now();
+    world.lock().books.failed_at_rest(now);
+}
+
+/// Units are free now that were not when somebody paid too late. An admin gives the money back, and at the same time
+/// and afterwards whoever paid asks again.
+async fn give_back(world: &World, clients: &[Client<'_>]) {
+    let open = world.lock().books.failed_confirmations().any(|(_, failed)| failed["state"] == "open");
+    if !open {
+        return;
+    }
+    let pay_again = || join_all(clients.iter().map(Client::pay_again));
+    let (given_back, _) = tokio::join!(clients[0].give_everything_back(), pay_again());
+    expect(&clients[0], given_back, "answers_once_faults_stop", || "an admin's word has no answer".to_owned());
+    pay_again().await;
+    drain(world, &clients[0]).await;
+    let now = world.now();
+    world.lock().books.failed_at_rest(now);
 }
 
 /// Every hold ends within its bound.
@@ -377,29 +431,53 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
         let right = world.lock().books.free(&product.id) == free;
         expect(&clients[0], right, "the_catalogue_is_right", || format!("{reply:?}"));
     }
-    for client in clients.iter().filter(|client| !client.actor.admin) {
-        let path = "/orders?limit=1";
-        let mut listed = Vec::new();
-        let mut path_now = path.to_owned();
-        loop {
-            let reply = client.ask(0, Function::Reserve, "GET", &path_now, None, None).await;
-            let Some(reply) = answered(client, reply) else { return };
-            let ids = reply.body["items"].as_array().into_iter().flatten();
-            listed.extend(ids.filter_map(|order| order["reservation_id"].as_str().map(str::to_owned)));
-            match reply.body["next_cursor"].as_str() {
-                Some(cursor) => path_now = format!("{path}&cursor={cursor}"),
-                None => break,
-            }
-        }
-        listed.sort();
-        let owned: Vec<String> = {
-            let state = world.lock();
-            let all = state.books.reservations.iter();
-            let own = all.filter(|(_, r)| r.customer.as_str() == client.actor.name && r.status == Status::Confirmed);
-            own.map(|(id, _)| id.clone()).collect()
+    let admin = &clients[0];
+    let ids = |of: &dyn Fn(&Reservation) -> bool| -> Vec<String> {
+        world.lock().books.reservations.iter().filter(|(_, found)| of(found)).map(|(id, _)| id.clone()).collect()
+    };
+    same_list(admin, Function::Admin, "/admin/reservations", "reservation_id", ids(&|_| true)).await;
+    let failed = world.lock().books.failed_confirmations().map(|(id, _)| id.clone()).collect();
+    same_list(admin, Function::Admin, "/admin/failed-confirmations", "id", failed).await;
+    let all = products.iter().map(|product| product.id.clone()).collect();
+    same_list(admin, Function::Catalog, "/products", "product_id", all).await;
+    for product in products {
+        let partition = format!("LEDGER#{}", product.id);
+        let from = (partition.clone(), String::new());
+        let entries = |state: &State| {
+            let all = state.books.items.range(from.clone()..).take_while(|(place, _)| place.0 == partition);
+            all.map(|(place, _)| place.1.clone()).collect()
         };
-        expect(client, listed == owned, "no_order_is_lost", || format!("listed {listed:?}, has {owned:?}"));
+        let entries = entries(&world.lock());
+        let path = format!("/admin/products/{}/ledger", product.id);
+        same_list(admin, Function::Admin, &path, "entry_id", entries).await;
     }
+    for client in clients.iter().filter(|client| !client.actor.admin) {
+        let own = |found: &Reservation| found.customer.as_str() == client.actor.name;
+        let orders = ids(&|found| own(found) && found.status == Status::Confirmed);
+        same_list(client, Function::Reserve, "/orders", "reservation_id", orders).await;
+        same_list(client, Function::Reserve, "/reservations", "reservation_id", ids(&own)).await;
+    }
+}
+
+/// A list of the API, page by page, has exactly these ids.
+async fn same_list(client: &Client<'_>, function: Function, path: &str, id: &str, mut expected: Vec<String>) {
+    let mut listed = Vec::new();
+    // One list in small pages, the others as they come: every page takes time to simulate.
+    let limit = if path == "/orders" { 1 } else { 100 };
+    let mut page = format!("{path}?limit={limit}");
+    loop {
+        let reply = client.ask(0, function, "GET", &page, None, None).await;
+        let Some(reply) = answered(client, reply) else { return };
+        let ids = reply.body["items"].as_array().into_iter().flatten();
+        listed.extend(ids.filter_map(|item| item[id].as_str().map(str::to_owned)));
+        match reply.body["next_cursor"].as_str() {
+            Some(cursor) => page = format!("{path}?limit={limit}&cursor={cursor}"),
+            None => break,
+        }
+    }
+    listed.sort();
+    expected.sort();
+    expect(client, listed == expected, "the_lists_are_the_table", || format!("{path}: {listed:?}, has {expected:?}"));
 }
 
 fn answered(client: &Client<'_>, reply: Option<Reply>) -> Option<Reply> {

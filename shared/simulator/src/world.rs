@@ -236,7 +236,16 @@ impl World {
             call.request["Limit"] = (limit / 8).clamp(1, 2).into();
         }
         let left_out = if fate == Some(Fault::Unprocessed) { leave_out(&mut call) } else { None };
-        let (status, mut body) = self.carry_out(&call, carry).await;
+        let (status, mut body) = match split(&call) {
+            // Nothing says that a BatchGetItem reads all its items at one instant.
+            Some((first, rest)) => {
+                let one = self.carry_out(&first, carry).await;
+                let between = self.lock().random.u64(0..9);
+                let other = self.carry_out(&rest, between).await;
+                join(one, other)
+            }
+            None => self.carry_out(&call, carry).await,
+        };
         if let Some((table, keys)) = left_out
             && status == 200
         {
@@ -254,6 +263,7 @@ impl World {
         let answer = match fate {
             Some(Fault::ErrorAfter) => Answer::Of(500, error("InternalServerError")),
             Some(Fault::LostAfter) => Answer::Broken,
+            Some(Fault::HangAfter) => Answer::Silence,
             _ => Answer::Of(status, body),
         };
         self.said(who, &call, fate, &answer);
@@ -336,6 +346,10 @@ impl World {
             return answer;
         }
         let indexed = operation == "Query" && request["IndexName"].is_string();
+        if !indexed && !consistent(operation, request) {
+            let detail = || format!("{} {operation} {request}", call.by);
+            state.books.expect(now, false, "reads_see_every_write", detail);
+        }
         let database = if indexed { &state.replica } else { &state.database };
         let Some((status, body)) = dynamo::carry_out(database, operation, request) else {
             return (400, error("UnknownOperationException"));
@@ -486,6 +500,7 @@ impl State {
             Fault::LostBefore,
             Fault::LostAfter,
             Fault::Hang,
+            Fault::HangAfter,
             Fault::Slow,
             Fault::LateCopy,
             Fault::Throttled,
@@ -540,6 +555,57 @@ fn sort_keys(call: &mut Call) {
     for keys in tables.filter_map(|(_, wanted)| wanted["Keys"].as_array_mut()) {
         keys.sort_by_cached_key(Value::to_string);
     }
+}
+
+/// Whether a read of the table sees every write that was acknowledged; a write does.
+fn consistent(operation: &str, request: &Value) -> bool {
+    match operation {
+        "GetItem" | "Query" => request["ConsistentRead"] == true,
+        "BatchGetItem" => {
+            let mut tables = request["RequestItems"].as_object().into_iter().flatten();
+            tables.all(|(_, wanted)| wanted["ConsistentRead"] == true)
+        }
+        // An admin's list of all reservations, which nothing is decided on.
+        _ => true,
+    }
+}
+
+/// A BatchGetItem of several keys as two.
+fn split(call: &Call) -> Option<(Call, Call)> {
+    let (mut first, mut rest) = (call.clone(), call.clone());
+    let keys = |call: &mut Call| -> Option<Vec<Value>> {
+        let (_, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
+        Some(std::mem::take(wanted["Keys"].as_array_mut()?))
+    };
+    let mut all = keys(&mut first)?;
+    keys(&mut rest)?;
+    if all.len() < 2 {
+        return None;
+    }
+    let second = all.split_off(all.len() / 2);
+    for (call, keys) in [(&mut first, all), (&mut rest, second)] {
+        let (_, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
+        wanted["Keys"] = keys.into();
+    }
+    Some((first, rest))
+}
+
+/// The two halves' answers as one.
+fn join((status, mut body): (u16, Value), (other_status, other): (u16, Value)) -> (u16, Value) {
+    if status != 200 {
+        return (status, body);
+    }
+    if other_status != 200 {
+        return (other_status, other);
+    }
+    for (table, items) in other["Responses"].as_object().into_iter().flatten() {
+        let items = items.as_array().into_iter().flatten().cloned();
+        match body["Responses"][table].as_array_mut() {
+            Some(all) => all.extend(items),
+            None => body["Responses"][table] = items.collect(),
+        }
+    }
+    (status, body)
 }
 
 /// Takes the second half of a BatchGetItem's keys out; what DynamoDB then says of them.

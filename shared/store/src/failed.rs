@@ -222,6 +222,8 @@ impl Store {
                 None => None,
             };
             let found = item.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
+            // What is another's is none of this payment's.
+            let found = found.filter(|found| Some(&found.customer) == seen.customer.as_ref());
             if let Some(found) = &found
                 && found.status == Status::Confirmed
                 && found.payment_reference.as_ref() == payment
@@ -238,7 +240,8 @@ impl Store {
                     &self.table,
                     &keys::reservation(&found.reservation_id),
                     Expression::new(
-                        "ADD #paid_back :paid_back",
+                        // And it stays: once it were cleaned up, its key and this payment could be used anew.
+                        "ADD #paid_back :paid_back REMOVE #ttl",
                         vec![(":paid_back", AttributeValue::Ss(vec![payment.to_string()]))],
                     ),
                     Expression::new(

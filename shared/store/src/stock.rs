@@ -145,6 +145,9 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let mut tries = 0;
         loop {
+            if tries > 0 && deadline.passed() {
+                return Err(attempts.unavailable("adjust"));
+            }
             if let Some(item) = self.get(keys::adjustment(&record_id), deadline).await? {
                 let record: KeyRecord = items::read("adjustment", item)?;
                 if record.fingerprint != fingerprint {
@@ -161,15 +164,13 @@ impl Store {
                 return Err(Refusal::VersionMismatch { current: product.total }.into());
             }
             let takes = self.takes(adjustment, &product, tries, deadline).await?;
+            tries += 1;
             let total_after = match product.total.checked_add_signed(adjustment.delta) {
                 Some(total) if total <= MAX_TOTAL => total,
                 Some(_) => return Err(Invalid::new("delta", "must leave the total at most 1000000000").into()),
                 // The shards hold more than the total that was read a moment before them: units came in meanwhile.
                 None => {
                     attempts.count();
-                    if deadline.passed() {
-                        return Err(attempts.unavailable("adjust"));
-                    }
                     continue;
                 }
             };
@@ -200,10 +201,6 @@ impl Store {
                         None => attempts.pause(worst(&reasons)).await?,
                     }
                 }
-            }
-            tries += 1;
-            if deadline.passed() {
-                return Err(attempts.unavailable("adjust"));
             }
         }
     }

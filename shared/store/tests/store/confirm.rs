@@ -131,6 +131,18 @@ async fn what_is_an_order_is_not_given_back() {
     assert!(matches!(refused, Err(Error::Refused(Refusal::AlreadySettled))), "{refused:?}");
     let listed = store.failed_confirmations(None, 10, None, soon()).await.unwrap().items;
     assert_eq!(listed.iter().map(|failed| failed.state).collect::<Vec<_>>(), [FailedState::Confirmed]);
+    // What somebody else tried with it settles nothing of its own.
+    let theirs = Failure {
+        reservation_id: Some(held.reservation_id.clone()),
+        customer: Some(customer("bob")),
+        payment_reference: Some(payment("pay_3")),
+        reason: "not_confirmed".to_owned(),
+        body: "{}".to_owned(),
+    };
+    store.record_failure(&theirs, NOW, soon()).await.unwrap();
+    store.resolve_failed(&theirs.id(), "admin", Some("no such order"), NOW, soon()).await.unwrap();
+    let own = store.reservation(&held.reservation_id, &held.customer, soon()).await.unwrap();
+    assert!(own.paid_back.is_empty());
     // A second payment for it is.
     pay_back(&store, &held, "pay_2").await.unwrap();
     assert_eq!(confirm(&store, &held, Some("pay_1"), NOW).await.unwrap().status, Status::Confirmed);
