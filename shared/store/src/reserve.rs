@@ -128,9 +128,14 @@ impl Store {
                     attempts.count();
                 }
                 Verdict::Limit { line } => {
-                    let product = &draft.lines[line].product;
-                    let limit = product.max_per_customer.unwrap_or_default();
-                    return Err(Refusal::CustomerLimitReached { product_id: product.product_id.clone(), limit }.into());
+                    let Product { product_id, version, .. } = &draft.lines[line].product;
+                    // A change that has not reached the shards yet may have lifted the limit.
+                    let newest = self.facts([product_id].into_iter(), REFUSAL_LIFETIME, deadline).await?;
+                    if newest.get(product_id).is_none_or(|newest| newest.version == *version) {
+                        let limit = draft.lines[line].product.max_per_customer.unwrap_or_default();
+                        return Err(Refusal::CustomerLimitReached { product_id: product_id.clone(), limit }.into());
+                    }
+                    attempts.count();
                 }
                 Verdict::Short => {
                     looked = false;

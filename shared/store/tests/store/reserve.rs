@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{Product, ProductChange, ProductStatus, Refusal, Status};
-use holdfast_store::{Error, Reserved};
+use holdfast_store::{Error, Reserved, keys};
 use holdfast_testkit::fixtures::{
-    NOW, basket, books, customer, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
@@ -322,6 +323,34 @@ async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
     admin.change_product(&product_id("tee"), 1, open, soon()).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     reserve(&shop, &ask, NOW).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_was_lifted_refuses_for_a_second_also_before_the_shards_know() {
+    let wire = table().await;
+    stocked(&wire, &[Product { max_per_customer: Some(2), ..product("tee", 10, 1) }]).await;
+    let shop = store(&wire, 1);
+    reserve(&shop, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap();
+    // A change stands in the product, and the process that made it was killed before it raised the shards.
+    client(&wire)
+        .update_item()
+        .table_name(TABLE)
+        .set_key(Some(keys::product(&product_id("tee")).item()))
+        .update_expression("SET #version = #version + :one REMOVE #limit")
+        .expression_attribute_names("#version", "version")
+        .expression_attribute_names("#limit", "max_per_customer")
+        .expression_attribute_values(":one", AttributeValue::N("1".to_owned()))
+        .send()
+        .await
+        .unwrap();
+    tokio::time::advance(Duration::from_millis(999)).await;
+    wire.take_calls();
+    let refused = reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap_err();
+    assert_eq!(code(&refused), "customer_limit_reached");
+    assert_eq!(operations(&wire), ["TransactWriteItems"]);
+    tokio::time::advance(Duration::from_millis(1)).await;
+    reserve(&shop, &basket("alice", "k3", &[("tee", 1)]), NOW).await.unwrap();
+    assert_eq!(operations(&wire), ["TransactWriteItems", "BatchGetItem", "TransactWriteItems"]);
 }
 
 #[tokio::test(start_paused = true)]
