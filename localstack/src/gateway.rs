@@ -130,6 +130,7 @@ impl Upstream {
         Arc::clone(lines.entry(function.to_owned()).or_default())
     }
 
+    #[expect(clippy::disallowed_methods, reason = "nothing freezes the stack's own process")]
     async fn send(
         &self,
         function: &str,
@@ -316,7 +317,11 @@ pub fn free_port() -> Result<u16> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#[allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a panic is how a test fails, and nothing freezes it"
+)]
 mod tests {
     use super::*;
     use tokio::sync::mpsc;
@@ -377,10 +382,10 @@ mod tests {
             while inside.len() < IN_FLIGHT {
                 inside.push(queue.recv().await.unwrap());
             }
-            inside.into_iter().for_each(|(_, answer)| drop(answer.send(())));
+            inside.into_iter().for_each(|(_, answer)| _ = answer.send(()));
             loop {
                 tokio::select! {
-                    Some((_, answer)) = queue.recv() => drop(answer.send(())),
+                    Some((_, answer)) = queue.recv() => { _ = answer.send(()) }
                     ended = callers.join_next() => if ended.is_none() { return },
                 }
             }
