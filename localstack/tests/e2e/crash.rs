@@ -64,3 +64,48 @@ pub(crate) async fn peer_case_3_functions_killed_in_the_middle_of_five_hundred_r
         stack.stop().await;
     }
 }
+
+pub(crate) async fn functions_that_stand_still_under_a_crowd_go_on_where_they_were(_: Api) {
+    // A hundred requests that nobody fetches would block `cargo lambda watch` for good.
+    let options = Options { timeout: Duration::from_secs(1), ..crate::options() };
+    let stack = Arc::new(Stack::start(options).await.unwrap_or_else(|error| panic!("{error}")));
+    let api = Api::new(&stack);
+    api.product("still", 1_000, json!({"shards": 4})).await;
+    let pids = || ["reserve", "confirm"].into_iter().flat_map(|function| stack.pids(function)).collect::<Vec<_>>();
+    let signal = |signal| {
+        for pid in pids() {
+            rustix::process::kill_process(rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal)
+                .unwrap();
+        }
+    };
+    signal(rustix::process::Signal::STOP);
+    let given_up = AtomicUsize::new(0);
+    let callers: Vec<String> = (0..200).map(|n| format!("s-{n}")).collect();
+    let caller = async |caller: &String| {
+        loop {
+            let answer = api.reserve(caller, "k", &[("still", 1)]).await;
+            if answer.status != 503 {
+                answer.is(201, "");
+                return;
+            }
+            given_up.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let keeper = async {
+        // Each of these takes a time limit, at another function's queue: the crowd could ask again and again meanwhile.
+        for _ in 0..4 {
+            assert_eq!(api.confirm("s", "rsv_none", None).await.status, 503);
+        }
+        signal(rustix::process::Signal::CONT);
+    };
+    let all = async { futures_util::future::join(join_all(callers.iter().map(caller)), keeper).await };
+    tokio::time::timeout(PATIENCE, all).await.expect("somebody never got an answer");
+    assert!(given_up.load(Ordering::SeqCst) > 0);
+    let book = api.book("still").await;
+    assert_eq!((book.available, book.held, book.sold), (800, 200, 0));
+    crate::permissions::every_call_is_allowed(&stack).unwrap();
+    drop(api);
+    if let Some(stack) = Arc::into_inner(stack) {
+        stack.stop().await;
+    }
+}
