@@ -600,6 +600,9 @@ impl<'a> Client<'a> {
                 for id in ids {
                     self.ask(0, Function::Admin, "POST", &format!("{path}/{id}/retry"), None, None).await;
                 }
+                // Whoever does this looks a moment later whether it helped.
+                sleep(millis(5_000)).await;
+                self.ask(1, Function::Admin, "GET", path, None, None).await;
             }
             Settle::Resolve => {
                 let Some(id) = ids.first() else { return };
