@@ -8,6 +8,7 @@
 //! A request that is given up at its time limit goes on waiting inside, so it keeps its place until it is known to have
 //! left the queue: when it is answered after all, or when one that was sent after it is, since the queue is first in,
 //! first out. The latter is how a request whose function was killed, which is never answered, gives its place back.
+//! Where a function is killed by every request, the places run out, and the stack has to be started again.
 //!
 //! It also keeps the time limit, and answers as API Gateway does when it is over: `watch` never answers a request whose
 //! function was killed, and its own `--timeout` would end idle functions too.

@@ -258,21 +258,20 @@ impl App {
         Ok(self.queues.delete_failed(message).await?)
     }
 
-    /// Settles a failed confirmation whose reservation is an order of this very payment by now; whether it is.
+    /// Settles a failed confirmation whose reservation is an order of this very payment by now.
     async fn settled_by_its_order(
         &self,
         reservation: Option<&ReservationId>,
         customer: Option<&CustomerId>,
         payment: Option<&PaymentReference>,
         deadline: Deadline,
-    ) -> Result<bool, Error> {
-        let (Some(id), Some(customer)) = (reservation, customer) else { return Ok(false) };
+    ) -> Result<(), Error> {
+        let (Some(id), Some(customer)) = (reservation, customer) else { return Ok(()) };
         match self.store.reservation(id, customer, deadline).await {
             Ok(found) if found.status == Status::Confirmed && found.payment_reference.as_ref() == payment => {
-                self.store.failed_is_confirmed(id, payment, self.clock.now(), deadline).await?;
-                Ok(true)
+                self.store.failed_is_confirmed(id, payment, self.clock.now(), deadline).await
             }
-            Ok(_) | Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(false),
+            Ok(_) | Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(()),
             Err(error) => Err(error),
         }
     }

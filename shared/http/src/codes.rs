@@ -157,8 +157,8 @@ pub const CODES: &[Code] = &[
         "refund_required",
         409,
         "A payment was taken, and there is nothing to give for it.",
-        "The payment came too late and the units are gone, or the reservation was cancelled, or an admin has settled \
-         this payment by hand. It is recorded; give the money back.",
+        "The payment came too late and the units are gone, or the reservation was cancelled. It is recorded; give the \
+         money back. Or an admin has settled this payment by hand: then that was done already.",
     ),
     code("reservation_cancelled", 409, "The reservation was cancelled.", "Reserve anew, with a new key."),
     code(

@@ -229,7 +229,7 @@ impl Books {
             return;
         };
         let Some(payment) = reservation.payment_reference.clone() else { return };
-        // Of an earlier reservation of this key, which was cleaned up, nobody knows any more.
+        // What was said before this reservation was made, of none or of one that was cleaned up, nobody knows.
         let of_this_one = |item: &Value| {
             item["settled_at"].as_i64().is_some_and(|at| at + SKEW_MS >= reservation.created_at.as_millis())
         };
@@ -325,6 +325,8 @@ impl Books {
                     let more = new.paid_back.is_superset(&old.paid_back);
                     let only = Reservation { paid_back: new.paid_back.clone(), ..old.clone() } == new;
                     self.check(now, more && only, "settled_stays_settled", || format!("{old:?} became {new:?}"));
+                    let kept = after.as_ref().is_some_and(|item| item["ttl"].is_null());
+                    self.check(now, kept, "only_ended_holds_are_cleaned_up", || format!("{after:?}"));
                 }
                 touched.paid.insert(id);
             }
@@ -567,7 +569,7 @@ impl Books {
             });
             let right = match item["state"].as_str() {
                 // It was tried once more: only what there is no reservation for has no answer.
-                Some("open") => item["reason"] != "not_confirmed" || found.is_none(),
+                Some("open") => (item["reason"] != "not_confirmed" || found.is_none()) && !(paid.is_some() && ordered),
                 // Every queue is empty: nobody would look at it again.
                 Some("retrying") => false,
                 Some("confirmed") => ordered,

@@ -7,10 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::join_all;
-use holdfast_domain::{
-    CustomerId, IdempotencyKey, PaymentReference, ProductStatus, Reservation, ReservationId, Status,
-};
-use holdfast_store::Failure;
+use holdfast_domain::{CustomerId, IdempotencyKey, ProductStatus, Reservation, ReservationId, Status};
 use holdfast_testkit::fixtures::NOW;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -308,8 +305,9 @@ impl<'a> Client<'a> {
             }
             (409, "refund_required") => {
                 let gone = stored.as_ref().is_none_or(|stored| stored.status == Status::Cancelled);
-                let given_back =
-                    payment.as_ref().is_some_and(|paid| state.books.asked.resolve.contains(&failed_id(&id, paid)));
+                let given_back = stored.as_ref().is_some_and(|stored| {
+                    stored.paid_back.iter().any(|paid| Some(paid.as_str()) == payment.as_deref())
+                });
                 let body: Vec<(&str, u32)> = stored
                     .iter()
                     .flat_map(|stored| &stored.lines)
@@ -635,13 +633,6 @@ fn standing(books: &Books, customer: &str, body: &[(&str, u32)], began: i64) -> 
         stands.least.push((id.to_owned(), quantity, least));
     }
     stands
-}
-
-/// The id of the failed confirmation of a payment.
-fn failed_id(reservation: &str, payment: &str) -> String {
-    let reservation_id = ReservationId::try_from(reservation.to_owned()).ok();
-    let payment_reference = PaymentReference::try_from(payment.to_owned()).ok();
-    Failure { reservation_id, customer: None, payment_reference, reason: String::new(), body: String::new() }.id()
 }
 
 /// A time as an answer shows it, in milliseconds since the epoch.

@@ -409,7 +409,7 @@ pub static ALL: &[Planted] = &[
         in_condition(call, Deed::Retake, "HOLD#", given_back, "")
     }),
     asks("retrying-for-ever", "a retry is marked although it has failed again meanwhile", |call| {
-        plain(call, "SET #state = :retrying", " AND #last_failed_at = :seen", "")
+        plain(call, "SET #state = :retrying", " AND #failures = :seen", "")
     }),
     asks("settled-opens-again", "a late copy opens a failed confirmation that was settled", |call| {
         let update = call.request["UpdateExpression"].as_str().unwrap_or_default();

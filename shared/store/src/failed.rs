@@ -12,7 +12,7 @@ use holdfast_domain::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::fault;
-use crate::items::{self, text, time};
+use crate::items::{self, number, text, time};
 use crate::page::Part;
 use crate::transact::{Cancelled, Expression, Reason, Transaction, names, values, worst};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
@@ -87,6 +87,9 @@ pub struct FailedConfirmation {
     pub first_failed_at: Timestamp,
     /// When it was last seen.
     pub last_failed_at: Timestamp,
+    /// How often it was written down: tells one failure from the next, which no clock can.
+    #[serde(default)]
+    pub failures: u64,
     /// Who settled it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settled_by: Option<String>,
@@ -121,8 +124,12 @@ fn unsettled() -> Vec<(&'static str, AttributeValue)> {
 /// Not settled, and nothing new of it.
 fn as_seen(seen: &FailedConfirmation) -> Expression {
     let mut values = unsettled();
-    values.push((":seen", time(seen.last_failed_at)));
-    Expression::new(format!("{UNSETTLED} AND #last_failed_at = :seen"), values)
+    if seen.failures == 0 {
+        // Written before failures were counted.
+        return Expression::new(format!("{UNSETTLED} AND attribute_not_exists(#failures)"), values);
+    }
+    values.push((":seen", number(seen.failures)));
+    Expression::new(format!("{UNSETTLED} AND #failures = :seen"), values)
 }
 
 fn to_resolved(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
@@ -141,13 +148,16 @@ impl Store {
     pub async fn record_failure(&self, failure: &Failure, now: Timestamp, deadline: Deadline) -> Result<(), Error> {
         let id = failure.id();
         let mut update = "SET #id = :id, #reason = :reason, #body = :body, #state = :open, #last_failed_at = :now, \
-             #first_failed_at = if_not_exists(#first_failed_at, :now)"
+             #first_failed_at = if_not_exists(#first_failed_at, :now), \
+             #failures = if_not_exists(#failures, :none) + :one"
             .to_owned();
         let mut update_values = vec![
             (":id", text(&id)),
             (":reason", text(&failure.reason)),
             (":body", text(&failure.body)),
             (":now", time(now)),
+            (":none", number(0)),
+            (":one", number(1)),
         ];
         if let Some(reservation) = &failure.reservation_id {
             update.push_str(", #reservation_id = :reservation_id");

@@ -85,6 +85,14 @@ async fn a_payment_that_was_given_back_buys_nothing_in_any_state_of_the_reservat
             _ => {}
         }
         pay_back(&store, &held, "pay_1").await.unwrap();
+        let item = client(&wire)
+            .get_item()
+            .table_name(TABLE)
+            .set_key(Some(keys::reservation(&held.reservation_id).item()))
+            .send()
+            .await
+            .unwrap();
+        assert!(!item.item.unwrap().contains_key("ttl"), "{state}: once cleaned up, it could be made anew");
         let before = books(&wire).await["tee"];
         assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), at).await), Refusal::RefundRequired, "{state}");
         let tee = books(&wire).await["tee"];

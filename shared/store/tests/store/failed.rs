@@ -52,6 +52,10 @@ async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
     assert_eq!(again.state, FailedState::Open);
     // It came back before it was marked, or a copy of the mark comes late: nothing of it is in the queue any more.
     assert_eq!(store.failed_is_retrying(&first, soon()).await.unwrap(), again);
+    // Also where a copy of the first failure comes late, and so the mark of its retry.
+    store.record_failure(&failed, NOW, soon()).await.unwrap();
+    assert_eq!(store.failed_is_retrying(&first, soon()).await.unwrap().state, FailedState::Open);
+    let again = store.failed(&failed.id(), soon()).await.unwrap();
     store.failed_is_retrying(&again, soon()).await.unwrap();
     let reservation = failed.reservation_id.as_ref().unwrap();
     store.failed_is_confirmed(reservation, failed.payment_reference.as_ref(), NOW, soon()).await.unwrap();
