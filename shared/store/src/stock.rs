@@ -145,9 +145,6 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let mut tries = 0;
         loop {
-            if tries > 0 && deadline.passed() {
-                return Err(attempts.unavailable("adjust"));
-            }
             if let Some(item) = self.get(keys::adjustment(&record_id), deadline).await? {
                 let record: KeyRecord = items::read("adjustment", item)?;
                 if record.fingerprint != fingerprint {
