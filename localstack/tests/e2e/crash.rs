@@ -7,9 +7,23 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use holdfast_local::stack::{Options, Stack};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::api::{Api, PATIENCE};
+
+/// Whether the process was there to get it.
+fn signal(pid: u32, signal: Signal) -> bool {
+    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal).is_ok()
+}
+
+async fn end(api: Api, stack: Arc<Stack>) {
+    crate::permissions::every_call_is_allowed(&stack).unwrap();
+    drop(api);
+    if let Some(stack) = Arc::into_inner(stack) {
+        stack.stop().await;
+    }
+}
 
 pub(crate) async fn peer_case_3_functions_killed_in_the_middle_of_five_hundred_reserves_lose_nothing(_: Api) {
     // A stack of its own, for what is killed here would be missed elsewhere; and a short time limit, for a request
@@ -41,10 +55,9 @@ pub(crate) async fn peer_case_3_functions_killed_in_the_middle_of_five_hundred_r
                 tokio::task::yield_now().await;
             }
             for pid in stack.pids("reserve") {
-                let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
                 // One that is just being started again is not there: the others are.
-                if rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok() {
-                    killed.insert(pid.as_raw_nonzero());
+                if signal(pid, Signal::KILL) {
+                    killed.insert(pid);
                 }
             }
         }
@@ -58,11 +71,7 @@ pub(crate) async fn peer_case_3_functions_killed_in_the_middle_of_five_hundred_r
     assert_eq!(distinct.len(), 500);
     let book = api.book("killed").await;
     assert_eq!((book.available, book.held, book.sold), (500, 500, 0));
-    crate::permissions::every_call_is_allowed(&stack).unwrap();
-    drop(api);
-    if let Some(stack) = Arc::into_inner(stack) {
-        stack.stop().await;
-    }
+    end(api, stack).await;
 }
 
 pub(crate) async fn functions_that_stand_still_under_a_crowd_go_on_where_they_were(_: Api) {
@@ -71,14 +80,11 @@ pub(crate) async fn functions_that_stand_still_under_a_crowd_go_on_where_they_we
     let stack = Arc::new(Stack::start(options).await.unwrap_or_else(|error| panic!("{error}")));
     let api = Api::new(&stack);
     api.product("still", 1_000, json!({"shards": 4})).await;
-    let pids = || ["reserve", "confirm"].into_iter().flat_map(|function| stack.pids(function)).collect::<Vec<_>>();
-    let signal = |signal| {
-        for pid in pids() {
-            rustix::process::kill_process(rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), signal)
-                .unwrap();
-        }
+    let all_get = |what| {
+        let pids = ["reserve", "confirm"].into_iter().flat_map(|function| stack.pids(function));
+        pids.for_each(|pid| assert!(signal(pid, what)));
     };
-    signal(rustix::process::Signal::STOP);
+    all_get(Signal::STOP);
     let given_up = AtomicUsize::new(0);
     let callers: Vec<String> = (0..200).map(|n| format!("s-{n}")).collect();
     let caller = async |caller: &String| {
@@ -96,16 +102,12 @@ pub(crate) async fn functions_that_stand_still_under_a_crowd_go_on_where_they_we
         for _ in 0..4 {
             assert_eq!(api.confirm("s", "rsv_none", None).await.status, 503);
         }
-        signal(rustix::process::Signal::CONT);
+        all_get(Signal::CONT);
     };
     let all = async { futures_util::future::join(join_all(callers.iter().map(caller)), keeper).await };
     tokio::time::timeout(PATIENCE, all).await.expect("somebody never got an answer");
     assert!(given_up.load(Ordering::SeqCst) > 0);
     let book = api.book("still").await;
     assert_eq!((book.available, book.held, book.sold), (800, 200, 0));
-    crate::permissions::every_call_is_allowed(&stack).unwrap();
-    drop(api);
-    if let Some(stack) = Arc::into_inner(stack) {
-        stack.stop().await;
-    }
+    end(api, stack).await;
 }
