@@ -64,10 +64,9 @@ impl Routes {
         self.known.iter()
     }
 
-    /// The function that API Gateway would hand this request to, if it knows it.
-    pub fn function(&self, method: &str, path: &str) -> Option<&str> {
-        let route = self.known.iter().find(|route| route.method == method && matches(&route.path, path));
-        route.map(|route| route.function.as_str())
+    /// Whether API Gateway would know this request.
+    pub fn know(&self, method: &str, path: &str) -> bool {
+        self.known.iter().any(|route| route.method == method && matches(&route.path, path))
     }
 
     /// The function behind the route `$default`, which serves what no other route knows. `watch` has no such route.
@@ -172,7 +171,7 @@ mod tests {
         };
         let functions = template.functions(&scope).unwrap();
         let routes = Routes::load(&template, &scope, &functions).await.unwrap();
-        assert_eq!(routes.function("GET", "/products"), Some("catalog"));
+        assert!(routes.know("GET", "/products"));
         assert_eq!(routes.otherwise(), Some("catalog"));
     }
 
@@ -186,12 +185,12 @@ mod tests {
         } } } } }))
             .unwrap(),
         };
-        assert_eq!(routes.function("GET", "/products/tea"), Some("catalog"));
-        assert_eq!(routes.function("POST", "/products/tea/stock"), Some("admin"));
+        assert!(routes.know("GET", "/products/tea"));
+        assert!(routes.know("POST", "/products/tea/stock"));
         for (method, path) in
             [("POST", "/products/tea"), ("GET", "/products/"), ("GET", "/products"), ("GET", "/products/tea/x")]
         {
-            assert_eq!(routes.function(method, path), None, "{method} {path}");
+            assert!(!routes.know(method, path), "{method} {path}");
         }
     }
 }

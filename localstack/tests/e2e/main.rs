@@ -91,7 +91,6 @@ fn main() -> ExitCode {
         },
         crash::{
             peer_case_3_functions_killed_in_the_middle_of_five_hundred_reserves_lose_nothing,
-            functions_that_stand_still_under_a_crowd_go_on_where_they_were,
         },
         outages::{
             paid_while_the_table_is_away_becomes_an_order_once_it_is_back,
