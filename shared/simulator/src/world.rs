@@ -533,6 +533,7 @@ impl State {
             return;
         }
         *newest = number;
+        self.books.shows(place, item);
         match item {
             Some(item) => dynamo::carry_out(&self.replica, "PutItem", &json!({ "TableName": TABLE, "Item": item })),
             None => dynamo::carry_out(
