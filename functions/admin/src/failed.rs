@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::{Confirmation, Received};
+use holdfast_domain::text::is_visible;
 use holdfast_domain::{CustomerId, Invalid, PaymentReference, Refusal, ReservationId, Status};
 use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query, schema};
 use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
@@ -139,8 +140,7 @@ pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<
 #[serde(deny_unknown_fields)]
 #[schema(as = ResolveFailedConfirmation)]
 pub(crate) struct Resolve {
-    /// Such as how the money was given back.
-    #[schema(min_length = 1, max_length = 1_000, pattern = r"\S")]
+    #[schema(value_type = schema::Note)]
     note: String,
 }
 
@@ -164,7 +164,7 @@ pub(crate) async fn resolve(
     Json(body): Json<Resolve>,
 ) -> Result<Response, Problem> {
     let characters = body.note.chars().count();
-    if body.note.trim().is_empty() || characters > 1_000 {
+    if !is_visible(&body.note) || characters > 1_000 {
         // A payment may lie here: that nothing was done about it must not be the easy way out.
         return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
     }
