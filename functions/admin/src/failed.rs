@@ -10,7 +10,7 @@ use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::{Confirmation, Received};
 use holdfast_domain::text::is_visible;
 use holdfast_domain::{CustomerId, Invalid, PaymentReference, Refusal, ReservationId, Status};
-use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query, schema};
+use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Problem, Query, schema};
 use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -128,7 +128,12 @@ pub(crate) async fn list(
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_settled"])))
 )]
-pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(crate) async fn retry(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    _: NoQuery,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     let failed = app.store.failed(&failed_id(id)?, deadline).await?;
     let retrying = app.retry(&failed, deadline).await?;
@@ -192,7 +197,7 @@ struct Redriven {
     responses((status = 202, description = "So many are in the queue again.", body = Redriven)),
     security(("bearer" = []))
 )]
-pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Response, Problem> {
+pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin, _: NoQuery) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     app.take_in(deadline).await?;
     let (mut retried, mut cursor) = (0, None);

@@ -26,8 +26,8 @@ pub(crate) struct Create {
     name: String,
     #[schema(value_type = schema::Price)]
     price_minor: u64,
-    #[schema(value_type = schema::Currency)]
-    currency: Currency,
+    #[schema(value_type = schema::PriceCurrency)]
+    currency: String,
     #[schema(value_type = schema::Total)]
     total: u64,
     #[schema(value_type = Option<schema::Shards>)]
@@ -39,10 +39,10 @@ pub(crate) struct Create {
     #[schema(format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<u32>,
     /// From when it may be reserved.
-    #[schema(value_type = Option<schema::Time>)]
+    #[schema(value_type = Option<schema::GivenTime>)]
     sale_starts_at: Option<ApiTime>,
     /// Until when it may be reserved. Later than `sale_starts_at`.
-    #[schema(value_type = Option<schema::Time>)]
+    #[schema(value_type = Option<schema::GivenTime>)]
     sale_ends_at: Option<ApiTime>,
     /// `on_sale` unless given.
     #[schema(value_type = Option<schema::ProductStatus>)]
@@ -69,7 +69,7 @@ pub(crate) async fn create(
         product_id: body.product_id,
         name: body.name,
         price_minor: body.price_minor,
-        currency: body.currency,
+        currency: Currency::in_force(&body.currency)?,
         total: body.total,
         shards: body.shards.unwrap_or_else(|| Product::default_shards(body.total)),
         hold_seconds: body.hold_seconds.unwrap_or(HoldSeconds::DEFAULT),
@@ -129,11 +129,11 @@ pub(crate) struct Change {
     max_per_customer: Option<Option<u32>>,
     /// From when it may be reserved. Null: at once.
     #[serde(default, deserialize_with = "some")]
-    #[schema(value_type = Option<schema::Time>)]
+    #[schema(value_type = Option<schema::GivenTime>)]
     sale_starts_at: Option<Option<ApiTime>>,
     /// Until when it may be reserved. Null: for ever.
     #[serde(default, deserialize_with = "some")]
-    #[schema(value_type = Option<schema::Time>)]
+    #[schema(value_type = Option<schema::GivenTime>)]
     sale_ends_at: Option<Option<ApiTime>>,
     #[schema(value_type = Option<schema::ProductStatus>)]
     status: Option<ProductStatus>,
@@ -194,7 +194,7 @@ pub(crate) struct Adjust {
 #[derive(Serialize, ToSchema)]
 #[schema(as = LedgerEntry, examples(json!({
     "entry_id": "01M7YEVF14SFM3QJ869M98QS76", "delta": 5, "total_after": 8, "reason": "delivery", "reference": "PO-7",
-    "actor": "root", "created_at": "2026-11-21T07:06:41.06Z",
+    "actor": "root", "created_at": "2026-11-21T07:06:41.060Z",
 })))]
 struct EntryView {
     /// Sorts by time.

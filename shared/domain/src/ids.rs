@@ -158,7 +158,10 @@ mod tests {
             assert!(IdempotencyKey::try_from(text).is_err(), "{text:?}");
             assert!(CustomerId::try_from(text).is_err(), "{text:?}");
             let refused = PaymentReference::try_from(text).unwrap_err();
-            assert!(refused.field == "payment_reference" && refused.rule.contains("no blank at either end"), "{text:?}");
+            assert!(
+                refused.field == "payment_reference" && refused.rule.contains("no blank at either end"),
+                "{text:?}"
+            );
         }
     }
 

@@ -156,7 +156,10 @@ impl Product {
     /// The product itself, if every field is within its limits.
     pub fn checked(self) -> Result<Self, Invalid> {
         if !is_line(&self.name, MAX_NAME) {
-            return Err(Invalid::new("name", "must be 1 to 200 characters, some of them visible, none a control character"));
+            return Err(Invalid::new(
+                "name",
+                "must be 1 to 200 characters, some of them visible, none a control character",
+            ));
         }
         if self.price_minor > MAX_PRICE_MINOR {
             return Err(Invalid::new("price_minor", "must be a whole number from 0 to 100000000000"));
@@ -250,10 +253,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_new_price_is_in_a_currency_that_iso_4217_has_in_force() {
-        let mut wanted: Vec<(&str, u16)> = IN_FORCE
-            .iter()
-            .flat_map(|&(exponent, codes)| codes.split(' ').map(move |code| (code, exponent)))
-            .collect();
+        let mut wanted: Vec<(&str, u16)> =
+            IN_FORCE.iter().flat_map(|&(exponent, codes)| codes.split(' ').map(move |code| (code, exponent))).collect();
         wanted.sort_unstable();
         let found: Vec<_> = Currency::all_in_force().map(|found| (found.as_str(), found.exponent())).collect();
         assert_eq!(found, wanted);

@@ -315,7 +315,9 @@ mod tests {
         texts.extend([" ", "  ", " a", "a ", "a  b", "\" a\"", "\"a \"", "\"a b\"", "\" \""].map(str::to_owned));
         texts.extend([format!("a{}b", " ".repeat(253)), format!("a{}b", " ".repeat(254))]);
         texts.extend(["XYZ", "XAU", "XXX", "HRK", "JPY", "KWD", "VES"].map(str::to_owned));
-        texts.extend(["\u{200b}", "\u{3000}\u{2003}", "\u{feff}a", "\u{e0020}", "\u{e0020}a", "名前"].map(str::to_owned));
+        texts.extend(
+            ["\u{200b}", "\u{3000}\u{2003}", "\u{feff}a", "\u{e0020}", "\u{e0020}a", "名前"].map(str::to_owned),
+        );
         let mut values: Vec<Value> = texts.into_iter().map(Value::from).collect();
         values.extend([json!(null), json!(1), json!([]), json!({})]);
         values
