@@ -7,7 +7,9 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
-use holdfast_domain::{Currency, HoldSeconds, Product, ProductChange, ProductId, ProductStatus};
+use holdfast_domain::{
+    Currency, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, Product, ProductChange, ProductId, ProductStatus,
+};
 use holdfast_http::{Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, path_id, schema, some};
 use holdfast_store::{Adjustment, Deadline, LedgerEntry, Stock};
 use serde::{Deserialize, Serialize};
@@ -35,9 +37,15 @@ pub(crate) struct Create {
     /// How long a hold lasts. 600 unless given.
     #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
-    /// The most units that one customer may hold and own. Any number unless given.
-    #[schema(format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
-    max_per_customer: Option<u32>,
+    /// How long after a hold's end a payment is still honored. Default: 86400 (a day).
+    #[schema(value_type = Option<schema::LatePaymentSeconds>)]
+    late_payment_seconds: Option<u32>,
+    /// The most units that one customer may hold and own. Default: no limit yet. Each customer's units are counted all
+    /// the same, so a limit that is set later counts what was bought before it. Null: no limit, now or later, and nothing
+    /// is counted, which saves two write units per line of a reservation.
+    #[serde(default, deserialize_with = "some")]
+    #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
+    max_per_customer: Option<Option<u32>>,
     /// From when it may be reserved.
     #[schema(value_type = Option<schema::GivenTime>)]
     sale_starts_at: Option<ApiTime>,
@@ -73,7 +81,10 @@ pub(crate) async fn create(
         total: body.total,
         shards: body.shards.unwrap_or_else(|| Product::default_shards(body.total)),
         hold_seconds: body.hold_seconds.unwrap_or(HoldSeconds::DEFAULT),
-        max_per_customer: body.max_per_customer,
+        late_payment_seconds: body.late_payment_seconds.unwrap_or(DEFAULT_LATE_PAYMENT_SECONDS),
+        max_per_customer: body.max_per_customer.flatten(),
+        // Null says that there will never be a limit; who says nothing may want one later.
+        counts_per_customer: body.max_per_customer != Some(None),
         sale_starts_at: body.sale_starts_at.map(|at| at.0),
         sale_ends_at: body.sale_ends_at.map(|at| at.0),
         status: body.status.unwrap_or(ProductStatus::OnSale),
@@ -123,7 +134,11 @@ pub(crate) struct Change {
     /// How long a hold lasts. Holds that were made before keep theirs.
     #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
-    /// The most units that one customer may hold and own. Null: any number.
+    /// How long after a hold's end a payment is still honored. Holds that were made before keep theirs.
+    #[schema(value_type = Option<schema::LatePaymentSeconds>)]
+    late_payment_seconds: Option<u32>,
+    /// The most units that one customer may hold and own, what they bought before included. Null: any number. Refused
+    /// where `counts_per_customer` is false.
     #[serde(default, deserialize_with = "some")]
     #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<Option<u32>>,
@@ -163,6 +178,7 @@ pub(crate) async fn change(
         name: body.name,
         price_minor: body.price_minor,
         hold_seconds: body.hold_seconds,
+        late_payment_seconds: body.late_payment_seconds,
         max_per_customer: body.max_per_customer,
         sale_starts_at: at(body.sale_starts_at),
         sale_ends_at: at(body.sale_ends_at),

@@ -79,7 +79,7 @@ async fn every_event_file_is_answered_with_its_success() {
             "orders" => (200, of_list(&answer), "confirmed"),
             "cancel" => (200, answer.body.clone(), "cancelled"),
             "extend" => {
-                assert_eq!(answer.body["expires_at"], "2025-11-21T04:51:00Z");
+                assert_eq!(answer.body["expires_at"], "2025-11-21T04:51:00.000Z");
                 (200, answer.body.clone(), "held")
             }
             other => panic!("events/reserve/{other}.json has no test"),

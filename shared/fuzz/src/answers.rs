@@ -20,7 +20,7 @@ const OF_INPUT: [&str; 9] = [
 ];
 
 /// Refusals of a confirmation. They write a payment down that has to be given back.
-const WITH_A_REFUND: [&str; 2] = ["already_confirmed", "refund_required"];
+const WITH_A_REFUND: [&str; 3] = ["already_confirmed", "refund_required", "reservation_not_found"];
 
 /// Checks an answer to API Gateway, and the calls behind it: the store answered, so there is no excuse for a 5xx; a
 /// refusal is a documented problem, and changes nothing; what is shown is within its limits.
@@ -76,6 +76,7 @@ pub(crate) fn within_limits(name: &str, value: &Value) {
         ("total" | "total_after" | "available" | "sold", _) => number(0, 1_000_000_000),
         ("delta", _) => number(-1_000_000_000, 1_000_000_000),
         ("hold_seconds", _) => number(10, 3_600),
+        ("late_payment_seconds", _) => number(0, 2_592_000),
         ("expires_in_seconds", _) => number(0, 3 * 3_600),
         ("shards", _) => number(1, 64),
         ("max_per_customer", _) => number(1, u32::MAX.into()),

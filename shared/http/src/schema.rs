@@ -4,7 +4,7 @@
 //! fits its schema here exactly if its type in the domain takes it (the tests ask both).
 
 use holdfast_domain::text::INVISIBLE;
-use holdfast_domain::{HoldSeconds, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Status};
+use holdfast_domain::{HoldSeconds, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Status};
 use holdfast_store::FailedState;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Schema};
@@ -124,6 +124,18 @@ schema!(
     /// See [`holdfast_domain::HoldSeconds`].
     Seconds,
     whole("A length in seconds.", HoldSeconds::MIN.get(), HoldSeconds::MAX.get().unsigned_abs()).examples([600])
+);
+schema!(
+    /// See [`holdfast_domain::Product::late_payment_seconds`].
+    LatePaymentSeconds,
+    whole(
+        "For how many seconds after a hold's end a payment can still make an order of it, at the hold's price and while \
+         the units are free. A later one is refused with `refund_required` and recorded. 0: every payment after the \
+         hold's end is.",
+        0,
+        u64::from(MAX_LATE_PAYMENT_SECONDS)
+    )
+    .examples([86_400])
 );
 schema!(
     /// See [`crate::ApiTime`]: as it is shown.
@@ -387,7 +399,10 @@ mod tests {
         let numbers = |most: u64| vec![json!(0), json!(1), json!(most), json!(most + 1)];
         let names =
             texts().into_iter().filter(Value::is_string).chain([json!("ü".repeat(200)), json!("ü".repeat(201))]);
-        let cases: [(RefOr<Schema>, Vec<Value>, Change); 4] = [
+        let cases: [(RefOr<Schema>, Vec<Value>, Change); 5] = [
+            (LatePaymentSeconds::schema(), numbers(MAX_LATE_PAYMENT_SECONDS.into()), |product, value| {
+                product.late_payment_seconds = u32::try_from(value.as_u64().unwrap()).unwrap();
+            }),
             (Price::schema(), numbers(MAX_PRICE_MINOR), |product, value| product.price_minor = value.as_u64().unwrap()),
             (Total::schema(), numbers(MAX_TOTAL), |product, value| product.total = value.as_u64().unwrap()),
             (Shards::schema(), numbers(u64::from(MAX_SHARDS)), |product, value| {
@@ -406,7 +421,9 @@ mod tests {
                     total: 1,
                     shards: 1,
                     hold_seconds: HoldSeconds::DEFAULT,
+                    late_payment_seconds: 0,
                     max_per_customer: None,
+                    counts_per_customer: true,
                     sale_starts_at: None,
                     sale_ends_at: None,
                     status: domain::ProductStatus::OnSale,

@@ -166,8 +166,8 @@ impl ReservationView {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Product, examples(json!({
     "product_id": "tee-black", "name": "Black tee", "price_minor": 2_500, "currency": "EUR",
-    "currency_exponent": 2, "total": 3, "available": 3, "reserved": 0, "sold": 0, "status": "on_sale", "hold_seconds": 600, "max_per_customer": null,
-    "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
+    "currency_exponent": 2, "total": 3, "available": 3, "reserved": 0, "sold": 0, "status": "on_sale", "hold_seconds": 600, "late_payment_seconds": 86_400,
+    "max_per_customer": null, "counts_per_customer": true, "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
 })))]
 pub struct ProductView {
     #[schema(value_type = schema::ProductId)]
@@ -193,9 +193,15 @@ pub struct ProductView {
     /// How long a hold lasts. Of several products the shortest counts.
     #[schema(value_type = schema::Seconds)]
     hold_seconds: u32,
-    /// The most units that one customer may hold and own. Null: any number.
+    #[schema(value_type = schema::LatePaymentSeconds)]
+    late_payment_seconds: u32,
+    /// The most units that one customer may hold and own: whatever they reserved or bought before, also while there was
+    /// no limit, counts. Null: any number.
     #[schema(required, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<u32>,
+    /// Whether each customer's units are counted, so that a limit can be set. Set once: false where the product was
+    /// created with `"max_per_customer": null`.
+    counts_per_customer: bool,
     /// From when it may be reserved.
     #[schema(value_type = Option<schema::Time>, required)]
     sale_starts_at: Option<ApiTime>,
@@ -224,7 +230,9 @@ impl ProductView {
             sold: stock.sold,
             status: product.status,
             hold_seconds: product.hold_seconds.into(),
+            late_payment_seconds: product.late_payment_seconds,
             max_per_customer: product.max_per_customer,
+            counts_per_customer: product.counts_per_customer,
             sale_starts_at: product.sale_starts_at.map(ApiTime),
             sale_ends_at: product.sale_ends_at.map(ApiTime),
             shards: product.shards,
