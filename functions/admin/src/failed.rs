@@ -8,8 +8,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::{Confirmation, Received};
+use holdfast_domain::text::is_visible;
 use holdfast_domain::{Invalid, Refusal};
-use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query, schema};
+use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Problem, Query, schema};
 use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -127,7 +128,12 @@ pub(crate) async fn list(
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_settled"])))
 )]
-pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(crate) async fn retry(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    _: NoQuery,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     let failed = app.store.failed(&failed_id(id)?, deadline).await?;
     let retrying = app.retry(&failed, deadline).await?;
@@ -139,8 +145,7 @@ pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<
 #[serde(deny_unknown_fields)]
 #[schema(as = ResolveFailedConfirmation)]
 pub(crate) struct Resolve {
-    /// Such as how the money was given back.
-    #[schema(min_length = 1, max_length = 1_000, pattern = r"\S")]
+    #[schema(value_type = schema::Note)]
     note: String,
 }
 
@@ -164,7 +169,7 @@ pub(crate) async fn resolve(
     Json(body): Json<Resolve>,
 ) -> Result<Response, Problem> {
     let characters = body.note.chars().count();
-    if body.note.trim().is_empty() || characters > 1_000 {
+    if !is_visible(&body.note) || characters > 1_000 {
         // A payment may lie here: that nothing was done about it must not be the easy way out.
         return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
     }
@@ -192,7 +197,7 @@ struct Redriven {
     responses((status = 202, description = "So many are in the queue again.", body = Redriven)),
     security(("bearer" = []))
 )]
-pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Response, Problem> {
+pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin, _: NoQuery) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     app.take_in(deadline).await?;
     let (mut retried, mut cursor) = (0, None);
