@@ -7,21 +7,14 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
-use holdfast_aws::queues::{Confirmation, Received};
-use holdfast_domain::{CustomerId, Invalid, PaymentReference, Refusal, ReservationId, Status};
+use holdfast_aws::dead_letters::{IngestError, NOT_CONFIRMED, ingest_dead_letters};
+use holdfast_domain::{Invalid, Refusal};
 use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query, schema};
-use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
+use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
-
-/// How many receives one request spends on what has arrived: ten messages each. What is left is the next request's.
-const MOST_RECEIVES: usize = 20;
-/// The reason of one that used up its tries without an answer.
-const NOT_CONFIRMED: &str = "not_confirmed";
-/// The longest body that is kept. Ours are far shorter; an item of DynamoDB may have 400 KB.
-const MOST_BODY: usize = 256 * 1024;
 
 /// A failed confirmation as an admin sees it.
 #[derive(Serialize, ToSchema)]
@@ -215,10 +208,19 @@ pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Res
     Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, more: cursor.is_some() })).into_response())
 }
 
-/// What stopped a retry.
+/// What stopped an intake or a retry.
 enum Fault {
     Table(Error),
     Queue(holdfast_aws::Unanswered),
+}
+
+impl From<IngestError> for Fault {
+    fn from(error: IngestError) -> Self {
+        match error {
+            IngestError::Table(error) => Self::Table(error),
+            IngestError::Queue(unanswered) => Self::Queue(unanswered),
+        }
+    }
 }
 
 impl From<Fault> for Problem {
@@ -231,49 +233,10 @@ impl From<Fault> for Problem {
 }
 
 impl App {
-    /// Takes what has arrived in the dead-letter queue into the table: a message leaves the queue only when the table
-    /// has it.
-    async fn take_in(&self, deadline: Deadline) -> Result<(), Problem> {
-        for _ in 0..MOST_RECEIVES {
-            let messages = self.queues.receive_failed().await?;
-            if messages.is_empty() || deadline.passed() {
-                return Ok(());
-            }
-            for message in messages {
-                self.take_in_one(&message, deadline).await?;
-            }
-        }
+    /// Takes what has arrived in the dead-letter queue into the table.
+    async fn take_in(&self, deadline: Deadline) -> Result<(), Fault> {
+        ingest_dead_letters(self.queues.failed(), &self.store, &self.clock, deadline).await?;
         Ok(())
-    }
-
-    async fn take_in_one(&self, message: &Received, deadline: Deadline) -> Result<(), Problem> {
-        let now = self.clock.now();
-        let failure = failure(&message.body);
-        self.store.record_failure(&failure, now, deadline).await?;
-        // A later confirmation with this very payment may have succeeded before the message was read here.
-        let Failure { reservation_id, customer, payment_reference, .. } = &failure;
-        self.settled_by_its_order(reservation_id.as_ref(), customer.as_ref(), payment_reference.as_ref(), deadline)
-            .await?;
-        tracing::warn!(id = failure.id(), reason = failure.reason, "failed confirmation taken in");
-        Ok(self.queues.delete_failed(message).await?)
-    }
-
-    /// Settles a failed confirmation whose reservation is an order of this very payment by now.
-    async fn settled_by_its_order(
-        &self,
-        reservation: Option<&ReservationId>,
-        customer: Option<&CustomerId>,
-        payment: Option<&PaymentReference>,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
-        let (Some(id), Some(customer)) = (reservation, customer) else { return Ok(()) };
-        match self.store.reservation(id, customer, deadline).await {
-            Ok(found) if found.status == Status::Confirmed && found.payment_reference.as_ref() == payment => {
-                self.store.failed_is_confirmed(id, payment, self.clock.now(), deadline).await
-            }
-            Ok(_) | Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Sends it through the queue again. It is sent before it is marked: one that is sent twice is confirmed once, one
@@ -282,30 +245,8 @@ impl App {
         if failed.state.is_settled() {
             return Err(Fault::Table(Refusal::AlreadySettled.into()));
         }
-        self.queues.resend(&failed.body).await.map_err(Fault::Queue)?;
+        self.queues.resend(&failed.body, deadline).await.map_err(Fault::Queue)?;
         self.store.failed_is_retrying(failed, deadline).await.map_err(Fault::Table)
-    }
-}
-
-/// What a message of the dead-letter queue says.
-fn failure(body: &str) -> Failure {
-    match serde_json::from_str::<Confirmation>(body) {
-        Ok(confirmation) => Failure {
-            // Stored without its reason, so that it is a confirmation like any other when it is sent again.
-            body: serde_json::to_string(&Confirmation { reason: None, ..confirmation.clone() })
-                .unwrap_or_else(|_| body.to_owned()),
-            reservation_id: Some(confirmation.reservation_id),
-            customer: Some(confirmation.customer),
-            payment_reference: confirmation.payment_reference,
-            reason: confirmation.reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
-        },
-        Err(_) => Failure {
-            reservation_id: None,
-            customer: None,
-            payment_reference: None,
-            reason: "unreadable".to_owned(),
-            body: body.chars().take(MOST_BODY / 4).collect(),
-        },
     }
 }
 

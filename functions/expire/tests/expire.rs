@@ -5,7 +5,7 @@ use expire::{App, Released, handle};
 use holdfast_domain::{Status, Timestamp};
 use holdfast_store::Error;
 use holdfast_testkit::event::{event, names};
-use holdfast_testkit::fixtures::{Hands, NOW, basket, books, product, reserve, soon, stocked, store, table};
+use holdfast_testkit::fixtures::{Hands, NOW, basket, books, product, queues, reserve, soon, stocked, store, table};
 use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ async fn shop() -> (Wire, Hands, App) {
     }
     let paid = basket("alice", "paid", &[("tee-black", 2)]);
     store.confirm(&paid.reservation_id, &paid.customer, None, NOW, NOW, soon()).await.unwrap();
-    let app = App { store, clock: hands.clock() };
+    let app = App { store, failed: queues(&wire).failed().clone(), clock: hands.clock() };
     (wire, hands, app)
 }
 
@@ -70,7 +70,7 @@ async fn whatever_the_event_says_what_is_overdue_is_released_and_nothing_else() 
 #[tokio::test]
 async fn two_at_once_release_once() {
     let (wire, hands, app) = shop().await;
-    let other = App { store: store(&wire, 2), clock: hands.clock() };
+    let other = App { store: store(&wire, 2), failed: queues(&wire).failed().clone(), clock: hands.clock() };
     hands.set(LATE);
     let sweep = event("expire/sweep");
     let (one, two) = tokio::join!(handle(&app, &sweep), handle(&other, &sweep));
