@@ -4,14 +4,12 @@
 //! may run at once: what one left is another's, and what both took in is one failed confirmation.
 
 use futures_util::future::join_all;
-use holdfast_store::{Deadline, Error, Failure, Store};
+use holdfast_domain::Clock;
+use holdfast_store::{Deadline, Error, Failure, NOT_CONFIRMED, Store};
 
 use crate::Unanswered;
-use crate::clock::Clock;
 use crate::queues::{Confirmation, FailedQueue, Received};
 
-/// The reason of a confirmation that used up its tries without an answer.
-pub const NOT_CONFIRMED: &str = "not_confirmed";
 /// The reason of a message that cannot be read.
 pub const UNREADABLE: &str = "unreadable";
 
@@ -93,12 +91,14 @@ fn failure(body: &str) -> Failure {
             reservation_id: Some(confirmation.reservation_id),
             customer: Some(confirmation.customer),
             payment_reference: confirmation.payment_reference,
+            requested_at: Some(confirmation.requested_at_ms),
             reason: confirmation.reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
         },
         Err(_) => Failure {
             reservation_id: None,
             customer: None,
             payment_reference: None,
+            requested_at: None,
             reason: UNREADABLE.to_owned(),
             body: body.chars().take(MOST_BODY_CHARACTERS).collect(),
         },
