@@ -46,7 +46,10 @@ impl Services {
                 let body = text(request, "MessageBody");
                 if body.is_empty() {
                     let message = "a message has at least one character";
-                    return Some((400, json!({ "__type": "com.amazonaws.sqs#InvalidParameterValue", "message": message })));
+                    return Some((
+                        400,
+                        json!({ "__type": "com.amazonaws.sqs#InvalidParameterValue", "message": message }),
+                    ));
                 }
                 (200, self.send(&text(request, "QueueUrl"), &body))
             }
