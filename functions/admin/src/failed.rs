@@ -9,8 +9,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
+use holdfast_domain::text::is_visible;
 use holdfast_domain::{Invalid, Refusal};
-use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query, schema};
+use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Problem, Query, schema};
 use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, NOT_CONFIRMED};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -139,7 +140,12 @@ pub(crate) async fn list(
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_settled"])))
 )]
-pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(crate) async fn retry(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    _: NoQuery,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     let retrying = app.retry(&failed_id(id)?, deadline).await?;
     Ok((StatusCode::ACCEPTED, Answer(FailedView::from(retrying))).into_response())
@@ -150,8 +156,7 @@ pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<
 #[serde(deny_unknown_fields)]
 #[schema(as = ResolveFailedConfirmation)]
 pub(crate) struct Resolve {
-    /// For example, how the payment is refunded.
-    #[schema(min_length = 1, max_length = 1_000, pattern = r"\S")]
+    #[schema(value_type = schema::Note)]
     note: String,
 }
 
@@ -178,7 +183,7 @@ pub(crate) async fn resolve(
     Json(body): Json<Resolve>,
 ) -> Result<Response, Problem> {
     let characters = body.note.chars().count();
-    if body.note.trim().is_empty() || characters > 1_000 {
+    if !is_visible(&body.note) || characters > 1_000 {
         // A payment may be behind it: to do nothing about it must not be the easy way out.
         return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
     }

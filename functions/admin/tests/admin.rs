@@ -443,12 +443,85 @@ async fn a_queue_that_hangs_leaves_time_for_an_answer() {
     assert!(started.elapsed().as_secs() < 8, "{:?}", started.elapsed());
 }
 
+#[tokio::test]
+async fn a_product_counts_each_customers_units_unless_it_says_that_there_is_never_a_limit() {
+    let shop = shop().await;
+    let create = async |id: &str, more: Value| {
+        let mut body = json!({ "product_id": id, "name": "x", "price_minor": 1, "currency": "EUR", "total": 1 });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        shop.send(saying(event("admin/create-product"), body)).await
+    };
+    let change = async |id: &str, body: Value| {
+        shop.send(saying(at(event("admin/change-product"), "PATCH", &format!("/admin/products/{id}")), body)).await
+    };
+    for (id, more, limit, counts) in [
+        ("absent", json!({}), Value::Null, true),
+        ("null", json!({ "max_per_customer": null }), Value::Null, false),
+        ("three", json!({ "max_per_customer": 3 }), json!(3), true),
+    ] {
+        let made = create(id, more).await;
+        let shown = (made.status, &made.body["max_per_customer"], &made.body["counts_per_customer"]);
+        assert_eq!(shown, (201, &limit, &json!(counts)), "{id}");
+        let limited = change(id, json!({ "version": 1, "max_per_customer": 2 })).await;
+        if counts {
+            assert_eq!((limited.status, &limited.body["max_per_customer"]), (200, &json!(2)), "{id}");
+            let unlimited = change(id, json!({ "version": 2, "max_per_customer": null })).await;
+            assert_eq!((unlimited.status, &unlimited.body["counts_per_customer"]), (200, &json!(true)), "{id}");
+        } else {
+            assert_eq!((limited.status, &limited.body["field"]), (400, &json!("max_per_customer")), "{id}");
+            // To say again what is so changes nothing.
+            let same = change(id, json!({ "version": 1, "max_per_customer": null })).await;
+            assert_eq!((same.status, &same.body["counts_per_customer"]), (200, &json!(false)), "{id}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_product_says_how_late_a_payment_may_be() {
+    let shop = shop().await;
+    for (id, given, shown) in
+        [("day", Value::Null, 86_400), ("never", json!(0), 0), ("month", json!(2_592_000), 2_592_000)]
+    {
+        let mut body = json!({ "product_id": id, "name": "x", "price_minor": 1, "currency": "EUR", "total": 1 });
+        if !given.is_null() {
+            body["late_payment_seconds"] = given;
+        }
+        let made = shop.send(saying(event("admin/create-product"), body)).await;
+        assert_eq!((made.status, &made.body["late_payment_seconds"]), (201, &json!(shown)), "{id}");
+        let change = at(event("admin/change-product"), "PATCH", &format!("/admin/products/{id}"));
+        let changed = shop.send(saying(change, json!({ "version": 1, "late_payment_seconds": 60 }))).await;
+        assert_eq!((changed.status, &changed.body["late_payment_seconds"]), (200, &json!(60)), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_price_says_how_many_decimals_it_has() {
+    let shop = shop().await;
+    for (currency, exponent) in [("JPY", 0), ("EUR", 2), ("KWD", 3), ("CLF", 4)] {
+        let body =
+            json!({ "product_id": currency, "name": "x", "price_minor": 2_500, "currency": currency, "total": 1 });
+        let made = shop.send(saying(event("admin/create-product"), body)).await;
+        assert_eq!((made.status, &made.body["currency_exponent"]), (201, &json!(exponent)), "{currency}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_asked_is_a_problem() {
     let shop = shop().await;
     let create = || event("admin/create-product");
     let change = |body: Value| saying(event("admin/change-product"), body);
     let adjust = |body: Value| saying(event("admin/adjust-stock"), body);
+    let product = |changes: Value| {
+        let mut body = json!({ "product_id": "new", "name": "New", "price_minor": 1, "currency": "EUR", "total": 1 });
+        body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        saying(create(), body)
+    };
+    let unknown = shop.send(product(json!({ "currency": "XYZ" }))).await;
+    assert_eq!(unknown.body["field"], "currency");
+    for name in names("admin") {
+        let with = shop.send(asking(event(&format!("admin/{name}")), "utm_source=x")).await;
+        with.problem(400, "invalid_request");
+    }
     for (what, event, status, code) in [
         ("no such route", at(create(), "GET", "/admin/nowhere"), 404, "route_not_found"),
         ("no such method", at(create(), "DELETE", "/admin/products"), 405, "method_not_allowed"),
@@ -456,6 +529,27 @@ async fn what_cannot_be_asked_is_a_problem() {
         ("not UTF-8", at(adjust(json!({})), "POST", "/admin/products/%FF/stock"), 404, "route_not_found"),
         ("there already", create(), 409, "product_exists"),
         ("no id", saying(create(), "{}"), 400, "invalid_request"),
+        ("a name of blanks", product(json!({ "name": "   " })), 400, "invalid_request"),
+        ("a name of what does not show", product(json!({ "name": "\u{3000}\u{200b}" })), 400, "invalid_request"),
+        ("no currency that there is", product(json!({ "currency": "XYZ" })), 400, "invalid_request"),
+        ("no currency any more", product(json!({ "currency": "HRK" })), 400, "invalid_request"),
+        ("no currency but gold", product(json!({ "currency": "XAU" })), 400, "invalid_request"),
+        ("a currency in small letters", product(json!({ "currency": "eur" })), 400, "invalid_request"),
+        ("a late payment past 30 days", product(json!({ "late_payment_seconds": 2_592_001 })), 400, "invalid_request"),
+        (
+            "a change to a late payment past 30 days",
+            change(json!({ "version": 1, "late_payment_seconds": 2_592_001 })),
+            400,
+            "invalid_request",
+        ),
+        ("a change to a name of blanks", change(json!({ "version": 1, "name": " " })), 400, "invalid_request"),
+        ("a reason of blanks", adjust(json!({ "delta": 1, "reason": " " })), 400, "invalid_request"),
+        (
+            "a reference of blanks",
+            adjust(json!({ "delta": 1, "reason": "x", "reference": "\u{2003}" })),
+            400,
+            "invalid_request",
+        ),
         ("an old version", change(json!({ "version": 7, "price_minor": 1 })), 409, "version_mismatch"),
         ("a field that is set once", change(json!({ "version": 1, "shards": 2 })), 400, "invalid_request"),
         ("more than is free", adjust(json!({ "delta": -99, "reason": "lost" })), 409, "insufficient_stock"),

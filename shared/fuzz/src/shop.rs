@@ -106,7 +106,10 @@ impl Shop {
 
 /// Whether a call would change anything if it worked.
 pub(crate) fn writes(call: &Call) -> bool {
-    !matches!(call.operation.as_str(), "GetItem" | "BatchGetItem" | "Query" | "Scan" | "ReceiveMessage")
+    !matches!(
+        call.operation.as_str(),
+        "GetItem" | "BatchGetItem" | "TransactGetItems" | "Query" | "Scan" | "ReceiveMessage"
+    )
 }
 
 /// Whether it did. The bodies of the errors of all three services name their type.
