@@ -4,8 +4,9 @@
 use admin::{App, router};
 use axum::Router;
 use holdfast_aws::queues::Confirmation;
-use holdfast_domain::{Product, Reservation, Timestamp};
+use holdfast_domain::{Product, Refusal, Reservation, Timestamp};
 use holdfast_http::{Authenticator, serve};
+use holdfast_store::Error;
 use holdfast_testkit::event::{Answer, asking, at, event, in_role, names, saying, send, with_header};
 use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 /// The Idempotency-Key behind the reservation of the event files.
 const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
 /// The failed confirmation of the event files: of that reservation and `pay_123`.
-const ID: &str = "fc_bpr6tq6lc7ifa7dpc4vfvgiboyv7hzlu6szz6ol4dggonvz5teea";
+const ID: &str = "fc_tnqasma42g6deyrnhohtjhw5p2bpilehf5uxhenojrkzar4y2gxa";
 /// When a hold made at `NOW` is over.
 const LATE: Timestamp = NOW.plus_seconds(600);
 
@@ -142,7 +143,7 @@ async fn every_event_file_is_answered_with_its_success() {
             "redrive-failed-confirmations" => {
                 shop.wire.send_message(FAILED, &shop.message("pay_124", None));
                 let answer = shop.send(event).await;
-                assert_eq!((answer.status, &answer.body), (202, &json!({ "retried": 1, "more": false })));
+                assert_eq!((answer.status, &answer.body), (202, &json!({ "retried": 1, "next_cursor": null })));
             }
             "retry-failed-confirmation" => {
                 assert_eq!(shop.listed("").await.len(), 1);
@@ -281,7 +282,7 @@ async fn what_is_settled_stays_settled() {
     assert_eq!(shop.listed("resolved").await[0]["note"], "x".repeat(1_000));
     assert!(shop.wire.messages(CONFIRMATIONS).is_empty());
     let answer = shop.send(event("admin/redrive-failed-confirmations")).await;
-    assert_eq!(answer.body, json!({ "retried": 0, "more": false }));
+    assert_eq!(answer.body, json!({ "retried": 0, "next_cursor": null }));
 
     for id in ["fc_x", "FAILED", "..%2F", &ID.to_uppercase(), &format!("fc_{}", "a".repeat(52))] {
         let answer = shop.resolve(id, json!("note")).await;
@@ -317,25 +318,129 @@ async fn nobody_is_told_to_refund_what_has_become_an_order() {
 }
 
 #[tokio::test]
-async fn redrive_sends_once_what_got_no_answer_and_leaves_the_rest_to_a_person() {
+async fn redrive_sends_once_what_got_no_answer_leaves_the_rest_to_a_person_and_never_starts_over() {
     let shop = shop().await;
     shop.wire.send_message(FAILED, "not JSON");
-    for n in 0..101 {
+    for n in 0..130 {
         shop.refund_is_owed(&format!("refused_{n}"));
         shop.wire.send_message(FAILED, &shop.message(&format!("unanswered_{n}"), None));
     }
-    // What is left to a person fills more than a page, and hides nothing behind it.
-    for _ in 0..3 {
-        assert_eq!(shop.send(event("admin/redrive-failed-confirmations")).await.status, 202);
+    // An intake has its bound, and each answer says where the next request goes on.
+    assert!(!shop.listed("open").await.is_empty());
+    let redrive = |query: String| asking(event("admin/redrive-failed-confirmations"), &query);
+    let (mut query, mut retried, mut pages) = (String::new(), Vec::new(), Vec::new());
+    loop {
+        shop.wire.take_calls();
+        let answer = shop.send(redrive(query)).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        retried.push(answer.body["retried"].as_u64().unwrap());
+        let calls = shop.wire.take_calls();
+        let starts = calls
+            .iter()
+            .filter(|call| call.operation == "Query")
+            .map(|call| call.request["ExclusiveStartKey"].to_string());
+        pages.extend(starts);
+        let Some(next) = answer.body["next_cursor"].as_str() else { break };
+        query = format!("cursor={next}");
+        assert!(retried.len() < 10, "it comes to no end: {retried:?}");
     }
+    assert_eq!(retried.iter().sum::<u64>(), 130, "{retried:?}");
+    assert!(retried.len() > 1 && retried.iter().all(|&retried| retried < 125), "{retried:?}");
+    let read = pages.len();
+    pages.sort_unstable();
+    pages.dedup();
+    assert_eq!(pages.len(), read, "no page is read twice");
     let mut sent = shop.wire.messages(CONFIRMATIONS);
-    assert_eq!(sent.len(), 101);
     sent.sort_unstable();
     sent.dedup();
-    assert_eq!(sent.len(), 101);
+    assert_eq!(sent.len(), 130);
     assert!(sent.iter().all(|message| message.contains("unanswered_")));
     let answer = shop.send(event("admin/redrive-failed-confirmations")).await;
-    assert_eq!(answer.body, json!({ "retried": 0, "more": false }));
+    assert_eq!((answer.status, &answer.body["retried"]), (202, &json!(0)));
+    for wrong in ["cursor=x", "cursor=", "limit=1"] {
+        shop.send(redrive(wrong.to_owned())).await.problem(400, "invalid_request");
+    }
+}
+
+#[tokio::test]
+async fn what_is_settled_costs_the_list_of_open_ones_nothing() {
+    let shop = shop().await;
+    for n in 0..60 {
+        shop.refund_is_owed(&format!("settled_{n}"));
+    }
+    let mut event = event("admin/list-failed-confirmations");
+    event["rawQueryString"] = "state=open&limit=100".into();
+    let settled = shop.send(event.clone()).await.body["items"].as_array().unwrap().clone();
+    assert_eq!(settled.len(), 60);
+    for failed in settled {
+        assert_eq!(shop.resolve(failed["id"].as_str().unwrap(), json!("refunded")).await.status, 200);
+    }
+    shop.refund_is_owed("open");
+    event["rawQueryString"] = "state=open&limit=1".into();
+    shop.wire.take_calls();
+    let answer = shop.send(event).await;
+    assert_eq!(answer.body["items"][0]["payment_reference"], "open");
+    let queries = shop.wire.take_calls().into_iter().filter(|call| call.operation == "Query").count();
+    assert!(queries <= 2, "{queries} queries for one open failed confirmation");
+}
+
+#[tokio::test]
+async fn a_retry_lifts_the_refusal_and_nothing_else_does() {
+    let shop = shop().await;
+    let (held, paid) = (&shop.held, payment("pay_123"));
+    let store = store(&shop.wire, 5);
+    let confirm = async || {
+        let (id, customer) = (&held.reservation_id, &held.customer);
+        store.confirm(id, customer, Some(&paid), LATE, LATE.plus_seconds(1), soon()).await
+    };
+    let refused = |answer| matches!(answer, Err(Error::Refused(Refusal::RefundRequired)));
+    // Over, and all 100 tees are another's.
+    shop.hands.set(LATE);
+    store.release_overdue(LATE, soon()).await.unwrap();
+    let bobs = reserve(&store, &basket("bob", "k", &[("tee-black", 100)]), LATE).await.unwrap().reservation;
+    assert!(refused(confirm().await));
+    shop.refund_is_owed("pay_123");
+    // They are free again, and the payment is owed back all the same: the customer may have been told so.
+    store.cancel(&bobs.reservation_id, &bobs.customer, LATE, soon()).await.unwrap();
+    assert!(refused(confirm().await));
+    assert_eq!(shop.listed("open").await.len(), 1);
+    shop.send(event("admin/redrive-failed-confirmations")).await;
+    assert!(refused(confirm().await), "a redrive is for those that got no answer");
+    let answer = shop.send(event("admin/retry-failed-confirmation")).await;
+    assert_eq!((answer.status, &answer.body["state"]), (202, &json!("retrying")));
+    assert_eq!(shop.wire.messages(CONFIRMATIONS), [shop.message("pay_123", None)]);
+    assert!(confirm().await.unwrap().confirmed_late);
+    // Whoever looks at it learns that it is an order.
+    assert_eq!(shop.listed("retrying").await.len(), 0);
+    assert_eq!(shop.listed("confirmed").await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_the_table_does_not_take_keeps_no_other_from_it() {
+    let shop = shop().await;
+    for n in 0..12 {
+        shop.refund_is_owed(&format!("pay_{n}"));
+    }
+    shop.wire.script(|call| {
+        let poison = call.operation == "UpdateItem" && call.request.to_string().contains("\"pay_4\"");
+        poison.then_some(Fault::AccessDenied)
+    });
+    shop.send(event("admin/list-failed-confirmations")).await.problem(500, "internal_error");
+    let left = shop.wire.messages(FAILED);
+    assert_eq!(left.iter().filter(|body| body.contains("\"pay_4\"")).count(), 1);
+    assert!(left.len() <= 3, "the nine beside it were taken in: {left:?}");
+    shop.wire.mend();
+    shop.wire.show_messages();
+    assert_eq!(shop.listed("open").await.len(), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_hangs_leaves_time_for_an_answer() {
+    let shop = shop().await;
+    shop.wire.fail_all(&["ReceiveMessage"], Fault::Silence);
+    let started = tokio::time::Instant::now();
+    shop.send(event("admin/list-failed-confirmations")).await.problem(503, "unavailable");
+    assert!(started.elapsed().as_secs() < 8, "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -530,8 +635,8 @@ async fn what_takes_no_key_changes_nothing_when_it_is_repeated() {
     // A confirmation that is sent twice is confirmed once: `confirm` sees to that.
     shop.wire.send_message(FAILED, &shop.message("pay_123", None));
     let redrive = async || shop.send(event("admin/redrive-failed-confirmations")).await.body;
-    assert_eq!(redrive().await, json!({ "retried": 1, "more": false }));
-    assert_eq!(redrive().await, json!({ "retried": 0, "more": false }));
+    assert_eq!(redrive().await, json!({ "retried": 1, "next_cursor": null }));
+    assert_eq!(redrive().await, json!({ "retried": 0, "next_cursor": null }));
     let retried = shop.send(event("admin/retry-failed-confirmation")).await;
     let again = shop.send(event("admin/retry-failed-confirmation")).await;
     assert_eq!((retried.status, again.status, &again.body), (202, 202, &retried.body));

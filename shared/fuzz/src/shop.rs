@@ -159,7 +159,7 @@ async fn open() -> Shop {
         catalog: http(catalog::router(catalog::App { store: store(&wire, 5) })),
         reserve: http(reserve::router(reserve)),
         confirm: (confirm.clone(), http(confirm::router(confirm))),
-        expire: expire::App { store: store(&wire, 6), clock: hands.clock() },
+        expire: expire::App { store: store(&wire, 6), failed: queues(&wire).failed().clone(), clock: hands.clock() },
         changed: Cell::new(false),
         wire,
     }
