@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::{Confirmation, Received};
-use holdfast_domain::{CustomerId, Invalid, PaymentReference, Refusal, ReservationId, Status};
+use holdfast_domain::{Invalid, Refusal};
 use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query, schema};
 use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
 use serde::{Deserialize, Serialize};
@@ -112,7 +112,7 @@ pub(crate) async fn list(
     if cursor.is_none() {
         app.take_in(deadline).await?;
     }
-    let page = app.store.failed_confirmations(query.state, limit, cursor, deadline).await?;
+    let page = app.store.failed_confirmations(query.state, limit, cursor, app.clock.now(), deadline).await?;
     Ok(Answer(List::of(page, FailedView::from)).into_response())
 }
 
@@ -197,7 +197,8 @@ pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Res
     app.take_in(deadline).await?;
     let (mut retried, mut cursor) = (0, None);
     loop {
-        let open = app.store.failed_confirmations(Some(FailedState::Open), 100, cursor, deadline).await?;
+        let open =
+            app.store.failed_confirmations(Some(FailedState::Open), 100, cursor, app.clock.now(), deadline).await?;
         for failed in open.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
             match app.retry(failed, deadline).await {
                 Ok(_) => retried += 1,
@@ -250,30 +251,8 @@ impl App {
         let now = self.clock.now();
         let failure = failure(&message.body);
         self.store.record_failure(&failure, now, deadline).await?;
-        // A later confirmation with this very payment may have succeeded before the message was read here.
-        let Failure { reservation_id, customer, payment_reference, .. } = &failure;
-        self.settled_by_its_order(reservation_id.as_ref(), customer.as_ref(), payment_reference.as_ref(), deadline)
-            .await?;
         tracing::warn!(id = failure.id(), reason = failure.reason, "failed confirmation taken in");
         Ok(self.queues.delete_failed(message).await?)
-    }
-
-    /// Settles a failed confirmation whose reservation is an order of this very payment by now.
-    async fn settled_by_its_order(
-        &self,
-        reservation: Option<&ReservationId>,
-        customer: Option<&CustomerId>,
-        payment: Option<&PaymentReference>,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
-        let (Some(id), Some(customer)) = (reservation, customer) else { return Ok(()) };
-        match self.store.reservation(id, customer, deadline).await {
-            Ok(found) if found.status == Status::Confirmed && found.payment_reference.as_ref() == payment => {
-                self.store.failed_is_confirmed(id, payment, self.clock.now(), deadline).await
-            }
-            Ok(_) | Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Sends it through the queue again. It is sent before it is marked: one that is sent twice is confirmed once, one
@@ -282,8 +261,9 @@ impl App {
         if failed.state.is_settled() {
             return Err(Fault::Table(Refusal::AlreadySettled.into()));
         }
+        let failed = self.store.lift_refusal(&failed.id, deadline).await.map_err(Fault::Table)?;
         self.queues.resend(&failed.body).await.map_err(Fault::Queue)?;
-        self.store.failed_is_retrying(failed, deadline).await.map_err(Fault::Table)
+        self.store.mark_retrying(&failed, deadline).await.map_err(Fault::Table)
     }
 }
 
@@ -296,12 +276,14 @@ fn failure(body: &str) -> Failure {
                 .unwrap_or_else(|_| body.to_owned()),
             reservation_id: Some(confirmation.reservation_id),
             customer: Some(confirmation.customer),
+            requested_at: Some(confirmation.requested_at_ms),
             payment_reference: confirmation.payment_reference,
             reason: confirmation.reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
         },
         Err(_) => Failure {
             reservation_id: None,
             customer: None,
+            requested_at: None,
             payment_reference: None,
             reason: "unreadable".to_owned(),
             body: body.chars().take(MOST_BODY / 4).collect(),

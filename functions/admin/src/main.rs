@@ -1,7 +1,7 @@
 //! Wires the function `admin`.
 
 use admin::{App, router};
-use holdfast_aws::clock::Clock;
+use holdfast_aws::clock;
 use holdfast_aws::config::{Environment, local_key_set, roles_claim, table_name};
 use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
@@ -13,9 +13,9 @@ async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let environment = Environment::read()?;
     let app = App {
-        store: Store::new(environment.dynamodb(), table_name()?),
+        store: Store::new(environment.dynamodb(), table_name()?, clock::system()),
         queues: environment.queues()?,
-        clock: Clock::system(),
+        clock: clock::system(),
     };
     let router = serve(router(app), Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
     run(service_fn(|event| handle(router.clone(), event))).await

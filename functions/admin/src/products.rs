@@ -7,7 +7,9 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
-use holdfast_domain::{Currency, HoldSeconds, Product, ProductChange, ProductId, ProductStatus};
+use holdfast_domain::{
+    Currency, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, Product, ProductChange, ProductId, ProductStatus,
+};
 use holdfast_http::{Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, path_id, schema, some};
 use holdfast_store::{Adjustment, Deadline, LedgerEntry, Stock};
 use serde::{Deserialize, Serialize};
@@ -73,7 +75,9 @@ pub(crate) async fn create(
         total: body.total,
         shards: body.shards.unwrap_or_else(|| Product::default_shards(body.total)),
         hold_seconds: body.hold_seconds.unwrap_or(HoldSeconds::DEFAULT),
+        late_payment_seconds: DEFAULT_LATE_PAYMENT_SECONDS,
         max_per_customer: body.max_per_customer,
+        counts_per_customer: true,
         sale_starts_at: body.sale_starts_at.map(|at| at.0),
         sale_ends_at: body.sale_ends_at.map(|at| at.0),
         status: body.status.unwrap_or(ProductStatus::OnSale),
@@ -163,6 +167,7 @@ pub(crate) async fn change(
         name: body.name,
         price_minor: body.price_minor,
         hold_seconds: body.hold_seconds,
+        late_payment_seconds: None,
         max_per_customer: body.max_per_customer,
         sale_starts_at: at(body.sale_starts_at),
         sale_ends_at: at(body.sale_ends_at),

@@ -1,6 +1,7 @@
 //! Wires the function `catalog`.
 
 use catalog::{App, router};
+use holdfast_aws::clock;
 use holdfast_aws::config::{Environment, table_name};
 use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
@@ -11,7 +12,7 @@ use lambda_http::{Error, service_fn, tracing};
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let environment = Environment::read()?;
-    let app = App { store: Store::new(environment.dynamodb(), table_name()?) };
+    let app = App { store: Store::new(environment.dynamodb(), table_name()?, clock::system()) };
     let router = serve(router(app), Authenticator::default());
     run(service_fn(|event| handle(router.clone(), event))).await
 }

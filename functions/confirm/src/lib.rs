@@ -189,9 +189,9 @@ impl App {
 
     /// Settles the failed confirmation of this payment, if there is one.
     async fn settle(&self, confirmation: &Confirmation) -> Result<(), Error> {
-        let Confirmation { reservation_id, payment_reference, .. } = confirmation;
-        let deadline = Deadline::after(TABLE_BUDGET);
-        self.store.failed_is_confirmed(reservation_id, payment_reference.as_ref(), self.clock.now(), deadline).await
+        let Confirmation { reservation_id, customer, payment_reference, .. } = confirmation;
+        let (payment, deadline) = (payment_reference.as_ref(), Deadline::after(TABLE_BUDGET));
+        self.store.settle_as_confirmed(reservation_id, customer, payment, self.clock.now(), deadline).await
     }
 
     /// Writes down a payment that must be given back, before anybody is told so.

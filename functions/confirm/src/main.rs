@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use confirm::{App, handle, router};
-use holdfast_aws::clock::Clock;
+use holdfast_aws::clock;
 use holdfast_aws::config::{Environment, local_key_set, rate_limit, roles_claim, table_name};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
@@ -13,9 +13,9 @@ use lambda_runtime::{Error, run, service_fn, tracing};
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let (environment, table) = (Environment::read()?, table_name()?);
-    let store = || Store::new(environment.dynamodb(), table.as_str());
-    let limiter = rate_limit()?.map(|limit| Limiter::new(store(), Clock::system(), limit));
-    let app = Arc::new(App { store: store(), queues: environment.queues()?, clock: Clock::system() });
+    let store = || Store::new(environment.dynamodb(), table.as_str(), clock::system());
+    let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));
+    let app = Arc::new(App { store: store(), queues: environment.queues()?, clock: clock::system() });
     let router = limited(router(app.clone()), limiter);
     let router = serve(router, Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
     run(service_fn(|event| handle(&app, router.clone(), event))).await

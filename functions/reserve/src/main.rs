@@ -1,6 +1,6 @@
 //! Wires the function `reserve`.
 
-use holdfast_aws::clock::Clock;
+use holdfast_aws::clock;
 use holdfast_aws::config::{Environment, local_key_set, rate_limit, roles_claim, table_name};
 use holdfast_http::{Authenticator, Limiter, handle, limited, serve};
 use holdfast_store::Store;
@@ -12,9 +12,9 @@ use reserve::{App, router};
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let (environment, table) = (Environment::read()?, table_name()?);
-    let store = || Store::new(environment.dynamodb(), table.as_str());
-    let limiter = rate_limit()?.map(|limit| Limiter::new(store(), Clock::system(), limit));
-    let app = App { store: store(), schedules: environment.schedules()?, clock: Clock::system() };
+    let store = || Store::new(environment.dynamodb(), table.as_str(), clock::system());
+    let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));
+    let app = App { store: store(), schedules: environment.schedules()?, clock: clock::system() };
     let router = limited(router(app), limiter);
     let router = serve(router, Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
     run(service_fn(|event| handle(router.clone(), event))).await

@@ -8,6 +8,9 @@ use crate::{HoldSeconds, PaymentReference, Refusal, Reservation, Status, Timesta
 /// All extensions together are at most this many times the first hold.
 pub const MAX_EXTENSIONS_OF_FIRST_HOLD: i64 = 2;
 
+/// How far the clock that accepted a confirmation may be behind the one that dated the hold.
+pub const CLOCK_TOLERANCE_SECONDS: i64 = 10;
+
 /// What confirming a reservation means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Confirm {
@@ -21,31 +24,43 @@ pub enum Confirm {
     AttachPayment,
     /// Confirmed before, by this very command: nothing to do.
     Done,
+    /// Paid, and nothing can be had for it: write down that the payment is owed back, and refuse it for good.
+    OweBack,
     /// No.
     Refuse(Refusal),
 }
 
 /// Decides a confirmation that was accepted at `at`: the moment that the request came in, also where a queue carries
-/// it out later. A confirmation accepted in time is a promise, and is kept even if the units went back meanwhile; but
-/// not with a payment that has been given back.
-pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at: Timestamp) -> Confirm {
-    if payment.is_some_and(|payment| reservation.paid_back.contains(payment)) {
+/// it out later (`queued`).
+///
+/// A confirmation accepted in time is a promise, and is kept even if the units went back meanwhile; but not with a
+/// payment that is owed back, nor without a payment where an admin has settled it otherwise since. One that was accepted
+/// before the hold was made is about an earlier hold under the same key, which has been cleaned up.
+pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at: Timestamp, queued: bool) -> Confirm {
+    if reservation.created_at > at.plus_seconds(CLOCK_TOLERANCE_SECONDS) {
+        return Confirm::Refuse(Refusal::ReservationNotFound);
+    }
+    if payment.is_some_and(|payment| reservation.owed_back.contains(payment)) {
         return Confirm::Refuse(Refusal::RefundRequired);
     }
-    let promised = payment.is_some() || !reservation.overdue(at);
-    match reservation.status {
-        Status::Held if !reservation.overdue(at) => Confirm::InTime,
-        Status::Held if promised => Confirm::LateStillHeld,
-        Status::Expired if promised => Confirm::LateRetake,
-        Status::Held | Status::Expired => Confirm::Refuse(Refusal::HoldExpired),
-        Status::Cancelled if payment.is_some() => Confirm::Refuse(Refusal::RefundRequired),
-        Status::Cancelled => Confirm::Refuse(Refusal::ReservationCancelled),
-        Status::Confirmed => match (payment, &reservation.payment_reference) {
-            (None, _) => Confirm::Done,
-            (Some(given), Some(known)) if given == known => Confirm::Done,
-            (Some(_), None) => Confirm::AttachPayment,
-            (Some(_), Some(_)) => Confirm::Refuse(Refusal::AlreadyConfirmed { other_payment: true }),
+    let closed = queued && payment.is_none() && reservation.unpaid_closed_at.is_some_and(|closed_at| at <= closed_at);
+    let in_time = !reservation.overdue(at);
+    match (reservation.status, payment) {
+        (Status::Confirmed, None) => Confirm::Done,
+        (Status::Confirmed, Some(given)) => match &reservation.payment_reference {
+            Some(known) if given == known => Confirm::Done,
+            Some(_) => Confirm::Refuse(Refusal::AlreadyConfirmed { other_payment: true }),
+            None => Confirm::AttachPayment,
         },
+        (Status::Cancelled, None) => Confirm::Refuse(Refusal::ReservationCancelled),
+        (Status::Cancelled, Some(_)) => Confirm::OweBack,
+        (Status::Held | Status::Expired, None) if closed => Confirm::Refuse(Refusal::HoldExpired),
+        (Status::Held, _) if in_time => Confirm::InTime,
+        (Status::Expired, _) if in_time => Confirm::LateRetake,
+        (Status::Held | Status::Expired, None) => Confirm::Refuse(Refusal::HoldExpired),
+        (Status::Held | Status::Expired, Some(_)) if reservation.too_late_to_pay(at) => Confirm::OweBack,
+        (Status::Held, Some(_)) => Confirm::LateStillHeld,
+        (Status::Expired, Some(_)) => Confirm::LateRetake,
     }
 }
 
@@ -144,11 +159,13 @@ mod tests {
             created_at: CREATED,
             expires_at: EXPIRES,
             hold_seconds: HoldSeconds::DEFAULT,
+            late_payment_seconds: 3_600,
             fingerprint: String::new(),
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: paid_with.map(|text| text.try_into().unwrap()),
-            paid_back: BTreeSet::new(),
+            owed_back: BTreeSet::new(),
+            unpaid_closed_at: None,
         }
     }
 
@@ -157,7 +174,7 @@ mod tests {
 
     #[test]
     fn every_status_by_confirm_before_at_and_after_expiry() {
-        use Confirm::{AttachPayment, Done, InTime, LateRetake, LateStillHeld, Refuse};
+        use Confirm::{AttachPayment, Done, InTime, LateRetake, LateStillHeld, OweBack, Refuse};
         let pay: PaymentReference = "pay_1".try_into().unwrap();
         let refuse = |refusal: &Refusal| Refuse(refusal.clone());
         let expired = refuse(&Refusal::HoldExpired);
@@ -175,7 +192,7 @@ mod tests {
                 refuse(&Refusal::ReservationCancelled),
                 refuse(&Refusal::ReservationCancelled),
             ),
-            (Status::Cancelled, None, true, refuse(&Refusal::RefundRequired), refuse(&Refusal::RefundRequired)),
+            (Status::Cancelled, None, true, OweBack, OweBack),
             (Status::Confirmed, None, false, Done, Done),
             (Status::Confirmed, None, true, AttachPayment, AttachPayment),
             (Status::Confirmed, Some("pay_1"), false, Done, Done),
@@ -185,13 +202,80 @@ mod tests {
         ];
         for (status, paid_with, pays, in_time, late) in table {
             for (now, overdue) in TIMES {
-                let decision =
-                    confirm(&reservation(status, paid_with), pays.then_some(&pay), Timestamp::from_millis(now));
-                assert_eq!(
-                    decision,
-                    if overdue { late.clone() } else { in_time.clone() },
-                    "{status:?} {paid_with:?} {pays} {now}"
-                );
+                let wanted = if overdue { late.clone() } else { in_time.clone() };
+                for queued in [false, true] {
+                    let found = reservation(status, paid_with);
+                    let decision = confirm(&found, pays.then_some(&pay), Timestamp::from_millis(now), queued);
+                    assert_eq!(decision, wanted, "{status:?} {paid_with:?} {pays} {now}");
+                }
+            }
+        }
+    }
+
+    const STATUSES: [Status; 4] = [Status::Held, Status::Confirmed, Status::Cancelled, Status::Expired];
+
+    #[test]
+    fn a_payment_that_is_owed_back_confirms_nothing_in_any_status_and_another_one_does() {
+        let (owed, other): (PaymentReference, _) = ("pay_1".try_into().unwrap(), "pay_2".try_into().unwrap());
+        for status in STATUSES {
+            let found = Reservation { owed_back: BTreeSet::from([owed.clone()]), ..reservation(status, None) };
+            for now in TIMES.map(|(now, _)| Timestamp::from_millis(now)) {
+                let decide = |payment| confirm(&found, Some(payment), now, false);
+                assert_eq!(decide(&owed), Confirm::Refuse(Refusal::RefundRequired), "{status:?}");
+                assert_eq!(decide(&other), confirm(&reservation(status, None), Some(&other), now, false), "{status:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_payment_is_too_late_from_the_end_of_its_time_on() {
+        let pay: PaymentReference = "pay_1".try_into().unwrap();
+        for (seconds, late_by_ms, too_late) in [
+            (3_600, 0, false),
+            (3_600, 3_599_999, false),
+            (3_600, 3_600_000, true),
+            (3_600, i64::MAX / 2, true),
+            (0, -1, false),
+            (0, 0, true),
+        ] {
+            let at = Timestamp::from_millis(600_000 + late_by_ms);
+            for (status, in_time, late) in [
+                (Status::Held, Confirm::InTime, Confirm::LateStillHeld),
+                (Status::Expired, Confirm::LateRetake, Confirm::LateRetake),
+            ] {
+                let found = Reservation { late_payment_seconds: seconds, ..reservation(status, None) };
+                let wanted = if late_by_ms < 0 { in_time } else { late };
+                let wanted = if too_late { Confirm::OweBack } else { wanted };
+                assert_eq!(confirm(&found, Some(&pay), at, true), wanted, "{status:?} {seconds} {late_by_ms}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_admin_settled_without_a_payment_is_closed_to_the_queue_and_to_nobody_else() {
+        let (closed_at, pay): (_, PaymentReference) = (Timestamp::from_millis(5_000), "pay_1".try_into().unwrap());
+        let refused = Confirm::Refuse(Refusal::HoldExpired);
+        for (status, open) in [(Status::Held, Confirm::InTime), (Status::Expired, Confirm::LateRetake)] {
+            let found = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(status, None) };
+            let at = |millis, payment, queued| confirm(&found, payment, Timestamp::from_millis(millis), queued);
+            assert_eq!(at(5_000, None, true), refused, "{status:?}");
+            assert_eq!(at(5_001, None, true), open, "{status:?}");
+            assert_eq!(at(5_000, None, false), open, "{status:?}");
+            assert_eq!(at(5_000, Some(&pay), true), open, "{status:?}");
+        }
+        let order = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(Status::Confirmed, None) };
+        assert_eq!(confirm(&order, None, CREATED, true), Confirm::Done);
+    }
+
+    #[test]
+    fn a_confirmation_is_never_about_a_hold_that_was_made_after_it() {
+        let pay: PaymentReference = "pay_1".try_into().unwrap();
+        for status in STATUSES {
+            let found = Reservation { created_at: Timestamp::from_millis(20_000), ..reservation(status, None) };
+            for payment in [None, Some(&pay)] {
+                let at = |millis| confirm(&found, payment, Timestamp::from_millis(millis), true);
+                assert_eq!(at(9_999), Confirm::Refuse(Refusal::ReservationNotFound), "{status:?}");
+                assert_ne!(at(10_000), Confirm::Refuse(Refusal::ReservationNotFound), "{status:?}");
             }
         }
     }

@@ -83,6 +83,8 @@ pub struct Draft {
     pub hold_seconds: HoldSeconds,
     /// When the hold ends.
     pub expires_at: Timestamp,
+    /// For how long after that a payment may still make an order of it: the shortest of the products'.
+    pub late_payment_seconds: u32,
 }
 
 /// What would be reserved for `basket` at `now`, given what is known of its `products`.
@@ -99,9 +101,11 @@ pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Time
         };
         lines.push(DraftLine { product: product.clone(), quantity });
     }
-    let (Some(currency), Some(hold_seconds)) =
-        (lines.first().map(|line| line.product.currency), lines.iter().map(|line| line.product.hold_seconds).min())
-    else {
+    let (Some(currency), Some(hold_seconds), Some(late_payment_seconds)) = (
+        lines.first().map(|line| line.product.currency),
+        lines.iter().map(|line| line.product.hold_seconds).min(),
+        lines.iter().map(|line| line.product.late_payment_seconds).min(),
+    ) else {
         // A basket has at least one line; an empty one names nothing that could be found.
         return Err(Refusal::ReservationNotFound);
     };
@@ -120,7 +124,7 @@ pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Time
         }
     }
     let expires_at = now.plus_seconds(hold_seconds.get());
-    Ok(Draft { lines, currency, hold_seconds, expires_at })
+    Ok(Draft { lines, currency, hold_seconds, expires_at, late_payment_seconds })
 }
 
 #[cfg(test)]
@@ -198,9 +202,9 @@ mod tests {
     #[test]
     fn the_shortest_hold_counts_for_all_lines() {
         let ask = basket(&[("a", Some(1)), ("b", Some(1))]).unwrap().unwrap();
-        let short = Product { hold_seconds: HoldSeconds::MIN, ..product("b") };
+        let short = Product { hold_seconds: HoldSeconds::MIN, late_payment_seconds: 60, ..product("b") };
         let made = draft(&ask, &known(vec![product("a"), short]), NOW).unwrap();
-        assert_eq!(made.hold_seconds, HoldSeconds::MIN);
+        assert_eq!((made.hold_seconds, made.late_payment_seconds), (HoldSeconds::MIN, 60));
         assert_eq!(made.expires_at, NOW.plus_seconds(10));
     }
 

@@ -20,14 +20,20 @@ mod reservation;
 pub mod shards;
 mod time;
 
-pub use decide::{Cancel, Confirm, Expire, Extend, MAX_EXTENSIONS_OF_FIRST_HOLD, cancel, confirm, expire, extend};
+pub use decide::{
+    CLOCK_TOLERANCE_SECONDS, Cancel, Confirm, Expire, Extend, MAX_EXTENSIONS_OF_FIRST_HOLD, cancel, confirm, expire,
+    extend,
+};
 pub use draft::{Basket, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
 pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
-pub use product::{Currency, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product, ProductChange, ProductStatus};
+pub use product::{
+    Currency, DEFAULT_LATE_PAYMENT_SECONDS, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product,
+    ProductChange, ProductStatus,
+};
 pub use rate::{Admission, Micros, RateLimit};
 pub use refusal::{Refusal, Shortage};
 pub use reservation::{Line, Reservation, Status, Take};
-pub use time::{HoldSeconds, Timestamp};
+pub use time::{Clock, HoldSeconds, Timestamp};
 
 /// Outside input that is not a value of the type it should become. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -12,6 +12,10 @@ pub const MAX_TOTAL: u64 = 1_000_000_000;
 /// The most shards of one product: with its product, ledger and idempotency items they fit one DynamoDB transaction
 /// (100 actions).
 pub const MAX_SHARDS: u32 = 64;
+/// How long after a hold's end a payment may still make an order of it, where the product names no other: a day.
+pub const DEFAULT_LATE_PAYMENT_SECONDS: u32 = 86_400;
+/// The longest such time: 30 days, for which an ended hold is kept at least.
+pub const MAX_LATE_PAYMENT_SECONDS: u32 = 2_592_000;
 /// The shards of a product that names no other number.
 const DEFAULT_SHARDS: u32 = 16;
 /// The longest name, in characters.
@@ -66,9 +70,16 @@ pub struct Product {
     pub shards: u32,
     /// How long a hold lasts.
     pub hold_seconds: HoldSeconds,
+    /// For how many seconds after a hold's end a payment may still make an order of it, where the units are free.
+    #[serde(default = "default_late_payment_seconds")]
+    pub late_payment_seconds: u32,
     /// The most units that one customer may hold and own together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_per_customer: Option<u32>,
+    /// Whether each customer's units are counted, also while there is no limit: one that is set later then counts what
+    /// was bought before. Set once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub counts_per_customer: bool,
     /// From when it may be reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sale_starts_at: Option<Timestamp>,
@@ -90,6 +101,8 @@ pub struct ProductChange {
     pub price_minor: Option<u64>,
     /// See [`Product::hold_seconds`].
     pub hold_seconds: Option<HoldSeconds>,
+    /// See [`Product::late_payment_seconds`].
+    pub late_payment_seconds: Option<u32>,
     /// See [`Product::max_per_customer`].
     pub max_per_customer: Option<Option<u32>>,
     /// See [`Product::sale_starts_at`].
@@ -98,6 +111,10 @@ pub struct ProductChange {
     pub sale_ends_at: Option<Option<Timestamp>>,
     /// See [`Product::status`].
     pub status: Option<ProductStatus>,
+}
+
+fn default_late_payment_seconds() -> u32 {
+    DEFAULT_LATE_PAYMENT_SECONDS
 }
 
 impl Product {
@@ -122,8 +139,17 @@ impl Product {
         if !(1..=MAX_SHARDS).contains(&self.shards) {
             return Err(Invalid::new("shards", "must be a whole number from 1 to 64"));
         }
+        if self.late_payment_seconds > MAX_LATE_PAYMENT_SECONDS {
+            return Err(Invalid::new("late_payment_seconds", "must be a whole number from 0 to 2592000"));
+        }
         if self.max_per_customer == Some(0) {
             return Err(Invalid::new("max_per_customer", "must be a whole number from 1, or absent"));
+        }
+        if self.max_per_customer.is_some() && !self.counts_per_customer {
+            return Err(Invalid::new(
+                "max_per_customer",
+                "must be null: this product was created without counting each customer's units",
+            ));
         }
         if let (Some(starts), Some(ends)) = (self.sale_starts_at, self.sale_ends_at)
             && starts >= ends
@@ -139,6 +165,7 @@ impl Product {
             name: change.name.unwrap_or_else(|| self.name.clone()),
             price_minor: change.price_minor.unwrap_or(self.price_minor),
             hold_seconds: change.hold_seconds.unwrap_or(self.hold_seconds),
+            late_payment_seconds: change.late_payment_seconds.unwrap_or(self.late_payment_seconds),
             max_per_customer: change.max_per_customer.unwrap_or(self.max_per_customer),
             sale_starts_at: change.sale_starts_at.unwrap_or(self.sale_starts_at),
             sale_ends_at: change.sale_ends_at.unwrap_or(self.sale_ends_at),
@@ -179,7 +206,9 @@ pub(crate) mod tests {
             total: 100,
             shards: 4,
             hold_seconds: HoldSeconds::DEFAULT,
+            late_payment_seconds: DEFAULT_LATE_PAYMENT_SECONDS,
             max_per_customer: None,
+            counts_per_customer: true,
             sale_starts_at: None,
             sale_ends_at: None,
             status: ProductStatus::OnSale,
@@ -198,7 +227,7 @@ pub(crate) mod tests {
     fn a_product_past_any_limit_is_refused_by_the_name_of_the_field() {
         let at = |millis| Some(Timestamp::from_millis(millis));
         type Spoil = fn(&mut Product);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 11] = [
             ("name", |p| p.name = String::new()),
             ("name", |p| p.name = "x".repeat(201)),
             ("name", |p| p.name = "a\u{0}b".to_owned()),
@@ -208,6 +237,8 @@ pub(crate) mod tests {
             ("shards", |p| p.shards = MAX_SHARDS + 1),
             ("max_per_customer", |p| p.max_per_customer = Some(0)),
             ("price_minor", |p| p.price_minor = u64::MAX),
+            ("late_payment_seconds", |p| p.late_payment_seconds = MAX_LATE_PAYMENT_SECONDS + 1),
+            ("max_per_customer", |p| (p.counts_per_customer, p.max_per_customer) = (false, Some(1))),
         ];
         for (field, spoil) in cases {
             let mut spoiled = product("a");
@@ -258,6 +289,7 @@ pub(crate) mod tests {
             name: Some("Other".to_owned()),
             price_minor: Some(1),
             hold_seconds: Some(HoldSeconds::MIN),
+            late_payment_seconds: Some(0),
             max_per_customer: Some(Some(3)),
             sale_starts_at: Some(Some(starts)),
             sale_ends_at: Some(Some(ends)),
@@ -267,6 +299,7 @@ pub(crate) mod tests {
             name: "Other".to_owned(),
             price_minor: 1,
             hold_seconds: HoldSeconds::MIN,
+            late_payment_seconds: 0,
             max_per_customer: Some(3),
             sale_starts_at: Some(starts),
             sale_ends_at: Some(ends),

@@ -136,8 +136,12 @@ impl Refusal {
     }
 
     /// Whether a payment that came with the command must be given back, so that it has to be recorded somewhere
-    /// durable before this refusal is spoken.
+    /// durable before this refusal is spoken. One for a reservation that does not exist, or is another customer's, bought
+    /// nothing either.
     pub const fn owes_refund(&self) -> bool {
-        matches!(self, Self::RefundRequired | Self::AlreadyConfirmed { other_payment: true })
+        matches!(
+            self,
+            Self::RefundRequired | Self::AlreadyConfirmed { other_payment: true } | Self::ReservationNotFound
+        )
     }
 }

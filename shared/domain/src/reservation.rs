@@ -77,6 +77,10 @@ pub struct Reservation {
     pub created_at: Timestamp,
     /// When the hold ends: at this moment it is over.
     pub expires_at: Timestamp,
+    /// For how many seconds after `expires_at` a payment may still make an order of it: the least of its products' when it
+    /// was made.
+    #[serde(default = "default_late_payment_seconds")]
+    pub late_payment_seconds: u32,
     /// The length of the first hold.
     pub hold_seconds: HoldSeconds,
     /// The digest of the request that made it: tells a replay from a reused key.
@@ -90,9 +94,18 @@ pub struct Reservation {
     /// The payment that it was confirmed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_reference: Option<PaymentReference>,
-    /// Payments that an admin has seen to otherwise, as by giving them back: they confirm nothing any more.
+    /// Payments that are owed back, or were given back: refused as such, or resolved by an admin. They confirm nothing,
+    /// unless an admin's retry takes them out again.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub paid_back: BTreeSet<PaymentReference>,
+    pub owed_back: BTreeSet<PaymentReference>,
+    /// When an admin resolved a failed confirmation that had no payment: no queued confirmation without a payment that was
+    /// accepted by then confirms it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpaid_closed_at: Option<Timestamp>,
+}
+
+fn default_late_payment_seconds() -> u32 {
+    crate::DEFAULT_LATE_PAYMENT_SECONDS
 }
 
 impl Reservation {
@@ -115,12 +128,17 @@ impl Reservation {
     pub fn overdue(&self, now: Timestamp) -> bool {
         now >= self.expires_at
     }
+
+    /// Whether `now` is too late even for a payment. Where `late_payment_seconds` is 0, that is as soon as the hold is over.
+    pub fn too_late_to_pay(&self, now: Timestamp) -> bool {
+        now >= self.expires_at.plus_seconds(i64::from(self.late_payment_seconds))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::IdempotencyKey;
+    use crate::{DEFAULT_LATE_PAYMENT_SECONDS, IdempotencyKey};
 
     fn held(lines: &[(u32, u64)]) -> Reservation {
         let customer = CustomerId::try_from("alice").unwrap();
@@ -141,11 +159,13 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(600_000),
             hold_seconds: HoldSeconds::DEFAULT,
+            late_payment_seconds: DEFAULT_LATE_PAYMENT_SECONDS,
             fingerprint: String::new(),
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: None,
-            paid_back: BTreeSet::new(),
+            owed_back: BTreeSet::new(),
+            unpaid_closed_at: None,
         }
     }
 

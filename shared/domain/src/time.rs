@@ -1,8 +1,37 @@
 //! Points in time and lengths of holds.
 
+use std::fmt;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Invalid;
+
+/// Where "now" comes from, for what remembers things and has to know how old they are: the system in production, anything
+/// in a test. The rules never ask it; `now` is an argument to them.
+///
+/// It is a wall clock, and may step backwards. A monotonic clock would not do: it stands still while Lambda freezes an
+/// environment, so that minutes look like nothing.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl Clock {
+    /// A clock that shows what `now` returns.
+    pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({})", self.now().as_millis())
+    }
+}
 
 /// A point in time: milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -29,6 +58,13 @@ impl Timestamp {
     #[must_use]
     pub const fn plus_seconds(self, seconds: i64) -> Self {
         Self(self.0.saturating_add(seconds.saturating_mul(1_000)))
+    }
+
+    /// Whether this lies less than `millis` milliseconds before `now`, and not after it: a clock that stepped backwards
+    /// makes what it dated too old to be used, never younger.
+    pub const fn within(self, millis: i64, now: Self) -> bool {
+        let age = now.0.saturating_sub(self.0);
+        0 <= age && age < millis
     }
 
     /// Whole seconds from `earlier` to here, rounded up, never negative: what a countdown shows.
@@ -79,6 +115,14 @@ impl From<HoldSeconds> for u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_dated_in_the_future_is_too_old_to_be_used() {
+        let now = Timestamp::from_millis(1_000);
+        for (dated, within) in [(0, false), (1, true), (1_000, true), (1_001, false), (i64::MAX, false)] {
+            assert_eq!(Timestamp::from_millis(dated).within(1_000, now), within, "{dated}");
+        }
+    }
 
     #[test]
     fn a_countdown_rounds_up_and_never_goes_below_zero() {

@@ -39,8 +39,14 @@ struct Model {
     free: u32,
     held: BTreeMap<u8, (u32, i64)>,
     sold: BTreeMap<u8, u32>,
-    ended: BTreeSet<u8>,
+    /// What ended, and when its time was over.
+    ended: BTreeMap<u8, i64>,
+    /// Payments that were refused because they bought nothing.
+    owed: BTreeSet<(u8, Option<u8>)>,
 }
+
+/// For how long after its time a hold may still be paid.
+const LATE: i64 = 30;
 
 /// The system under test: the decisions, applied to shards and reservations as the store would.
 struct World {
@@ -60,7 +66,9 @@ impl World {
             total: 12,
             shards: 3,
             hold_seconds: HoldSeconds::try_from(20).unwrap(),
+            late_payment_seconds: u32::try_from(LATE).unwrap(),
             max_per_customer: None,
+            counts_per_customer: false,
             sale_starts_at: None,
             sale_ends_at: None,
             status: ProductStatus::OnSale,
@@ -112,11 +120,13 @@ impl World {
             created_at: self.now,
             expires_at: draft.expires_at,
             hold_seconds: draft.hold_seconds,
+            late_payment_seconds: draft.late_payment_seconds,
             fingerprint: basket.fingerprint.clone(),
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: None,
-            paid_back: BTreeSet::new(),
+            owed_back: BTreeSet::new(),
+            unpaid_closed_at: None,
         };
         self.reservations.insert(key, reservation);
         true
@@ -126,12 +136,14 @@ impl World {
     fn confirm(&mut self, key: u8, payment: Option<&PaymentReference>) -> Result<(), Refusal> {
         let reservation = self.reservations.get(&key).ok_or(Refusal::ReservationNotFound)?;
         let quantity = reservation.lines[0].quantity;
-        let takes = match domain::confirm(reservation, payment, self.now) {
+        let takes = match domain::confirm(reservation, payment, self.now, false) {
             domain::Confirm::Refuse(refusal) => return Err(refusal),
-            domain::Confirm::LateRetake => Some(self.draw(quantity, 0).ok_or(Refusal::RefundRequired)?),
-            _ => None,
+            domain::Confirm::OweBack => Err(Refusal::RefundRequired),
+            domain::Confirm::LateRetake => self.draw(quantity, 0).ok_or(Refusal::RefundRequired).map(Some),
+            _ => Ok(None),
         };
         let reservation = self.reservations.get_mut(&key).unwrap();
+        let takes = takes.inspect_err(|_| reservation.owed_back.extend(payment.cloned()))?;
         reservation.status = Status::Confirmed;
         if let Some(takes) = takes {
             reservation.lines[0].takes = takes;
@@ -154,7 +166,7 @@ proptest! {
             match step {
                 Step::Wait { seconds } => world.now = world.now.plus_seconds(seconds),
                 Step::Reserve { key, quantity, home } => {
-                    let fresh = !model.held.contains_key(&key) && !model.sold.contains_key(&key) && !model.ended.contains(&key);
+                    let fresh = !model.held.contains_key(&key) && !model.sold.contains_key(&key) && !model.ended.contains_key(&key);
                     let possible = fresh && quantity <= model.free;
                     prop_assert_eq!(world.reserve(key, quantity, home), possible);
                     if possible {
@@ -165,32 +177,40 @@ proptest! {
                 Step::Confirm { key, payment } => {
                     let reference = payment.map(|n| PaymentReference::try_from(format!("pay_{n}")).unwrap());
                     let answer = world.confirm(key, reference.as_ref());
-                    match model.held.get(&key).copied() {
-                        Some((quantity, until)) => {
-                            prop_assert_eq!(answer.is_ok(), now < until || payment.is_some());
-                            if answer.is_ok() {
+                    let paid = payment.is_some() && !model.owed.contains(&(key, payment));
+                    match (model.held.get(&key).copied(), model.ended.get(&key).copied()) {
+                        (Some((quantity, until)), _) => {
+                            let right = if payment.is_some() { paid && now < until + LATE } else { now < until };
+                            prop_assert_eq!(answer.is_ok(), right);
+                            if right {
                                 model.held.remove(&key);
                                 model.sold.insert(key, quantity);
                             }
                         }
-                        None if model.ended.contains(&key) && answer.is_ok() => {
-                            // Only a payment brings an ended hold back, and only with units that are free.
-                            let quantity = world.reservations[&key].lines[0].quantity;
-                            prop_assert!(payment.is_some());
-                            prop_assert!(quantity <= model.free);
-                            model.free -= quantity;
-                            model.ended.remove(&key);
-                            model.sold.insert(key, quantity);
+                        (None, Some(until)) => {
+                            // Only a payment brings an ended hold back, soon enough, and with units that are free.
+                            let ended = &world.reservations[&key];
+                            let quantity = ended.lines[0].quantity;
+                            let right = paid && ended.status != Status::Cancelled
+                                && now < until + LATE && quantity <= model.free;
+                            prop_assert_eq!(answer.is_ok() && ended.status == Status::Confirmed, right);
+                            if right {
+                                model.free -= quantity;
+                                model.ended.remove(&key);
+                                model.sold.insert(key, quantity);
+                            }
                         }
-                        None if model.sold.contains_key(&key) => {
+                        (None, None) if model.sold.contains_key(&key) => {
                             let other = reference.is_some() && world.reservations[&key].payment_reference != reference;
                             prop_assert_eq!(answer.is_err(), other);
-                            prop_assert!(!other || answer.unwrap_err().owes_refund());
                         }
-                        None => {
-                            // A payment that bought nothing is always owed back.
-                            let refusal = answer.unwrap_err();
-                            prop_assert_eq!(refusal.owes_refund(), model.ended.contains(&key) && payment.is_some());
+                        (None, None) => prop_assert_eq!(&answer, &Err(Refusal::ReservationNotFound)),
+                    }
+                    // A payment that bought nothing is always owed back, and stays so.
+                    if let (Err(refusal), Some(_)) = (&answer, payment) {
+                        prop_assert!(refusal.owes_refund());
+                        if world.reservations.contains_key(&key) {
+                            model.owed.insert((key, payment));
                         }
                     }
                 }
@@ -200,8 +220,9 @@ proptest! {
                     prop_assert_eq!(release, model.held.get(&key).is_some_and(|&(_, until)| now < until));
                     if release {
                         world.give_back(key, Status::Cancelled);
-                        model.free += model.held.remove(&key).unwrap().0;
-                        model.ended.insert(key);
+                        let (quantity, until) = model.held.remove(&key).unwrap();
+                        model.free += quantity;
+                        model.ended.insert(key, until);
                     }
                 }
                 Step::Expire { key } => {
@@ -210,8 +231,9 @@ proptest! {
                     prop_assert_eq!(release, model.held.get(&key).is_some_and(|&(_, until)| now >= until));
                     if release {
                         world.give_back(key, Status::Expired);
-                        model.free += model.held.remove(&key).unwrap().0;
-                        model.ended.insert(key);
+                        let (quantity, until) = model.held.remove(&key).unwrap();
+                        model.free += quantity;
+                        model.ended.insert(key, until);
                     }
                 }
                 Step::Extend { key, hold_seconds } => {

@@ -123,6 +123,7 @@ fn id_of(body: &str) -> String {
         reservation_id: read.as_ref().map(|read| read.reservation_id.clone()),
         customer: Some(customer("any")),
         payment_reference: read.and_then(|read| read.payment_reference),
+        requested_at: Some(NOW),
         reason: String::new(),
         body: body.to_owned(),
     };

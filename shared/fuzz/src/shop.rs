@@ -121,7 +121,7 @@ async fn open() -> Shop {
         &wire,
         &[
             product(TEE, 1_000_000, 2),
-            Product { max_per_customer: Some(2), ..product("ticket", 3, 1) },
+            Product { counts_per_customer: true, max_per_customer: Some(2), ..product("ticket", 3, 1) },
             Product { currency: dollars, ..product("dollars", 1_000, 1) },
             Product { status: ProductStatus::Paused, ..product("paused", 1_000, 1) },
             Product { sale_starts_at: Some(NOW.plus_seconds(60)), ..product("soon", 1_000, 1) },
@@ -174,6 +174,7 @@ pub fn failures() -> [Failure; 2] {
         reservation_id: Some(Known::Cancelled.id()),
         customer: Some(customer("alice")),
         payment_reference: Some(owed),
+        requested_at: Some(NOW),
         reason: "refund_required".to_owned(),
     };
     let unread = Failure {
@@ -181,6 +182,7 @@ pub fn failures() -> [Failure; 2] {
         reservation_id: None,
         customer: None,
         payment_reference: None,
+        requested_at: Some(NOW),
         reason: "unreadable".to_owned(),
     };
     [read, unread]

@@ -289,7 +289,7 @@ impl Books {
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
             let kept = matches!(new.status, Status::Held | Status::Confirmed);
-            let right = if item["ttl"].is_null() { kept || !new.paid_back.is_empty() } else { !kept };
+            let right = if item["ttl"].is_null() { kept || !new.owed_back.is_empty() } else { !kept };
             self.check(now, right, "only_ended_holds_are_cleaned_up", || format!("{item}"));
             for line in &new.lines {
                 let taken: u32 = line.takes.iter().map(|take| take.units).sum();
@@ -318,12 +318,12 @@ impl Books {
                 if old.expires_at != new.expires_at {
                     touched.ends_anew.push(id.clone());
                 }
-                if old.paid_back == new.paid_back {
+                if old.owed_back == new.owed_back {
                     self.transition(now, &id, &old, &new);
                 } else {
                     // An admin's word about a payment, and nothing else.
-                    let more = new.paid_back.is_superset(&old.paid_back);
-                    let only = Reservation { paid_back: new.paid_back.clone(), ..old.clone() } == new;
+                    let more = new.owed_back.is_superset(&old.owed_back);
+                    let only = Reservation { owed_back: new.owed_back.clone(), ..old.clone() } == new;
                     self.check(now, more && only, "settled_stays_settled", || format!("{old:?} became {new:?}"));
                     let kept = after.as_ref().is_some_and(|item| item["ttl"].is_null());
                     self.check(now, kept, "only_ended_holds_are_cleaned_up", || format!("{after:?}"));

@@ -306,7 +306,7 @@ impl<'a> Client<'a> {
             (409, "refund_required") => {
                 let gone = stored.as_ref().is_none_or(|stored| stored.status == Status::Cancelled);
                 let given_back = stored.as_ref().is_some_and(|stored| {
-                    stored.paid_back.iter().any(|paid| Some(paid.as_str()) == payment.as_deref())
+                    stored.owed_back.iter().any(|paid| Some(paid.as_str()) == payment.as_deref())
                 });
                 let body: Vec<(&str, u32)> = stored
                     .iter()

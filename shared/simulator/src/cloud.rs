@@ -203,10 +203,12 @@ impl Environment {
                 )
             };
         }
-        let store = || Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE).seeded(seed).with_due_partitions(2);
         let queues = || Queues::new(own!(aws.sqs(), aws_sdk_sqs), CONFIRMATIONS.to_owned(), FAILED.to_owned());
         let clock_world = world.clone();
         let clock = Clock::new(move || clock_world.clock(skew_ms));
+        let store = || {
+            Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, clock.clone()).seeded(seed).with_due_partitions(2)
+        };
         let http = |router| serve(router, Authenticator::default());
         let handler = match function {
             Function::Catalog => Handler::Http(http(catalog::router(catalog::App { store: store() }))),

@@ -404,7 +404,7 @@ pub static ALL: &[Planted] = &[
         in_condition(call, Deed::Resolve, "HOLD#", order, "")
     }),
     asks("confirm-with-what-was-given-back", "confirm does not ask whether the payment was given back", |call| {
-        let given_back = " AND (attribute_not_exists(#paid_back) OR NOT contains(#paid_back, :payment))";
+        let given_back = " AND (attribute_not_exists(#owed_back) OR NOT contains(#owed_back, :payment))";
         plain(call, CONFIRMS, given_back, "");
         in_condition(call, Deed::Retake, "HOLD#", given_back, "")
     }),

@@ -1,31 +1,62 @@
 //! Turning a hold into an order: one conditional update, and what to do when it is too late for that.
+//!
+//! What must always hold: a payment that was refused as owed back never makes an order afterwards, unless an admin's retry
+//! says so. So that refusal is a write: the reservation notes the payment under the condition that it is still what the
+//! refusal rests on, and every confirmation asks for that note.
+
+use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{
-    Confirm, CustomerId, Line, PaymentReference, Product, Refusal, Reservation, ReservationId, Status, Timestamp,
-    confirm,
+    CLOCK_TOLERANCE_SECONDS, Confirm, CustomerId, Line, PaymentReference, Product, ProductId, Refusal, Reservation,
+    ReservationId, Status, Take, Timestamp, confirm,
 };
 
 use crate::error::Attempts;
-use crate::items::{self, text, time};
-use crate::products::REFUSAL_LIFETIME;
-use crate::reserve::take_limit;
-use crate::transact::{Cancelled, Expression, Reason, Transaction, worst};
-use crate::{Deadline, Error, Store, keys};
+use crate::items::{self, for_ever, text, time};
+use crate::products::REFUSAL_LIFETIME_MS;
+use crate::reserve::units_counted;
+use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
+use crate::units::{Found, Memory, Wanted, take_limit, take_units};
+use crate::{Deadline, Error, Item, Store, keys};
 
 /// What an action of a late confirmation stands for.
 #[derive(Debug, Clone, Copy)]
 enum Action {
     Reservation,
     Shard,
-    Limit,
+    Limit { line: usize },
+}
+
+/// One confirmation: what does not change from one try to the next.
+#[derive(Debug, Clone, Copy)]
+struct Command<'a> {
+    payment: Option<&'a PaymentReference>,
+    /// When it was accepted.
+    at: Timestamp,
+    /// When it is carried out.
+    now: Timestamp,
+}
+
+impl Command<'_> {
+    /// Whether a queue lies between the two.
+    fn queued(&self) -> bool {
+        self.at != self.now
+    }
+}
+
+/// What came of one try.
+enum Tried {
+    Confirmed(Reservation),
+    /// It is something else than was assumed, if that is known: decide again.
+    Changed(Option<Reservation>),
 }
 
 impl Store {
     /// Makes an order of a hold. Repeating it with the same payment changes nothing.
     ///
     /// `at` is when the confirmation was accepted, and decides whether it was in time; `now` is when it is carried
-    /// out. They differ where a queue lies between.
+    /// out. They differ where a queue lies between, and are the same where the caller waits for the answer.
     ///
     /// # Errors
     /// Every refusal that confirming can meet. Where [`Refusal::owes_refund`], the caller records that before it
@@ -39,41 +70,48 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
+        let command = Command { payment, at, now };
         let mut attempts = self.attempts(deadline);
         // The usual case takes one round trip: the condition repeats what `decide` would ask of a reservation.
-        let mut seen = match self.confirm_in_time(id, customer, payment, at, now, &mut attempts).await? {
-            Ok(confirmed) => return Ok(confirmed),
-            Err(seen) => seen,
-        };
+        let mut tried = self.confirm_in_time(id, customer, command, &mut attempts).await?;
         loop {
-            let reservation = match seen.take() {
+            let seen = match tried {
+                Tried::Confirmed(order) => return Ok(order),
+                Tried::Changed(seen) => seen,
+            };
+            // It changed meanwhile: decide on what it is now.
+            if deadline.passed() {
+                return Err(attempts.unavailable("confirm"));
+            }
+            let reservation = match seen {
                 Some(reservation) => reservation,
                 None => self.reservation(id, customer, deadline).await?,
             };
             if reservation.customer != *customer {
                 return Err(Refusal::ReservationNotFound.into());
             }
-            let confirmed = match confirm(&reservation, payment, at) {
-                Confirm::Refuse(refusal) => return Err(refusal.into()),
-                Confirm::Done => return Ok(reservation),
-                Confirm::InTime => match self.confirm_in_time(id, customer, payment, at, now, &mut attempts).await? {
-                    Ok(confirmed) => Some(confirmed),
-                    Err(newer) => {
-                        seen = newer;
-                        None
+            tried = match (confirm(&reservation, payment, at, command.queued()), payment) {
+                (Confirm::Done, _) => return Ok(reservation),
+                (Confirm::Refuse(Refusal::HoldExpired), _)
+                    if reservation.status == Status::Held && reservation.overdue(now) =>
+                {
+                    if self.end_overdue(&reservation, now, deadline).await? {
+                        return Err(Refusal::HoldExpired.into());
                     }
-                },
-                Confirm::LateStillHeld => self.confirm_still_held(&reservation, payment, now, &mut attempts).await?,
-                Confirm::LateRetake => self.retake(&reservation, payment, now, &mut attempts).await?,
-                Confirm::AttachPayment => self.attach_payment(&reservation, payment, &mut attempts).await?,
+                    Tried::Changed(None)
+                }
+                (Confirm::Refuse(refusal), _) => return Err(refusal.into()),
+                (Confirm::InTime, _) => self.confirm_in_time(id, customer, command, &mut attempts).await?,
+                (Confirm::LateStillHeld, _) => self.confirm_still_held(&reservation, command, &mut attempts).await?,
+                (Confirm::LateRetake, _) => self.retake(&reservation, command, &mut attempts).await?,
+                (Confirm::AttachPayment, Some(payment)) => {
+                    self.attach_payment(&reservation, payment, &mut attempts).await?
+                }
+                (Confirm::OweBack, Some(payment)) => self.owe_back(&reservation, payment, &mut attempts).await?,
+                (decision @ (Confirm::AttachPayment | Confirm::OweBack), None) => {
+                    return Err(Error::internal("confirm", format!("{decision:?} without a payment")));
+                }
             };
-            if let Some(confirmed) = confirmed {
-                return Ok(confirmed);
-            }
-            // It changed meanwhile: decide again on what it is now.
-            if deadline.passed() {
-                return Err(attempts.unavailable("confirm"));
-            }
         }
     }
 
@@ -82,164 +120,274 @@ impl Store {
         &self,
         id: &ReservationId,
         customer: &CustomerId,
-        payment: Option<&PaymentReference>,
-        at: Timestamp,
-        now: Timestamp,
+        command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Result<Reservation, Option<Reservation>>, Error> {
-        let condition = not_paid_back(
-            "#customer = :customer AND #status = :held AND #expires_at > :at",
-            vec![(":customer", text(customer.as_str())), (":held", text(Status::Held.as_str())), (":at", time(at))],
-            payment,
+    ) -> Result<Tried, Error> {
+        let condition = unless_settled(
+            "#customer = :customer AND #status = :held AND #expires_at > :at AND #created_at <= :latest",
+            vec![
+                (":customer", text(customer.as_str())),
+                (":held", text(Status::Held.as_str())),
+                (":at", time(command.at)),
+                (":latest", time(command.at.plus_seconds(CLOCK_TOLERANCE_SECONDS))),
+            ],
+            command,
         );
-        self.update_reservation(id, to_confirmed(payment, now, None)?, condition, attempts).await
+        let updated = self.update_reservation(id, to_confirmed(command, None)?, condition, attempts).await?;
+        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
     }
 
     /// Paid late, and nobody has given the units back: they stay.
     async fn confirm_still_held(
         &self,
         seen: &Reservation,
-        payment: Option<&PaymentReference>,
-        now: Timestamp,
+        command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Option<Reservation>, Error> {
-        let condition = not_paid_back(
+    ) -> Result<Tried, Error> {
+        let condition = unless_settled(
             "#status = :held AND #created_at = :seen",
             vec![(":held", text(Status::Held.as_str())), (":seen", time(seen.created_at))],
-            payment,
+            command,
         );
-        let update = to_confirmed(payment, now, Some(&seen.lines))?;
-        Ok(self.update_reservation(&seen.reservation_id, update, condition, attempts).await?.ok())
+        let update = to_confirmed(command, Some(&seen.lines))?;
+        let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
+        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
     }
 
     /// Confirmed without a payment, and now there is one: write it down.
     async fn attach_payment(
         &self,
         seen: &Reservation,
-        payment: Option<&PaymentReference>,
+        payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Option<Reservation>, Error> {
-        let Some(payment) = payment else { return Ok(Some(seen.clone())) };
+    ) -> Result<Tried, Error> {
         let update = Expression::new("SET #payment_reference = :payment", vec![(":payment", text(payment.as_str()))]);
-        let condition = not_paid_back(
-            "#status = :confirmed AND attribute_not_exists(#payment_reference)",
-            vec![(":confirmed", text(Status::Confirmed.as_str()))],
-            Some(payment),
+        let condition = Expression::new(
+            format!("#status = :confirmed AND attribute_not_exists(#payment_reference) AND {NOT_OWED_BACK}"),
+            vec![(":confirmed", text(Status::Confirmed.as_str())), (":payment", text(payment.as_str()))],
         );
-        Ok(self.update_reservation(&seen.reservation_id, update, condition, attempts).await?.ok())
+        let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
+        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
+    }
+
+    /// Refuses a payment that can buy nothing, for good: the reservation notes it, if it is still as it was seen.
+    async fn owe_back(
+        &self,
+        seen: &Reservation,
+        payment: &PaymentReference,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Tried, Error> {
+        let condition = Expression::new(
+            "#status = :status AND #created_at = :created AND #expires_at = :expires",
+            vec![
+                (":status", text(seen.status.as_str())),
+                (":created", time(seen.created_at)),
+                (":expires", time(seen.expires_at)),
+            ],
+        );
+        match self.update_reservation(&seen.reservation_id, to_owed_back(payment), condition, attempts).await? {
+            Ok(_) => Err(Refusal::RefundRequired.into()),
+            Err(newer) => Ok(Tried::Changed(newer)),
+        }
+    }
+
+    /// Refuses a confirmation whose units are gone, if the reservation is still as it was seen.
+    async fn refuse_retake(
+        &self,
+        seen: &Reservation,
+        command: Command<'_>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Tried, Error> {
+        if let Some(payment) = command.payment {
+            return self.owe_back(seen, payment, attempts).await;
+        }
+        // Accepted in time, without a payment: nothing is owed.
+        let found = self.snapshot(&[keys::reservation(&seen.reservation_id)], attempts).await?;
+        let found = found.into_iter().next().flatten();
+        match found.map(|item| items::read::<Reservation>("reservation", item)).transpose()? {
+            Some(found) if found != *seen => Ok(Tried::Changed(Some(found))),
+            _ => Err(Refusal::HoldExpired.into()),
+        }
     }
 
     /// Paid late, or accepted in time, and the units went back: takes them again and makes the order, in one transaction.
     async fn retake(
         &self,
         seen: &Reservation,
-        payment: Option<&PaymentReference>,
-        now: Timestamp,
+        command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Option<Reservation>, Error> {
+    ) -> Result<Tried, Error> {
         let deadline = attempts.deadline();
-        // Also a confirmation without a payment comes here, where it was accepted in time: nothing is owed then.
-        let gone = || if payment.is_some() { Refusal::RefundRequired } else { Refusal::HoldExpired };
-        let facts = self.facts(seen.lines.iter().map(|line| &line.product_id), REFUSAL_LIFETIME, deadline).await?;
-        let products: Vec<&Product> = facts.values().collect();
-        self.look(&products, deadline).await?;
-        let mut lines = seen.lines.clone();
-        for line in &mut lines {
-            let takes = self.with_known(&line.product_id, |known| known.choose(line.quantity)).flatten();
-            line.takes = takes.ok_or_else(gone)?;
+        let ids = seen.lines.iter().map(|line| &line.product_id);
+        let facts = self.facts(ids, REFUSAL_LIFETIME_MS, deadline).await?;
+        let wanted = seen.lines.iter().map(|line| wanted(&facts, line)).collect::<Result<Vec<_>, Error>>()?;
+        let others = 1 + seen.lines.iter().filter(|line| line.limited).count();
+        let takes = match self.find_units(&wanted, others, Memory::Checked, command.now, deadline).await? {
+            Found::Units(takes) => takes,
+            Found::Short(_) => return self.refuse_retake(seen, command, attempts).await,
+        };
+        let with = |(line, takes): (&Line, Vec<Take>)| Line { takes, ..line.clone() };
+        let lines: Vec<Line> = seen.lines.iter().zip(takes).map(with).collect();
+        let transaction = self.retake_transaction(seen, &lines, &wanted, command)?;
+        let reasons = match self.transact(&transaction, attempts).await? {
+            Ok(()) => {
+                return Ok(Tried::Confirmed(Reservation {
+                    lines,
+                    status: Status::Confirmed,
+                    confirmed_at: Some(command.now),
+                    confirmed_late: true,
+                    payment_reference: command.payment.cloned(),
+                    ..seen.clone()
+                }));
+            }
+            Err(Cancelled::Fault(fault)) => {
+                attempts.pause(fault).await?;
+                return Ok(Tried::Changed(None));
+            }
+            Err(Cancelled::Because(reasons)) => reasons,
+        };
+        for line in &lines {
+            self.with_cached(&line.product_id, crate::products::CachedProduct::invalidate_stock);
         }
+        let of_reservation = reasons.iter().find(|(action, _)| matches!(action, Action::Reservation));
+        match of_reservation {
+            Some((_, Reason::Condition(_))) => return Ok(Tried::Changed(None)),
+            // It may be an order by now: what the others say is not enough to refuse it.
+            Some((_, Reason::Conflict | Reason::Throttled)) => {
+                attempts.pause(contention_fault(&reasons)).await?;
+                return Ok(Tried::Changed(None));
+            }
+            None => {}
+        }
+        let over_limit = reasons.iter().find_map(|(action, reason)| match (action, reason) {
+            (&Action::Limit { line }, Reason::Condition(_)) => Some(line),
+            _ => None,
+        });
+        if let Some(line) = over_limit {
+            return self.refuse_for_limit_of(seen, wanted[line], command, attempts).await;
+        }
+        if reasons.iter().any(|(action, reason)| matches!((action, reason), (Action::Shard, Reason::Condition(_)))) {
+            let products: Vec<&Product> = facts.values().collect();
+            self.refresh_stock(&products, deadline).await?;
+            attempts.count();
+        } else {
+            attempts.pause(contention_fault(&reasons)).await?;
+        }
+        Ok(Tried::Changed(None))
+    }
 
+    /// Refuses a late confirmation for the customer's limit, if that is so once all that is overdue is released.
+    async fn refuse_for_limit_of(
+        &self,
+        seen: &Reservation,
+        wanted: Wanted<'_>,
+        command: Command<'_>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Tried, Error> {
+        let swept = self.release_overdue_of(&[wanted.product], command.now, attempts.deadline()).await?;
+        if swept.holds > 0 {
+            attempts.count();
+            return Ok(Tried::Changed(None));
+        }
+        if !swept.complete {
+            return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
+        }
+        let product_id = &wanted.product.product_id;
+        let keys = [keys::reservation(&seen.reservation_id), keys::limit(product_id, &seen.customer)];
+        let [found, counted] = <[Option<Item>; 2]>::try_from(self.snapshot(&keys, attempts).await?)
+            .map_err(|_| Error::internal("snapshot", "not two items"))?;
+        let found = found.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
+        let limit = wanted.product.max_per_customer.unwrap_or(u32::MAX);
+        let over = units_counted(counted)? + u64::from(wanted.quantity) > u64::from(limit);
+        if found.as_ref() != Some(seen) || !over {
+            attempts.count();
+            return Ok(Tried::Changed(found));
+        }
+        self.refuse_retake(seen, command, attempts).await
+    }
+
+    fn retake_transaction(
+        &self,
+        seen: &Reservation,
+        lines: &[Line],
+        wanted: &[Wanted<'_>],
+        command: Command<'_>,
+    ) -> Result<Transaction<Action>, Error> {
         let mut transaction = Transaction::new();
         transaction.update(
             Action::Reservation,
             &self.table,
             &keys::reservation(&seen.reservation_id),
-            to_confirmed(payment, now, Some(&lines))?,
-            not_paid_back(
+            to_confirmed(command, Some(lines))?,
+            unless_settled(
                 "#status = :expired AND #created_at = :seen",
                 vec![(":expired", text(Status::Expired.as_str())), (":seen", time(seen.created_at))],
-                payment,
+                command,
             ),
         )?;
-        for line in &lines {
+        for (at, line) in lines.iter().enumerate() {
             for take in &line.takes {
-                transaction.update(
-                    Action::Shard,
-                    &self.table,
-                    &keys::shard(&line.product_id, take.shard),
-                    Expression::new("SET #available = #available - :q", vec![(":q", items::number(take.units))]),
-                    // The price was settled when the hold was made: the product's version does not matter here.
-                    Expression::new("#available >= :q", vec![]),
-                )?;
+                // The price was settled when the hold was made: the product's version does not matter here.
+                let (update, condition) = take_units(take.units);
+                let key = keys::shard(&line.product_id, take.shard);
+                transaction.update(Action::Shard, &self.table, &key, update, condition)?;
             }
             if line.limited {
-                let limit = facts.get(&line.product_id).and_then(|product| product.max_per_customer);
                 // A limit that was lifted meanwhile still has to count what a later release will give back.
-                let (update, condition) = take_limit(line.quantity, limit.unwrap_or(u32::MAX));
+                let limit = wanted[at].product.max_per_customer.unwrap_or(u32::MAX);
+                let (update, condition) = take_limit(line.quantity, limit);
                 let key = keys::limit(&line.product_id, &seen.customer);
-                transaction.update(Action::Limit, &self.table, &key, update, condition)?;
+                transaction.update(Action::Limit { line: at }, &self.table, &key, update, condition)?;
             }
         }
-        if transaction.len() > crate::transact::MAX_ACTIONS {
-            return Err(gone().into());
-        }
-        let Err(cancelled) = self.transact(&transaction, attempts).await? else {
-            return Ok(Some(Reservation {
-                lines,
-                status: Status::Confirmed,
-                confirmed_at: Some(now),
-                confirmed_late: true,
-                payment_reference: payment.cloned(),
-                ..seen.clone()
-            }));
-        };
-        match cancelled {
-            Cancelled::Fault(fault) => attempts.pause(fault).await?,
-            Cancelled::Because(reasons) => {
-                let stopped = |wanted: fn(&Action) -> bool| {
-                    reasons.iter().any(|(action, reason)| wanted(action) && matches!(reason, Reason::Condition(_)))
-                };
-                if stopped(|action| matches!(action, Action::Reservation)) {
-                    return Ok(None);
-                }
-                if stopped(|action| matches!(action, Action::Limit)) {
-                    return Err(gone().into());
-                }
-                if stopped(|action| matches!(action, Action::Shard)) {
-                    attempts.count();
-                } else {
-                    attempts.pause(worst(&reasons)).await?;
-                }
-            }
-        }
-        Ok(None)
+        Ok(transaction)
     }
 }
 
-/// `condition`, and that the payment, if there is one, has not been given back: an admin's word and an order exclude
-/// one another, whichever comes first.
-fn not_paid_back(
+/// What a line of a reservation needs to be taken again.
+fn wanted<'a>(facts: &'a BTreeMap<ProductId, Product>, line: &Line) -> Result<Wanted<'a>, Error> {
+    let product = facts.get(&line.product_id).ok_or_else(|| Error::internal("product", "it is not there"))?;
+    Ok(Wanted { product, quantity: line.quantity })
+}
+
+/// Part of a condition: `:payment` is not owed back.
+const NOT_OWED_BACK: &str = "(attribute_not_exists(#owed_back) OR NOT contains(#owed_back, :payment))";
+
+/// `condition`, and that nothing has settled this confirmation otherwise: a refusal that was final, or an admin. An admin's
+/// word and an order exclude one another, whichever comes first.
+fn unless_settled(
     condition: &str,
     mut values: Vec<(&'static str, AttributeValue)>,
-    payment: Option<&PaymentReference>,
+    command: Command<'_>,
 ) -> Expression {
-    let Some(payment) = payment else { return Expression::new(condition, values) };
-    values.push((":payment", text(payment.as_str())));
+    match command.payment {
+        Some(payment) => {
+            values.push((":payment", text(payment.as_str())));
+            Expression::new(format!("{condition} AND {NOT_OWED_BACK}"), values)
+        }
+        None if command.queued() => {
+            values.push((":accepted", time(command.at)));
+            let open = "(attribute_not_exists(#unpaid_closed_at) OR #unpaid_closed_at < :accepted)";
+            Expression::new(format!("{condition} AND {open}"), values)
+        }
+        None => Expression::new(condition, values),
+    }
+}
+
+/// The update that notes a payment as owed back. The reservation stays from then on: once it were cleaned up, its key and
+/// this payment could be used again.
+pub(crate) fn to_owed_back(payment: &PaymentReference) -> Expression {
     Expression::new(
-        format!("{condition} AND (attribute_not_exists(#paid_back) OR NOT contains(#paid_back, :payment))"),
-        values,
+        "SET #kept_until = :for_ever REMOVE #ttl ADD #owed_back :owed_back",
+        vec![(":for_ever", for_ever()), (":owed_back", AttributeValue::Ss(vec![payment.to_string()]))],
     )
 }
 
 /// The update that makes an order. `late` is given for a confirmation that came too late: the lines that it has now.
-fn to_confirmed(
-    payment: Option<&PaymentReference>,
-    now: Timestamp,
-    late: Option<&[Line]>,
-) -> Result<Expression, Error> {
+fn to_confirmed(command: Command<'_>, late: Option<&[Line]>) -> Result<Expression, Error> {
     let mut update = "SET #status = :confirmed, #confirmed_at = :now".to_owned();
-    let mut values = vec![(":confirmed", text(Status::Confirmed.as_str())), (":now", time(now))];
-    if let Some(payment) = payment {
+    let mut values = vec![(":confirmed", text(Status::Confirmed.as_str())), (":now", time(command.now))];
+    if let Some(payment) = command.payment {
         update.push_str(", #payment_reference = :payment");
         values.push((":payment", text(payment.as_str())));
     }

@@ -1,8 +1,14 @@
 //! Failed confirmations: payments that are no order yet, and may never be.
 //!
 //! The dead-letter queue is where they arrive and cannot be lost; it has no memory, no order and no way to look at one
-//! message. So the admin function takes what has arrived into the table (and only then out of the queue), and works on
-//! it here. The id is made of what failed, so the copies that a queue delivers are one failed confirmation.
+//! message. So what has arrived is taken into the table (and only then out of the queue), and worked on here. The id is
+//! made of what failed, and of whose it is, so the copies that a queue delivers are one failed confirmation, and nobody
+//! overwrites another customer's.
+//!
+//! What must always hold: one that is settled stays so; one that is not settled is not the payment of an order; and a
+//! payment that an admin has resolved makes no order afterwards.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
@@ -11,11 +17,18 @@ use holdfast_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::fault;
+use crate::confirm::to_owed_back;
+use crate::error::{Attempts, fault};
 use crate::items::{self, number, text, time};
 use crate::page::Part;
-use crate::transact::{Cancelled, Expression, Reason, Transaction, names, values, worst};
-use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
+use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault, names, values};
+use crate::{Cursor, Deadline, Error, Page, Store, keys};
+
+/// The reason of a confirmation that used up its tries without an answer: every other one is the code of a refusal, or
+/// `unreadable`.
+pub const NOT_CONFIRMED: &str = "not_confirmed";
+/// The most pages of the index that one request reads to fill its own page.
+const MAX_INDEX_READS: u32 = 10;
 
 /// What arrived in the dead-letter queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +39,9 @@ pub struct Failure {
     pub customer: Option<CustomerId>,
     /// The payment.
     pub payment_reference: Option<PaymentReference>,
-    /// Why it failed: a refusal's code, `not_confirmed` (all retries failed) or `unreadable`.
+    /// When the confirmation was accepted.
+    pub requested_at: Option<Timestamp>,
+    /// Why it failed: a refusal's code, [`NOT_CONFIRMED`] or `unreadable`.
     pub reason: String,
     /// The message as it arrived.
     pub body: String,
@@ -77,6 +92,9 @@ pub struct FailedConfirmation {
     /// See [`Failure::payment_reference`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_reference: Option<PaymentReference>,
+    /// When the confirmation was accepted: the earliest of its copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_at: Option<Timestamp>,
     /// See [`Failure::reason`].
     pub reason: String,
     /// See [`Failure::body`].
@@ -102,17 +120,62 @@ pub struct FailedConfirmation {
 }
 
 impl Failure {
-    /// The id: of the payment for the reservation, or of the body where it could not be read.
+    /// The id: of the customer's payment for the reservation, or of the body where it could not be read.
     pub fn id(&self) -> String {
-        match &self.reservation_id {
-            Some(reservation) => failed_id(reservation, self.payment_reference.as_ref()),
-            None => digest_id("fc_", &[&self.body]),
+        match (&self.reservation_id, &self.customer) {
+            (Some(reservation), Some(customer)) => failed_id(reservation, customer, self.payment_reference.as_ref()),
+            _ => digest_id("fc_", &[&self.body]),
         }
+    }
+
+    /// What is known after this failure. Earlier news is kept where it is better: the code of a refusal says more than that
+    /// there was no answer, and the earliest time decides whether the confirmation was in time.
+    fn after(&self, seen: Option<FailedConfirmation>, now: Timestamp) -> FailedConfirmation {
+        let Some(seen) = seen else {
+            return FailedConfirmation {
+                id: self.id(),
+                reservation_id: self.reservation_id.clone(),
+                customer: self.customer.clone(),
+                payment_reference: self.payment_reference.clone(),
+                requested_at: self.requested_at,
+                reason: self.reason.clone(),
+                body: self.body.clone(),
+                state: FailedState::Open,
+                first_failed_at: now,
+                last_failed_at: now,
+                failures: 1,
+                settled_by: None,
+                settled_at: None,
+                note: None,
+            };
+        };
+        // While it is being retried, what it was refused for before does not count any more.
+        let says_less = self.reason == NOT_CONFIRMED && seen.state == FailedState::Open;
+        let reason = if says_less { seen.reason } else { self.reason.clone() };
+        let earlier = match (self.requested_at, seen.requested_at) {
+            (Some(this), Some(other)) => this < other,
+            (this, None) => this.is_some(),
+            (None, Some(_)) => false,
+        };
+        let (requested_at, body) =
+            if earlier { (self.requested_at, self.body.clone()) } else { (seen.requested_at, seen.body) };
+        let (state, failures) = (FailedState::Open, seen.failures + 1);
+        FailedConfirmation { requested_at, reason, body, state, failures, last_failed_at: now, ..seen }
     }
 }
 
-fn failed_id(reservation: &ReservationId, payment: Option<&PaymentReference>) -> String {
-    digest_id("fc_", &[reservation.as_str(), payment.map_or("", PaymentReference::as_str)])
+impl FailedConfirmation {
+    /// Whether this reservation is the order that it asked for.
+    fn is_order(&self, reservation: &Reservation) -> bool {
+        Some(&reservation.customer) == self.customer.as_ref()
+            && reservation.status == Status::Confirmed
+            && (self.payment_reference.is_none() || reservation.payment_reference == self.payment_reference)
+    }
+}
+
+fn failed_id(reservation: &ReservationId, customer: &CustomerId, payment: Option<&PaymentReference>) -> String {
+    let payment = payment.map_or("", PaymentReference::as_str);
+    digest_id("fc_", &[reservation.as_str(), customer.as_str(), payment])
 }
 
 const UNSETTLED: &str = "(#state = :open OR #state = :retrying)";
@@ -144,38 +207,66 @@ fn to_resolved(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
 }
 
 impl Store {
-    /// Writes a failure down as open. One that was settled stays settled: this is a late copy of it.
-    pub async fn record_failure(&self, failure: &Failure, now: Timestamp, deadline: Deadline) -> Result<(), Error> {
+    /// Writes a failure down as open, or adds it to what is known. One that was settled stays settled: this is a late copy
+    /// of it. One whose reservation is the order that it asked for is settled by that.
+    pub async fn record_failure(
+        &self,
+        failure: &Failure,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<FailedConfirmation, Error> {
         let id = failure.id();
-        let mut update = "SET #id = :id, #reason = :reason, #body = :body, #state = :open, #last_failed_at = :now, \
-             #first_failed_at = if_not_exists(#first_failed_at, :now), \
-             #failures = if_not_exists(#failures, :none) + :one"
-            .to_owned();
-        let mut update_values = vec![
-            (":id", text(&id)),
-            (":reason", text(&failure.reason)),
-            (":body", text(&failure.body)),
-            (":now", time(now)),
-            (":none", number(0)),
-            (":one", number(1)),
-        ];
-        if let Some(reservation) = &failure.reservation_id {
-            update.push_str(", #reservation_id = :reservation_id");
-            update_values.push((":reservation_id", text(reservation.as_str())));
+        let attempts = self.attempts(deadline);
+        loop {
+            let seen = self.get(keys::failed(&id), deadline).await?;
+            let seen = seen.map(|item| items::read::<FailedConfirmation>("failed confirmation", item)).transpose()?;
+            if let Some(settled) = seen.as_ref().filter(|seen| seen.state.is_settled()) {
+                return Ok(settled.clone());
+            }
+            let condition = seen.as_ref().map_or_else(|| Expression::new("attribute_not_exists(#pk)", vec![]), as_seen);
+            let recorded = failure.after(seen, now);
+            match self.change_failed(&id, to_recorded(&recorded), condition, deadline).await? {
+                Some(recorded) => return self.settle_if_ordered(recorded, now, deadline).await,
+                // Others wrote it meanwhile, or this was written and its answer lost: once more costs a count.
+                None if deadline.passed() => return Err(attempts.unavailable("record failure")),
+                None => {}
+            }
         }
-        if let Some(customer) = &failure.customer {
-            // Not `customer`: that name would put it into the index of reservations.
-            update.push_str(", #failed_customer = :failed_customer");
-            update_values.push((":failed_customer", text(customer.as_str())));
-        }
-        if let Some(payment) = &failure.payment_reference {
-            update.push_str(", #payment_reference = :payment_reference");
-            update_values.push((":payment_reference", text(payment.as_str())));
-        }
-        let condition = Expression::new(format!("attribute_not_exists(#pk) OR {UNSETTLED}"), unsettled());
-        match self.change_failed(&id, Expression::new(update, update_values), condition, deadline).await {
-            Ok(_) | Err(Error::Refused(Refusal::AlreadySettled)) => Ok(()),
-            Err(error) => Err(error),
+    }
+
+    /// Takes the payment of an open failed confirmation out of what its reservation owes back: an admin wants it tried
+    /// again. Nobody but an admin may ask for that.
+    ///
+    /// # Errors
+    /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
+    pub async fn lift_refusal(&self, id: &str, deadline: Deadline) -> Result<FailedConfirmation, Error> {
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let seen = self.failed(id, deadline).await?;
+            if seen.state.is_settled() {
+                return Err(Refusal::AlreadySettled.into());
+            }
+            let Some(payment) = &seen.payment_reference else { return Ok(seen) };
+            let Some(found) = self.reservation_of(&seen, deadline).await? else { return Ok(seen) };
+            if !found.owed_back.contains(payment) {
+                return Ok(seen);
+            }
+            let mut transaction = Transaction::new();
+            let open = Expression::new("SET #state = :open", vec![]);
+            transaction.update((), &self.table, &keys::failed(id), open, as_seen(&seen))?;
+            transaction.update(
+                (),
+                &self.table,
+                &keys::reservation(&found.reservation_id),
+                Expression::new(
+                    "DELETE #owed_back :owed_back",
+                    vec![(":owed_back", AttributeValue::Ss(vec![payment.to_string()]))],
+                ),
+                Expression::new("#created_at = :created", vec![(":created", time(found.created_at))]),
+            )?;
+            if self.transact_or_wait(&transaction, &mut attempts).await? {
+                return Ok(FailedConfirmation { state: FailedState::Open, ..seen });
+            }
         }
     }
 
@@ -184,20 +275,22 @@ impl Store {
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
-    pub async fn failed_is_retrying(
+    pub async fn mark_retrying(
         &self,
         seen: &FailedConfirmation,
         deadline: Deadline,
     ) -> Result<FailedConfirmation, Error> {
         let update = Expression::new("SET #state = :retrying", vec![]);
-        let answer = self.change_failed(&seen.id, update, as_seen(seen), deadline).await;
-        let Err(Error::Refused(Refusal::AlreadySettled)) = answer else { return answer };
+        if let Some(marked) = self.change_failed(&seen.id, update, as_seen(seen), deadline).await? {
+            return Ok(marked);
+        }
         let current = self.failed(&seen.id, deadline).await?;
-        if current.state.is_settled() { answer } else { Ok(current) }
+        if current.state.is_settled() { Err(Refusal::AlreadySettled.into()) } else { Ok(current) }
     }
 
-    /// Settles a failed confirmation on an admin's word. The reservation remembers its payment: it never becomes an
-    /// order with that one any more. Where it is one already, that settles it instead.
+    /// Settles a failed confirmation on an admin's word. The reservation remembers it: it never becomes an order with that
+    /// payment any more, nor, where there was none, by what is still in the queue. Where it is one already, that settles
+    /// it instead.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
@@ -226,75 +319,97 @@ impl Store {
             if seen.state.is_settled() {
                 return Err(Refusal::AlreadySettled.into());
             }
-            let (reservation, payment) = (seen.reservation_id.as_ref(), seen.payment_reference.as_ref());
-            let item = match reservation {
-                Some(reservation) => self.get(keys::reservation(reservation), deadline).await?,
-                None => None,
-            };
-            let found = item.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
-            // What is another's is none of this payment's.
-            let found = found.filter(|found| Some(&found.customer) == seen.customer.as_ref());
-            if let Some(found) = &found
-                && found.status == Status::Confirmed
-                && found.payment_reference.as_ref() == payment
-            {
-                self.failed_is_confirmed(&found.reservation_id, payment, now, deadline).await?;
+            let found = self.reservation_of(&seen, deadline).await?;
+            if found.as_ref().is_some_and(|found| seen.is_order(found)) {
+                self.settle_if_ordered(seen, now, deadline).await?;
                 return Err(Refusal::AlreadySettled.into());
             }
-
             let mut transaction = Transaction::new();
             transaction.update((), &self.table, &keys::failed(id), to_resolved(actor, note, now), as_seen(&seen))?;
-            if let (Some(found), Some(payment)) = (&found, payment) {
-                transaction.update(
-                    (),
-                    &self.table,
-                    &keys::reservation(&found.reservation_id),
-                    Expression::new(
-                        // And it stays: once it were cleaned up, its key and this payment could be used anew.
-                        "ADD #paid_back :paid_back REMOVE #ttl",
-                        vec![(":paid_back", AttributeValue::Ss(vec![payment.to_string()]))],
-                    ),
-                    Expression::new(
-                        "attribute_exists(#pk) AND NOT (#status = :confirmed AND #payment_reference = :payment)",
-                        vec![(":confirmed", text(Status::Confirmed.as_str())), (":payment", text(payment.as_str()))],
-                    ),
-                )?;
+            if let Some(found) = &found {
+                let (update, condition) = settled_elsewhere(seen.payment_reference.as_ref(), found, now);
+                transaction.update((), &self.table, &keys::reservation(&found.reservation_id), update, condition)?;
             }
-            match self.transact(&transaction, &mut attempts).await? {
-                Ok(()) => return Ok(resolved),
-                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
-                // Whatever a condition failed on is read anew; other transactions are waited for.
-                Err(Cancelled::Because(reasons)) => {
-                    if reasons.iter().any(|(_, reason)| matches!(reason, Reason::Condition(_))) {
-                        attempts.count();
-                    } else {
-                        attempts.pause(worst(&reasons)).await?;
-                    }
-                }
-            }
-            if deadline.passed() {
-                return Err(attempts.unavailable("resolve"));
+            if self.transact_or_wait(&transaction, &mut attempts).await? {
+                return Ok(resolved);
             }
         }
     }
 
     /// Settles the failed confirmation of this payment, if there is one: the reservation has been confirmed with it.
-    pub async fn failed_is_confirmed(
+    pub async fn settle_as_confirmed(
         &self,
         reservation: &ReservationId,
+        customer: &CustomerId,
         payment: Option<&PaymentReference>,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let update = Expression::new(
-            "SET #state = :confirmed, #settled_at = :now, #settled_by = :queue",
-            vec![(":confirmed", text(FailedState::Confirmed.as_str())), (":now", time(now)), (":queue", text("retry"))],
-        );
+        let id = failed_id(reservation, customer, payment);
+        self.change_failed(&id, to_confirmed(now), Expression::new(UNSETTLED, unsettled()), deadline).await.map(drop)
+    }
+
+    /// The failed confirmation, settled if its reservation is the order that it asked for.
+    async fn settle_if_ordered(
+        &self,
+        failed: FailedConfirmation,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<FailedConfirmation, Error> {
+        if failed.state.is_settled() {
+            return Ok(failed);
+        }
+        match self.reservation_of(&failed, deadline).await? {
+            Some(found) if failed.is_order(&found) => self.settle(failed, now, deadline).await,
+            _ => Ok(failed),
+        }
+    }
+
+    async fn settle(
+        &self,
+        failed: FailedConfirmation,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<FailedConfirmation, Error> {
         let condition = Expression::new(UNSETTLED, unsettled());
-        match self.change_failed(&failed_id(reservation, payment), update, condition, deadline).await {
-            Ok(_) | Err(Error::Refused(Refusal::FailedConfirmationNotFound | Refusal::AlreadySettled)) => Ok(()),
+        match self.change_failed(&failed.id, to_confirmed(now), condition, deadline).await? {
+            Some(settled) => Ok(settled),
+            None => self.failed(&failed.id, deadline).await,
+        }
+    }
+
+    /// The reservation that a failed confirmation is about, if it is there and its customer's.
+    async fn reservation_of(
+        &self,
+        failed: &FailedConfirmation,
+        deadline: Deadline,
+    ) -> Result<Option<Reservation>, Error> {
+        let (Some(id), Some(customer)) = (&failed.reservation_id, &failed.customer) else { return Ok(None) };
+        match self.reservation(id, customer, deadline).await {
+            Ok(found) => Ok(Some(found)),
+            Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Carries the transaction out: whether it was. If not, what it rests on has changed.
+    async fn transact_or_wait(
+        &self,
+        transaction: &Transaction<()>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<bool, Error> {
+        match self.transact(transaction, attempts).await? {
+            Ok(()) => return Ok(true),
+            Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
+            Err(Cancelled::Because(reasons)) => {
+                if reasons.iter().any(|((), reason)| matches!(reason, Reason::Condition(_))) {
+                    attempts.count();
+                } else {
+                    attempts.pause(contention_fault(&reasons)).await?;
+                }
+            }
+        }
+        if attempts.deadline().passed() { Err(attempts.unavailable("failed confirmation")) } else { Ok(false) }
     }
 
     /// One failed confirmation.
@@ -308,52 +423,94 @@ impl Store {
         }
     }
 
-    /// A page of failed confirmations, of one state or of all.
+    /// A page of failed confirmations, of one state or of all, the oldest first within a state. What is shown as unsettled
+    /// was compared with its reservation: it is no order.
     pub async fn failed_confirmations(
         &self,
         state: Option<FailedState>,
         limit: u32,
         cursor: Option<Cursor>,
+        now: Timestamp,
         deadline: Deadline,
     ) -> Result<Page<FailedConfirmation>, Error> {
-        let parts = [(keys::PK, Part::Is(keys::FAILED)), (keys::SK, Part::Begins("fc_"))];
-        let mut start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
-        let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
-        let mut filter_values = vec![(":failed".to_owned(), text(keys::FAILED))];
-        filter_values.extend(state.map(|state| (":state".to_owned(), text(state.as_str()))));
-        let mut request = self
-            .client
-            .query()
-            .key_condition_expression("#pk = :failed")
-            .expression_attribute_names("#pk", keys::PK)
-            .set_expression_attribute_values(Some(filter_values.into_iter().collect::<Item>()))
-            .consistent_read(true);
-        if state.is_some() {
-            request = request.filter_expression("#state = :state").expression_attribute_names("#state", "state");
-        }
+        let (pk, sk) = ((keys::PK, Part::Is(keys::FAILED)), (keys::SK, Part::Begins("fc_")));
+        let request = self.client.query();
+        let (mut start, request) = match state {
+            Some(state) => {
+                let parts =
+                    [(keys::FAILED_STATE, Part::Is(state.as_str())), (keys::FIRST_FAILED_AT, Part::Number), pk, sk];
+                let request = request
+                    .index_name(keys::FAILED_INDEX)
+                    .key_condition_expression("#state = :state")
+                    .expression_attribute_names("#state", keys::FAILED_STATE)
+                    .expression_attribute_values(":state", text(state.as_str()));
+                (cursor.map(|cursor| cursor.over(&parts)).transpose()?, request)
+            }
+            None => {
+                let request = request
+                    .key_condition_expression("#pk = :failed")
+                    .expression_attribute_names("#pk", keys::PK)
+                    .expression_attribute_values(":failed", text(keys::FAILED))
+                    .consistent_read(true);
+                (cursor.map(|cursor| cursor.over(&[pk, sk])).transpose()?, request)
+            }
+        };
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let mut found: Vec<FailedConfirmation> = Vec::new();
-        loop {
+        for _ in 0..MAX_INDEX_READS {
             // Never more than the page still has room for, so the last key read is the last one shown.
-            let room = i32::try_from(wanted.saturating_sub(found.len())).unwrap_or(i32::MAX);
+            let room = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
             let (items, next) =
                 self.query(request.clone().limit(room).set_exclusive_start_key(start), deadline).await?;
-            for item in items {
-                found.push(items::read("failed confirmation", item)?);
+            let ids = items.iter().filter_map(|item| item.get(keys::SK)?.as_s().ok()).map(|id| keys::failed(id));
+            // The index has keys only, and lags: what it leads to is read as it is.
+            let mut page = Vec::new();
+            for item in self.get_many(ids.collect(), deadline).await? {
+                page.push(items::read("failed confirmation", item)?);
             }
-            if next.is_none() || found.len() >= wanted {
-                return Ok(Page { items: found, next: next.map(Cursor::new) });
-            }
+            page = self.settle_ordered(page, now, deadline).await?;
+            page.retain(|failed| state.is_none_or(|state| state == failed.state));
+            page.sort_by(|a, b| (a.first_failed_at, &a.id).cmp(&(b.first_failed_at, &b.id)));
+            found.extend(page);
             start = next;
+            if start.is_none() || found.len() >= limit {
+                break;
+            }
         }
+        Ok(Page { items: found, next: start.map(Cursor::new) })
     }
 
+    /// These failed confirmations, with those settled whose reservations are the orders that they asked for.
+    async fn settle_ordered(
+        &self,
+        page: Vec<FailedConfirmation>,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Vec<FailedConfirmation>, Error> {
+        let unsettled = page.iter().filter(|failed| !failed.state.is_settled());
+        let ids: BTreeSet<&ReservationId> = unsettled.filter_map(|failed| failed.reservation_id.as_ref()).collect();
+        let mut reservations = BTreeMap::new();
+        for item in self.get_many(ids.into_iter().map(keys::reservation).collect(), deadline).await? {
+            let reservation: Reservation = items::read("reservation", item)?;
+            reservations.insert(reservation.reservation_id.clone(), reservation);
+        }
+        let mut settled = Vec::with_capacity(page.len());
+        for failed in page {
+            let reservation = failed.reservation_id.as_ref().and_then(|id| reservations.get(id));
+            let ordered = !failed.state.is_settled() && reservation.is_some_and(|found| failed.is_order(found));
+            settled.push(if ordered { self.settle(failed, now, deadline).await? } else { failed });
+        }
+        Ok(settled)
+    }
+
+    /// Changes a failed confirmation where `condition` holds: what it is then, or nothing where it does not hold.
     async fn change_failed(
         &self,
         id: &str,
         update: Expression,
         condition: Expression,
         deadline: Deadline,
-    ) -> Result<FailedConfirmation, Error> {
+    ) -> Result<Option<FailedConfirmation>, Error> {
         let mut attempts = self.attempts(deadline);
         let (update_text, condition_text) = (update.text.clone(), condition.text.clone());
         let values = values([update, condition]);
@@ -369,15 +526,84 @@ impl Store {
                 .set_expression_attribute_values(Some(values.clone()))
                 .return_values(ReturnValue::AllNew);
             match attempts.call(request.send()).await? {
-                Ok(answer) => return items::read("failed confirmation", answer.attributes.unwrap_or_default()),
+                Ok(answer) => {
+                    return items::read("failed confirmation", answer.attributes.unwrap_or_default()).map(Some);
+                }
                 Err(error)
                     if error.as_service_error().is_some_and(UpdateItemError::is_conditional_check_failed_exception) =>
                 {
-                    self.failed(id, deadline).await?;
-                    return Err(Refusal::AlreadySettled.into());
+                    return Ok(None);
                 }
                 Err(error) => attempts.pause(fault("UpdateItem", &error)).await?,
             }
         }
     }
+}
+
+/// The update that notes on a reservation what an admin settled elsewhere, and the condition that it is not the order.
+fn settled_elsewhere(
+    payment: Option<&PaymentReference>,
+    found: &Reservation,
+    now: Timestamp,
+) -> (Expression, Expression) {
+    let mut values = vec![(":created", time(found.created_at)), (":confirmed", text(Status::Confirmed.as_str()))];
+    match payment {
+        Some(payment) => {
+            values.push((":payment", text(payment.as_str())));
+            let open = "#created_at = :created AND NOT (#status = :confirmed AND #payment_reference = :payment)";
+            (to_owed_back(payment), Expression::new(open, values))
+        }
+        None => (
+            Expression::new("SET #unpaid_closed_at = :now", vec![(":now", time(now))]),
+            Expression::new("#created_at = :created AND #status <> :confirmed", values),
+        ),
+    }
+}
+
+/// The update that writes down what is known of a failure.
+fn to_recorded(failed: &FailedConfirmation) -> Expression {
+    let mut update = "SET #id = :id, #reason = :reason, #body = :body, #state = :open, #failures = :failures, \
+         #first_failed_at = :first, #last_failed_at = :last"
+        .to_owned();
+    let mut values = vec![
+        (":id", text(&failed.id)),
+        (":reason", text(&failed.reason)),
+        (":body", text(&failed.body)),
+        (":open", text(FailedState::Open.as_str())),
+        (":failures", number(failed.failures)),
+        (":first", time(failed.first_failed_at)),
+        (":last", time(failed.last_failed_at)),
+    ];
+    let mut optional = |set: &str, name, value: Option<AttributeValue>| {
+        if let Some(value) = value {
+            update.push_str(set);
+            values.push((name, value));
+        }
+    };
+    optional(
+        ", #reservation_id = :reservation_id",
+        ":reservation_id",
+        failed.reservation_id.as_ref().map(|id| text(id.as_str())),
+    );
+    // Not `customer`: that name would put it into the index of reservations.
+    optional(
+        ", #failed_customer = :failed_customer",
+        ":failed_customer",
+        failed.customer.as_ref().map(|customer| text(customer.as_str())),
+    );
+    optional(
+        ", #payment_reference = :payment_reference",
+        ":payment_reference",
+        failed.payment_reference.as_ref().map(|payment| text(payment.as_str())),
+    );
+    optional(", #requested_at = :requested_at", ":requested_at", failed.requested_at.map(time));
+    Expression::new(update, values)
+}
+
+/// The update that settles one whose reservation is an order.
+fn to_confirmed(now: Timestamp) -> Expression {
+    Expression::new(
+        "SET #state = :confirmed, #settled_at = :now, #settled_by = :queue",
+        vec![(":confirmed", text(FailedState::Confirmed.as_str())), (":now", time(now)), (":queue", text("retry"))],
+    )
 }

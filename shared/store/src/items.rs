@@ -27,6 +27,8 @@ pub(crate) struct Hold {
     pub(crate) customer: CustomerId,
     pub(crate) lines: Vec<Line>,
     pub(crate) created_at: Timestamp,
+    /// When it ends.
+    pub(crate) due_at: Timestamp,
 }
 
 impl Hold {
@@ -45,6 +47,7 @@ impl From<&Reservation> for Hold {
             customer: reservation.customer.clone(),
             lines: reservation.lines.clone(),
             created_at: reservation.created_at,
+            due_at: reservation.expires_at,
         }
     }
 }
@@ -79,6 +82,12 @@ pub(crate) fn text(text: impl Into<String>) -> AttributeValue {
 /// A point in time, in milliseconds.
 pub(crate) fn time(at: Timestamp) -> AttributeValue {
     number(at.as_millis())
+}
+
+/// The `kept_until` of a reservation that has to be remembered for ever, as the payments that it owes back: in 9999. It is
+/// the `ttl` that the reservation gets when it ends.
+pub(crate) fn for_ever() -> AttributeValue {
+    number(253_370_764_800_i64)
 }
 
 /// The `ttl` of a hold that ended at `now`.
@@ -125,11 +134,13 @@ mod tests {
             created_at: Timestamp::from_millis(1_763_700_000_123),
             expires_at: Timestamp::from_millis(1_763_700_600_123),
             hold_seconds: HoldSeconds::DEFAULT,
+            late_payment_seconds: 0,
             fingerprint: "f".repeat(52),
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: None,
-            paid_back: BTreeSet::new(),
+            owed_back: BTreeSet::new(),
+            unpaid_closed_at: None,
         }
     }
 

@@ -27,6 +27,13 @@ pub const CUSTOMER: &str = "customer";
 /// Its sort key.
 pub const CREATED_AT: &str = "created_at";
 
+/// The index of failed confirmations, by state and age.
+pub const FAILED_INDEX: &str = "failed";
+/// Its partition key: an attribute that nothing but a failed confirmation has.
+pub const FAILED_STATE: &str = "state";
+/// Its sort key.
+pub const FIRST_FAILED_AT: &str = "first_failed_at";
+
 /// When DynamoDB may delete an item, in seconds since the epoch. Never a business clock: it comes up to days late.
 pub const TTL: &str = "ttl";
 

@@ -10,6 +10,7 @@
 //! - [`keys`]: every key, index and attribute name
 //! - `items`: domain values to items and back
 //! - `transact`: transactions, and cancellation reasons by position
+//! - `units`: which shards serve a quantity, and when it is certain that none do
 //! - `reserve`, `confirm`, `release`, `reservations`, `products`, `stock`, `failed`, `rate`: one command each, or one
 //!   family
 
@@ -26,6 +27,7 @@ mod reservations;
 mod reserve;
 mod stock;
 mod transact;
+mod units;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -33,10 +35,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use holdfast_domain::ProductId;
+use holdfast_domain::{Clock, ProductId};
 
 pub use error::{Deadline, Error};
-pub use failed::{FailedConfirmation, FailedState, Failure};
+pub use failed::{FailedConfirmation, FailedState, Failure, NOT_CONFIRMED};
 pub use page::{Cursor, Page};
 pub use products::Stock;
 pub use release::Swept;
@@ -55,20 +57,22 @@ pub(crate) type Item = HashMap<String, AttributeValue>;
 pub struct Store {
     client: Client,
     table: String,
-    known: Mutex<HashMap<ProductId, products::Known>>,
-    lately: tokio::sync::Mutex<products::Lately>,
+    clock: Clock,
+    cached: Mutex<HashMap<ProductId, products::CachedProduct>>,
+    catalog: tokio::sync::Mutex<products::CatalogSnapshot>,
     random: Mutex<fastrand::Rng>,
     due_partitions: u32,
 }
 
 impl Store {
-    /// A store over `table`.
-    pub fn new(client: Client, table: impl Into<String>) -> Self {
+    /// A store over `table`. `clock` tells how old is what it remembers, and nothing else: every command has its own `now`.
+    pub fn new(client: Client, table: impl Into<String>, clock: Clock) -> Self {
         Self {
             client,
             table: table.into(),
-            known: Mutex::default(),
-            lately: tokio::sync::Mutex::default(),
+            clock,
+            cached: Mutex::default(),
+            catalog: tokio::sync::Mutex::default(),
             random: Mutex::new(fastrand::Rng::new()),
             due_partitions: keys::DUE_PARTITIONS,
         }

@@ -1,50 +1,52 @@
 //! Products, what is remembered of them, and how much of each is free and held.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 use futures_util::future::try_join_all;
 use holdfast_domain::{Product, ProductChange, ProductId, Refusal, Timestamp, shards};
 use serde::Deserialize;
-use tokio::time::Instant;
 
 use crate::error::{Fault, fault};
-use crate::items::{self, ShardItem, number, text};
+use crate::items::{self, number, text};
 use crate::page::Part;
 use crate::stock::LedgerEntry;
-use crate::transact::{Cancelled, Reason, Transaction, worst};
+use crate::transact::{Cancelled, Reason, Transaction, contention_fault};
 use crate::{Cursor, Deadline, Error, Page, Store, keys, lock};
 
-/// How long an environment trusts the facts of a product without reading them. A newer version on a shard overrules
-/// them at once, so this only bounds how often they are read.
-pub(crate) const FACTS_LIFETIME: Duration = Duration::from_secs(5);
-/// How old what an environment remembers may be where somebody is refused for it: no shard is asked then. It applies
-/// to facts ("not on sale") as to stock ("sold out", after a look at all shards), and keeps a herd from reading.
-pub(crate) const REFUSAL_LIFETIME: Duration = Duration::from_secs(1);
+/// How long an environment trusts the facts of a product without reading them, in milliseconds. A newer version on a
+/// shard overrules them at once, so this only bounds how often they are read.
+pub(crate) const FACTS_LIFETIME_MS: i64 = 5_000;
+/// How old what an environment remembers may be where somebody is refused for it, in milliseconds: no shard is asked
+/// then. It applies to facts ("not on sale") as to stock ("sold out"), and keeps a herd from reading.
+pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
 
-/// What an environment remembers of a product.
+/// What an environment remembers of a product. All its ages go by the wall clock: a monotonic one stands still while the
+/// environment is frozen.
 #[derive(Debug)]
-pub(crate) struct Known {
+pub(crate) struct CachedProduct {
     product: Product,
-    read_at: Instant,
+    read_at: Timestamp,
     home: u32,
     available: Vec<Option<u64>>,
-    looked_at: Option<Instant>,
+    /// When all shards were last seen to have no more than is remembered, after all that was overdue was released.
+    pub(crate) exhausted_at: Option<Timestamp>,
+    /// Looked for overdue holds of it at the first of these times: none ends before the second.
+    pub(crate) no_overdue: Option<(Timestamp, Timestamp)>,
 }
 
-impl Known {
-    pub(crate) fn looked_lately(&self) -> bool {
-        self.looked_at.is_some_and(|at| at.elapsed() < REFUSAL_LIFETIME)
-    }
-
+impl CachedProduct {
     pub(crate) fn choose(&self, quantity: u32) -> Option<Vec<holdfast_domain::Take>> {
         shards::choose(quantity, &self.available, self.home)
     }
 
     pub(crate) fn free(&self) -> u64 {
         self.available.iter().flatten().sum()
+    }
+
+    pub(crate) fn set_stock(&mut self, available: Vec<u64>) {
+        self.available = available.into_iter().map(Some).collect();
     }
 
     pub(crate) fn saw(&mut self, shard: u32, available: u64) {
@@ -59,9 +61,9 @@ impl Known {
         }
     }
 
-    /// "Sold out" is no longer certain: the next one has to look.
-    pub(crate) fn doubt(&mut self) {
-        self.looked_at = None;
+    /// "Sold out" is no longer certain: the next one has to read the shards.
+    pub(crate) fn invalidate_stock(&mut self) {
+        self.exhausted_at = None;
     }
 
     pub(crate) fn move_home(&mut self, home: u32) {
@@ -69,7 +71,8 @@ impl Known {
     }
 }
 
-/// How much of a product is where.
+/// How much of a product is where, by the clock: units of a hold whose time is over are available, also where nobody has
+/// released it yet, since whoever asks for them gets them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stock {
     /// Units that may be reserved.
@@ -80,34 +83,44 @@ pub struct Stock {
     pub sold: u64,
 }
 
-/// How old what [`Store::product_lately`] and [`Store::products_lately`] say may be.
-const LATELY: Duration = Duration::from_secs(1);
+/// How old what [`Store::product_lately`] and [`Store::products_lately`] say may be, in milliseconds.
+const SNAPSHOT_LIFETIME_MS: i64 = 1_000;
+
+/// Units of a product in holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    /// Their time is not over.
+    reserved: u64,
+    /// Their time is over, and nobody has released them yet.
+    overdue: u64,
+}
 
 /// What an environment read of the products and their stock at one time, and since then: for those who only look. A
 /// product is kept together with its stock, so that the units add up to the total that is shown with them.
 #[derive(Debug, Default)]
-pub(crate) struct Lately {
-    read_at: Option<Instant>,
-    held: HashMap<ProductId, u64>,
+pub(crate) struct CatalogSnapshot {
+    read_at: Option<Timestamp>,
+    held: HashMap<ProductId, Held>,
     products: HashMap<ProductId, (Product, Stock)>,
 }
 
 impl Store {
-    /// The facts of these products, read where they are not remembered or older than `most_age`. Unknown ones are left
+    /// The facts of these products, read where they are not remembered or older than `max_age_ms`. Unknown ones are left
     /// out.
     pub(crate) async fn facts(
         &self,
         ids: impl Iterator<Item = &ProductId>,
-        most_age: Duration,
+        max_age_ms: i64,
         deadline: Deadline,
     ) -> Result<BTreeMap<ProductId, Product>, Error> {
         let mut facts = BTreeMap::new();
         let mut missing = Vec::new();
         {
-            let known = lock(&self.known);
+            let now = self.clock.now();
+            let cached = lock(&self.cached);
             for id in ids {
-                match known.get(id).filter(|known| known.read_at.elapsed() < most_age) {
-                    Some(known) => _ = facts.insert(id.clone(), known.product.clone()),
+                match cached.get(id).filter(|cached| cached.read_at.within(max_age_ms, now)) {
+                    Some(cached) => _ = facts.insert(id.clone(), cached.product.clone()),
                     None => missing.push(keys::product(id)),
                 }
             }
@@ -115,73 +128,39 @@ impl Store {
         if missing.is_empty() {
             return Ok(facts);
         }
+        // Before the reading: what it says may be as old as that.
+        let read_at = self.clock.now();
         for item in self.get_many(missing, deadline).await? {
             let product: Product = items::read("product", item)?;
-            self.remember(&product);
+            self.remember(&product, read_at);
             facts.insert(product.product_id.clone(), product);
         }
         Ok(facts)
     }
 
-    fn remember(&self, product: &Product) {
+    fn remember(&self, product: &Product, read_at: Timestamp) {
         let home = self.random_below(product.shards);
-        let mut known = lock(&self.known);
-        let entry = known.entry(product.product_id.clone()).or_insert_with(|| Known {
+        let mut cached = lock(&self.cached);
+        let entry = cached.entry(product.product_id.clone()).or_insert_with(|| CachedProduct {
             product: product.clone(),
-            read_at: Instant::now(),
+            read_at,
             home,
             available: vec![None; product.shards as usize],
-            looked_at: None,
+            exhausted_at: None,
+            no_overdue: None,
         });
         entry.product = product.clone();
-        entry.read_at = Instant::now();
+        entry.read_at = read_at;
     }
 
     /// Forgets a product: the next request reads its facts.
     pub(crate) fn forget(&self, id: &ProductId) {
-        lock(&self.known).remove(id);
+        lock(&self.cached).remove(id);
     }
 
     /// What is remembered of a product whose facts were just read.
-    pub(crate) fn with_known<T>(&self, id: &ProductId, look: impl FnOnce(&mut Known) -> T) -> Option<T> {
-        lock(&self.known).get_mut(id).map(look)
-    }
-
-    /// Looks at all shards of these products, and remembers what they hold.
-    pub(crate) async fn look(&self, products: &[&Product], deadline: Deadline) -> Result<(), Error> {
-        for (id, available) in self.shards(products, deadline).await? {
-            self.with_known(&id, |known| {
-                known.available = available.into_iter().map(Some).collect();
-                known.looked_at = Some(Instant::now());
-            });
-        }
-        Ok(())
-    }
-
-    /// The units of every shard of these products.
-    pub(crate) async fn shards(
-        &self,
-        products: &[&Product],
-        deadline: Deadline,
-    ) -> Result<BTreeMap<ProductId, Vec<u64>>, Error> {
-        let places: HashMap<String, (&ProductId, u32)> = products
-            .iter()
-            .flat_map(|product| (0..product.shards).map(|shard| (&product.product_id, shard)))
-            .map(|(id, shard)| (keys::shard(id, shard).pk, (id, shard)))
-            .collect();
-        let wanted = places.values().map(|&(id, shard)| keys::shard(id, shard)).collect();
-        let mut found: BTreeMap<ProductId, Vec<u64>> =
-            products.iter().map(|p| (p.product_id.clone(), vec![0; p.shards as usize])).collect();
-        for item in self.get_many(wanted, deadline).await? {
-            let place = item.get(keys::PK).and_then(|pk| pk.as_s().ok()).and_then(|pk| places.get(pk)).copied();
-            let shard_item: ShardItem = items::read("shard", item)?;
-            if let Some((id, shard)) = place
-                && let Some(units) = found.get_mut(id).and_then(|shards| shards.get_mut(shard as usize))
-            {
-                *units = shard_item.available;
-            }
-        }
-        Ok(found)
+    pub(crate) fn with_cached<T>(&self, id: &ProductId, look: impl FnOnce(&mut CachedProduct) -> T) -> Option<T> {
+        lock(&self.cached).get_mut(id).map(look)
     }
 
     /// One product, as it is now.
@@ -242,12 +221,13 @@ impl Store {
 
     /// What is remembered, with all holds counted within the last second. While one request counts them the others of
     /// this environment wait for its count: a herd of readers reads once.
-    async fn lately(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, Lately>, Error> {
-        let mut lately = self.attempts(deadline).call(self.lately.lock()).await?;
-        if lately.read_at.is_none_or(|at| at.elapsed() >= LATELY) {
+    async fn lately(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, CatalogSnapshot>, Error> {
+        let mut lately = self.attempts(deadline).call(self.catalog.lock()).await?;
+        let now = self.clock.now();
+        if lately.read_at.is_none_or(|at| !at.within(SNAPSHOT_LIFETIME_MS, now)) {
             // Before the reading: what it says may be as old as that.
-            let read_at = Some(Instant::now());
-            *lately = Lately { held: self.held(deadline).await?, products: HashMap::new(), read_at };
+            *lately =
+                CatalogSnapshot { held: self.held(deadline).await?, products: HashMap::new(), read_at: Some(now) };
         }
         Ok(lately)
     }
@@ -255,7 +235,7 @@ impl Store {
     /// These products with their stock: remembered, or read now and remembered.
     async fn read_lately(
         &self,
-        lately: &mut Lately,
+        lately: &mut CatalogSnapshot,
         products: Vec<Product>,
         deadline: Deadline,
     ) -> Result<Vec<(Product, Stock)>, Error> {
@@ -280,15 +260,16 @@ impl Store {
     /// Where the units are that are not in these holds.
     async fn stock_beside(
         &self,
-        held: &HashMap<ProductId, u64>,
+        held: &HashMap<ProductId, Held>,
         products: &[&Product],
         deadline: Deadline,
     ) -> Result<BTreeMap<ProductId, Stock>, Error> {
         let shards = self.shards(products, deadline).await?;
         let stock = products.iter().map(|product| {
             let id = &product.product_id;
-            let available = shards.get(id).map(|units| units.iter().sum()).unwrap_or_default();
-            let reserved = held.get(id).copied().unwrap_or_default();
+            let free: u64 = shards.get(id).map(|units| units.iter().sum()).unwrap_or_default();
+            let Held { reserved, overdue } = held.get(id).copied().unwrap_or_default();
+            let available = free.saturating_add(overdue).min(product.total);
             let sold = product.total.saturating_sub(available).saturating_sub(reserved);
             (id.clone(), Stock { available, reserved, sold })
         });
@@ -296,27 +277,29 @@ impl Store {
     }
 
     /// The units of all holds, by product: everything in the index `due`.
-    async fn held(&self, deadline: Deadline) -> Result<HashMap<ProductId, u64>, Error> {
-        /// Only the part of a line that counts here.
+    async fn held(&self, deadline: Deadline) -> Result<HashMap<ProductId, Held>, Error> {
+        /// Only the part of a hold that counts here.
         #[derive(Deserialize)]
-        struct Held {
-            lines: Vec<HeldLine>,
+        struct DueHold {
+            due_at: Timestamp,
+            lines: Vec<DueLine>,
         }
         #[derive(Deserialize)]
-        struct HeldLine {
+        struct DueLine {
             product_id: ProductId,
             quantity: u32,
         }
-        let partition = async |k: u32| -> Result<Vec<Held>, Error> {
+        let partition = async |k: u32| -> Result<Vec<DueHold>, Error> {
             let request = self
                 .client
                 .query()
                 .index_name(keys::DUE_INDEX)
                 .key_condition_expression("#due_key = :key")
                 .expression_attribute_names("#due_key", keys::DUE_KEY)
+                .expression_attribute_names("#due_at", keys::DUE_AT)
                 .expression_attribute_names("#lines", "lines")
                 .expression_attribute_values(":key", text(keys::due_key(k)))
-                .projection_expression("#lines");
+                .projection_expression("#due_at, #lines");
             let mut start = None;
             let mut found = Vec::new();
             loop {
@@ -330,10 +313,18 @@ impl Store {
                 start = next;
             }
         };
-        let mut units = HashMap::new();
-        for hold in try_join_all((0..self.due_partitions).map(partition)).await?.into_iter().flatten() {
+        let mut units: HashMap<ProductId, Held> = HashMap::new();
+        let holds = try_join_all((0..self.due_partitions).map(partition)).await?;
+        let now = self.clock.now();
+        for hold in holds.into_iter().flatten() {
             for line in hold.lines {
-                *units.entry(line.product_id).or_default() += u64::from(line.quantity);
+                let held = units.entry(line.product_id).or_default();
+                let quantity = u64::from(line.quantity);
+                if hold.due_at <= now {
+                    held.overdue += quantity;
+                } else {
+                    held.reserved += quantity;
+                }
             }
         }
         Ok(units)
@@ -372,7 +363,7 @@ impl Store {
                 Err(Cancelled::Because(reasons)) => {
                     let exists = reasons.iter().any(|(_, reason)| matches!(reason, Reason::Condition(_)));
                     if !exists {
-                        attempts.pause(worst(&reasons)).await?;
+                        attempts.pause(contention_fault(&reasons)).await?;
                     } else if attempts.ambiguous && self.product(id, deadline).await? == *product {
                         // Our own earlier try was applied, and its answer lost.
                         return Ok(());
@@ -410,9 +401,10 @@ impl Store {
                 Err(fault) => attempts.pause(fault).await?,
             }
         }
+        let read_at = self.clock.now();
         let changed = self.product(id, deadline).await?;
         self.raise_shards(&changed, deadline).await?;
-        self.remember(&changed);
+        self.remember(&changed, read_at);
         Ok(changed)
     }
 
@@ -424,7 +416,7 @@ impl Store {
         attempts: &mut crate::error::Attempts<'_>,
     ) -> Result<Result<(), Fault>, Error> {
         const OPTIONAL: [&str; 3] = ["max_per_customer", "sale_starts_at", "sale_ends_at"];
-        const ALWAYS: [&str; 5] = ["name", "price_minor", "hold_seconds", "status", "version"];
+        const ALWAYS: [&str; 6] = ["name", "price_minor", "hold_seconds", "late_payment_seconds", "status", "version"];
         let item = items::product(product)?;
         let (set, remove): (Vec<&str>, Vec<&str>) =
             ALWAYS.iter().chain(&OPTIONAL).partition(|&&name| item.contains_key(name));

@@ -2,17 +2,19 @@
 //!
 //! A hold ends once: its reservation leaves `held` in the transaction that moves the units, under the condition that
 //! it is held and is the very hold that was read (`created_at`): without that, a late copy of a release could meet a
-//! hold made anew under the same key after the first was cleaned up.
+//! new hold under the same key, made after the first was cleaned up.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
-use holdfast_domain::{Cancel, CustomerId, Product, Reservation, ReservationId, Status, Timestamp, cancel};
+use futures_util::future::join_all;
+use holdfast_domain::{Cancel, CustomerId, Product, Refusal, Reservation, ReservationId, Status, Timestamp, cancel};
 
+use crate::error::Attempts;
 use crate::items::{self, Hold, number, text, time, ttl};
 use crate::keys::Key;
-use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, worst};
+use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, contention_fault};
+use crate::units::give;
 use crate::{Deadline, Error, Item, Store, keys};
 
 /// The most holds that share a transaction. More would save more writes (the shard's are shared), but a transaction
@@ -20,6 +22,8 @@ use crate::{Deadline, Error, Item, Store, keys};
 const HOLDS_PER_TRANSACTION: usize = 25;
 /// How long one batch may take: a busy shard must not keep the others' holds from being released.
 const BATCH_BUDGET: Duration = Duration::from_secs(4);
+/// How far ahead of the time holds are looked at, in milliseconds: no hold is made shorter than ten times that.
+const LOOK_AHEAD_MS: i64 = 1_000;
 /// The holds read in one go.
 const HOLDS_PER_PAGE: i32 = 200;
 
@@ -65,6 +69,12 @@ impl Store {
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
             match cancel(&reservation, now) {
+                Cancel::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
+                    if self.end_overdue(&reservation, now, deadline).await? {
+                        return Err(Refusal::HoldExpired.into());
+                    }
+                    continue;
+                }
                 Cancel::Refuse(refusal) => return Err(refusal.into()),
                 Cancel::Done => return Ok(reservation),
                 Cancel::Release => {}
@@ -73,7 +83,7 @@ impl Store {
             if released.holds == 1 {
                 // Units are free again: this environment must not go on saying "sold out".
                 for line in &reservation.lines {
-                    self.with_known(&line.product_id, super::products::Known::doubt);
+                    self.with_cached(&line.product_id, super::products::CachedProduct::invalidate_stock);
                 }
                 return Ok(Reservation { status: Status::Cancelled, ..reservation });
             }
@@ -81,6 +91,24 @@ impl Store {
             if deadline.passed() {
                 return Err(self.attempts(deadline).unavailable("cancel"));
             }
+        }
+    }
+
+    /// Ends a hold whose time is over, before anybody is told that it has expired: no clock that is behind can confirm it
+    /// afterwards. Whether it was still held.
+    pub(crate) async fn end_overdue(
+        &self,
+        held: &Reservation,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        match self.release(vec![Hold::from(held)], End::Expired, now, deadline).await {
+            Ok(swept) => Ok(swept.holds == 1),
+            Err(error @ Error::Internal { .. }) => {
+                tracing::error!(%error, reservation_id = held.reservation_id.as_str(), "it cannot be released");
+                Ok(true)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -114,12 +142,12 @@ impl Store {
                         swept.complete = false;
                         break 'sweep;
                     }
-                    match self.release(batch, End::Expired, now, deadline.sooner(BATCH_BUDGET)).await {
-                        Ok(part) => swept.add(part),
-                        Err(error) => {
-                            swept.complete = false;
-                            failed.get_or_insert(error);
-                        }
+                    let batch_deadline = deadline.sooner(BATCH_BUDGET);
+                    let (part, error) = self.release_each(batch, End::Expired, now, batch_deadline).await;
+                    swept.add(part);
+                    if let Some(error) = error {
+                        swept.complete = false;
+                        failed.get_or_insert(error);
                     }
                 }
                 start = page.next;
@@ -131,35 +159,78 @@ impl Store {
         failed.map_or(Ok(swept), Err)
     }
 
-    /// Releases overdue holds of these products, one page of each partition; how many holds.
+    /// Releases what is overdue of these products: whoever finds too little does that before anybody is told so.
     ///
-    /// Helps a reserve that found too little. That it runs out of time is no error of the reserve's.
+    /// That it runs out of time is no error: [`Swept::complete`] is false then. Neither is a hold that cannot be released
+    /// or read: it is the sweep's to report, and its units are in no reach of whoever asks.
     pub(crate) async fn release_overdue_of(
         &self,
         products: &[&Product],
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<u64, Error> {
-        let pages = (0..self.due_partitions).map(|k| self.overdue(k, now, None, deadline));
-        let pages = match try_join_all(pages).await {
-            Ok(pages) => pages,
-            Err(Error::Unavailable { .. }) => return Ok(0),
-            Err(error) => return Err(error),
+    ) -> Result<Swept, Error> {
+        let quiet = |product: &&Product| {
+            let clock = self.clock.now();
+            let no_overdue = self.with_cached(&product.product_id, |cached| cached.no_overdue).flatten();
+            no_overdue.is_some_and(|(looked_at, until)| looked_at <= clock && now < until)
         };
-        let wanted = |hold: &Hold| {
-            hold.lines.iter().any(|line| products.iter().any(|product| product.product_id == line.product_id))
-        };
-        // One that cannot be read is the sweep's to report.
-        let holds = pages.into_iter().flat_map(|page| page.holds).filter(wanted).collect();
-        let mut released = 0;
-        for batch in batches(holds) {
-            match self.release(batch, End::Expired, now, deadline).await {
-                Ok(part) => released += part.holds,
-                Err(Error::Unavailable { .. }) => break,
+        let products: Vec<&Product> = products.iter().filter(|product| !quiet(product)).copied().collect();
+        let mut swept = Swept { complete: true, ..Swept::default() };
+        if products.is_empty() {
+            return Ok(swept);
+        }
+        let looked_at = self.clock.now();
+        // Holds that end within the next second are seen too: until the first of them does, nobody has to look again.
+        let horizon = Timestamp::from_millis(now.as_millis().saturating_add(LOOK_AHEAD_MS));
+        let partitions = (0..self.due_partitions).map(|k| self.overdue_of(&products, k, horizon, deadline));
+        let mut holds = Vec::new();
+        for part in join_all(partitions).await {
+            match part {
+                Ok(part) => holds.extend(part),
+                Err(Error::Unavailable { .. }) => swept.complete = false,
                 Err(error) => return Err(error),
             }
         }
-        Ok(released)
+        let (overdue, soon): (Vec<Hold>, Vec<Hold>) = holds.into_iter().partition(|hold| hold.due_at <= now);
+        for batch in batches(overdue) {
+            let (part, error) = self.release_each(batch, End::Expired, now, deadline).await;
+            swept.add(part);
+            match error {
+                None => {}
+                Some(Error::Unavailable { .. }) => swept.complete = false,
+                Some(error) => tracing::error!(%error, "an overdue hold cannot be released"),
+            }
+        }
+        if swept.complete {
+            for product in products {
+                let of_it = |hold: &&Hold| hold.lines.iter().any(|line| line.product_id == product.product_id);
+                let until = soon.iter().filter(of_it).map(|hold| hold.due_at).min().unwrap_or(horizon);
+                self.with_cached(&product.product_id, |cached| cached.no_overdue = Some((looked_at, until)));
+            }
+        }
+        Ok(swept)
+    }
+
+    /// What ends by `horizon` in one partition of the index, of these products.
+    async fn overdue_of(
+        &self,
+        products: &[&Product],
+        k: u32,
+        horizon: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Vec<Hold>, Error> {
+        let wanted = |hold: &Hold| {
+            hold.lines.iter().any(|line| products.iter().any(|product| product.product_id == line.product_id))
+        };
+        let (mut found, mut start) = (Vec::new(), None);
+        loop {
+            let page = self.overdue(k, horizon, start, deadline).await?;
+            found.extend(page.holds.into_iter().filter(wanted));
+            start = page.next;
+            if start.is_none() {
+                return Ok(found);
+            }
+        }
     }
 
     /// A page of what is overdue in one partition of the index.
@@ -186,6 +257,32 @@ impl Store {
         Ok(page)
     }
 
+    /// Ends these holds together, or where one of them cannot be, each alone: one whose shard or limit does not exist must
+    /// not keep the others. What was done, and the first error.
+    async fn release_each(
+        &self,
+        holds: Vec<Hold>,
+        end: End,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> (Swept, Option<Error>) {
+        let alone = holds.len() == 1;
+        let error = match self.release(holds.clone(), end, now, deadline).await {
+            Ok(part) => return (part, None),
+            Err(error @ Error::Internal { .. }) if !alone => error,
+            Err(error) => return (Swept::default(), Some(error)),
+        };
+        tracing::warn!(%error, "holds are released one by one");
+        let (mut swept, mut failed) = (Swept::default(), None);
+        for hold in holds {
+            match self.release(vec![hold], end, now, deadline).await {
+                Ok(part) => swept.add(part),
+                Err(error) => _ = failed.get_or_insert(error),
+            }
+        }
+        (swept, failed)
+    }
+
     /// Ends these holds in one transaction; those that have ended already drop out, alone.
     async fn release(
         &self,
@@ -198,38 +295,56 @@ impl Store {
         let mut swept = Swept::default();
         while !holds.is_empty() {
             let transaction = self.release_transaction(&holds, end, now)?;
-            match self.transact(&transaction, &mut attempts).await? {
+            let reasons = match self.transact(&transaction, &mut attempts).await? {
                 Ok(()) => {
                     swept.holds += holds.len() as u64;
                     swept.units += units(&holds);
                     break;
                 }
-                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
-                Err(Cancelled::Because(reasons)) => {
-                    let mut ended = vec![false; holds.len()];
-                    let mut lacking = false;
-                    for (action, reason) in &reasons {
-                        match (action, reason) {
-                            (&Action::Hold(at), Reason::Condition(_)) => ended[at] = true,
-                            (Action::Units, Reason::Condition(_)) => lacking = true,
-                            (_, Reason::Conflict | Reason::Throttled) => {}
-                        }
-                    }
-                    if !ended.contains(&true) {
-                        // One that has ended gave its units back already: only where none has, units that cannot be
-                        // given back are a fault.
-                        if lacking {
-                            return Err(Error::internal("release", "a shard or a limit of the hold does not exist"));
-                        }
-                        attempts.pause(worst(&reasons)).await?;
-                    }
-                    swept.ended_before += ended.iter().filter(|&&ended| ended).count() as u64;
-                    let mut ended = ended.into_iter();
-                    holds.retain(|_| !ended.next().unwrap_or(false));
+                Err(Cancelled::Fault(fault)) => {
+                    attempts.pause(fault).await?;
+                    continue;
+                }
+                Err(Cancelled::Because(reasons)) => reasons,
+            };
+            let mut ended = vec![false; holds.len()];
+            let mut lacking = false;
+            for (action, reason) in &reasons {
+                match (action, reason) {
+                    (&Action::Hold(at), Reason::Condition(_)) => ended[at] = true,
+                    (Action::Units, Reason::Condition(_)) => lacking = true,
+                    (_, Reason::Conflict | Reason::Throttled) => {}
                 }
             }
+            if !ended.contains(&true) {
+                // One that has ended gave its units back already. A conflict may hide that, and so may the moment at
+                // which each item was looked at: whether units are truly lacking, the holds themselves have to say.
+                if lacking && !reasons.iter().any(|(_, reason)| reason.hides_condition()) {
+                    ended = self.which_have_ended(&holds, &mut attempts).await?;
+                    if !ended.contains(&true) {
+                        return Err(Error::internal("release", "a shard or a limit of the hold does not exist"));
+                    }
+                } else {
+                    attempts.pause(contention_fault(&reasons)).await?;
+                }
+            }
+            swept.ended_before += ended.iter().filter(|&&ended| ended).count() as u64;
+            let mut ended = ended.into_iter();
+            holds.retain(|_| !ended.next().unwrap_or(false));
         }
         Ok(swept)
+    }
+
+    /// Which of these are not held any more, or are other holds by now.
+    async fn which_have_ended(&self, holds: &[Hold], attempts: &mut Attempts<'_>) -> Result<Vec<bool>, Error> {
+        let keys = holds.iter().map(|hold| Ok(keys::reservation(&hold.reservation_id()?)));
+        let found = self.snapshot(&keys.collect::<Result<Vec<_>, Error>>()?, attempts).await?;
+        let ended = holds.iter().zip(found).map(|(hold, item)| {
+            let found = item.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
+            let same = |found: &Reservation| found.status == Status::Held && found.created_at == hold.created_at;
+            Ok(!found.as_ref().is_some_and(same))
+        });
+        ended.collect()
     }
 
     fn release_transaction(&self, holds: &[Hold], end: End, now: Timestamp) -> Result<Transaction<Action>, Error> {
@@ -251,7 +366,8 @@ impl Store {
                 &self.table,
                 &keys::reservation(&hold.reservation_id()?),
                 Expression::new(
-                    "SET #status = :end, #ttl = :ttl REMOVE #due_key, #due_at",
+                    // Some are kept for longer: see `kept_until`.
+                    "SET #status = :end, #ttl = if_not_exists(#kept_until, :ttl) REMOVE #due_key, #due_at",
                     vec![(":end", text(status.as_str())), (":ttl", ttl(now))],
                 ),
                 Expression::new(condition, values),
@@ -259,11 +375,11 @@ impl Store {
         }
         for (key, amount) in given_back(holds) {
             let (update, condition) = match amount {
-                Amount::Shard(units) => ("SET #available = #available + :q", ("attribute_exists(#pk)", number(units))),
-                Amount::Limit(units) => ("SET #units = #units - :q", ("#units >= :q", number(units))),
+                Amount::Shard(units) => (give(units), "attribute_exists(#pk)"),
+                Amount::Limit(units) => {
+                    (Expression::new("SET #units = #units - :q", vec![(":q", number(units))]), "#units >= :q")
+                }
             };
-            let (condition, quantity) = condition;
-            let update = Expression::new(update, vec![(":q", quantity)]);
             transaction.update(Action::Units, &self.table, &key, update, Expression::new(condition, vec![]))?;
         }
         Ok(transaction)
@@ -365,11 +481,13 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             expires_at: Timestamp::from_millis(600_000),
             hold_seconds: HoldSeconds::DEFAULT,
+            late_payment_seconds: 0,
             fingerprint: String::new(),
             confirmed_at: None,
             confirmed_late: false,
             payment_reference: None,
-            paid_back: BTreeSet::new(),
+            owed_back: BTreeSet::new(),
+            unpaid_closed_at: None,
         })
     }
 

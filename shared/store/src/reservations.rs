@@ -50,6 +50,12 @@ impl Store {
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
             let until = match extend(&reservation, hold_seconds, now) {
+                Extend::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
+                    if self.end_overdue(&reservation, now, deadline).await? {
+                        return Err(Refusal::HoldExpired.into());
+                    }
+                    continue;
+                }
                 Extend::Refuse(refusal) => return Err(refusal.into()),
                 Extend::Done => return Ok(reservation),
                 Extend::Until(until) => until,

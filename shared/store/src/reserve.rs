@@ -1,19 +1,16 @@
 //! Making a hold: one transaction, and in a warm environment nothing before it.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_domain::{Basket, Draft, Line, Product, Refusal, Reservation, Shortage, Status, Take, Timestamp, draft};
+use holdfast_domain::{Basket, Draft, Line, Product, Refusal, Reservation, Status, Take, Timestamp, draft};
+use serde::Deserialize;
 
 use crate::error::Attempts;
 use crate::items::{self, ShardItem, number};
-use crate::products::{FACTS_LIFETIME, REFUSAL_LIFETIME};
-use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, worst};
+use crate::products::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
+use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
+use crate::units::{Found, Memory, Wanted, take_limit};
 use crate::{Deadline, Error, Item, Store, keys};
-
-/// How long a reserve that found too little may spend on releasing what is overdue.
-const RELEASE_FIRST: Duration = Duration::from_secs(1);
 
 /// A reservation that was made, now or before.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,38 +63,29 @@ impl Store {
         F: Future<Output = Result<(), Error>>,
     {
         let mut attempts = self.attempts(deadline);
-        let mut released = false;
-        // Whether all shards were looked at since anything was learned of the stock.
-        let mut looked = false;
-        let mut facts_age = FACTS_LIFETIME;
+        let mut facts_age = FACTS_LIFETIME_MS;
         loop {
             let facts = self.facts(basket.products(), facts_age, deadline).await?;
             let draft = match draft(basket, &facts, now) {
                 Ok(draft) => draft,
-                Err(_) if facts_age > REFUSAL_LIFETIME => {
-                    facts_age = REFUSAL_LIFETIME;
+                Err(_) if facts_age > REFUSAL_LIFETIME_MS => {
+                    facts_age = REFUSAL_LIFETIME_MS;
                     continue;
                 }
-                Err(refusal) => return self.replay_or(basket, refusal, deadline).await,
+                Err(refusal) => return self.replay_or(basket, refusal, now, &mut attempts).await,
             };
-            let lines = match self.choose(&draft, looked) {
-                Ok(lines) => lines,
-                Err(Lack::Certain(refusal)) => return self.replay_or(basket, refusal, deadline).await,
-                Err(Lack::Perhaps) => {
-                    let products: Vec<&Product> = draft.lines.iter().map(|line| &line.product).collect();
-                    self.look(&products, deadline).await?;
-                    if !released && self.choose(&draft, true).is_err() {
-                        released = true;
-                        if self.release_overdue_of(&products, now, deadline.sooner(RELEASE_FIRST)).await? > 0 {
-                            self.look(&products, deadline).await?;
-                        }
-                    }
-                    looked = true;
-                    continue;
+            let wanted: Vec<Wanted<'_>> =
+                draft.lines.iter().map(|line| Wanted { product: &line.product, quantity: line.quantity }).collect();
+            let others = 1 + draft.lines.iter().filter(|line| line.product.counts_per_customer).count();
+            let takes = match self.find_units(&wanted, others, Memory::Trusted, now, deadline).await? {
+                Found::Units(takes) => takes,
+                Found::Short(shortages) => {
+                    let refusal = Refusal::InsufficientStock { shortages };
+                    return self.replay_or(basket, refusal, now, &mut attempts).await;
                 }
             };
             remind(draft.expires_at).await?;
-            let reservation = held(basket, &draft, lines, now);
+            let reservation = held(basket, &draft, takes, now);
             let Err(cancelled) = self.try_reserve(&reservation, &draft, &mut attempts).await? else {
                 return Ok(Reserved { reservation, replayed: false });
             };
@@ -109,39 +97,31 @@ impl Store {
                 Cancelled::Because(reasons) => reasons,
             };
             match self.learn(&draft, &reasons)? {
-                Verdict::Exists(item) => {
-                    let item = match item {
-                        Some(item) => item,
-                        // Some emulators leave the old item out.
-                        None => match self.get(keys::reservation(&basket.reservation_id), deadline).await? {
-                            Some(item) => item,
-                            None => continue,
-                        },
-                    };
-                    let mut found = replay(basket, items::read("reservation", item)?)?;
-                    // Made by our own earlier try, whose answer was lost: for the caller it is the first answer.
-                    found.replayed = !(attempts.ambiguous && found.reservation.created_at == now);
-                    return Ok(found);
+                Verdict::Exists(Some(item)) => {
+                    return replay(basket, items::read("reservation", item)?, now, &attempts);
+                }
+                // Some emulators leave the old item out.
+                Verdict::Exists(None) => {
+                    let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], &mut attempts).await?;
+                    if let Some(item) = found.into_iter().next().flatten() {
+                        return replay(basket, items::read("reservation", item)?, now, &attempts);
+                    }
+                    attempts.count();
                 }
                 Verdict::Stale => {
                     facts.keys().for_each(|id| self.forget(id));
                     attempts.count();
                 }
                 Verdict::Limit { line } => {
-                    let Product { product_id, version, .. } = &draft.lines[line].product;
-                    // A change that has not reached the shards yet may have lifted the limit.
-                    let newest = self.facts([product_id].into_iter(), REFUSAL_LIFETIME, deadline).await?;
-                    if newest.get(product_id).is_none_or(|newest| newest.version == *version) {
-                        let limit = draft.lines[line].product.max_per_customer.unwrap_or_default();
-                        return Err(Refusal::CustomerLimitReached { product_id: product_id.clone(), limit }.into());
+                    let line = &draft.lines[line];
+                    let wanted = Wanted { product: &line.product, quantity: line.quantity };
+                    if let Some(found) = self.refuse_for_limit(basket, wanted, now, &mut attempts).await? {
+                        return Ok(found);
                     }
                     attempts.count();
                 }
-                Verdict::Short => {
-                    looked = false;
-                    attempts.count();
-                }
-                Verdict::Contention => attempts.pause(worst(&reasons)).await?,
+                Verdict::Short => attempts.count(),
+                Verdict::Contention => attempts.pause(contention_fault(&reasons)).await?,
             }
             if deadline.passed() {
                 return Err(attempts.unavailable("reserve"));
@@ -149,53 +129,39 @@ impl Store {
         }
     }
 
-    /// The lines of the draft with the shards that they take from, by what is remembered of the stock; `looked` says
-    /// that this request itself has just looked at it.
-    fn choose(&self, draft: &Draft, looked: bool) -> Result<Vec<Line>, Lack> {
-        let mut lines = Vec::with_capacity(draft.lines.len());
-        let mut shortages = Vec::new();
-        let mut certain = true;
-        let mut actions = 1;
-        for line in &draft.lines {
-            let product = &line.product;
-            let chosen = self.with_known(&product.product_id, |known| match known.choose(line.quantity) {
-                Some(takes) => Ok(takes),
-                None => Err((looked || known.looked_lately(), known.free())),
-            });
-            let takes = match chosen {
-                Some(Ok(takes)) => takes,
-                Some(Err((looked_lately, available))) => {
-                    certain &= looked_lately;
-                    let product_id = product.product_id.clone();
-                    shortages.push(Shortage { product_id, requested: line.quantity, available });
-                    continue;
-                }
-                None => return Err(Lack::Perhaps),
-            };
-            let limited = product.max_per_customer.is_some();
-            actions += takes.len() + usize::from(limited);
-            lines.push(Line {
-                product_id: product.product_id.clone(),
-                quantity: line.quantity,
-                name: product.name.clone(),
-                unit_price_minor: product.price_minor,
-                limited,
-                takes,
-            });
+    /// Refuses for the customer's limit, if that is so: by the product as it is now, with all that is overdue released, and
+    /// where the reservation does not exist. The reservation if it does, and nothing where there is room by now.
+    async fn refuse_for_limit(
+        &self,
+        basket: &Basket,
+        wanted: Wanted<'_>,
+        now: Timestamp,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Option<Reserved>, Error> {
+        let (Product { product_id, version, .. }, deadline) = (wanted.product, attempts.deadline());
+        // A change that has not reached the shards yet may have lifted the limit.
+        let newest = self.facts([product_id].into_iter(), REFUSAL_LIFETIME_MS, deadline).await?;
+        if newest.get(product_id).is_some_and(|newest| newest.version != *version) {
+            return Ok(None);
         }
-        if !shortages.is_empty() {
-            return Err(if certain { Lack::Certain(Refusal::InsufficientStock { shortages }) } else { Lack::Perhaps });
+        let Some(limit) = wanted.product.max_per_customer else { return Ok(None) };
+        let swept = self.release_overdue_of(&[wanted.product], now, deadline).await?;
+        if swept.holds > 0 {
+            return Ok(None);
         }
-        if actions > MAX_ACTIONS {
-            // So many lines of stock in so many crumbs that no one transaction can take them.
-            let shortages = draft.lines.iter().map(|line| Shortage {
-                product_id: line.product.product_id.clone(),
-                requested: line.quantity,
-                available: 0,
-            });
-            return Err(Lack::Certain(Refusal::InsufficientStock { shortages: shortages.collect() }));
+        if !swept.complete {
+            return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }
-        Ok(lines)
+        let keys = [keys::reservation(&basket.reservation_id), keys::limit(product_id, &basket.customer)];
+        let [reservation, counted] = <[Option<Item>; 2]>::try_from(self.snapshot(&keys, attempts).await?)
+            .map_err(|_| Error::internal("snapshot", "not two items"))?;
+        if let Some(item) = reservation {
+            return replay(basket, items::read("reservation", item)?, now, attempts).map(Some);
+        }
+        if units_counted(counted)? + u64::from(wanted.quantity) <= u64::from(limit) {
+            return Ok(None);
+        }
+        Err(Refusal::CustomerLimitReached { product_id: product_id.clone(), limit }.into())
     }
 
     /// The transaction itself. Each condition is one promise: the shard has the units and knows no newer product, the
@@ -220,7 +186,9 @@ impl Store {
                     Expression::new("#available >= :q AND #product_version <= :v", vec![(":v", version.clone())]),
                 )?;
             }
-            if let Some(limit) = draft.lines[at].product.max_per_customer {
+            if line.limited {
+                // Where there is no limit yet, one that is set later counts this too.
+                let limit = draft.lines[at].product.max_per_customer.unwrap_or(u32::MAX);
                 let (update, condition) = take_limit(line.quantity, limit);
                 let key = keys::limit(&line.product_id, &reservation.customer);
                 transaction.update(Action::Limit { line: at }, &self.table, &key, update, condition)?;
@@ -229,8 +197,8 @@ impl Store {
         let outcome = self.transact(&transaction, attempts).await?;
         if outcome.is_ok() {
             for line in &reservation.lines {
-                self.with_known(&line.product_id, |known| {
-                    line.takes.iter().for_each(|take| known.took(take.shard, take.units));
+                self.with_cached(&line.product_id, |cached| {
+                    line.takes.iter().for_each(|take| cached.took(take.shard, take.units));
                 });
             }
         }
@@ -243,6 +211,7 @@ impl Store {
         let mut short = false;
         let mut limit = None;
         let mut exists = None;
+        let mut hidden = false;
         for (action, reason) in reasons {
             match (action, reason) {
                 (Action::Reservation, Reason::Condition(item)) => exists = Some(item.clone()),
@@ -250,26 +219,29 @@ impl Store {
                 (&Action::Shard { line, take }, Reason::Condition(item)) => {
                     let product = &draft.lines[line].product;
                     let shard = item.clone().map(|item| items::read::<ShardItem>("shard", item)).transpose()?;
-                    // A shard that does not answer with its item is looked at instead.
+                    // A shard that does not answer with its item is read instead.
                     let (available, version) = shard.map_or((0, 0), |shard| (shard.available, shard.product_version));
                     stale |= version > product.version;
                     short |= version <= product.version;
-                    self.with_known(&product.product_id, |known| {
-                        known.saw(take.shard, available);
-                        known.doubt();
+                    self.with_cached(&product.product_id, |cached| {
+                        cached.saw(take.shard, available);
+                        cached.invalidate_stock();
                     });
                 }
                 (&Action::Shard { line, take: _ }, Reason::Conflict) => {
                     // Somebody else is at home here: move, and leave each other in peace from now on.
                     let product = &draft.lines[line].product;
                     let home = self.random_below(product.shards);
-                    self.with_known(&product.product_id, |known| known.move_home(home));
+                    self.with_cached(&product.product_id, |cached| cached.move_home(home));
                 }
+                // It may exist: what the others say is not enough to refuse anybody.
+                (Action::Reservation, Reason::Conflict | Reason::Throttled) => hidden = true,
                 (_, Reason::Conflict | Reason::Throttled) => {}
             }
         }
         Ok(match (exists, limit) {
             (Some(item), _) => Verdict::Exists(item),
+            _ if hidden => Verdict::Contention,
             // A limit that stale facts name is no reason to refuse anybody.
             _ if stale => Verdict::Stale,
             (None, Some(line)) => Verdict::Limit { line },
@@ -278,55 +250,71 @@ impl Store {
         })
     }
 
-    /// The reservation that this key made before, else `refusal`: the owner of a hold is never told "sold out".
-    async fn replay_or(&self, basket: &Basket, refusal: Refusal, deadline: Deadline) -> Result<Reserved, Error> {
-        match self.get(keys::reservation(&basket.reservation_id), deadline).await? {
-            Some(item) => replay(basket, items::read("reservation", item)?),
+    /// The reservation that this key made before, else `refusal`: the owner of a hold is never told "sold out". Whatever
+    /// the refusal rests on was read before: a transaction of this very key that had a part in it is waited for.
+    async fn replay_or(
+        &self,
+        basket: &Basket,
+        refusal: Refusal,
+        now: Timestamp,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Reserved, Error> {
+        let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], attempts).await?;
+        match found.into_iter().next().flatten() {
+            Some(item) => replay(basket, items::read("reservation", item)?, now, attempts),
             None => Err(refusal.into()),
         }
     }
 }
 
-/// Why the remembered stock does not serve a draft.
-enum Lack {
-    /// All shards were looked at a moment ago.
-    Certain(Refusal),
-    /// It may be out of date.
-    Perhaps,
-}
-
 /// The first answer again, if this is the first request again.
-fn replay(basket: &Basket, reservation: Reservation) -> Result<Reserved, Error> {
-    if reservation.fingerprint == basket.fingerprint {
-        Ok(Reserved { reservation, replayed: true })
-    } else {
-        Err(Refusal::IdempotencyKeyReused.into())
+fn replay(
+    basket: &Basket,
+    reservation: Reservation,
+    now: Timestamp,
+    attempts: &Attempts<'_>,
+) -> Result<Reserved, Error> {
+    if reservation.fingerprint != basket.fingerprint {
+        return Err(Refusal::IdempotencyKeyReused.into());
     }
+    // Made by our own earlier try, whose answer was lost: for the caller it is the first answer.
+    let replayed = !(attempts.ambiguous && reservation.created_at == now);
+    Ok(Reserved { reservation, replayed })
 }
 
-/// Counts `quantity` more units of a customer, where that stays within `limit`.
-pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) {
-    let room: AttributeValue = number(i64::from(limit) - i64::from(quantity));
-    (
-        Expression::new("ADD #units :q", vec![(":q", number(quantity))]),
-        Expression::new("attribute_not_exists(#units) OR #units <= :room", vec![(":room", room)]),
-    )
+/// The units that an item counts for a customer. Where there is none, they have none.
+pub(crate) fn units_counted(item: Option<Item>) -> Result<u64, Error> {
+    #[derive(Deserialize)]
+    struct LimitItem {
+        units: u64,
+    }
+    item.map_or(Ok(0), |item| Ok(items::read::<LimitItem>("limit", item)?.units))
 }
 
-fn held(basket: &Basket, draft: &Draft, lines: Vec<Line>, now: Timestamp) -> Reservation {
+fn held(basket: &Basket, draft: &Draft, takes: Vec<Vec<Take>>, now: Timestamp) -> Reservation {
+    let lines = draft.lines.iter().zip(takes).map(|(line, takes)| Line {
+        product_id: line.product.product_id.clone(),
+        quantity: line.quantity,
+        name: line.product.name.clone(),
+        unit_price_minor: line.product.price_minor,
+        limited: line.product.counts_per_customer,
+        takes,
+    });
     Reservation {
         reservation_id: basket.reservation_id.clone(),
         customer: basket.customer.clone(),
-        lines,
+        lines: lines.collect(),
         currency: draft.currency,
         status: Status::Held,
         created_at: now,
         expires_at: draft.expires_at,
+        late_payment_seconds: draft.late_payment_seconds,
         hold_seconds: draft.hold_seconds,
         fingerprint: basket.fingerprint.clone(),
         confirmed_at: None,
         confirmed_late: false,
         payment_reference: None,
-        paid_back: BTreeSet::new(),
+        owed_back: BTreeSet::new(),
+        unpaid_closed_at: None,
     }
 }

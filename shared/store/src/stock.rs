@@ -6,12 +6,14 @@ use holdfast_domain::{
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
+use crate::error::Attempts;
 use crate::items::{self, number, text};
 use crate::page::Part;
-use crate::transact::{Cancelled, Expression, Reason, Transaction, worst};
+use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
+use crate::units::{give, take_units, units_on};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
-/// A change of a product's total: stock that came in, or was lost, or was counted anew.
+/// A change of a product's total: stock that came in, or was lost, or was counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adjustment {
     /// The product.
@@ -66,6 +68,50 @@ pub struct Adjusted {
 struct KeyRecord {
     fingerprint: String,
     entry: LedgerEntry,
+}
+
+/// What an adjustment is decided on: read together at one instant.
+struct Seen {
+    record: Option<KeyRecord>,
+    product: Option<Product>,
+    /// The units of the shards that were asked for.
+    available: Vec<u64>,
+}
+
+/// What an adjustment meets.
+enum Decided {
+    /// It was carried out before, and left this entry.
+    Before(LedgerEntry),
+    /// It has to be carried out, on this product.
+    On(Product),
+}
+
+impl Seen {
+    fn decide(self, adjustment: &Adjustment, fingerprint: &str) -> Result<Decided, Error> {
+        if let Some(record) = self.record {
+            return if record.fingerprint == fingerprint {
+                Ok(Decided::Before(record.entry))
+            } else {
+                Err(Refusal::IdempotencyKeyReused.into())
+            };
+        }
+        let Some(product) = self.product else {
+            return Err(Refusal::ProductNotFound { product_id: adjustment.product_id.clone() }.into());
+        };
+        match adjustment.expected_total {
+            Some(expected) if expected != product.total => {
+                Err(Refusal::VersionMismatch { current: product.total }.into())
+            }
+            _ => Ok(Decided::On(product)),
+        }
+    }
+}
+
+/// The answer to an adjustment that has its entry already.
+fn made_before(entry: LedgerEntry, now: Timestamp, attempts: &Attempts<'_>) -> Adjusted {
+    // Our own earlier try whose answer was lost is the first answer, not a replay.
+    let replayed = !(attempts.ambiguous && entry.created_at == now);
+    Adjusted { entry, replayed }
 }
 
 /// What an action of the transaction stands for.
@@ -140,27 +186,29 @@ impl Store {
     /// is not the expected one, [`Refusal::InsufficientStock`].
     pub async fn adjust(&self, adjustment: &Adjustment, now: Timestamp, deadline: Deadline) -> Result<Adjusted, Error> {
         let id = &adjustment.product_id;
-        let record_id = digest_id("", &[&adjustment.actor, adjustment.key.as_str()]);
+        // The key belongs to the ledger, not to the person: two admins who count one delivery add it once.
+        let record_id = digest_id("", &[id.as_str(), adjustment.key.as_str()]);
         let fingerprint = adjustment.fingerprint();
         let mut attempts = self.attempts(deadline);
         let mut tries = 0;
         loop {
-            if let Some(item) = self.get(keys::adjustment(&record_id), deadline).await? {
-                let record: KeyRecord = items::read("adjustment", item)?;
-                if record.fingerprint != fingerprint {
-                    return Err(Refusal::IdempotencyKeyReused.into());
-                }
-                // Our own earlier try whose answer was lost is the first answer, not a replay.
-                let replayed = !(attempts.ambiguous && record.entry.created_at == now);
-                return Ok(Adjusted { entry: record.entry, replayed });
-            }
-            let product = self.product(id, deadline).await?;
-            if let Some(expected) = adjustment.expected_total
-                && expected != product.total
-            {
-                return Err(Refusal::VersionMismatch { current: product.total }.into());
-            }
-            let takes = self.takes(adjustment, &product, tries, deadline).await?;
+            // Together at one instant: a refusal must not rest on a total that another copy of this very adjustment
+            // has changed.
+            let seen = self.seen(adjustment, &record_id, 0, &mut attempts).await?;
+            let product = match seen.decide(adjustment, &fingerprint)? {
+                Decided::Before(entry) => return Ok(made_before(entry, now, &attempts)),
+                Decided::On(product) => product,
+            };
+            let takes = match self.takes(adjustment, &product, tries, deadline).await? {
+                Some(takes) => takes,
+                None => match self.takes_of_all(adjustment, &record_id, product.shards, now, &mut attempts).await? {
+                    Some(takes) => takes,
+                    None => {
+                        attempts.count();
+                        continue;
+                    }
+                },
+            };
             tries += 1;
             let total_after = match product.total.checked_add_signed(adjustment.delta) {
                 Some(total) if total <= MAX_TOTAL => total,
@@ -184,50 +232,93 @@ impl Store {
             let transaction = self.adjustment(&record_id, &record, &product, &takes)?;
             match self.transact(&transaction, &mut attempts).await? {
                 Ok(()) => {
-                    self.with_known(id, super::products::Known::doubt);
+                    self.with_cached(id, crate::products::CachedProduct::invalidate_stock);
                     return Ok(Adjusted { entry: record.entry, replayed: false });
                 }
                 Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
                 Err(Cancelled::Because(reasons)) => {
-                    // Whatever a condition failed on is read anew above; other transactions are waited for.
+                    // Whatever a condition failed on is read again above; other transactions are waited for.
                     match reasons.iter().find(|(_, reason)| matches!(reason, Reason::Condition(_))) {
-                        Some((Action::Key | Action::Product | Action::Shard, _)) => attempts.count(),
-                        Some((Action::Ledger, _)) => {
-                            return Err(Error::internal("adjust", "the ledger has an entry of this id"));
-                        }
-                        None => attempts.pause(worst(&reasons)).await?,
+                        Some((Action::Key | Action::Product | Action::Shard | Action::Ledger, _)) => attempts.count(),
+                        None => attempts.pause(contention_fault(&reasons)).await?,
                     }
                 }
+            }
+            if deadline.passed() {
+                return Err(attempts.unavailable("adjust"));
             }
         }
     }
 
-    /// Which shards get or give how much. Units are dealt over all shards at first; each try that failed halves their
-    /// number, since a transaction over many shards of a busy product meets a reserve on one of them again and again.
+    /// The key's record, the product and its first `shards` shards, together at one instant.
+    async fn seen(
+        &self,
+        adjustment: &Adjustment,
+        record_id: &str,
+        shards: u32,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Seen, Error> {
+        let id = &adjustment.product_id;
+        let mut keys = vec![keys::adjustment(record_id), keys::product(id)];
+        keys.extend((0..shards).map(|shard| keys::shard(id, shard)));
+        let mut items = self.snapshot(&keys, attempts).await?.into_iter();
+        let record = items.next().flatten().map(|item| items::read("adjustment", item)).transpose()?;
+        let product = items.next().flatten().map(|item| items::read("product", item)).transpose()?;
+        Ok(Seen { record, product, available: items.map(units_on).collect::<Result<_, _>>()? })
+    }
+
+    /// The shards to take units from, by all that is read at one instant once all that is overdue is released. Nothing
+    /// where something has changed meanwhile, so that all of it is decided again.
+    async fn takes_of_all(
+        &self,
+        adjustment: &Adjustment,
+        record_id: &str,
+        shards: u32,
+        now: Timestamp,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Option<Vec<Take>>, Error> {
+        let units = adjustment.delta.unsigned_abs();
+        let Seen { product, .. } = self.seen(adjustment, record_id, 0, attempts).await?;
+        let Some(product) = product else { return Ok(None) };
+        let swept = self.release_overdue_of(&[&product], now, attempts.deadline()).await?;
+        let seen = self.seen(adjustment, record_id, shards, attempts).await?;
+        if seen.record.is_some() || seen.product.as_ref().is_none_or(|now| now.total != product.total) {
+            return Ok(None);
+        }
+        if let Some(takes) = shards::withdraw(units, &seen.available) {
+            return Ok(Some(takes));
+        }
+        if !swept.complete {
+            return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
+        }
+        let shortage = Shortage {
+            product_id: adjustment.product_id.clone(),
+            requested: u32::try_from(units).unwrap_or(u32::MAX),
+            available: seen.available.iter().sum(),
+        };
+        Err(Refusal::InsufficientStock { shortages: vec![shortage] }.into())
+    }
+
+    /// Which shards get or give how much; nothing where they seem to hold too little. Units are dealt over all shards at
+    /// first; each try that failed halves their number, since a transaction over many shards of a busy product meets a
+    /// reserve on one of them again and again.
     async fn takes(
         &self,
         adjustment: &Adjustment,
         product: &Product,
         tries: u32,
         deadline: Deadline,
-    ) -> Result<Vec<Take>, Error> {
+    ) -> Result<Option<Vec<Take>>, Error> {
         let units = adjustment.delta.unsigned_abs();
         if adjustment.delta > 0 {
             let first = self.random_below(product.shards);
             let shards_now = (product.shards >> tries.min(6)).max(1);
             let dealt = shards::deal(units, shards_now, 0);
             let moved = dealt.into_iter().map(|take| Take { shard: (take.shard + first) % product.shards, ..take });
-            return Ok(moved.collect());
+            return Ok(Some(moved.collect()));
         }
         let available = self.shards(&[product], deadline).await?.remove(&product.product_id).unwrap_or_default();
-        shards::withdraw(units, &available).ok_or_else(|| {
-            let shortage = Shortage {
-                product_id: product.product_id.clone(),
-                requested: u32::try_from(units).unwrap_or(u32::MAX),
-                available: available.iter().sum(),
-            };
-            Refusal::InsufficientStock { shortages: vec![shortage] }.into()
-        })
+        Ok(shards::withdraw(units, &available))
     }
 
     fn adjustment(
@@ -251,17 +342,11 @@ impl Store {
         )?;
         for take in takes {
             let (update, condition) = if entry.delta > 0 {
-                ("SET #available = #available + :q", "attribute_exists(#pk)")
+                (give(u64::from(take.units)), Expression::new("attribute_exists(#pk)", vec![]))
             } else {
-                ("SET #available = #available - :q", "#available >= :q")
+                take_units(take.units)
             };
-            transaction.update(
-                Action::Shard,
-                &self.table,
-                &keys::shard(id, take.shard),
-                Expression::new(update, vec![(":q", number(take.units))]),
-                Expression::new(condition, vec![]),
-            )?;
+            transaction.update(Action::Shard, &self.table, &keys::shard(id, take.shard), update, condition)?;
         }
         transaction.put(Action::Ledger, &self.table, entry.item(id)?, absent)?;
         Ok(transaction)

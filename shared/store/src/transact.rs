@@ -2,17 +2,28 @@
 //!
 //! DynamoDB answers a cancelled transaction with one reason for each action, in the order of the actions. That order
 //! is the only link between the two, so an action and what it stands for are added together and never apart.
+//!
+//! Two rules for reading such an answer. An action that met a conflict or a throttle says nothing of its condition, so
+//! nothing is concluded from a condition that did *not* fail on it. And the actions of a transaction are not looked at in
+//! one instant, so a refusal about an item reads that item last, in a [`snapshot`](Store::snapshot) together with
+//! whatever else the refusal rests on.
 
 use aws_sdk_dynamodb::error::BuildError;
+use aws_sdk_dynamodb::operation::transact_get_items::TransactGetItemsError;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{
-    AttributeValue, CancellationReason, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
-    TransactWriteItem, Update,
+    AttributeValue, CancellationReason, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
+    TransactGetItem, TransactWriteItem, Update,
 };
 
 use crate::error::{Attempts, Fault, fault};
 use crate::keys::Key;
 use crate::{Error, Item, Store};
+
+/// The code of a reason: another transaction was on the item.
+const CONFLICT: &str = "TransactionConflict";
+/// The codes of a reason: too fast.
+const THROTTLED: [&str; 2] = ["ThrottlingError", "ProvisionedThroughputExceeded"];
 
 /// The most actions of one transaction.
 pub(crate) const MAX_ACTIONS: usize = 100;
@@ -53,6 +64,13 @@ pub(crate) struct Transaction<A> {
     actions: Vec<(A, TransactWriteItem)>,
 }
 
+impl Reason {
+    /// Whether it says nothing of the action's condition.
+    pub(crate) fn hides_condition(&self) -> bool {
+        matches!(self, Self::Conflict | Self::Throttled)
+    }
+}
+
 /// Why one action stopped its transaction.
 #[derive(Debug)]
 pub(crate) enum Reason {
@@ -75,10 +93,6 @@ pub(crate) enum Cancelled<A> {
 impl<A: Clone> Transaction<A> {
     pub(crate) fn new() -> Self {
         Self { actions: Vec::new() }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.actions.len()
     }
 
     /// Puts a whole item where `condition` holds.
@@ -124,6 +138,47 @@ fn incomplete(error: BuildError) -> Error {
 }
 
 impl Store {
+    /// These items as they were together at one instant, each in the place of its key; `None` where there is none. At most
+    /// [`MAX_ACTIONS`] keys, each of them once.
+    ///
+    /// Costs twice a consistent read, and waits while a transaction is on one of the items: for answers that must be
+    /// true as a whole.
+    pub(crate) async fn snapshot(&self, keys: &[Key], attempts: &mut Attempts<'_>) -> Result<Vec<Option<Item>>, Error> {
+        let get = |key: &Key| {
+            let get = Get::builder().table_name(&self.table).set_key(Some(key.item())).build().map_err(incomplete)?;
+            Ok(TransactGetItem::builder().get(get).build())
+        };
+        let gets = keys.iter().map(get).collect::<Result<Vec<_>, Error>>()?;
+        loop {
+            let request = self.client.transact_get_items().set_transact_items(Some(gets.clone()));
+            let error = match attempts.call(request.send()).await? {
+                Ok(answer) => {
+                    let found = answer.responses.unwrap_or_default();
+                    if found.len() != keys.len() {
+                        return Err(Error::internal("snapshot", format!("{} for {}", found.len(), keys.len())));
+                    }
+                    return Ok(found.into_iter().map(|one| one.item.filter(|item| !item.is_empty())).collect());
+                }
+                Err(error) => error,
+            };
+            let fault = match error.as_service_error() {
+                Some(TransactGetItemsError::TransactionCanceledException(cancelled)) => {
+                    let codes = cancelled.cancellation_reasons().iter().filter_map(CancellationReason::code);
+                    let codes: Vec<&str> = codes.filter(|code| *code != "None").collect();
+                    if codes.iter().any(|code| THROTTLED.contains(code)) {
+                        Fault::Throttled
+                    } else if codes.contains(&CONFLICT) {
+                        Fault::Conflict
+                    } else {
+                        Fault::Fatal(Error::internal("cancelled snapshot", codes.join(", ")))
+                    }
+                }
+                _ => fault("TransactGetItems", &error),
+            };
+            attempts.pause(fault).await?;
+        }
+    }
+
     /// Carries the transaction out, or says what stopped it. The SDK gives each call one ClientRequestToken and keeps
     /// it over its own retries, so a retry after a lost answer cannot apply it twice.
     pub(crate) async fn transact<A: Clone>(
@@ -159,8 +214,8 @@ fn by_position<A: Clone>(
         let reason = match reason.code() {
             None | Some("None") => continue,
             Some("ConditionalCheckFailed") => Reason::Condition(reason.item().filter(|i| !i.is_empty()).cloned()),
-            Some("TransactionConflict") => Reason::Conflict,
-            Some("ThrottlingError" | "ProvisionedThroughputExceeded") => Reason::Throttled,
+            Some(CONFLICT) => Reason::Conflict,
+            Some(code) if THROTTLED.contains(&code) => Reason::Throttled,
             Some(other) => return Err(Error::internal("cancelled transaction", other.to_owned())),
         };
         stopped.push((means.clone(), reason));
@@ -171,8 +226,8 @@ fn by_position<A: Clone>(
     Ok(stopped)
 }
 
-/// The fault of a transaction that no condition stopped.
-pub(crate) fn worst<A>(reasons: &[(A, Reason)]) -> Fault {
+/// The fault of a transaction that no condition stopped, as far as anybody can say.
+pub(crate) fn contention_fault<A>(reasons: &[(A, Reason)]) -> Fault {
     if reasons.iter().any(|(_, reason)| matches!(reason, Reason::Throttled)) {
         Fault::Throttled
     } else {

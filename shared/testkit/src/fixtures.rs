@@ -16,8 +16,8 @@ use holdfast_aws::config::Environment;
 use holdfast_aws::queues::Queues;
 use holdfast_aws::schedules::{Schedules, Target};
 use holdfast_domain::{
-    Basket, CustomerId, HoldSeconds, IdempotencyKey, PaymentReference, Product, ProductId, ProductStatus, Reservation,
-    Status, Timestamp,
+    Basket, CustomerId, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, IdempotencyKey, PaymentReference, Product,
+    ProductId, ProductStatus, Reservation, Status, Timestamp,
 };
 use holdfast_store::{Deadline, Error, Reserved, Store, keys};
 
@@ -96,7 +96,7 @@ pub async fn table() -> Wire {
 
 /// Another environment over the same table: with a memory and a chance of its own.
 pub fn store(wire: &Wire, seed: u64) -> Store {
-    Store::new(client(wire), TABLE).seeded(seed)
+    Store::new(client(wire), TABLE, wire.clock()).seeded(seed)
 }
 
 /// As long as any request may last.
@@ -132,16 +132,20 @@ pub async fn create_table(client: &Client, name: &str) {
         .attribute_definitions(attribute(keys::DUE_AT, ScalarAttributeType::N))
         .attribute_definitions(attribute(keys::CUSTOMER, ScalarAttributeType::S))
         .attribute_definitions(attribute(keys::CREATED_AT, ScalarAttributeType::N))
+        .attribute_definitions(attribute(keys::FAILED_STATE, ScalarAttributeType::S))
+        .attribute_definitions(attribute(keys::FIRST_FAILED_AT, ScalarAttributeType::N))
         .key_schema(key(keys::PK, KeyType::Hash))
         .key_schema(key(keys::SK, KeyType::Range))
         .global_secondary_indexes(index(keys::DUE_INDEX, keys::DUE_KEY, keys::DUE_AT, releasing))
-        .global_secondary_indexes(index(keys::CUSTOMER_INDEX, keys::CUSTOMER, keys::CREATED_AT, keys_only))
+        .global_secondary_indexes(index(keys::CUSTOMER_INDEX, keys::CUSTOMER, keys::CREATED_AT, keys_only.clone()))
+        .global_secondary_indexes(index(keys::FAILED_INDEX, keys::FAILED_STATE, keys::FIRST_FAILED_AT, keys_only))
         .send()
         .await
         .expect("a table");
 }
 
-/// A product of `total` units on `shards` shards, held for 600 s.
+/// A product of `total` units on `shards` shards, held for 600 s. Nobody counts what each customer has of it: see
+/// [`limited`].
 pub fn product(id: &str, total: u64, shards: u32) -> Product {
     Product {
         product_id: product_id(id),
@@ -151,12 +155,19 @@ pub fn product(id: &str, total: u64, shards: u32) -> Product {
         total,
         shards,
         hold_seconds: HoldSeconds::DEFAULT,
+        late_payment_seconds: DEFAULT_LATE_PAYMENT_SECONDS,
         max_per_customer: None,
+        counts_per_customer: false,
         sale_starts_at: None,
         sale_ends_at: None,
         status: ProductStatus::OnSale,
         version: 1,
     }
+}
+
+/// The same with a limit for each customer.
+pub fn limited(product: Product, max_per_customer: u32) -> Product {
+    Product { max_per_customer: Some(max_per_customer), counts_per_customer: true, ..product }
 }
 
 /// A product's id.

@@ -5,6 +5,7 @@
 //! any call, by the name of its operation. Every call is recorded, with the capacity that it consumed.
 
 use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_smithy_runtime_api::client::http::{
@@ -14,9 +15,13 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use dynoxide::{Database, DynoxideError};
+use holdfast_domain::{Clock, Timestamp};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
+use crate::fixtures::NOW;
 pub use crate::services::Schedule;
 use crate::services::Services;
 
@@ -37,6 +42,9 @@ pub enum Fault {
     Conflict,
     /// A transaction whose action at this position meets a conflict; no other is evaluated.
     ConflictAt(usize),
+    /// Carried out. Where the transaction is cancelled, the reason at this position is a conflict, whatever else it
+    /// would have been: as in DynamoDB, which says of an item that another transaction is on nothing else.
+    HiddenAt(usize),
     /// The caller may not: not carried out.
     AccessDenied,
     /// Of a `BatchGetItem`: nothing is read, and all keys come back as not processed.
@@ -78,9 +86,33 @@ impl Call {
 }
 
 type Script = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
+type Wanted = Box<dyn FnMut(&Call) -> bool + Send>;
+
+/// A place on the wire where the first call that is wanted waits, before it is carried out: for tests in which something
+/// else must happen first. No clock decides who is first.
+#[derive(Debug, Default)]
+pub struct Gate {
+    arrived: Notify,
+    opened: Notify,
+}
+
+impl Gate {
+    /// Waits until the call is at the gate.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Lets the call go on.
+    pub fn open(&self) {
+        self.opened.notify_one();
+    }
+}
 
 struct Inner {
     database: Database,
+    began: Instant,
+    stepped_ms: AtomicI64,
+    gate: Mutex<Option<(Wanted, Arc<Gate>)>>,
     services: Mutex<Services>,
     script: Mutex<Script>,
     calls: Mutex<Vec<Call>>,
@@ -96,8 +128,50 @@ impl Wire {
     pub fn new() -> Self {
         let database = Database::memory().expect("a database in memory");
         let script: Script = Box::new(|_| None);
-        let (services, calls) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { database, services, script: Mutex::new(script), calls }))
+        Self(Arc::new(Inner {
+            database,
+            began: Instant::now(),
+            stepped_ms: AtomicI64::new(0),
+            gate: Mutex::default(),
+            services: Mutex::default(),
+            script: Mutex::new(script),
+            calls: Mutex::default(),
+        }))
+    }
+
+    /// The wall clock of everybody on this wire: it began at [`NOW`](crate::fixtures::NOW), and goes as the runtime's does.
+    pub fn clock(&self) -> Clock {
+        let wire = self.clone();
+        Clock::new(move || {
+            let since = i64::try_from(wire.0.began.elapsed().as_millis()).unwrap_or(i64::MAX);
+            let stepped = wire.0.stepped_ms.load(Ordering::SeqCst);
+            Timestamp::from_millis(NOW.as_millis().saturating_add(since).saturating_add(stepped))
+        })
+    }
+
+    /// Moves the wall clock, forwards as after a freeze, or backwards; the runtime's own clock stays as it is.
+    pub fn step_clock(&self, millis: i64) {
+        self.0.stepped_ms.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    /// The first call that is `wanted` waits at the gate until it is opened.
+    pub fn gate(&self, wanted: impl FnMut(&Call) -> bool + Send + 'static) -> Arc<Gate> {
+        let gate = Arc::new(Gate::default());
+        *lock(&self.0.gate) = Some((Box::new(wanted), gate.clone()));
+        gate
+    }
+
+    /// Waits where the request is the one that a gate is for.
+    async fn pass(&self, request: &HttpRequest) {
+        let gate = {
+            let mut slot = lock(&self.0.gate);
+            let wanted = slot.as_mut().is_some_and(|(wanted, _)| wanted(&call(request)));
+            slot.take_if(|_| wanted)
+        };
+        if let Some((_, gate)) = gate {
+            gate.arrived.notify_one();
+            gate.opened.notified().await;
+        }
     }
 
     /// From now on, `script` decides for each call whether a fault meets it.
@@ -169,6 +243,12 @@ impl Wire {
             Some(Fault::Unprocessed) => {
                 Ok((200, json!({ "Responses": {}, "UnprocessedKeys": call.request["RequestItems"] })))
             }
+            Some(Fault::HiddenAt(position)) => self.carry_out(&call).map(|(status, mut body)| {
+                if let Some(reason) = body["CancellationReasons"].get_mut(position) {
+                    *reason = json!({ "Code": "TransactionConflict" });
+                }
+                (status, body)
+            }),
             Some(Fault::Conflict) => Ok((400, conflict(&call, |_| true))),
             Some(Fault::ConflictAt(position)) => Ok((400, conflict(&call, |at| at == position))),
         };
@@ -197,6 +277,7 @@ impl Wire {
             "PutItem" => run(request, |request| database.put_item(request)),
             "UpdateItem" => run(request, |request| database.update_item(request)),
             "DeleteItem" => run(request, |request| database.delete_item(request)),
+            "TransactGetItems" => run(request, |request| database.transact_get_items(request)),
             "TransactWriteItems" => run(request, |request| database.transact_write_items(request)),
             other => return Err(ConnectorError::user(format!("{other} is not on this wire").into())),
         };
@@ -272,6 +353,7 @@ impl HttpConnector for Wire {
         HttpConnectorFuture::new(async move {
             // As on any network, others get their turn between a request and its answer.
             tokio::task::yield_now().await;
+            wire.pass(&request).await;
             wire.answer(&request)
         })
     }

@@ -16,7 +16,7 @@ const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
 /// Alice holds 2 of 3.
 async fn held() -> (Wire, Store, Reservation) {
     let wire = table().await;
-    stocked(&wire, &[Product { max_per_customer: Some(3), ..product("tee", 3, 1) }]).await;
+    stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(3), ..product("tee", 3, 1) }]).await;
     let store = store(&wire, 1);
     let reservation = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
     wire.take_calls();
@@ -67,6 +67,7 @@ async fn pay_back(store: &Store, held: &Reservation, paid: &str) -> Result<Faile
         reservation_id: Some(held.reservation_id.clone()),
         customer: Some(held.customer.clone()),
         payment_reference: Some(payment(paid)),
+        requested_at: Some(NOW),
         reason: "not_confirmed".to_owned(),
         body: "{}".to_owned(),
     };
@@ -137,20 +138,21 @@ async fn what_is_an_order_is_not_given_back() {
     confirm(&store, &held, Some("pay_1"), NOW).await.unwrap();
     let refused = pay_back(&store, &held, "pay_1").await;
     assert!(matches!(refused, Err(Error::Refused(Refusal::AlreadySettled))), "{refused:?}");
-    let listed = store.failed_confirmations(None, 10, None, soon()).await.unwrap().items;
+    let listed = store.failed_confirmations(None, 10, None, NOW, soon()).await.unwrap().items;
     assert_eq!(listed.iter().map(|failed| failed.state).collect::<Vec<_>>(), [FailedState::Confirmed]);
     // What somebody else tried with it settles nothing of its own.
     let theirs = Failure {
         reservation_id: Some(held.reservation_id.clone()),
         customer: Some(customer("bob")),
         payment_reference: Some(payment("pay_3")),
+        requested_at: Some(NOW),
         reason: "not_confirmed".to_owned(),
         body: "{}".to_owned(),
     };
     store.record_failure(&theirs, NOW, soon()).await.unwrap();
     store.resolve_failed(&theirs.id(), "admin", Some("no such order"), NOW, soon()).await.unwrap();
     let own = store.reservation(&held.reservation_id, &held.customer, soon()).await.unwrap();
-    assert!(own.paid_back.is_empty());
+    assert!(own.owed_back.is_empty());
     // A second payment for it is.
     pay_back(&store, &held, "pay_2").await.unwrap();
     assert_eq!(confirm(&store, &held, Some("pay_1"), NOW).await.unwrap().status, Status::Confirmed);

@@ -10,6 +10,7 @@ fn failure(key: &str, paid: &str) -> Failure {
         reservation_id: Some(basket("alice", key, &[("tee", 1)]).reservation_id),
         customer: Some(customer("alice")),
         payment_reference: Some(payment(paid)),
+        requested_at: Some(NOW),
         reason: "refund_required".to_owned(),
         body: "{}".to_owned(),
     }
@@ -23,7 +24,7 @@ async fn copies_of_one_failure_are_one_and_late_copies_open_nothing() {
         store.record_failure(&failed, NOW.plus_seconds(seconds), soon()).await.unwrap();
     }
     store.record_failure(&failure("k", "pay_2"), NOW, soon()).await.unwrap();
-    let listed = store.failed_confirmations(Some(FailedState::Open), 10, None, soon()).await.unwrap().items;
+    let listed = store.failed_confirmations(Some(FailedState::Open), 10, None, NOW, soon()).await.unwrap().items;
     assert_eq!(listed.len(), 2, "a second payment is a second failure");
     let one = store.failed(&failed.id(), soon()).await.unwrap();
     assert_eq!((one.first_failed_at, one.last_failed_at), (NOW, NOW.plus_seconds(2)));
@@ -34,9 +35,9 @@ async fn copies_of_one_failure_are_one_and_late_copies_open_nothing() {
     assert_eq!(store.failed(&one.id, soon()).await.unwrap().state, FailedState::Resolved);
     let settled = |answer: Result<_, Error>| matches!(answer, Err(Error::Refused(Refusal::AlreadySettled)));
     assert!(settled(store.resolve_failed(&one.id, "admin", None, NOW, soon()).await));
-    assert!(settled(store.failed_is_retrying(&one, soon()).await));
+    assert!(settled(store.mark_retrying(&one, soon()).await));
     let missing = FailedConfirmation { id: "fc_x".to_owned(), ..one };
-    let missing = store.failed_is_retrying(&missing, soon()).await;
+    let missing = store.mark_retrying(&missing, soon()).await;
     assert!(matches!(missing, Err(Error::Refused(Refusal::FailedConfirmationNotFound))));
 }
 
@@ -46,27 +47,30 @@ async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
     let failed = failure("k", "pay_1");
     store.record_failure(&failed, NOW, soon()).await.unwrap();
     let first = store.failed(&failed.id(), soon()).await.unwrap();
-    store.failed_is_retrying(&first, soon()).await.unwrap();
+    store.mark_retrying(&first, soon()).await.unwrap();
     store.record_failure(&failed, NOW.plus_seconds(1), soon()).await.unwrap();
     let again = store.failed(&failed.id(), soon()).await.unwrap();
     assert_eq!(again.state, FailedState::Open);
     // It came back before it was marked, or a copy of the mark comes late: nothing of it is in the queue any more.
-    assert_eq!(store.failed_is_retrying(&first, soon()).await.unwrap(), again);
+    assert_eq!(store.mark_retrying(&first, soon()).await.unwrap(), again);
     // Also where a copy of the first failure comes late, and so the mark of its retry.
     store.record_failure(&failed, NOW, soon()).await.unwrap();
-    assert_eq!(store.failed_is_retrying(&first, soon()).await.unwrap().state, FailedState::Open);
+    assert_eq!(store.mark_retrying(&first, soon()).await.unwrap().state, FailedState::Open);
     let again = store.failed(&failed.id(), soon()).await.unwrap();
-    store.failed_is_retrying(&again, soon()).await.unwrap();
+    store.mark_retrying(&again, soon()).await.unwrap();
     let reservation = failed.reservation_id.as_ref().unwrap();
-    store.failed_is_confirmed(reservation, failed.payment_reference.as_ref(), NOW, soon()).await.unwrap();
+    store
+        .settle_as_confirmed(reservation, &customer("alice"), failed.payment_reference.as_ref(), NOW, soon())
+        .await
+        .unwrap();
     assert_eq!(store.failed(&failed.id(), soon()).await.unwrap().state, FailedState::Confirmed);
     // An admin of the name that the queue settles under has not settled it.
     let resolved = store.resolve_failed(&failed.id(), "retry", None, NOW, soon()).await;
     assert!(matches!(resolved, Err(Error::Refused(Refusal::AlreadySettled))), "{resolved:?}");
     // Where there is nothing to settle, nothing is made.
     let other = basket("alice", "other", &[("tee", 1)]).reservation_id;
-    store.failed_is_confirmed(&other, None, NOW, soon()).await.unwrap();
-    assert_eq!(store.failed_confirmations(None, 10, None, soon()).await.unwrap().items.len(), 1);
+    store.settle_as_confirmed(&other, &customer("alice"), None, NOW, soon()).await.unwrap();
+    assert_eq!(store.failed_confirmations(None, 10, None, NOW, soon()).await.unwrap().items.len(), 1);
 }
 
 #[tokio::test]
@@ -82,7 +86,7 @@ async fn the_list_comes_in_pages_of_one_state() {
     for (state, count) in [(None, 7), (Some(FailedState::Open), 5), (Some(FailedState::Resolved), 2)] {
         let (mut seen, mut cursor) = (0, None);
         loop {
-            let page = store.failed_confirmations(state, 2, cursor, soon()).await.unwrap();
+            let page = store.failed_confirmations(state, 2, cursor, NOW, soon()).await.unwrap();
             assert!(page.items.len() <= 2);
             seen += page.items.len();
             cursor = page.next;
@@ -106,7 +110,7 @@ async fn a_failure_is_recorded_retried_and_settled_whatever_the_wire_does() {
         store.record_failure(&failed, NOW, soon()).await.unwrap();
         let open = store.failed(&failed.id(), soon()).await.unwrap();
         wire.fail("UpdateItem", times, fault);
-        let retrying = store.failed_is_retrying(&open, soon()).await.unwrap();
+        let retrying = store.mark_retrying(&open, soon()).await.unwrap();
         assert_eq!(retrying.state, FailedState::Retrying, "{fault:?} {times}");
         wire.fail("TransactWriteItems", times, fault);
         let resolved = store.resolve_failed(&failed.id(), "admin", Some("refunded"), NOW, soon()).await;
@@ -133,8 +137,8 @@ async fn a_page_of_one_state_is_full_while_there_is_more_of_it() {
             store.resolve_failed(&failed.id(), "admin", None, NOW, soon()).await.unwrap();
         }
     }
-    let first = store.failed_confirmations(Some(FailedState::Open), 3, None, soon()).await.unwrap();
+    let first = store.failed_confirmations(Some(FailedState::Open), 3, None, NOW, soon()).await.unwrap();
     assert_eq!((first.items.len(), first.next.is_some()), (3, true));
-    let last = store.failed_confirmations(Some(FailedState::Open), 3, first.next, soon()).await.unwrap();
+    let last = store.failed_confirmations(Some(FailedState::Open), 3, first.next, NOW, soon()).await.unwrap();
     assert_eq!((last.items.len(), last.next), (1, None));
 }

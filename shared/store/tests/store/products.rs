@@ -12,9 +12,14 @@ use holdfast_testkit::fixtures::{
 use holdfast_testkit::wire::{Call, Fault, Wire};
 use tokio::sync::Notify;
 
+/// The units of each customer are counted: a limit may be set later.
+fn counted_tee(total: u64, shards: u32) -> Product {
+    Product { counts_per_customer: true, ..product("tee", total, shards) }
+}
+
 async fn tee(total: u64, shards: u32) -> (Wire, Store) {
     let wire = table().await;
-    stocked(&wire, &[product("tee", total, shards)]).await;
+    stocked(&wire, &[counted_tee(total, shards)]).await;
     let store = store(&wire, 1);
     (wire, store)
 }
@@ -247,7 +252,7 @@ async fn a_change_sets_and_takes_away_what_is_optional() {
         ..ProductChange::default()
     };
     let changed = store.change_product(&id, 2, none, soon()).await.unwrap();
-    assert_eq!(changed, Product { version: 3, ..product("tee", 10, 2) });
+    assert_eq!(changed, Product { version: 3, ..counted_tee(10, 2) });
 }
 
 #[tokio::test]
@@ -259,6 +264,7 @@ async fn a_change_of_everything_at_once_is_read_back_as_it_was_asked_for() {
         name: Some("Black tee".to_owned()),
         price_minor: Some(1),
         hold_seconds: Some(HoldSeconds::MAX),
+        late_payment_seconds: Some(60),
         max_per_customer: Some(Some(3)),
         sale_starts_at: Some(Some(starts)),
         sale_ends_at: Some(Some(ends)),
@@ -268,12 +274,13 @@ async fn a_change_of_everything_at_once_is_read_back_as_it_was_asked_for() {
         name: "Black tee".to_owned(),
         price_minor: 1,
         hold_seconds: HoldSeconds::MAX,
+        late_payment_seconds: 60,
         max_per_customer: Some(3),
         sale_starts_at: Some(starts),
         sale_ends_at: Some(ends),
         status: ProductStatus::Paused,
         version: 2,
-        ..product("tee", 10, 2)
+        ..counted_tee(10, 2)
     };
     assert_eq!(store.change_product(&id, 1, everything, soon()).await.unwrap(), wanted);
     assert_eq!(store.product(&id, soon()).await.unwrap(), wanted);
@@ -282,7 +289,8 @@ async fn a_change_of_everything_at_once_is_read_back_as_it_was_asked_for() {
 #[tokio::test]
 async fn a_change_of_one_field_leaves_all_others_as_they_were() {
     type Field = (fn(&mut ProductChange), fn(&mut Product));
-    let fields: [Field; 10] = [
+    let fields: [Field; 11] = [
+        (|c| c.late_payment_seconds = Some(0), |p| p.late_payment_seconds = 0),
         (|c| c.name = Some("Black tee".to_owned()), |p| p.name = "Black tee".to_owned()),
         (|c| c.price_minor = Some(1), |p| p.price_minor = 1),
         (|c| c.hold_seconds = Some(HoldSeconds::MAX), |p| p.hold_seconds = HoldSeconds::MAX),
@@ -296,6 +304,7 @@ async fn a_change_of_one_field_leaves_all_others_as_they_were() {
     ];
     let mut wanted = Product {
         max_per_customer: Some(2),
+        counts_per_customer: true,
         sale_starts_at: Some(NOW),
         sale_ends_at: Some(NOW.plus_seconds(60)),
         ..product("tee", 10, 2)

@@ -83,7 +83,7 @@ async fn the_event_may_come_twice_late_and_beside_itself() {
 #[tokio::test]
 async fn two_at_once_give_a_customers_limit_back_once() {
     let wire = table().await;
-    stocked(&wire, &[Product { max_per_customer: Some(4), ..product("tee", 10, 1) }]).await;
+    stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(4), ..product("tee", 10, 1) }]).await;
     // One partition of the index: both begin with it.
     let (one, other) = (store(&wire, 1).with_due_partitions(1), store(&wire, 2).with_due_partitions(1));
     reserve(&one, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap();
@@ -176,7 +176,7 @@ async fn a_hold_that_was_extended_since_the_index_was_read_stays() {
 async fn lost_answers_and_conflicts_give_back_once() {
     for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled, Fault::Conflict] {
         let wire = table().await;
-        let limited = Product { max_per_customer: Some(9), ..product("tee", 30, 2) };
+        let limited = Product { counts_per_customer: true, max_per_customer: Some(9), ..product("tee", 30, 2) };
         stocked(&wire, &[limited, product("cap", 30, 3)]).await;
         let store = store(&wire, 1);
         for n in 0..12 {

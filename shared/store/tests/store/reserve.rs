@@ -141,7 +141,7 @@ async fn a_herd_that_finds_nothing_writes_nothing() {
 #[tokio::test]
 async fn a_limit_counts_live_holds_and_orders_of_one_customer() {
     let wire = table().await;
-    stocked(&wire, &[Product { max_per_customer: Some(3), ..product("tee", 100, 4) }]).await;
+    stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(3), ..product("tee", 100, 4) }]).await;
     let store = store(&wire, 1);
     let two = reserve(&store, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap().reservation;
     assert_eq!(
@@ -328,7 +328,7 @@ async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
 #[tokio::test(start_paused = true)]
 async fn a_limit_that_was_lifted_refuses_for_a_second_also_before_the_shards_know() {
     let wire = table().await;
-    stocked(&wire, &[Product { max_per_customer: Some(2), ..product("tee", 10, 1) }]).await;
+    stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(2), ..product("tee", 10, 1) }]).await;
     let shop = store(&wire, 1);
     reserve(&shop, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap();
     // A change stands in the product, and the process that made it was killed before it raised the shards.
@@ -438,7 +438,7 @@ async fn environments_start_at_different_shards_and_one_seed_always_at_the_same(
 #[tokio::test]
 async fn lines_in_more_crumbs_than_one_transaction_takes_are_refused() {
     let wire = table().await;
-    let limited = Product { max_per_customer: Some(100), ..product("c", 35, 35) };
+    let limited = Product { counts_per_customer: true, max_per_customer: Some(100), ..product("c", 35, 35) };
     stocked(&wire, &[product("a", 64, 64), product("b", 36, 36), limited]).await;
     let store = store(&wire, 1);
     // With the reservation's own, a hundred actions are the most; a limit is one of them.

@@ -1,0 +1,290 @@
+//! Finding units: which shards of a product's stock serve a quantity, and what must be done before anybody is told that
+//! none do.
+//!
+//! What an environment remembers of the shards is enough to *try*: the condition on the write decides. It is not enough
+//! to *refuse*. Before that, the shards are read; then holds whose time is over are released; then the shards are read
+//! once more, all at one instant, since units that wander from one shard to another may be overlooked by reads that are
+//! made one after another.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use holdfast_domain::{Product, ProductId, Shortage, Take, Timestamp};
+
+use crate::items::{self, ShardItem, number};
+use crate::products::REFUSAL_LIFETIME_MS;
+use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, contention_fault};
+use crate::{Deadline, Error, Item, Store, keys};
+
+/// How long a request that found too little may spend on releasing what is overdue.
+const RELEASE_BUDGET: Duration = Duration::from_secs(2);
+
+/// A quantity of one product that is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) product: &'a Product,
+    pub(crate) quantity: u32,
+}
+
+/// What there is for a basket.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// The shards to take from, for each wanted quantity in its place.
+    Units(Vec<Vec<Take>>),
+    /// Too little: these fall short, all of them at one instant.
+    Short(Vec<Shortage>),
+}
+
+/// Whether a refusal may rest on what this environment saw within the last second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// It may: a herd that is told "sold out" costs no reads.
+    Trusted,
+    /// It may not: a payment depends on it.
+    Checked,
+}
+
+/// What the remembered stock says of a basket.
+enum Choice<'a> {
+    Units(Vec<Vec<Take>>),
+    /// Enough units, in so many crumbs that no one transaction can take them: most of them are this one's.
+    Crumbs(Wanted<'a>),
+    /// These fall short.
+    Short(Vec<Wanted<'a>>),
+}
+
+impl Store {
+    /// Units for a basket whose transaction has `other_actions` beside those on shards.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where time runs out before it is certain that there are too few.
+    pub(crate) async fn find_units(
+        &self,
+        wanted: &[Wanted<'_>],
+        other_actions: usize,
+        memory: Memory,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Found, Error> {
+        let mut attempts = self.attempts(deadline);
+        let (mut read, mut released) = (false, None);
+        loop {
+            let short = match self.choose(wanted, other_actions) {
+                Choice::Units(takes) => return Ok(Found::Units(takes)),
+                Choice::Crumbs(one) => {
+                    self.gather(one, deadline).await?;
+                    attempts.count();
+                    if deadline.passed() {
+                        return Err(attempts.unavailable("gather"));
+                    }
+                    continue;
+                }
+                Choice::Short(short) => short,
+            };
+            if memory == Memory::Trusted && short.iter().all(|one| self.is_exhausted(one.product)) {
+                let remembered = |one: &Wanted<'_>| self.with_cached(&one.product.product_id, |cached| cached.free());
+                let shortages = short.iter().map(|one| shortage(one, remembered(one).unwrap_or_default()));
+                return Ok(Found::Short(shortages.collect()));
+            }
+            let products: Vec<&Product> = short.iter().map(|one| one.product).collect();
+            if !read {
+                read = true;
+                self.refresh_stock(&products, deadline).await?;
+                continue;
+            }
+            let Some(complete) = released else {
+                let part = self.release_overdue_of(&products, now, deadline.sooner(RELEASE_BUDGET)).await?;
+                if part.holds > 0 {
+                    self.refresh_stock(&products, deadline).await?;
+                }
+                released = Some(part.complete);
+                continue;
+            };
+            let shortages = self.read_stock_at_one_instant(&short, deadline).await?;
+            if !shortages.is_empty() {
+                if !complete {
+                    return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
+                }
+                return Ok(Found::Short(shortages));
+            }
+            attempts.count();
+            if deadline.passed() {
+                return Err(attempts.unavailable("stock"));
+            }
+        }
+    }
+
+    /// What the remembered stock has for a basket. A shard of which nothing is known is taken to have enough.
+    fn choose<'a>(&self, wanted: &[Wanted<'a>], other_actions: usize) -> Choice<'a> {
+        let mut takes = Vec::with_capacity(wanted.len());
+        let mut short = Vec::new();
+        for one in wanted {
+            match self.with_cached(&one.product.product_id, |cached| cached.choose(one.quantity)).flatten() {
+                Some(chosen) => takes.push(chosen),
+                None => short.push(*one),
+            }
+        }
+        if !short.is_empty() {
+            return Choice::Short(short);
+        }
+        if other_actions + takes.iter().map(Vec::len).sum::<usize>() > MAX_ACTIONS
+            && let Some((_, crumbs)) = takes.iter().zip(wanted).max_by_key(|(takes, _)| takes.len())
+        {
+            return Choice::Crumbs(*crumbs);
+        }
+        Choice::Units(takes)
+    }
+
+    /// Reads all shards of these products, and remembers what they hold.
+    pub(crate) async fn refresh_stock(&self, products: &[&Product], deadline: Deadline) -> Result<(), Error> {
+        for (id, available) in self.shards(products, deadline).await? {
+            self.with_cached(&id, |cached| cached.set_stock(available));
+        }
+        Ok(())
+    }
+
+    /// Reads all shards of what falls short, of as many products as one snapshot can have, and remembers them. What falls
+    /// short then is returned, and known to be exhausted.
+    async fn read_stock_at_one_instant(
+        &self,
+        short: &[Wanted<'_>],
+        deadline: Deadline,
+    ) -> Result<Vec<Shortage>, Error> {
+        let mut keys = Vec::new();
+        let mut part = Vec::new();
+        for one in short {
+            let shards = one.product.shards as usize;
+            if keys.len() + shards <= MAX_ACTIONS {
+                keys.extend((0..one.product.shards).map(|shard| keys::shard(&one.product.product_id, shard)));
+                part.push(one);
+            }
+        }
+        let mut items = self.snapshot(&keys, &mut self.attempts(deadline)).await?.into_iter();
+        let seen_at = self.clock.now();
+        let mut shortages = Vec::new();
+        for one in part {
+            let shards = items.by_ref().take(one.product.shards as usize);
+            let available = shards.map(units_on).collect::<Result<Vec<u64>, Error>>()?;
+            let free = available.iter().sum();
+            let falls_short = free < u64::from(one.quantity);
+            if falls_short {
+                shortages.push(shortage(one, free));
+            }
+            self.with_cached(&one.product.product_id, |cached| {
+                cached.set_stock(available);
+                cached.exhausted_at = falls_short.then_some(seen_at);
+            });
+        }
+        Ok(shortages)
+    }
+
+    /// The units of every shard of these products.
+    pub(crate) async fn shards(
+        &self,
+        products: &[&Product],
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, Vec<u64>>, Error> {
+        let places: HashMap<String, (&ProductId, u32)> = products
+            .iter()
+            .flat_map(|product| (0..product.shards).map(|shard| (&product.product_id, shard)))
+            .map(|(id, shard)| (keys::shard(id, shard).pk, (id, shard)))
+            .collect();
+        let wanted = places.values().map(|&(id, shard)| keys::shard(id, shard)).collect();
+        let mut found: BTreeMap<ProductId, Vec<u64>> =
+            products.iter().map(|p| (p.product_id.clone(), vec![0; p.shards as usize])).collect();
+        for item in self.get_many(wanted, deadline).await? {
+            let place = item.get(keys::PK).and_then(|pk| pk.as_s().ok()).and_then(|pk| places.get(pk)).copied();
+            if let Some((id, shard)) = place
+                && let Some(units) = found.get_mut(id).and_then(|shards| shards.get_mut(shard as usize))
+            {
+                *units = units_on(Some(item))?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Moves units of a product into one shard, until it has the wanted quantity: a basket of many products that lie in
+    /// crumbs needs more shards than one transaction may touch. Where they are too few, nothing is moved.
+    async fn gather(&self, wanted: Wanted<'_>, deadline: Deadline) -> Result<(), Error> {
+        let id = &wanted.product.product_id;
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let available = self.shards(&[wanted.product], deadline).await?.remove(id).unwrap_or_default();
+            self.with_cached(id, |cached| cached.set_stock(available.clone()));
+            let Some(takes) = holdfast_domain::shards::withdraw(u64::from(wanted.quantity), &available) else {
+                return Ok(());
+            };
+            let [target, sources @ ..] = takes.as_slice() else { return Ok(()) };
+            if sources.is_empty() {
+                return Ok(());
+            }
+            let moved: u64 = sources.iter().map(|take| u64::from(take.units)).sum();
+            let mut transaction = Transaction::new();
+            let target = keys::shard(id, target.shard);
+            transaction.update(
+                (),
+                &self.table,
+                &target,
+                give(moved),
+                Expression::new("attribute_exists(#pk)", vec![]),
+            )?;
+            for take in sources {
+                let (update, condition) = take_units(take.units);
+                transaction.update((), &self.table, &keys::shard(id, take.shard), update, condition)?;
+            }
+            match self.transact(&transaction, &mut attempts).await? {
+                Ok(()) => return self.refresh_stock(&[wanted.product], deadline).await,
+                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
+                Err(Cancelled::Because(reasons)) => {
+                    if reasons.iter().any(|((), reason)| matches!(reason, Reason::Condition(_))) {
+                        attempts.count();
+                    } else {
+                        attempts.pause(contention_fault(&reasons)).await?;
+                    }
+                }
+            }
+            if deadline.passed() {
+                return Err(attempts.unavailable("gather"));
+            }
+        }
+    }
+
+    /// Whether this environment has seen within the last second, after all that was overdue was released, that the
+    /// product has no more than what is remembered of it.
+    fn is_exhausted(&self, product: &Product) -> bool {
+        let now = self.clock.now();
+        let exhausted_at = self.with_cached(&product.product_id, |cached| cached.exhausted_at).flatten();
+        exhausted_at.is_some_and(|at| at.within(REFUSAL_LIFETIME_MS, now))
+    }
+}
+
+fn shortage(wanted: &Wanted<'_>, available: u64) -> Shortage {
+    Shortage { product_id: wanted.product.product_id.clone(), requested: wanted.quantity, available }
+}
+
+/// The units on a shard. One that does not exist has none.
+pub(crate) fn units_on(item: Option<Item>) -> Result<u64, Error> {
+    item.map_or(Ok(0), |item| Ok(items::read::<ShardItem>("shard", item)?.available))
+}
+
+/// The update that gives a shard units.
+pub(crate) fn give(units: u64) -> Expression {
+    Expression::new("SET #available = #available + :q", vec![(":q", number(units))])
+}
+
+/// The update that takes units from a shard, and the condition that they are there.
+pub(crate) fn take_units(units: u32) -> (Expression, Expression) {
+    (
+        Expression::new("SET #available = #available - :q", vec![(":q", number(units))]),
+        Expression::new("#available >= :q", vec![]),
+    )
+}
+
+/// Counts `quantity` more units of a customer, where that stays within `limit`.
+pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) {
+    let room = number(i64::from(limit) - i64::from(quantity));
+    (
+        Expression::new("ADD #units :q", vec![(":q", number(quantity))]),
+        Expression::new("attribute_not_exists(#units) OR #units <= :room", vec![(":room", room)]),
+    )
+}
