@@ -24,6 +24,9 @@ pub(crate) const SKEW_MS: i64 = 5_000;
 /// what a clock may be off.
 pub(crate) const BOUND_MS: i64 = 60_000 + 20_000 + SKEW_MS;
 
+/// In seconds since the epoch: for ever.
+const YEAR_9999: i64 = 253_370_764_800;
+
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -348,7 +351,7 @@ impl Books {
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
             let kept = matches!(new.status, Status::Held | Status::Confirmed);
             let noted = !owed_back(item).is_empty() || item["unpaid_closed_at"].is_i64();
-            let right = if item["ttl"].is_null() { kept || noted } else { !kept };
+            let right = if item["ttl"].is_null() { kept || noted } else { !kept && remembered(item) };
             self.check(now, right, "only_ended_holds_are_cleaned_up", || format!("{item}"));
             for line in &new.lines {
                 let taken: u32 = line.takes.iter().map(|take| take.units).sum();
@@ -402,8 +405,6 @@ impl Books {
             let asked = all.into_iter().any(|id| self.asked.retry.contains(id));
             self.check(now, asked, "settled_stays_settled", || format!("no admin retried {payment}: {}", became()));
         }
-        let kept = after["ttl"].is_null() || (new.is_empty() && !after["unpaid_closed_at"].is_i64());
-        self.check(now, kept, "only_ended_holds_are_cleaned_up", became);
         let closed = |item: &Value| item["unpaid_closed_at"].as_i64();
         self.check(now, closed(before) <= closed(after), "settled_stays_settled", became);
     }
@@ -468,9 +469,8 @@ impl Books {
             self.check(now, known, "only_the_owner", || format!("nobody paid like that: {new:?}"));
             if let Some((id, payment)) = paid {
                 let broken = self.finality.must_not_buy(&(id, new.customer.to_string(), payment));
-                self.check(now, broken.is_none(), "what_is_owed_back_buys_nothing", || {
-                    format!("{broken:?}: {}", became())
-                });
+                let promise = broken.as_ref().map_or("what_is_owed_back_buys_nothing", |(promise, _)| *promise);
+                self.check(now, broken.is_none(), promise, || format!("{broken:?}: {}", became()));
             }
         }
     }
@@ -698,11 +698,16 @@ impl Books {
     }
 }
 
+/// Whether an ended reservation is kept for as long as it matters: where it owes a payment back, for ever.
+fn remembered(item: &Value) -> bool {
+    owed_back(item).is_empty() || item["ttl"].as_i64() >= Some(YEAR_9999)
+}
+
 /// A reservation without what is written down beside it.
 fn without_notes(item: &Value) -> Value {
     let mut item = item.clone();
     if let Some(item) = item.as_object_mut() {
-        for name in ["owed_back", "paid_back", "unpaid_closed_at", "ttl"] {
+        for name in ["owed_back", "unpaid_closed_at", "kept_until", "ttl"] {
             item.remove(name);
         }
     }

@@ -156,8 +156,9 @@ impl<'a> Client<'a> {
     fn asks(&self, asked: &Question) -> (Window, u64) {
         let now = self.cloud.world.now();
         let mut state = self.cloud.world.lock();
+        let partly_seen = !state.unseen.is_empty();
         let books = &mut state.books;
-        let window = books.past.ask(now);
+        let window = books.past.ask(now, partly_seen);
         for failed in books.tried_again(asked) {
             books.asked.retry.insert(failed.clone());
             if let Some(payment) = books.payment_of(&failed) {

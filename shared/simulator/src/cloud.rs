@@ -229,7 +229,10 @@ impl Environment {
                 let router = http(confirm::router(app.clone()));
                 Handler::Confirm(app, router)
             }
-            Function::Expire => Handler::Expire(Arc::new(expire::App { store: store(), clock })),
+            Function::Expire => {
+                let failed = queues().failed().clone();
+                Handler::Expire(Arc::new(expire::App { store: store(), failed, clock }))
+            }
             Function::Admin => {
                 Handler::Http(http(admin::router(admin::App { store: store(), queues: queues(), clock })))
             }

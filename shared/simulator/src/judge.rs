@@ -323,8 +323,8 @@ impl<'a> Case<'a> {
         self.hold_once(id, |item| {
             let Some(item) = item else { return false };
             let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
-            let late = item["late_payment_seconds"].as_i64().map(|seconds| ends + seconds * 1_000);
-            let too_late = late.is_some_and(|until| until < most);
+            let late = item["late_payment_seconds"].as_i64().unwrap_or_default() * 1_000;
+            let too_late = ends + late <= most;
             match item["status"].as_str() {
                 Some("cancelled") => true,
                 Some("expired") => too_late || (ends > least || ends <= most) && self.out_of_reach(item),
@@ -457,8 +457,7 @@ pub(crate) fn owed(item: &Value, payment: &str) -> bool {
 
 /// All of those.
 pub(crate) fn owed_back(item: &Value) -> BTreeSet<&str> {
-    let noted = item["owed_back"].as_array().or(item["paid_back"].as_array());
-    noted.into_iter().flatten().filter_map(Value::as_str).collect()
+    item["owed_back"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// What was asked for: product and units, each product once.

@@ -6,7 +6,8 @@
 //! is drawn from the seed: the same seed gives the same history, byte for byte.
 //!
 //! - `plan`: from a seed to who does what; `faults`: what goes wrong
-//! - `world`: the far side of the wire; `services`, `dynamo`: SQS, Scheduler, DynamoDB behind it
+//! - `world`: the far side of the wire; `services`, `table`, `dynamo`: SQS, Scheduler, DynamoDB behind it; `told`: how
+//!   the history tells of it
 //! - `cloud`: environments of the functions, killed, frozen and started cold
 //! - `clients`: customers and admins
 //! - `books`, `promises`: what must always hold, checked after every write; `past`: the table as it was
@@ -30,6 +31,8 @@ mod promises;
 mod run;
 mod services;
 mod shrink;
+mod table;
+mod told;
 mod world;
 
 pub use books::Violation;

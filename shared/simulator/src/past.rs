@@ -12,6 +12,10 @@ pub(crate) const MEMORY_MS: i64 = 1_000;
 /// write rests on was so within this time before it.
 pub(crate) const IN_FLIGHT_MS: i64 = 45_000;
 
+/// How long a transaction's items may be on their way to everybody's eyes.
+#[expect(clippy::cast_possible_wrap, reason = "a few milliseconds")]
+const PARTLY_MS: i64 = crate::table::PARTLY_MS as i64 + 1;
+
 /// A moment: after so many writes, and before the next. Two moments with no write between them are the same one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(usize);
@@ -67,9 +71,11 @@ impl Past {
         Moment(self.times.partition_point(|time| *time <= at_ms))
     }
 
-    /// Somebody asks.
-    pub(crate) fn ask(&mut self, now: i64) -> Window {
-        let (sent, remembered) = (self.now(), self.at(now - MEMORY_MS).min(self.now()));
+    /// Somebody asks. Where a transaction has happened of which not everybody sees everything yet, as its caller has not
+    /// heard of it either, the question may meet what was there before.
+    pub(crate) fn ask(&mut self, now: i64, partly_seen: bool) -> Window {
+        let sent = if partly_seen { self.at(now - PARTLY_MS) } else { self.now() };
+        let remembered = self.at(now - MEMORY_MS).min(sent);
         *self.open.entry(remembered).or_default() += 1;
         Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered }
     }
@@ -130,7 +136,7 @@ mod tests {
         };
         let before = past.now();
         write(&mut past, 10, None);
-        let window = past.ask(20);
+        let window = past.ask(20, false);
         for at in 1..=3 {
             write(&mut past, at * 1_000_000, Some(json!(at)));
         }
