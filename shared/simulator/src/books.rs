@@ -350,7 +350,8 @@ impl Books {
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
             let kept = matches!(new.status, Status::Held | Status::Confirmed);
-            let noted = !owed_back(item).is_empty() || item["unpaid_closed_at"].is_i64();
+            // What was written down and taken back again may be kept as well.
+            let noted = item["kept_until"].is_i64();
             let right = if item["ttl"].is_null() { kept || noted } else { !kept && remembered(item) };
             self.check(now, right, "only_ended_holds_are_cleaned_up", || format!("{item}"));
             for line in &new.lines {
@@ -631,10 +632,10 @@ impl Books {
         self.shown.entry(place.clone()).or_default().push((at, shown));
     }
 
-    /// What the indexes showed of an item at each moment of these.
+    /// What the indexes showed of an item at any moment of these: also what they came to show within the first one.
     fn shown(&self, place: &Place, from: Moment, to: Moment) -> impl Iterator<Item = Option<Shown>> {
         let all = self.shown.get(place).map(Vec::as_slice).unwrap_or_default();
-        let first = all.partition_point(|(at, _)| *at <= from).saturating_sub(1);
+        let first = all.partition_point(|(at, _)| *at < from).saturating_sub(1);
         all[first..].iter().take_while(move |(at, _)| *at <= to).map(|(_, shown)| *shown)
     }
 
@@ -650,10 +651,14 @@ impl Books {
             .map(|(place, _)| place)
     }
 
-    /// Until when the index of holds showed this very hold at a moment, if it did.
+    /// Until when the index of holds showed this very hold during a whole moment, if it did.
     pub(crate) fn due(&self, id: &str, item: &Value, at: Moment) -> Option<i64> {
-        let shown = self.shown(&hold(id), at, at).next().flatten()?;
-        shown.due_at.filter(|_| shown.created_at == item["created_at"].as_i64())
+        let due = |shown: Option<Shown>| {
+            let shown = shown.filter(|shown| shown.created_at == item["created_at"].as_i64())?;
+            shown.due_at
+        };
+        let all: Option<Vec<i64>> = self.shown(&hold(id), at, at).map(due).collect();
+        all?.into_iter().max()
     }
 
     /// The times that the index of holds showed for it at any of these moments.

@@ -215,7 +215,7 @@ impl<'a> Case<'a> {
             moments.into_iter().map(move |at| self.item(place, at).map(Value::to_string))
         });
         format!(
-            "{}: {} {} {} => {} {}, asked at {} and answered at {} (clock off by {skew:?}); it was {:?}",
+            "{}: {} {} {} => {} {}, asked at {} and answered at {} (clock off by {skew:?}); it was {:?} {}",
             asked.who,
             asked.method,
             asked.path,
@@ -224,7 +224,8 @@ impl<'a> Case<'a> {
             reply.body,
             window.sent_ms,
             window.answered_ms,
-            states.collect::<Vec<_>>()
+            states.collect::<Vec<_>>(),
+            self.bounds()
         )
     }
 
@@ -316,7 +317,13 @@ impl<'a> Case<'a> {
     /// Whether a payment that is owed back was so before, or there was a reason for it while the request went on.
     fn owed_for_a_reason(&self, id: &str, payment: &str) -> bool {
         let place = hold(id);
-        if self.item(&place, self.window.sent).is_some_and(|item| owed(item, payment)) {
+        let resolved = |(_, item): (&String, &Value)| {
+            item["state"] == "resolved" && item["reservation_id"] == id && item["payment_reference"] == payment
+        };
+        // Known before; or an admin has just given it back.
+        if self.item(&place, self.window.sent).is_some_and(|item| owed(item, payment))
+            || self.books.failed_confirmations().any(resolved)
+        {
             return true;
         }
         let (least, most) = self.clock();

@@ -524,11 +524,13 @@ fn database() -> Result<Database, dynoxide::DynoxideError> {
         "AttributeDefinitions": [
             attribute("pk", "S"), attribute("sk", "S"), attribute("due_key", "S"), attribute("due_at", "N"),
             attribute("customer", "S"), attribute("created_at", "N"),
+            attribute("state", "S"), attribute("first_failed_at", "N"),
         ],
         "KeySchema": key("pk", "sk"),
         "GlobalSecondaryIndexes": [
             index("due", "due_key", "due_at", releasing),
             index("customer", "customer", "created_at", json!({ "ProjectionType": "KEYS_ONLY" })),
+            index("failed", "state", "first_failed_at", json!({ "ProjectionType": "KEYS_ONLY" })),
         ],
     });
     let database = Database::memory()?;

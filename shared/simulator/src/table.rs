@@ -159,7 +159,9 @@ impl World {
         let mut changed = Vec::with_capacity(places.len());
         for place in places {
             let item = dynamo::item(&state.database, TABLE, &place);
-            if place.0.starts_with("HOLD#") {
+            if place.0 == "FAILED" {
+                self.replicate(state, place.clone(), item.clone());
+            } else if place.0.starts_with("HOLD#") {
                 self.held();
                 self.replicate(state, place.clone(), item.clone());
             }

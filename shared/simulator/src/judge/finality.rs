@@ -10,8 +10,9 @@ use crate::past::Moment;
 /// What has been said for good.
 #[derive(Debug, Default)]
 pub(crate) struct Finality {
-    /// Holds that somebody was told are over, by reservation and the time when they were made: when that was said.
-    over: BTreeMap<(String, i64), Moment>,
+    /// Holds that somebody was told are over, by reservation and the time when they were made: when that was said, and
+    /// what is broken by one that is held after that. A refusal ends a hold; a look at one only shows it.
+    over: BTreeMap<(String, i64), (Moment, &'static str)>,
     /// Payments that somebody was told have to be given back, by reservation, customer and payment: when that was asked,
     /// and what is broken by an order of it.
     owed: BTreeMap<(String, String, String), (Moment, &'static str)>,
@@ -56,11 +57,12 @@ impl Finality {
                 continue;
             };
             let key = (id.to_owned(), made);
-            if body["status"] == "held" && self.over.get(&key).is_some_and(|over| *over <= case.window.sent) {
-                return Some(("what_has_ended_stays_ended", format!("it was over: {}", case.told())));
+            let over = self.over.get(&key).filter(|(over, _)| *over <= case.window.sent);
+            if let Some((_, promise)) = over.filter(|_| body["status"] == "held") {
+                return Some((promise, format!("it was over: {}", case.told())));
             }
             if body["status"] == "expired" || body["status"] == "cancelled" {
-                self.over.entry(key).or_insert(case.window.answered);
+                self.over.entry(key).or_insert((case.window.answered, "what_was_shown_over_stays_over"));
             }
         }
         let (Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id)) = case.asked.route() else { return None };
@@ -72,7 +74,9 @@ impl Finality {
             made.dedup();
             // Where it was cleaned up and made once more meanwhile, nobody knows which of the two it was said of.
             if let [made] = made[..] {
-                self.over.entry((id.to_owned(), made)).or_insert(case.window.answered);
+                let ended = (case.window.answered, "what_has_ended_stays_ended");
+                let over = self.over.entry((id.to_owned(), made)).or_insert(ended);
+                over.1 = ended.1;
             }
         }
         None
