@@ -287,6 +287,7 @@ impl State {
             return;
         }
         *newest = number;
+        self.books.shows(place, item);
         dynamo::put(&self.replica, TABLE, place, item);
     }
 }
