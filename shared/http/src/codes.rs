@@ -74,7 +74,7 @@ pub const CODES: &[Code] = &[
         "invalid_request",
         400,
         "The request breaks a rule of this description.",
-        "Fix the request: `detail` (and often `field`) says what is wrong. Unknown fields are refused, and unknown query \
+        "Fix the request; `detail` (and often `field`) says what is wrong. Unknown fields are refused, and unknown query \
          parameters wherever a token is needed.",
     )
     .with(&[Member {
