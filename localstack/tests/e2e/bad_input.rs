@@ -83,6 +83,7 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         ("no key", None, "idempotency_key_missing"),
         ("an empty key", Some(String::new()), "idempotency_key_invalid"),
         ("an over-long key", Some("k".repeat(256)), "idempotency_key_invalid"),
+        ("a key with a blank at its end", Some("\"k \"".to_owned()), "idempotency_key_invalid"),
     ] {
         cases.push(Case { key, ..case(what, Method::POST, "/reservations", ALICE, one.clone(), (400, code)) });
     }
@@ -134,6 +135,9 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         json!({"payment_reference": "x".repeat(256)}),
         json!({"payment_reference": 1}),
         json!({"payment_reference": "é"}),
+        json!({"payment_reference": "pay_1 "}),
+        json!({"payment_reference": " pay_1"}),
+        json!({"payment_reference": " "}),
         json!({"paid": true}),
     ] {
         cases.push(case("a payment reference that is none", Method::POST, &confirm, ALICE, body, INVALID));
@@ -208,12 +212,22 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         json!({"product_id": "a b"}),
         json!({"product_id": "a".repeat(65)}),
         json!({"name": ""}),
+        json!({"name": "   "}),
+        json!({"name": "\u{a0}\u{3000}"}),
+        json!({"name": "\u{200b}"}),
+        json!({"name": "a\nb"}),
         json!({"name": "n".repeat(201)}),
         json!({"price_minor": -1}),
         json!({"price_minor": 0.5}),
         json!({"price_minor": 100_000_000_001_u64}),
         json!({"currency": "eur"}),
         json!({"currency": "EURO"}),
+        json!({"currency": "XYZ"}),
+        json!({"currency": "XAU"}),
+        json!({"currency": "XXX"}),
+        json!({"currency": "HRK"}),
+        json!({"late_payment_seconds": -1}),
+        json!({"late_payment_seconds": 2_592_001}),
         json!({"total": -1}),
         json!({"total": 1_000_000_001}),
         json!({"shards": 0}),
@@ -237,6 +251,8 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
             INVALID,
         ));
     }
+    let no_currency = api.post("/admin/products", Who::Admin, product(json!({"currency": "XYZ"}))).await;
+    assert_eq!(no_currency.is(400, "invalid_request").body["field"], "currency");
     cases.push(case(
         "a product that exists",
         Method::POST,
@@ -268,6 +284,8 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
     };
     adjust("no reason", json!({"delta": 1}), INVALID);
     adjust("an empty reason", json!({"delta": 1, "reason": ""}), INVALID);
+    adjust("a reason of blanks", json!({"delta": 1, "reason": "  "}), INVALID);
+    adjust("a reference that nobody sees", json!({"delta": 1, "reason": "x", "reference": "\u{2060}"}), INVALID);
     adjust("nothing to adjust", json!({"delta": 0, "reason": "x"}), INVALID);
     adjust("a fraction", json!({"delta": 0.5, "reason": "x"}), INVALID);
     adjust("a huge delta", json!({"delta": 1e300, "reason": "x"}), INVALID);
