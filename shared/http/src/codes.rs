@@ -102,7 +102,7 @@ pub const CODES: &[Code] = &[
         "reservation_not_found",
         404,
         "There is no such reservation, or it is not the caller's.",
-        "No such reservation or order, or another customer's. A payment that was confirmed with it is recorded for a refund.",
+        "No such reservation or order, or another customer's.",
     ),
     code(
         "failed_confirmation_not_found",

@@ -96,6 +96,8 @@ enum Handler {
 
 struct Environment {
     name: Arc<str>,
+    /// How far its clock is off.
+    skew_ms: i64,
     vitals: Arc<Mutex<Vitals>>,
     handler: Handler,
 }
@@ -118,11 +120,17 @@ impl Cloud {
 
     /// Calls a function. `None` where no answer comes: it failed, ran out of time, or was killed.
     pub(crate) async fn invoke(&self, function: Function, event: Value) -> Option<Value> {
+        self.invoke_by(function, event).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, and how far the clock is off of the environment that answered.
+    pub(crate) async fn invoke_by(&self, function: Function, event: Value) -> Option<(Value, i64)> {
         if self.world.lock().planted.is_some_and(|planted| planted.ignored(function, &event)) {
-            return Some(Value::Null);
+            return Some((Value::Null, 0));
         }
         let environment = self.environment(function);
         let kill_after = self.doom(function, &environment);
+        let skew_ms = environment.skew_ms;
         let work = run(&environment.handler, event.clone());
         let alive = Alive { vitals: &environment.vitals, thaw: None, work: Box::pin(work) };
         let time = kill_after.unwrap_or(function.timeout_ms()).min(function.timeout_ms());
@@ -146,7 +154,7 @@ impl Cloud {
         if let Some(planted) = self.world.lock().planted {
             planted.replied(function, &event, &mut answer);
         }
-        Some(answer)
+        Some((answer, skew_ms))
     }
 
     fn environment(&self, function: Function) -> Environment {
@@ -230,7 +238,7 @@ impl Environment {
             }
         };
         world.note(format_args!("{name} starts, its clock off by {skew_ms} ms"));
-        Self { name, vitals, handler }
+        Self { name, skew_ms, vitals, handler }
     }
 }
 

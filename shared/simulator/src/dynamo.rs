@@ -50,15 +50,38 @@ pub(crate) fn key(place: &Place) -> Value {
 
 /// The places that a write touches, each once, in the order of its actions.
 pub(crate) fn places(operation: &str, request: &Value) -> Vec<Place> {
-    let place = |item: &Value| -> Option<Place> {
-        Some((item["pk"]["S"].as_str()?.to_owned(), item["sk"]["S"].as_str()?.to_owned()))
-    };
     match operation {
         "PutItem" => place(&request["Item"]).into_iter().collect(),
         "UpdateItem" | "DeleteItem" => place(&request["Key"]).into_iter().collect(),
         "TransactWriteItems" => actions(request).filter_map(|action| place(target(action))).collect(),
         _ => Vec::new(),
     }
+}
+
+/// Whether an operation writes to the table.
+pub(crate) fn writes(operation: &str) -> bool {
+    matches!(operation, "PutItem" | "UpdateItem" | "DeleteItem" | "TransactWriteItems")
+}
+
+/// The places that a read wants to see at one instant.
+pub(crate) fn wanted(operation: &str, request: &Value) -> Vec<Place> {
+    if operation != "TransactGetItems" {
+        return Vec::new();
+    }
+    let keys = actions(request).map(|action| &action["Get"]["Key"]);
+    keys.filter_map(place).collect()
+}
+
+/// Puts an item where it belongs, or takes it away, whatever is there.
+pub(crate) fn put(database: &Database, table: &str, place: &Place, item: Option<&Value>) {
+    match item {
+        Some(item) => carry_out(database, "PutItem", &json!({ "TableName": table, "Item": item })),
+        None => carry_out(database, "DeleteItem", &json!({ "TableName": table, "Key": key(place) })),
+    };
+}
+
+fn place(item: &Value) -> Option<Place> {
+    Some((item["pk"]["S"].as_str()?.to_owned(), item["sk"]["S"].as_str()?.to_owned()))
 }
 
 /// A transaction's actions.

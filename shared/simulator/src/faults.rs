@@ -28,6 +28,8 @@ pub enum Fault {
     Conflict,
     /// A cancelled transaction that names further reasons beside the failed condition.
     Reasons,
+    /// A transaction whose items are seen one after another.
+    Partly,
     /// A BatchGetItem that leaves keys unprocessed.
     Unprocessed,
     /// A page of a query or a scan that ends before its limit.
@@ -64,7 +66,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Refused,
         Self::ErrorAfter,
         Self::LostBefore,
@@ -76,6 +78,7 @@ impl Fault {
         Self::Throttled,
         Self::Conflict,
         Self::Reasons,
+        Self::Partly,
         Self::Unprocessed,
         Self::ShortPage,
         Self::StaleIndex,
@@ -108,6 +111,7 @@ impl Fault {
             Self::Throttled => "throttled",
             Self::Conflict => "conflict",
             Self::Reasons => "reasons",
+            Self::Partly => "partly",
             Self::Unprocessed => "unprocessed",
             Self::ShortPage => "short-page",
             Self::StaleIndex => "stale-index",
@@ -136,7 +140,7 @@ impl Fault {
     pub(crate) const fn rates(self) -> [u32; 3] {
         match self {
             Self::Conflict | Self::Unprocessed | Self::ShortPage | Self::Reasons => [30, 100, 300],
-            Self::StaleIndex => [100, 300, 700],
+            Self::StaleIndex | Self::Partly => [100, 300, 700],
             Self::KilledBefore | Self::KilledAfter | Self::KilledAnytime | Self::Frozen => [10, 50, 150],
             Self::ColdStart => [50, 200, 1_000],
             Self::EventTwice | Self::EventLate | Self::EventLost | Self::SweepLost | Self::MessageTwice => {

@@ -6,10 +6,12 @@
 //! is drawn from the seed: the same seed gives the same history, byte for byte.
 //!
 //! - `plan`: from a seed to who does what; `faults`: what goes wrong
-//! - `world`: the far side of the wire; `services`, `dynamo`: SQS, Scheduler, DynamoDB behind it
+//! - `world`: the far side of the wire; `services`, `table`, `dynamo`: SQS, Scheduler, DynamoDB behind it; `told`: how
+//!   the history tells of it
 //! - `cloud`: environments of the functions, killed, frozen and started cold
-//! - `clients`: customers and admins, and whether what they were told was true
-//! - `books`, `promises`: what must always hold, checked after every write
+//! - `clients`: customers and admins
+//! - `books`, `promises`: what must always hold, checked after every write; `past`: the table as it was
+//! - `judge`: whether an answer was true; `journal`, `model`: whether all answers together can be
 //! - `run`: one history from start to end; `shrink`: the smallest part of it that still fails
 //! - [`planted`]: bugs that must be caught
 
@@ -19,12 +21,18 @@ mod cloud;
 mod dynamo;
 mod faults;
 mod history;
+mod journal;
+mod judge;
+mod model;
+mod past;
 mod plan;
 pub mod planted;
 mod promises;
 mod run;
 mod services;
 mod shrink;
+mod table;
+mod told;
 mod world;
 
 pub use books::Violation;

@@ -350,6 +350,16 @@ async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan)
     let empty = reply.as_ref().is_some_and(|reply| reply.body["items"].as_array().is_some_and(Vec::is_empty));
     expect(&newcomer, empty, "only_the_owner", || format!("{reply:?}"));
     same_as_the_table(world);
+    explained(world);
+}
+
+/// The reference model explains all answers, and the table as it is at rest.
+fn explained(world: &World) {
+    let now = world.now();
+    let mut state = world.lock();
+    let mut journal = std::mem::take(&mut state.books.journal);
+    let wrong = journal.at_rest(&state.books, now);
+    state.books.expect(now, wrong.is_empty(), "the_model_explains_every_answer", || wrong.join("\n"));
 }
 
 /// Every queue drains: within five receives and an admin's look, a message is settled or a failed confirmation.

@@ -10,18 +10,19 @@ use std::time::Duration;
 
 use dynoxide::Database;
 use holdfast_domain::Timestamp;
-use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, NOW, TABLE};
+use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, NOW};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 
-use crate::books::{Books, Changed};
+use crate::books::Books;
 use crate::dynamo::{self, Place};
 use crate::faults::{Fault, Faults};
 use crate::history::History;
 use crate::planted::Planted;
 use crate::promises::Promises;
 use crate::services::{Made, Queues, Schedules};
+use crate::table::{Stop, join, leave_out, sort_keys, split};
 
 /// One call, as it went over the wire.
 #[derive(Debug, Clone)]
@@ -60,16 +61,18 @@ pub(crate) struct State {
     pub(crate) faults: Faults,
     pub(crate) database: Database,
     /// What the indexes show: the table a little or a good while ago.
-    replica: Database,
-    replicated: BTreeMap<Place, u64>,
-    writes: u64,
+    pub(crate) replica: Database,
+    pub(crate) replicated: BTreeMap<Place, u64>,
+    pub(crate) writes: u64,
     /// Items that a running transaction is on, and its token.
-    locked: BTreeMap<Place, String>,
+    pub(crate) locked: BTreeMap<Place, String>,
+    /// Items that reads outside of transactions still see as they were.
+    pub(crate) unseen: BTreeMap<Place, Option<Value>>,
     /// Writes that arrive once more after weeks.
     copies: Vec<(String, Call)>,
     pub(crate) queues: Queues,
     pub(crate) schedules: Schedules,
-    made: mpsc::UnboundedSender<Made>,
+    pub(crate) made: mpsc::UnboundedSender<Made>,
     pub(crate) books: Books,
     pub(crate) promises: Promises,
     pub(crate) history: History,
@@ -122,6 +125,7 @@ impl World {
             replicated: BTreeMap::new(),
             writes: 0,
             locked: BTreeMap::new(),
+            unseen: BTreeMap::new(),
             copies: Vec::new(),
             queues: Queues::default(),
             schedules: Schedules::default(),
@@ -154,6 +158,11 @@ impl World {
         self.0.mail.notified().await;
     }
 
+    /// Says that a reservation is written.
+    pub(crate) fn held(&self) {
+        self.0.holds.notify_one();
+    }
+
     /// Until a reservation is written.
     pub(crate) async fn holds(&self) {
         self.0.holds.notified().await;
@@ -163,6 +172,11 @@ impl World {
     pub(crate) fn expect(&self, holds: bool, invariant: &'static str, detail: impl FnOnce() -> String) {
         let now = self.now();
         self.lock().books.expect(now, holds, invariant, detail);
+    }
+
+    pub(crate) fn settle_promises(&self, state: &mut State, now: i64) {
+        let State { promises, books, queues, .. } = state;
+        promises.check(now, books, queues);
     }
 
     /// Checks everything that was promised.
@@ -222,8 +236,7 @@ impl World {
         let (fate, travel, carry, back) = {
             let mut state = self.lock();
             state.calls += 1;
-            let now = self.now();
-            state.fate(&call, now)
+            state.fate(&call)
         };
         sleep(millis(travel)).await;
         if let Some(answer) = self.before(&fate, &call) {
@@ -290,136 +303,23 @@ impl World {
             Some(Fault::Refused) => Some(Answer::Of(500, error("InternalServerError"))),
             Some(Fault::LostBefore) => Some(Answer::Broken),
             Some(Fault::Hang) => Some(Answer::Silence),
+            // One of the items may be asked for too often, or the table as a whole.
+            Some(Fault::Throttled) if call.operation == "TransactWriteItems" && state.random.bool() => {
+                Some(Answer::Of(400, state.conflict(call, Stop::Throttle)))
+            }
             Some(Fault::Throttled) => Some(Answer::Of(400, error(throttled(&call.operation)))),
-            Some(Fault::Conflict) => Some(Answer::Of(400, state.conflict(call))),
+            Some(Fault::Conflict) => Some(Answer::Of(400, state.conflict(call, Stop::Conflict))),
             _ => None,
         }
     }
 
-    async fn carry_out(&self, call: &Call, carry: u64) -> (u16, Value) {
-        let places = dynamo::places(&call.operation, &call.request);
-        let transaction = call.operation == "TransactWriteItems";
-        let token = call.request["ClientRequestToken"].as_str().unwrap_or_default().to_owned();
-        {
-            let mut state = self.lock();
-            let others: Vec<bool> = places.iter().map(|place| state.locked.contains_key(place)).collect();
-            if others.contains(&true) {
-                let own = places.iter().any(|place| state.locked.get(place).is_some_and(|other| *other == token));
-                return if transaction && own && !token.is_empty() {
-                    (400, error("TransactionInProgressException"))
-                } else {
-                    (400, conflicts(call, |at| others[at]))
-                };
-            }
-            if transaction {
-                state.locked.extend(places.iter().map(|place| (place.clone(), token.clone())));
-            }
-        }
-        sleep(millis(carry)).await;
-        let now = self.now();
-        let mut state = self.lock();
-        if transaction {
-            places.iter().for_each(|place| _ = state.locked.remove(place));
-        }
-        self.apply(&mut state, call.clone(), now)
-    }
-
-    fn apply(&self, state: &mut State, mut call: Call, now: i64) -> (u16, Value) {
-        if let Some(planted) = state.planted
-            && let Some(pretended) = planted.asked(&mut call)
-        {
-            return pretended;
-        }
-        let Call { operation, request, .. } = &call;
-        let State { queues, random, faults, .. } = state;
-        if let Some(answer) = queues.carry_out(operation, request, now, random, faults) {
-            self.posted();
-            self.settle_promises(state, now);
-            return answer;
-        }
-        if operation == "CreateSchedule" {
-            let (answer, made) = state.schedules.create(request);
-            if let Some(made) = made {
-                // The receiver lives as long as the world.
-                _ = state.made.send(made);
-            }
-            return answer;
-        }
-        let indexed = operation == "Query" && request["IndexName"].is_string();
-        if !indexed && !consistent(operation, request) {
-            let detail = || format!("{} {operation} {request}", call.by);
-            state.books.expect(now, false, "reads_see_every_write", detail);
-        }
-        let database = if indexed { &state.replica } else { &state.database };
-        let Some((status, body)) = dynamo::carry_out(database, operation, request) else {
-            return (400, error("UnknownOperationException"));
-        };
-        if status == 200 {
-            let places = dynamo::places(operation, request);
-            if !places.is_empty() {
-                self.written(state, places, now, false);
-            }
-        }
-        (status, body)
-    }
-
-    /// Follows a write: what is there now goes into the books, and sooner or later into the indexes.
-    pub(crate) fn written(&self, state: &mut State, places: Vec<Place>, now: i64, cleaned_up: bool) {
-        let mut changed = Vec::with_capacity(places.len());
-        for place in places {
-            let item = dynamo::item(&state.database, TABLE, &place);
-            if place.0.starts_with("HOLD#") {
-                self.0.holds.notify_one();
-                self.replicate(state, place.clone(), item.clone());
-            }
-            changed.push(Changed { place, after: item.as_ref().map(dynamo::plain_item) });
-        }
-        state.books.follow(now, changed, &state.schedules.made, cleaned_up);
-        self.settle_promises(state, now);
-    }
-
-    fn settle_promises(&self, state: &mut State, now: i64) {
-        let State { promises, books, queues, .. } = state;
-        promises.check(now, books, queues);
-    }
-
-    fn replicate(&self, state: &mut State, place: Place, item: Option<Value>) {
-        state.writes += 1;
-        let number = state.writes;
-        let lag = if state.faults.strikes(&mut state.random, Fault::StaleIndex) {
-            state.random.u64(500..30_000)
-        } else {
-            [0, 0, 0, state.random.u64(1..30)][state.random.usize(0..4)]
-        };
-        if lag == 0 {
-            state.show(&place, item.as_ref(), number);
-            return;
-        }
-        let world = self.clone();
-        self.start_locked(state, async move {
-            sleep(millis(lag)).await;
-            world.lock().show(&place, item.as_ref(), number);
-        });
-    }
-
-    fn start_locked(&self, state: &mut State, task: impl Future<Output = ()> + 'static) {
+    pub(crate) fn start_locked(&self, state: &mut State, task: impl Future<Output = ()> + 'static) {
         state.background += 1;
         let world = self.clone();
         go(async move {
             task.await;
             world.lock().background -= 1;
         });
-    }
-
-    fn more_reasons(&self, body: &mut Value) {
-        let mut state = self.lock();
-        let Some(reasons) = body["CancellationReasons"].as_array_mut() else { return };
-        for reason in reasons.iter_mut().filter(|reason| reason["Code"] == "None") {
-            if state.random.bool() {
-                let code = ["TransactionConflict", "ThrottlingError"][state.random.usize(0..2)];
-                *reason = json!({ "Code": code, "Message": "beside the others" });
-            }
-        }
     }
 
     /// The same write arrives again, when nobody remembers its token: soon, after minutes, or after weeks.
@@ -455,39 +355,15 @@ impl World {
             world.said(&who, &copy, None, &Answer::Of(status, body));
         });
     }
-
-    fn said(&self, who: &str, call: &Call, fate: Option<Fault>, answer: &Answer) {
-        let at = self.at();
-        let mut state = self.lock();
-        let (outcome, body) = match answer {
-            Answer::Of(status, body) => (status.to_string(), Some(body)),
-            Answer::Broken => ("connection broken".to_owned(), None),
-            Answer::Silence => ("no answer".to_owned(), None),
-        };
-        let mut about: Vec<String> =
-            dynamo::places(&call.operation, &call.request).into_iter().map(|(pk, sk)| short(&pk, &sk)).collect();
-        if about.is_empty() {
-            about.extend(subject(call));
-        }
-        let reasons = body.map(reasons).unwrap_or_default();
-        let fate = fate.map(|fate| format!(" [{fate}]")).unwrap_or_default();
-        state
-            .history
-            .note(at, format_args!("{who} {} {} -> {outcome}{reasons}{fate}", call.operation, about.join(" ")));
-        state.history.digest(call.request.to_string().as_bytes());
-        if let Some(body) = body {
-            state.history.digest(body.to_string().as_bytes());
-        }
-    }
 }
 
 impl State {
     /// What becomes of a call, and how long it takes: there, to carry it out, and back.
-    fn fate(&mut self, call: &Call, _now: i64) -> (Option<Fault>, u64, u64, u64) {
+    fn fate(&mut self, call: &Call) -> (Option<Fault>, u64, u64, u64) {
         let Self { random, faults, .. } = self;
-        let write = !dynamo::places(&call.operation, &call.request).is_empty();
         let applies = |fault: Fault| match fault {
-            Fault::Conflict | Fault::LateCopy => write,
+            Fault::Conflict => dynamo::writes(&call.operation) || call.operation == "TransactGetItems",
+            Fault::LateCopy => dynamo::writes(&call.operation),
             Fault::Reasons => call.operation == "TransactWriteItems",
             Fault::Unprocessed => call.operation == "BatchGetItem",
             Fault::ShortPage => matches!(call.operation.as_str(), "Query" | "Scan"),
@@ -518,105 +394,10 @@ impl State {
         (fate, travel, carry, random.u64(0..7))
     }
 
-    /// A write that meets another transaction, at one of its items or at several.
-    fn conflict(&mut self, call: &Call) -> Value {
-        let actions = dynamo::actions(&call.request).count();
-        let hit = self.random.usize(0..actions.max(1));
-        let all = self.random.u32(0..4) == 0;
-        conflicts(call, |at| all || at == hit)
-    }
-
-    /// Lets the indexes see an item, unless they have seen a newer state of it.
-    fn show(&mut self, place: &Place, item: Option<&Value>, number: u64) {
-        let newest = self.replicated.entry(place.clone()).or_default();
-        if *newest >= number {
-            return;
-        }
-        *newest = number;
-        match item {
-            Some(item) => dynamo::carry_out(&self.replica, "PutItem", &json!({ "TableName": TABLE, "Item": item })),
-            None => dynamo::carry_out(
-                &self.replica,
-                "DeleteItem",
-                &json!({ "TableName": TABLE, "Key": dynamo::key(place) }),
-            ),
-        };
-    }
-
     /// Whether the confirmations' queues have nothing left.
     pub(crate) fn drained(&self) -> bool {
         self.queues.of(CONFIRMATIONS).next().is_none() && self.queues.of(FAILED).next().is_none()
     }
-}
-
-/// The functions put some keys in no particular order, which is of no consequence, and must be of none here.
-fn sort_keys(call: &mut Call) {
-    let tables = call.request.get_mut("RequestItems").and_then(Value::as_object_mut).into_iter().flatten();
-    for keys in tables.filter_map(|(_, wanted)| wanted["Keys"].as_array_mut()) {
-        keys.sort_by_cached_key(Value::to_string);
-    }
-}
-
-/// Whether a read of the table sees every write that was acknowledged; a write does.
-fn consistent(operation: &str, request: &Value) -> bool {
-    match operation {
-        "GetItem" | "Query" => request["ConsistentRead"] == true,
-        "BatchGetItem" => {
-            let mut tables = request["RequestItems"].as_object().into_iter().flatten();
-            tables.all(|(_, wanted)| wanted["ConsistentRead"] == true)
-        }
-        // An admin's list of all reservations, which nothing is decided on.
-        _ => true,
-    }
-}
-
-/// A BatchGetItem of several keys as two.
-fn split(call: &Call) -> Option<(Call, Call)> {
-    let (mut first, mut rest) = (call.clone(), call.clone());
-    let keys = |call: &mut Call| -> Option<Vec<Value>> {
-        let (_, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
-        Some(std::mem::take(wanted["Keys"].as_array_mut()?))
-    };
-    let mut all = keys(&mut first)?;
-    keys(&mut rest)?;
-    if all.len() < 2 {
-        return None;
-    }
-    let second = all.split_off(all.len() / 2);
-    for (call, keys) in [(&mut first, all), (&mut rest, second)] {
-        let (_, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
-        wanted["Keys"] = keys.into();
-    }
-    Some((first, rest))
-}
-
-/// The two halves' answers as one.
-fn join((status, mut body): (u16, Value), (other_status, other): (u16, Value)) -> (u16, Value) {
-    if status != 200 {
-        return (status, body);
-    }
-    if other_status != 200 {
-        return (other_status, other);
-    }
-    for (table, items) in other["Responses"].as_object().into_iter().flatten() {
-        let items = items.as_array().into_iter().flatten().cloned();
-        match body["Responses"][table].as_array_mut() {
-            Some(all) => all.extend(items),
-            None => body["Responses"][table] = items.collect(),
-        }
-    }
-    (status, body)
-}
-
-/// Takes the second half of a BatchGetItem's keys out; what DynamoDB then says of them.
-fn leave_out(call: &mut Call) -> Option<(String, Value)> {
-    let (table, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
-    let keys = wanted["Keys"].as_array_mut()?;
-    let left = keys.split_off(keys.len().div_ceil(2));
-    let mut unprocessed = wanted.clone();
-    unprocessed["Keys"] = left.into();
-    let empty = unprocessed["Keys"].as_array().is_none_or(Vec::is_empty);
-    (!empty).then(|| (table.clone(), unprocessed))
 }
 
 pub(crate) fn error(code: &str) -> Value {
@@ -627,48 +408,5 @@ fn throttled(operation: &str) -> &'static str {
     match service(operation) {
         Service::Dynamo => "ProvisionedThroughputExceededException",
         Service::Sqs | Service::Scheduler => "ThrottlingException",
-    }
-}
-
-fn conflicts(call: &Call, at: impl Fn(usize) -> bool) -> Value {
-    let Some(actions) = call.request["TransactItems"].as_array() else { return error("TransactionConflictException") };
-    let reason = |n| if at(n) { json!({ "Code": "TransactionConflict" }) } else { json!({ "Code": "None" }) };
-    let mut body = error("TransactionCanceledException");
-    body["CancellationReasons"] = (0..actions.len()).map(reason).collect();
-    body
-}
-
-fn reasons(body: &Value) -> String {
-    let kind = body["__type"].as_str().and_then(|kind| kind.rsplit('#').next());
-    match (body["CancellationReasons"].as_array(), kind) {
-        (Some(reasons), _) => {
-            let codes: Vec<&str> = reasons.iter().filter_map(|reason| reason["Code"].as_str()).collect();
-            format!(" cancelled: {}", codes.join(", "))
-        }
-        (None, Some(kind)) => format!(" {kind}"),
-        (None, None) => String::new(),
-    }
-}
-
-/// A key as the history shows it.
-fn short(pk: &str, sk: &str) -> String {
-    let tail = |text: &str| text.get(..16).unwrap_or(text).to_owned();
-    match pk.split_once('#') {
-        Some(("HOLD", id)) => format!("HOLD#{}", tail(id)),
-        Some(("LEDGER" | "ADJUST", _)) => tail(pk),
-        Some(_) => pk.to_owned(),
-        None => format!("{pk}/{}", tail(sk)),
-    }
-}
-
-fn subject(call: &Call) -> Option<String> {
-    let text = |member: &str| call.request[member].as_str().map(str::to_owned);
-    match call.operation.as_str() {
-        "GetItem" => Some(short(call.request["Key"]["pk"]["S"].as_str()?, call.request["Key"]["sk"]["S"].as_str()?)),
-        "Query" => text("IndexName"),
-        "SendMessage" => Some(format!("{} {}", text("QueueUrl")?.rsplit('/').next()?, text("MessageBody")?)),
-        "ReceiveMessage" | "DeleteMessage" => Some(text("QueueUrl")?.rsplit('/').next()?.to_owned()),
-        "CreateSchedule" => text("Name"),
-        _ => None,
     }
 }

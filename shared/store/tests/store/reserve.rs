@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{Product, ProductChange, ProductStatus, Refusal, Status};
-use holdfast_store::{Error, Reserved, keys};
+use holdfast_store::{Error, keys};
 use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, customer, limited, product, product_id, reserve, soon, stocked, store, table,
 };

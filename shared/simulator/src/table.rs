@@ -1,0 +1,371 @@
+//! The table as a service: transactions that meet, answers that tell only half, items seen one after another, indexes
+//! that lag.
+//!
+//! A transaction happens at one instant: the books follow it there. Around that instant it is on its items, and what
+//! asks for one of them meanwhile is refused, if it writes or wants several at one instant; other reads go on, and may
+//! see some items as they are by now and others as they were.
+
+use holdfast_testkit::fixtures::TABLE;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::books::Changed;
+use crate::dynamo::{self, Place};
+use crate::faults::Fault;
+use crate::world::{Call, State, World, error, millis};
+
+/// For so long after a transaction has happened, reads outside of transactions may still see an item as it was.
+pub(crate) const PARTLY_MS: u64 = 8;
+
+/// What stops an action of a transaction, whatever its condition says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stop {
+    Conflict,
+    Throttle,
+}
+
+impl Stop {
+    fn reason(self) -> Value {
+        match self {
+            Self::Conflict => json!({ "Code": "TransactionConflict", "Message": "another is on it" }),
+            Self::Throttle => json!({ "Code": "ThrottlingError", "Message": "too much" }),
+        }
+    }
+}
+
+impl World {
+    pub(crate) async fn carry_out(&self, call: &Call, carry: u64) -> (u16, Value) {
+        let transaction = call.operation == "TransactWriteItems";
+        let places = dynamo::places(&call.operation, &call.request);
+        let token = call.request["ClientRequestToken"].as_str().unwrap_or_default();
+        if let Some(refused) = self.meets(call, &places, token) {
+            return refused;
+        }
+        if transaction {
+            self.lock().locked.extend(places.iter().map(|place| (place.clone(), token.to_owned())));
+        }
+        sleep(millis(carry)).await;
+        let now = self.now();
+        if !transaction {
+            let mut state = self.lock();
+            let snapshot = dynamo::wanted(&call.operation, &call.request);
+            let taken = snapshot.iter().map(|place| state.locked.contains_key(place).then_some(Stop::Conflict));
+            let taken: Vec<_> = taken.collect();
+            if taken.iter().any(Option::is_some) {
+                return (400, cancelled(&taken));
+            }
+            return self.apply(&mut state, call.clone(), now);
+        }
+        let (answer, unseen) = {
+            let mut state = self.lock();
+            let partly = {
+                let State { faults, random, .. } = &mut *state;
+                faults.strikes(random, Fault::Partly)
+            };
+            let before: Vec<Option<Value>> = if partly {
+                places.iter().map(|place| dynamo::item(&state.database, TABLE, place)).collect()
+            } else {
+                Vec::new()
+            };
+            let answer = self.apply(&mut state, call.clone(), now);
+            let mut unseen: Vec<(u64, Place)> = Vec::new();
+            if partly && answer.0 == 200 {
+                for (place, before) in places.iter().zip(before) {
+                    state.unseen.insert(place.clone(), before);
+                    unseen.push((state.random.u64(0..=PARTLY_MS), place.clone()));
+                }
+            } else {
+                places.iter().for_each(|place| _ = state.locked.remove(place));
+            }
+            (answer, unseen)
+        };
+        self.come_to_light(unseen).await;
+        answer
+    }
+
+    /// What a write gets that meets a running transaction on one of its items.
+    fn meets(&self, call: &Call, places: &[Place], token: &str) -> Option<(u16, Value)> {
+        let mut state = self.lock();
+        let stops: Vec<Option<Stop>> =
+            places.iter().map(|place| state.locked.contains_key(place).then_some(Stop::Conflict)).collect();
+        if stops.iter().all(Option::is_none) {
+            return None;
+        }
+        let own = places.iter().any(|place| state.locked.get(place).is_some_and(|other| other == token));
+        if call.operation == "TransactWriteItems" && own && !token.is_empty() {
+            return Some((400, error("TransactionInProgressException")));
+        }
+        Some((400, state.stopped(call, &stops)))
+    }
+
+    /// Lets everybody see the items that a transaction has changed, one after another.
+    async fn come_to_light(&self, mut unseen: Vec<(u64, Place)>) {
+        unseen.sort();
+        let mut waited = 0;
+        for (after, place) in unseen {
+            if after > waited {
+                sleep(millis(after - waited)).await;
+                waited = after;
+            }
+            let mut state = self.lock();
+            state.unseen.remove(&place);
+            state.locked.remove(&place);
+        }
+    }
+
+    fn apply(&self, state: &mut State, mut call: Call, now: i64) -> (u16, Value) {
+        if let Some(planted) = state.planted
+            && let Some(pretended) = planted.asked(&mut call)
+        {
+            return pretended;
+        }
+        let Call { operation, request, .. } = &call;
+        let State { queues, random, faults, .. } = state;
+        if let Some(answer) = queues.carry_out(operation, request, now, random, faults) {
+            self.posted();
+            self.settle_promises(state, now);
+            return answer;
+        }
+        if operation == "CreateSchedule" {
+            let (answer, made) = state.schedules.create(request);
+            if let Some(made) = made {
+                // The receiver lives as long as the world.
+                _ = state.made.send(made);
+            }
+            return answer;
+        }
+        let indexed = operation == "Query" && request["IndexName"].is_string();
+        if !indexed && !consistent(operation, request) {
+            let detail = || format!("{} {operation} {request}", call.by);
+            state.books.expect(now, false, "reads_see_every_write", detail);
+        }
+        let answer = if indexed {
+            dynamo::carry_out(&state.replica, operation, request)
+        } else {
+            state.with_unseen(operation, request)
+        };
+        let Some((status, body)) = answer else { return (400, error("UnknownOperationException")) };
+        if status == 200 {
+            let places = dynamo::places(operation, request);
+            if !places.is_empty() {
+                self.written(state, places, now, false);
+            }
+        }
+        (status, body)
+    }
+
+    /// Follows a write: what is there now goes into the books, and sooner or later into the indexes.
+    pub(crate) fn written(&self, state: &mut State, places: Vec<Place>, now: i64, cleaned_up: bool) {
+        let mut changed = Vec::with_capacity(places.len());
+        for place in places {
+            let item = dynamo::item(&state.database, TABLE, &place);
+            if place.0.starts_with("HOLD#") {
+                self.held();
+                self.replicate(state, place.clone(), item.clone());
+            }
+            changed.push(Changed { place, after: item.as_ref().map(dynamo::plain_item) });
+        }
+        state.books.follow(now, changed, &state.schedules.made, cleaned_up);
+        self.settle_promises(state, now);
+    }
+
+    fn replicate(&self, state: &mut State, place: Place, item: Option<Value>) {
+        state.writes += 1;
+        let number = state.writes;
+        let lag = if state.faults.strikes(&mut state.random, Fault::StaleIndex) {
+            state.random.u64(500..30_000)
+        } else {
+            [0, 0, 0, state.random.u64(1..30)][state.random.usize(0..4)]
+        };
+        if lag == 0 {
+            state.show(&place, item.as_ref(), number);
+            return;
+        }
+        let world = self.clone();
+        self.start_locked(state, async move {
+            sleep(millis(lag)).await;
+            world.lock().show(&place, item.as_ref(), number);
+        });
+    }
+
+    /// More of what may stop a transaction than what did.
+    pub(crate) fn more_reasons(&self, body: &mut Value) {
+        let mut state = self.lock();
+        let Some(reasons) = body["CancellationReasons"].as_array_mut() else { return };
+        for reason in reasons.iter_mut() {
+            let chance = if reason["Code"] == "None" { 2 } else { 4 };
+            if state.random.u32(0..chance) == 0 {
+                *reason = [Stop::Conflict, Stop::Throttle][state.random.usize(0..2)].reason();
+            }
+        }
+        state.tell_half(reasons);
+    }
+}
+
+impl State {
+    /// What a write gets where actions of it are stopped. What the conditions of the others say may be told or not.
+    pub(crate) fn stopped(&mut self, call: &Call, stops: &[Option<Stop>]) -> Value {
+        if call.operation != "TransactWriteItems" {
+            return error("TransactionConflictException");
+        }
+        let mut body = cancelled(stops);
+        // Nothing of it happens: in place of what is stopped is an action that fails.
+        let mut asked = call.clone();
+        asked.request.as_object_mut().map(|request| request.remove("ClientRequestToken"));
+        for (action, _) in asked.request["TransactItems"]
+            .as_array_mut()
+            .into_iter()
+            .flatten()
+            .zip(stops)
+            .filter(|(_, stop)| stop.is_some())
+        {
+            let nowhere = dynamo::key(&("NOWHERE".to_owned(), "-".to_owned()));
+            *action = json!({ "ConditionCheck": {
+                "TableName": TABLE, "Key": nowhere, "ConditionExpression": "attribute_exists(pk)",
+            }});
+        }
+        if self.planted.is_some_and(|planted| planted.asked(&mut asked).is_some()) {
+            return body;
+        }
+        let told = dynamo::carry_out(&self.database, &asked.operation, &asked.request);
+        let told = told.and_then(|(_, mut told)| told["CancellationReasons"].as_array_mut().map(std::mem::take));
+        let reasons = body["CancellationReasons"].as_array_mut();
+        if let (Some(reasons), Some(told)) = (reasons, told)
+            && told.len() == reasons.len()
+        {
+            for ((reason, told), _) in reasons.iter_mut().zip(told).zip(stops).filter(|(_, stop)| stop.is_none()) {
+                *reason = told;
+            }
+            self.tell_half(reasons);
+        }
+        body
+    }
+
+    /// Where something else stops a transaction, failed conditions may be told, or some of them, or none.
+    fn tell_half(&mut self, reasons: &mut [Value]) {
+        let failed = |reason: &Value| reason["Code"] == "ConditionalCheckFailed";
+        let stopped = |reason: &Value| !failed(reason) && reason["Code"] != "None";
+        if !reasons.iter().any(stopped) {
+            return;
+        }
+        let hides = [0, 500, 1_000][self.random.usize(0..3)];
+        for reason in reasons.iter_mut().filter(|reason| failed(reason)) {
+            if self.random.u32(0..1_000) < hides {
+                *reason = json!({ "Code": "None" });
+            }
+        }
+    }
+
+    /// A write, or a read at one instant, that meets another transaction at one of its items or at several.
+    pub(crate) fn conflict(&mut self, call: &Call, stop: Stop) -> Value {
+        let actions = dynamo::actions(&call.request).count();
+        let hit = self.random.usize(0..actions.max(1));
+        let all = self.random.u32(0..4) == 0;
+        let stops: Vec<_> = (0..actions).map(|at| (all || at == hit).then_some(stop)).collect();
+        if call.operation == "TransactGetItems" { cancelled(&stops) } else { self.stopped(call, &stops) }
+    }
+
+    /// Carries an operation out. What a read outside of transactions is not to see yet is as it was meanwhile.
+    fn with_unseen(&self, operation: &str, request: &Value) -> Option<(u16, Value)> {
+        let reads = matches!(operation, "GetItem" | "BatchGetItem" | "Query" | "Scan");
+        if self.unseen.is_empty() || !reads {
+            return dynamo::carry_out(&self.database, operation, request);
+        }
+        let after: Vec<_> = self.unseen.keys().map(|place| dynamo::item(&self.database, TABLE, place)).collect();
+        self.unseen.iter().for_each(|(place, before)| dynamo::put(&self.database, TABLE, place, before.as_ref()));
+        let answer = dynamo::carry_out(&self.database, operation, request);
+        self.unseen.keys().zip(&after).for_each(|(place, after)| {
+            dynamo::put(&self.database, TABLE, place, after.as_ref());
+        });
+        answer
+    }
+
+    /// Lets the indexes see an item, unless they have seen a newer state of it.
+    fn show(&mut self, place: &Place, item: Option<&Value>, number: u64) {
+        let newest = self.replicated.entry(place.clone()).or_default();
+        if *newest >= number {
+            return;
+        }
+        *newest = number;
+        self.books.shows(place, item);
+        dynamo::put(&self.replica, TABLE, place, item);
+    }
+}
+
+/// A transaction that is cancelled by what stops its actions.
+fn cancelled(stops: &[Option<Stop>]) -> Value {
+    let mut body = error("TransactionCanceledException");
+    let reason = |stop: &Option<Stop>| stop.map_or_else(|| json!({ "Code": "None" }), Stop::reason);
+    body["CancellationReasons"] = stops.iter().map(reason).collect();
+    body
+}
+
+/// The functions put some keys in no particular order, which is of no consequence, and must be of none here.
+pub(crate) fn sort_keys(call: &mut Call) {
+    let tables = call.request.get_mut("RequestItems").and_then(Value::as_object_mut).into_iter().flatten();
+    for keys in tables.filter_map(|(_, wanted)| wanted["Keys"].as_array_mut()) {
+        keys.sort_by_cached_key(Value::to_string);
+    }
+}
+
+/// Whether a read of the table sees every write that was acknowledged; a write does.
+fn consistent(operation: &str, request: &Value) -> bool {
+    match operation {
+        "GetItem" | "Query" => request["ConsistentRead"] == true,
+        "BatchGetItem" => {
+            let mut tables = request["RequestItems"].as_object().into_iter().flatten();
+            tables.all(|(_, wanted)| wanted["ConsistentRead"] == true)
+        }
+        // An admin's list of all reservations, which nothing is decided on.
+        _ => true,
+    }
+}
+
+/// A BatchGetItem of several keys as two.
+pub(crate) fn split(call: &Call) -> Option<(Call, Call)> {
+    let (mut first, mut rest) = (call.clone(), call.clone());
+    let keys = |call: &mut Call| -> Option<Vec<Value>> {
+        let (_, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
+        Some(std::mem::take(wanted["Keys"].as_array_mut()?))
+    };
+    let mut all = keys(&mut first)?;
+    keys(&mut rest)?;
+    if all.len() < 2 {
+        return None;
+    }
+    let second = all.split_off(all.len() / 2);
+    for (call, keys) in [(&mut first, all), (&mut rest, second)] {
+        let (_, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
+        wanted["Keys"] = keys.into();
+    }
+    Some((first, rest))
+}
+
+/// The two halves' answers as one.
+pub(crate) fn join((status, mut body): (u16, Value), (other_status, other): (u16, Value)) -> (u16, Value) {
+    if status != 200 {
+        return (status, body);
+    }
+    if other_status != 200 {
+        return (other_status, other);
+    }
+    for (table, items) in other["Responses"].as_object().into_iter().flatten() {
+        let items = items.as_array().into_iter().flatten().cloned();
+        match body["Responses"][table].as_array_mut() {
+            Some(all) => all.extend(items),
+            None => body["Responses"][table] = items.collect(),
+        }
+    }
+    (status, body)
+}
+
+/// Takes the second half of a BatchGetItem's keys out; what DynamoDB then says of them.
+pub(crate) fn leave_out(call: &mut Call) -> Option<(String, Value)> {
+    let (table, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
+    let keys = wanted["Keys"].as_array_mut()?;
+    let left = keys.split_off(keys.len().div_ceil(2));
+    let mut unprocessed = wanted.clone();
+    unprocessed["Keys"] = left.into();
+    let empty = unprocessed["Keys"].as_array().is_none_or(Vec::is_empty);
+    (!empty).then(|| (table.clone(), unprocessed))
+}
