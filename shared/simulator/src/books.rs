@@ -12,14 +12,17 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::dynamo::Place;
+use crate::journal::Journal;
+use crate::judge::failed::failed_place;
+use crate::judge::finality::{Finality, Payment};
+use crate::judge::{Question, Route, hold, owed_back};
+use crate::past::{Moment, Past};
 
 /// How far an environment's clock may be off.
 pub(crate) const SKEW_MS: i64 = 5_000;
 /// How long after its end a hold may still be held, once nothing goes wrong: a sweep's period, the sweep itself, and
 /// what a clock may be off.
 pub(crate) const BOUND_MS: i64 = 60_000 + 20_000 + SKEW_MS;
-/// How long an environment may go on refusing for what it remembers.
-const MEMORY_MS: i64 = 1_000;
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,13 @@ struct Shard {
     version: u64,
 }
 
+/// What an index shows of an item.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    due_at: Option<i64>,
+    created_at: Option<i64>,
+}
+
 /// What somebody asked for, and when they did first.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
@@ -57,6 +67,8 @@ pub(crate) struct Asked {
     pub(crate) cancel: BTreeSet<String>,
     /// Failed confirmations that an admin resolved.
     pub(crate) resolve: BTreeSet<String>,
+    /// Failed confirmations that an admin had tried again.
+    pub(crate) retry: BTreeSet<String>,
 }
 
 /// The books.
@@ -68,11 +80,18 @@ pub(crate) struct Books {
     pub(crate) products: BTreeMap<String, Vec<(i64, Product)>>,
     shards: BTreeMap<(String, u32), Shard>,
     limits: BTreeMap<(String, String), i64>,
-    limits_over_time: BTreeMap<(String, String), Vec<(i64, i64)>>,
-    /// What lay on each shard, from when on.
-    free_over_time: BTreeMap<(String, u32), Vec<(i64, i64)>>,
-    /// When a reservation was last no hold any more.
-    ended: BTreeMap<String, i64>,
+    /// Whether a product counts what each customer has, where it says so.
+    counts: BTreeMap<String, bool>,
+    /// The table as it was.
+    pub(crate) past: Past,
+    /// What the indexes show of each item, from when on.
+    shown: BTreeMap<Place, Vec<(Moment, Option<Shown>)>>,
+    /// Every reservation that there ever was of a product.
+    holds: BTreeMap<String, BTreeSet<String>>,
+    /// What was said for good.
+    pub(crate) finality: Finality,
+    /// What was asked and answered.
+    pub(crate) journal: Journal,
     /// From when on nothing goes wrong any more.
     pub(crate) calm_at: Option<i64>,
     ledger: BTreeMap<String, Vec<LedgerEntry>>,
@@ -106,6 +125,7 @@ impl Books {
     /// Follows one write, which changed these items at once; `cleaned_up` says that it was DynamoDB's TTL.
     pub(crate) fn follow(&mut self, now: i64, changed: Vec<Changed>, schedules: &BTreeSet<i64>, cleaned_up: bool) {
         let mut touched = Touched::default();
+        self.past.written(now);
         for Changed { place, after } in changed {
             let before = match &after {
                 Some(item) => self.items.insert(place.clone(), item.clone()),
@@ -114,18 +134,21 @@ impl Books {
             if before == after {
                 continue;
             }
+            let was = before;
+            let before = was.as_ref();
             match place.0.split_once('#').unwrap_or((&place.0, "")) {
                 ("CATALOG", _) => self.product(now, &place, after.as_ref(), &mut touched),
                 ("STOCK", rest) => self.shard(now, rest, after.as_ref(), &mut touched),
-                ("HOLD", _) => self.reservation(now, &place, before, after, cleaned_up, &mut touched),
+                ("HOLD", _) => self.reservation(now, &place, before, after.as_ref(), cleaned_up, &mut touched),
                 ("LIMIT", rest) => self.limit(now, rest, after.as_ref(), &mut touched),
-                ("LEDGER", product) => self.entry(now, product, before, after, &mut touched),
-                ("FAILED", _) => self.failed(now, &place, before.as_ref(), after.as_ref(), &mut touched),
+                ("LEDGER", product) => self.entry(now, product, before, after.as_ref(), &mut touched),
+                ("FAILED", _) => self.failed(now, &place, before, after.as_ref(), &mut touched),
                 ("ADJUST", _) => self.check(now, before.is_none(), "one_key_one_outcome", || {
                     format!("an adjustment is made again: {before:?} became {after:?}")
                 }),
                 _ => {}
             }
+            self.past.was(place, was);
         }
         for id in &touched.made {
             self.made(now, id);
@@ -144,6 +167,12 @@ impl Books {
         self.check(now, product.is_some(), "item_makes_sense", || format!("{place:?}: {after:?}"));
         let Some(product) = product else { return };
         let id = product.product_id.to_string();
+        if let Some(counts) = after.and_then(|item| item["counts_per_customer"].as_bool()) {
+            let same = self.counts.insert(id.clone(), counts).is_none_or(|before| before == counts);
+            self.check(now, same, "limits_count_what_customers_have", || {
+                format!("{id} counts now, or no more: {after:?}")
+            });
+        }
         let before = self.products.get(&id).and_then(|all| all.last()).map(|(_, before)| before.clone());
         if let Some(before) = before {
             let facts = Product { total: before.total, ..product.clone() } != before;
@@ -169,7 +198,6 @@ impl Books {
         self.check(now, available.is_some_and(|units| units >= 0), "nothing_negative", || format!("{rest}: {after:?}"));
         let shard = Shard { available: available.unwrap_or_default(), version: version.unwrap_or_default() };
         let before = self.shards.insert(place.clone(), shard);
-        self.free_over_time.entry(place.clone()).or_default().push((now, shard.available));
         let older = before.is_some_and(|before| before.version > shard.version);
         self.check(now, !older, "every_change_is_a_version", || format!("{rest} went back: {after:?}"));
         *touched.on_shard.entry(place.clone()).or_default() +=
@@ -186,17 +214,17 @@ impl Books {
         self.check(now, units >= 0, "nothing_negative", || format!("LIMIT#{rest}: {units}"));
         let place = (product.to_owned(), customer.to_owned());
         self.limits.insert(place.clone(), units);
-        self.limits_over_time.entry(place.clone()).or_default().push((now, units));
         touched.limits.insert(place);
     }
 
-    fn entry(&mut self, now: i64, product: &str, before: Option<Value>, after: Option<Value>, touched: &mut Touched) {
-        let entry = after.and_then(|item| serde_json::from_value::<LedgerEntry>(item).ok());
+    fn entry(&mut self, now: i64, product: &str, before: Option<&Value>, after: Option<&Value>, touched: &mut Touched) {
+        let entry = after.and_then(|item| serde_json::from_value::<LedgerEntry>(item.clone()).ok());
         self.check(now, before.is_none() && entry.is_some(), "ledger_explains_the_total", || {
             format!("an entry of {product} changed: {before:?}")
         });
         if let Some(entry) = entry {
             *touched.entries.entry(product.to_owned()).or_default() += entry.delta;
+            self.journal.entry(&entry.entry_id, self.past.now());
             self.ledger.entry(product.to_owned()).or_default().push(entry);
         }
         touched.totals.insert(product.to_owned());
@@ -236,6 +264,8 @@ impl Books {
         let mut all = self.failed_of(id, payment.as_str());
         let given_back = all.any(|item| item["state"] == "resolved" && of_this_one(item));
         drop(all);
+        let owed = self.items.get(&hold(id)).is_some_and(|item| owed_back(item).contains(payment.as_str()));
+        self.check(now, !owed, "given_back_or_an_order", || format!("{payment} for {id} is to be given back"));
         self.check(now, !given_back, "given_back_or_an_order", || format!("{payment} for {id} is both"));
     }
 
@@ -243,6 +273,33 @@ impl Books {
     fn failed_of<'a>(&'a self, reservation: &'a str, payment: &'a str) -> impl Iterator<Item = &'a Value> {
         let all = self.failed_confirmations().map(|(_, item)| item);
         all.filter(move |item| item["reservation_id"] == reservation && item["payment_reference"] == payment)
+    }
+
+    /// The failed confirmations that a request wants to be tried again.
+    pub(crate) fn tried_again(&self, asked: &Question) -> Vec<String> {
+        match asked.route() {
+            Route::Retry(id) => vec![id.to_owned()],
+            // Those that were refused are left to a person.
+            Route::Redrive => {
+                let all = self.failed_confirmations().filter(|(_, item)| item["reason"] == "not_confirmed");
+                all.map(|(id, _)| id.clone()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// What a failed confirmation is about: reservation and payment.
+    pub(crate) fn about(&self, failed: &str) -> Option<(String, Option<String>)> {
+        let item = self.items.get(&failed_place(failed))?;
+        let reservation = item["reservation_id"].as_str()?.to_owned();
+        Some((reservation, item["payment_reference"].as_str().map(str::to_owned)))
+    }
+
+    /// The payment of a failed confirmation.
+    pub(crate) fn payment_of(&self, failed: &str) -> Option<Payment> {
+        let item = self.items.get(&failed_place(failed))?;
+        let text = |name: &str| item[name].as_str().map(str::to_owned);
+        Some((text("reservation_id")?, text("failed_customer")?, text("payment_reference")?))
     }
 
     /// All failed confirmations, by their ids.
@@ -255,13 +312,13 @@ impl Books {
         &mut self,
         now: i64,
         place: &Place,
-        before: Option<Value>,
-        after: Option<Value>,
+        before: Option<&Value>,
+        after: Option<&Value>,
         cleaned_up: bool,
         touched: &mut Touched,
     ) {
         let id = place.0.trim_start_matches("HOLD#").to_owned();
-        let parsed = after.as_ref().map(|item| serde_json::from_value::<Reservation>(item.clone()).ok());
+        let parsed = after.map(|item| serde_json::from_value::<Reservation>(item.clone()).ok());
         let sane = parsed.as_ref().is_none_or(Option::is_some);
         self.check(now, sane, "item_makes_sense", || format!("{id}: {after:?}"));
         let new = parsed.flatten();
@@ -272,6 +329,7 @@ impl Books {
         for (reservation, sign) in old.iter().map(|old| (old, -1)).chain(new.iter().map(|new| (new, 1))) {
             if matches!(reservation.status, Status::Held | Status::Confirmed) {
                 for line in &reservation.lines {
+                    self.holds.entry(line.product_id.to_string()).or_default().insert(id.clone());
                     touched.products.insert(line.product_id.to_string());
                     for take in &line.takes {
                         let shard = (line.product_id.to_string(), take.shard);
@@ -283,13 +341,14 @@ impl Books {
                 }
             }
         }
-        if let (Some(item), Some(new)) = (&after, &new) {
+        if let (Some(item), Some(new)) = (after, &new) {
             let held = new.status == Status::Held;
             let due = item["due_at"].as_i64() == Some(new.expires_at.as_millis()) && item["due_key"].is_string();
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
             let kept = matches!(new.status, Status::Held | Status::Confirmed);
-            let right = if item["ttl"].is_null() { kept || !new.owed_back.is_empty() } else { !kept };
+            let noted = !owed_back(item).is_empty() || item["unpaid_closed_at"].is_i64();
+            let right = if item["ttl"].is_null() { kept || noted } else { !kept };
             self.check(now, right, "only_ended_holds_are_cleaned_up", || format!("{item}"));
             for line in &new.lines {
                 let taken: u32 = line.takes.iter().map(|take| take.units).sum();
@@ -303,35 +362,50 @@ impl Books {
             (None, Some(new)) => {
                 let held = new.status == Status::Held;
                 self.check(now, held, "a_hold_ends_once", || format!("{id} began as {before:?} {new:?}"));
-                self.ended.remove(&id);
                 touched.made.push(id.clone());
                 touched.ends_anew.push(id);
             }
             (Some(old), None) => {
                 let ended = matches!(old.status, Status::Cancelled | Status::Expired);
                 self.check(now, ended && cleaned_up, "only_ended_holds_are_cleaned_up", || format!("{old:?} is gone"));
+                self.journal.cleaned_up(&id, now);
             }
             (Some(old), Some(new)) => {
-                if old.status == Status::Held && new.status != Status::Held {
-                    self.ended.insert(id.clone(), now);
-                }
                 if old.expires_at != new.expires_at {
                     touched.ends_anew.push(id.clone());
                 }
-                if old.owed_back == new.owed_back {
-                    self.transition(now, &id, &old, &new);
-                } else {
-                    // An admin's word about a payment, and nothing else.
-                    let more = new.owed_back.is_superset(&old.owed_back);
-                    let only = Reservation { owed_back: new.owed_back.clone(), ..old.clone() } == new;
-                    self.check(now, more && only, "settled_stays_settled", || format!("{old:?} became {new:?}"));
-                    let kept = after.as_ref().is_some_and(|item| item["ttl"].is_null());
-                    self.check(now, kept, "only_ended_holds_are_cleaned_up", || format!("{after:?}"));
+                if let (Some(before), Some(after)) = (before, after) {
+                    if without_notes(before) == without_notes(after) {
+                        self.noted(now, &id, before, after);
+                    } else {
+                        let same = owed_back(before) == owed_back(after);
+                        self.check(now, same, "settled_stays_settled", || format!("{before} became {after}"));
+                        self.transition(now, &id, &old, &new);
+                    }
                 }
                 touched.paid.insert(id);
             }
             (None, None) => {}
         }
+    }
+
+    /// What is written down beside what a reservation is: payments that have to be given back, and an admin's word.
+    fn noted(&mut self, now: i64, id: &str, before: &Value, after: &Value) {
+        let became = || format!("{before} became {after}");
+        let (old, new) = (owed_back(before), owed_back(after));
+        for payment in new.difference(&old) {
+            let paid = self.asked.payments.contains(&(id.to_owned(), (*payment).to_owned()));
+            self.check(now, paid, "only_the_owner", || format!("nobody paid with {payment}: {}", became()));
+        }
+        for payment in old.difference(&new) {
+            let all = self.failed_of(id, payment).filter_map(|item| item["id"].as_str());
+            let asked = all.into_iter().any(|id| self.asked.retry.contains(id));
+            self.check(now, asked, "settled_stays_settled", || format!("no admin retried {payment}: {}", became()));
+        }
+        let kept = after["ttl"].is_null() || (new.is_empty() && !after["unpaid_closed_at"].is_i64());
+        self.check(now, kept, "only_ended_holds_are_cleaned_up", became);
+        let closed = |item: &Value| item["unpaid_closed_at"].as_i64();
+        self.check(now, closed(before) <= closed(after), "settled_stays_settled", became);
     }
 
     /// What may become of a reservation.
@@ -390,8 +464,14 @@ impl Books {
         if new.status == Status::Confirmed {
             self.check(now, asked_at.is_some(), "only_the_owner", || format!("nobody asked to confirm {new:?}"));
             let paid = new.payment_reference.as_ref().map(|payment| (id.to_owned(), payment.to_string()));
-            let known = paid.is_none_or(|paid| self.asked.payments.contains(&paid));
+            let known = paid.clone().is_none_or(|paid| self.asked.payments.contains(&paid));
             self.check(now, known, "only_the_owner", || format!("nobody paid like that: {new:?}"));
+            if let Some((id, payment)) = paid {
+                let broken = self.finality.must_not_buy(&(id, new.customer.to_string(), payment));
+                self.check(now, broken.is_none(), "what_is_owed_back_buys_nothing", || {
+                    format!("{broken:?}: {}", became())
+                });
+            }
         }
     }
 
@@ -415,12 +495,13 @@ impl Books {
             let newest = known.map(|shard| shard.version).max().unwrap_or(u64::MAX);
             let counted = self.limits.get(&(product.to_owned(), new.customer.to_string())).copied().unwrap_or_default();
             let versions = self.products.get(product).map(Vec::as_slice).unwrap_or_default();
+            let counts = self.counts.get(product).copied();
             let fits = |product: &Product| {
                 product.version >= newest
                     && product.name == line.name
                     && product.price_minor == line.unit_price_minor
                     && product.on_sale(new.created_at).is_ok()
-                    && product.max_per_customer.is_some() == line.limited
+                    && counts.unwrap_or(product.max_per_customer.is_some()) == line.limited
                     && product.max_per_customer.is_none_or(|limit| counted <= i64::from(limit))
                     && product.hold_seconds >= new.hold_seconds
             };
@@ -500,15 +581,6 @@ impl Books {
         self.shards_of(product).all(|(_, shard)| shard.version >= version)
     }
 
-    /// Whether a version of a product is what a change asked for.
-    pub(crate) fn has_changed(&self, product: &str, version: u64, asked: &Value) -> bool {
-        let versions = self.products.get(product).map(Vec::as_slice).unwrap_or_default();
-        let found = versions.iter().find(|(_, product)| product.version == version);
-        let Some(found) = found.and_then(|(_, product)| serde_json::to_value(product).ok()) else { return false };
-        let asked = asked.as_object().into_iter().flatten().filter(|(name, _)| *name != "version");
-        asked.into_iter().all(|(name, value)| found[name] == *value)
-    }
-
     /// The product as it is now.
     pub(crate) fn current(&self, product: &str) -> Option<&Product> {
         self.products.get(product)?.last().map(|(_, product)| product)
@@ -524,26 +596,69 @@ impl Books {
         self.shards_of(product).map(|(_, shard)| shard.available).sum()
     }
 
-    /// What lay on a product's shards at every moment from `from` (and what an environment may remember) on. Shards are
-    /// not read at one instant, so units that wander from one to another meanwhile may be overlooked, and do not count.
-    pub(crate) fn least_free(&self, product: &str, from: i64) -> i64 {
-        let shards = self.free_over_time.range((product.to_owned(), 0)..=(product.to_owned(), u32::MAX));
-        let least = shards.map(|(_, over_time)| within(over_time, from - MEMORY_MS).map(|(_, free)| *free).min());
-        least.map(Option::unwrap_or_default).sum()
+    /// What lay at a place at a moment.
+    pub(crate) fn item_at(&self, place: &Place, at: Moment) -> Option<&Value> {
+        self.past.lay(place, at).unwrap_or_else(|| self.items.get(place))
     }
 
-    /// The most that a customer had of a product at any moment from `from` on.
-    pub(crate) fn most_counted(&self, product: &str, customer: &str, from: i64) -> i64 {
-        let over_time = self.limits_over_time.get(&(product.to_owned(), customer.to_owned()));
-        let over_time = over_time.map(Vec::as_slice).unwrap_or_default();
-        within(over_time, from).map(|(_, units)| *units).max().unwrap_or_default()
+    /// Where a product's shards lie.
+    pub(crate) fn shard_places(&self, product: &str) -> Vec<Place> {
+        let shards = self.shards_of(product);
+        shards.map(|(number, _)| (format!("STOCK#{product}#{number}"), "STOCK".to_owned())).collect()
     }
 
-    /// The versions of a product that were current at any moment from `from` (and what an environment may remember)
-    /// on.
-    pub(crate) fn versions_since(&self, product: &str, from: i64) -> impl Iterator<Item = &Product> {
-        let versions = self.products.get(product).map(Vec::as_slice).unwrap_or_default();
-        within(versions, from - MEMORY_MS).map(|(_, product)| product)
+    /// Every reservation of a product that there ever was.
+    pub(crate) fn holds_of(&self, product: &str) -> impl Iterator<Item = &str> {
+        self.holds.get(product).into_iter().flatten().map(String::as_str)
+    }
+
+    /// All products.
+    pub(crate) fn product_ids(&self) -> impl Iterator<Item = &String> {
+        self.products.keys()
+    }
+
+    /// Everything of one partition, by sort key.
+    pub(crate) fn partition<'a>(&'a self, pk: &'a str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+        let from = self.items.range((pk.to_owned(), String::new())..);
+        from.take_while(move |(place, _)| place.0 == pk).map(|(place, item)| (&place.1, item))
+    }
+
+    /// The indexes show an item, or no more, from now on.
+    pub(crate) fn shows(&mut self, place: &Place, item: Option<&Value>) {
+        let number = |item: &Value, name: &str| item[name]["N"].as_str().and_then(|digits| digits.parse().ok());
+        let shown = item.map(|item| Shown { due_at: number(item, "due_at"), created_at: number(item, "created_at") });
+        let at = self.past.now();
+        self.shown.entry(place.clone()).or_default().push((at, shown));
+    }
+
+    /// What the indexes showed of an item at each moment of these.
+    fn shown(&self, place: &Place, from: Moment, to: Moment) -> impl Iterator<Item = Option<Shown>> {
+        let all = self.shown.get(place).map(Vec::as_slice).unwrap_or_default();
+        let first = all.partition_point(|(at, _)| *at <= from).saturating_sub(1);
+        all[first..].iter().take_while(move |(at, _)| *at <= to).map(|(_, shown)| *shown)
+    }
+
+    /// The items of a kind that the indexes have shown from a moment on, without a break.
+    pub(crate) fn indexed_since<'a>(&'a self, kind: &'a str, at: Moment) -> impl Iterator<Item = &'a Place> {
+        let all = self.shown.range((kind.to_owned(), String::new())..);
+        let of_kind = all.take_while(move |(place, _)| place.0.starts_with(kind));
+        of_kind
+            .filter(move |(_, shown)| {
+                let first = shown.partition_point(|(since, _)| *since <= at);
+                first > 0 && shown[first - 1..].iter().all(|(_, shown)| shown.is_some())
+            })
+            .map(|(place, _)| place)
+    }
+
+    /// Until when the index of holds showed this very hold at a moment, if it did.
+    pub(crate) fn due(&self, id: &str, item: &Value, at: Moment) -> Option<i64> {
+        let shown = self.shown(&hold(id), at, at).next().flatten()?;
+        shown.due_at.filter(|_| shown.created_at == item["created_at"].as_i64())
+    }
+
+    /// The times that the index of holds showed for it at any of these moments.
+    pub(crate) fn dues(&self, id: &str, from: Moment, to: Moment) -> Vec<i64> {
+        self.shown(&hold(id), from, to).filter_map(|shown| shown?.due_at).collect()
     }
 
     /// Whether a payment for a reservation is the order's, or a failed confirmation.
@@ -581,17 +696,17 @@ impl Books {
         }
         self.check(now, wrong.is_empty(), "failed_confirmations_end", || format!("{wrong:?}"));
     }
-
-    /// Whether a reservation was a hold at some moment from `from` on.
-    pub(crate) fn held_since(&self, id: &str, from: i64) -> bool {
-        self.ended.get(id).is_none_or(|&ended| ended >= from)
-    }
 }
 
-/// Of values that each held from their time on: those that held at any moment from `from` on.
-fn within<T>(over_time: &[(i64, T)], from: i64) -> impl Iterator<Item = &(i64, T)> {
-    let later = over_time.partition_point(|(at, _)| *at <= from);
-    over_time[later.saturating_sub(1)..].iter()
+/// A reservation without what is written down beside it.
+fn without_notes(item: &Value) -> Value {
+    let mut item = item.clone();
+    if let Some(item) = item.as_object_mut() {
+        for name in ["owed_back", "paid_back", "unpaid_closed_at", "ttl"] {
+            item.remove(name);
+        }
+    }
+    item
 }
 
 /// What one write touched.

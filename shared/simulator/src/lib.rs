@@ -9,8 +9,9 @@
 //! - `world`: the far side of the wire; `services`, `table`, `dynamo`: SQS, Scheduler, DynamoDB behind it; `told`: how
 //!   the history tells of it
 //! - `cloud`: environments of the functions, killed, frozen and started cold
-//! - `clients`: customers and admins, and whether what they were told was true
-//! - `books`, `promises`: what must always hold, checked after every write
+//! - `clients`: customers and admins
+//! - `books`, `promises`: what must always hold, checked after every write; `past`: the table as it was
+//! - `judge`: whether an answer was true; `journal`, `model`: whether all answers together can be
 //! - `run`: one history from start to end; `shrink`: the smallest part of it that still fails
 //! - [`planted`]: bugs that must be caught
 
@@ -20,6 +21,10 @@ mod cloud;
 mod dynamo;
 mod faults;
 mod history;
+mod journal;
+mod judge;
+mod model;
+mod past;
 mod plan;
 pub mod planted;
 mod promises;

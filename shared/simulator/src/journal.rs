@@ -1,0 +1,173 @@
+//! What everybody asked and was told, thing by thing, for the reference model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::books::Books;
+use crate::judge::{Question, Reply, Route, hold, wanted};
+use crate::model::{self, Act, Request};
+use crate::past::Moment;
+
+/// All requests about one adjustment's key.
+#[derive(Debug, Default)]
+struct Key {
+    requests: Vec<Request<Value>>,
+    /// Refusals: when each was true at first.
+    refused: Vec<(Moment, String)>,
+}
+
+/// The journal.
+#[derive(Debug, Default)]
+pub(crate) struct Journal {
+    tick: u64,
+    reservations: BTreeMap<String, Vec<Request<Act>>>,
+    /// Whose a reservation is.
+    owners: BTreeMap<String, String>,
+    /// By product and key.
+    adjustments: BTreeMap<(String, String), Key>,
+    /// When each entry of a ledger was written.
+    entries: BTreeMap<String, Moment>,
+}
+
+/// The answer to a request, with its time.
+pub(crate) type Answer<'a> = Option<(i64, &'a Reply)>;
+
+impl Journal {
+    /// The next number: what has a smaller one was earlier.
+    pub(crate) fn tick(&mut self) -> u64 {
+        self.tick += 1;
+        self.tick
+    }
+
+    /// Writes down what was asked, at that tick, and what was answered, if anything was. `about` is what a failed
+    /// confirmation is about: reservation and payment.
+    pub(crate) fn note(
+        &mut self,
+        asked: &Question,
+        sent: u64,
+        answer: Answer<'_>,
+        about: Option<(String, Option<String>)>,
+    ) {
+        let tick = self.tick();
+        let answered = |reply: &Reply| answer.map(|(now, _)| (tick, now, reply.clone()));
+        let body = &asked.body;
+        let single = |act: Act| Request { act, sent, answered: answer.and_then(|(_, reply)| answered(reply)) };
+        match asked.route() {
+            Route::Reserve => {
+                let Some(id) = asked.reservation_id() else { return };
+                self.owners.insert(id.clone(), asked.who.clone());
+                self.about(id, single(Act::Reserve(wanted(body))));
+            }
+            Route::Confirm(id) => {
+                let payment = body["payment_reference"].as_str().map(str::to_owned);
+                self.own(asked, id, single(Act::Confirm(payment)));
+            }
+            Route::Extend(id) => self.own(asked, id, single(Act::Extend)),
+            Route::Cancel(id) => self.own(asked, id, single(Act::Cancel)),
+            Route::Get(id) => self.own(asked, id, single(Act::Get { order: false })),
+            Route::Order(id) => self.own(asked, id, single(Act::Get { order: true })),
+            Route::Reservations | Route::Orders | Route::AllReservations => {
+                let items = answer.iter().flat_map(|(_, reply)| reply.body["items"].as_array()).flatten();
+                let looks: Vec<_> =
+                    items.filter_map(|item| Some((item["reservation_id"].as_str()?.to_owned(), item))).collect();
+                for (id, item) in looks {
+                    let answered = answered(&Reply { status: 200, body: item.clone() });
+                    self.about(id, Request { act: Act::Get { order: false }, sent, answered });
+                }
+            }
+            Route::Retry(_) | Route::Resolve(_) => {
+                let Some((id, payment)) = about else { return };
+                let retry = matches!(asked.route(), Route::Retry(_));
+                self.about(id, single(if retry { Act::Retry(payment) } else { Act::Resolve(payment) }));
+            }
+            Route::Adjust(product) => {
+                let key = (product.to_owned(), asked.key.clone().unwrap_or_default());
+                let answered = answer.and_then(|(_, reply)| answered(reply));
+                let request = Request { act: body.clone(), sent, answered };
+                self.adjustments.entry(key).or_default().requests.push(request);
+            }
+            _ => {}
+        }
+    }
+
+    fn about(&mut self, id: String, request: Request<Act>) {
+        self.reservations.entry(id).or_default().push(request);
+    }
+
+    /// What is another's is not there for anybody else, and tells nothing.
+    fn own(&mut self, asked: &Question, id: &str, request: Request<Act>) {
+        if self.owners.get(id).is_none_or(|owner| *owner == asked.who) {
+            self.about(id.to_owned(), request);
+        }
+    }
+
+    /// An adjustment was refused, which was true at that moment.
+    pub(crate) fn refused(&mut self, product: &str, key: &str, at: Moment, detail: String) {
+        let key = (product.to_owned(), key.to_owned());
+        self.adjustments.entry(key).or_default().refused.push((at, detail));
+    }
+
+    /// An entry was written into a ledger.
+    pub(crate) fn entry(&mut self, entry: &str, at: Moment) {
+        self.entries.insert(entry.to_owned(), at);
+    }
+
+    /// DynamoDB's clean-up took a reservation.
+    pub(crate) fn cleaned_up(&mut self, id: &str, now: i64) {
+        let (sent, tick) = (self.tick(), self.tick());
+        let reply = Reply { status: 200, body: Value::Null };
+        let answered = Some((tick, now, reply));
+        self.about(id.to_owned(), Request { act: Act::CleanUp, sent, answered });
+    }
+
+    /// Everything is at rest: the table is looked at, and the model has to explain it all.
+    pub(crate) fn at_rest(&mut self, books: &Books, now: i64) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let (sent, tick) = (self.tick(), self.tick());
+        for (id, requests) in &mut self.reservations {
+            let reply = match books.items.get(&hold(id)) {
+                Some(item) => Reply { status: 200, body: told(item) },
+                None => Reply { status: 404, body: json!({ "code": "reservation_not_found" }) },
+            };
+            let answered = Some((tick, now, reply));
+            requests.push(Request { act: Act::Get { order: false }, sent, answered });
+            if let Some(at) = model::reservation(requests) {
+                wrong.push(format!("{id}: no order explains {:?} after {:?}", requests[at], &requests[..at]));
+            }
+        }
+        for ((product, key), Key { requests, refused }) in &self.adjustments {
+            if let Some(at) = model::adjustment(requests) {
+                wrong.push(format!("{key} of {product}: no order explains {:?} among {requests:?}", requests[at]));
+            }
+            let made: BTreeSet<_> = requests
+                .iter()
+                .filter_map(|request| request.answered.as_ref()?.2.body["entry_id"].as_str())
+                .filter_map(|entry| self.entries.get(entry))
+                .collect();
+            for (at, detail) in refused {
+                // A refusal says that none of its copies has been carried out.
+                if made.iter().any(|made| *made <= at) {
+                    wrong.push(format!("{key} of {product} was carried out before: {detail}"));
+                }
+            }
+        }
+        wrong
+    }
+}
+
+/// A reservation as an answer would show it.
+fn told(item: &Value) -> Value {
+    let time = |name: &str| {
+        let nanos = i128::from(item[name].as_i64()?) * 1_000_000;
+        OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()?.format(&Rfc3339).ok()
+    };
+    let mut body = item.clone();
+    body["confirmed_late"] = (item["confirmed_late"] == true).into();
+    for name in ["created_at", "expires_at"] {
+        body[name] = time(name).into();
+    }
+    body
+}

@@ -1,0 +1,506 @@
+//! Whether an answer was true: its status and its body, as a whole, at one moment between question and answer.
+//!
+//! A judge knows the table as it was at each moment of that window, and what the documentation says of each answer; it
+//! knows nothing of how the functions come to theirs. What time it was is known from the answer (`server_time`), or as
+//! exactly as the clock of the environment that answered. Two things may be older than the question, by a second and
+//! because the README says so: "sold out", and what a product's facts forbid. Nothing else is excused.
+
+pub(crate) mod failed;
+pub(crate) mod finality;
+mod stock;
+
+use std::collections::BTreeSet;
+
+use holdfast_domain::{CustomerId, IdempotencyKey, ReservationId};
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::books::{Books, SKEW_MS};
+use crate::dynamo::Place;
+use crate::past::{Moment, Window};
+
+/// An answer over HTTP.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    pub(crate) status: u64,
+    pub(crate) body: Value,
+}
+
+impl Reply {
+    pub(crate) fn code(&self) -> &str {
+        self.body["code"].as_str().unwrap_or_default()
+    }
+
+    /// Whether it says anything at all about the request.
+    pub(crate) fn clear(&self) -> bool {
+        self.status < 500 && self.status != 429
+    }
+}
+
+/// What was asked, by whom.
+#[derive(Debug, Clone)]
+pub(crate) struct Question {
+    /// The customer, also where a service asks for them; or the admin.
+    pub(crate) who: String,
+    pub(crate) method: &'static str,
+    pub(crate) path: String,
+    pub(crate) key: Option<String>,
+    pub(crate) body: Value,
+}
+
+/// A question with its answer.
+pub(crate) struct Case<'a> {
+    pub(crate) books: &'a Books,
+    pub(crate) asked: &'a Question,
+    pub(crate) reply: &'a Reply,
+    pub(crate) window: Window,
+    /// How far the clock of the environment that answered was off, if that is known.
+    pub(crate) skew: Option<i64>,
+}
+
+/// The promise that an answer breaks, and how.
+pub(crate) type Broken = Option<(&'static str, String)>;
+
+/// The routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route<'a> {
+    Reserve,
+    Confirm(&'a str),
+    Extend(&'a str),
+    Cancel(&'a str),
+    Get(&'a str),
+    Order(&'a str),
+    Reservations,
+    Orders,
+    Product(&'a str),
+    Products,
+    Create,
+    Change(&'a str),
+    Adjust(&'a str),
+    Ledger(&'a str),
+    AllReservations,
+    Failed,
+    Retry(&'a str),
+    Resolve(&'a str),
+    Redrive,
+    Unknown,
+}
+
+impl Question {
+    /// The path without its query, in parts.
+    pub(crate) fn route(&self) -> Route<'_> {
+        let path = self.path.split('?').next().unwrap_or_default();
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        match (self.method, parts.as_slice()) {
+            ("POST", ["reservations"]) => Route::Reserve,
+            ("GET", ["reservations"]) => Route::Reservations,
+            ("GET", ["orders"]) => Route::Orders,
+            ("GET", ["orders", id]) => Route::Order(id),
+            ("GET", ["reservations", id]) => Route::Get(id),
+            ("DELETE", ["reservations", id]) => Route::Cancel(id),
+            ("POST", ["reservations", id, "confirm"]) => Route::Confirm(id),
+            ("POST", ["reservations", id, "extend"]) => Route::Extend(id),
+            ("GET", ["products"] | ["admin", "products"]) => Route::Products,
+            ("GET", ["products", id]) => Route::Product(id),
+            ("POST", ["admin", "products"]) => Route::Create,
+            ("PATCH", ["admin", "products", id]) => Route::Change(id),
+            ("POST", ["admin", "products", id, "stock"]) => Route::Adjust(id),
+            ("GET", ["admin", "products", id, "ledger"]) => Route::Ledger(id),
+            ("GET", ["admin", "reservations"]) => Route::AllReservations,
+            ("GET", ["admin", "failed-confirmations"]) => Route::Failed,
+            ("POST", ["admin", "failed-confirmations", "redrive"]) => Route::Redrive,
+            ("POST", ["admin", "failed-confirmations", id, "retry"]) => Route::Retry(id),
+            ("POST", ["admin", "failed-confirmations", id, "resolve"]) => Route::Resolve(id),
+            _ => Route::Unknown,
+        }
+    }
+
+    /// A parameter of the query.
+    pub(crate) fn query(&self, name: &str) -> Option<&str> {
+        let (_, query) = self.path.split_once('?')?;
+        query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// The id of the reservation that this customer's key names.
+    pub(crate) fn reservation_id(&self) -> Option<String> {
+        let customer = CustomerId::try_from(self.who.as_str()).ok()?;
+        let key = IdempotencyKey::try_from(self.key.clone()?.as_str()).ok()?;
+        Some(ReservationId::derive(&customer, &key).to_string())
+    }
+}
+
+/// Where a reservation lies.
+pub(crate) fn hold(id: &str) -> Place {
+    (format!("HOLD#{id}"), "HOLD".to_owned())
+}
+
+/// A time as an answer shows it, in milliseconds since the epoch.
+pub(crate) fn shown(time: &Value) -> Option<i64> {
+    let time = OffsetDateTime::parse(time.as_str()?, &Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+/// What is wrong with an answer; nothing where it says nothing.
+pub(crate) fn judge(case: &Case<'_>) -> Broken {
+    if !case.reply.clear() {
+        return None;
+    }
+    let (truth, promise) = match case.asked.route() {
+        Route::Reserve => case.reserve(),
+        Route::Confirm(id) => case.confirm(id),
+        Route::Extend(id) => case.extend(id),
+        Route::Cancel(id) => case.cancel(id),
+        Route::Get(id) => case.get(id, false),
+        Route::Order(id) => case.get(id, true),
+        Route::Reservations => case.list(false),
+        Route::Orders => case.list(true),
+        Route::AllReservations => case.all_reservations(),
+        Route::Product(id) => case.product(id),
+        Route::Products => case.products(),
+        Route::Create => case.create(),
+        Route::Change(id) => case.change(id),
+        Route::Adjust(id) => case.adjust(id),
+        Route::Ledger(id) => case.ledger(id),
+        Route::Failed => case.failed_list(),
+        Route::Retry(id) => case.retry(id),
+        Route::Resolve(id) => case.resolve(id),
+        Route::Redrive => case.redrive(),
+        Route::Unknown => (false, "only_documented_refusals"),
+    };
+    (!truth).then(|| (promise, case.told()))
+}
+
+/// Whether an answer is true, and the promise that is broken if not.
+type Ruling = (bool, &'static str);
+
+impl<'a> Case<'a> {
+    pub(crate) fn item(&self, place: &Place, at: Moment) -> Option<&'a Value> {
+        self.books.item_at(place, at)
+    }
+
+    /// Whether this is so at any moment from question to answer at which these places differ.
+    pub(crate) fn once<'p>(&self, places: impl IntoIterator<Item = &'p Place>, so: impl Fn(Moment) -> bool) -> bool {
+        self.books.past.moments(places, self.window.sent, self.window.answered).into_iter().any(so)
+    }
+
+    /// Whether a reservation is so at a moment of the window; `None` is that there is none, or another's.
+    fn hold_once(&self, id: &str, so: impl Fn(Option<&Value>) -> bool) -> bool {
+        let place = hold(id);
+        self.once([&place], |at| so(self.item(&place, at).filter(|item| item["customer"] == self.asked.who.as_str())))
+    }
+
+    /// The earliest and the latest time that the environment may have read from its clock for this request.
+    pub(crate) fn clock(&self) -> (i64, i64) {
+        let (least, most) = self.skew.map_or((-SKEW_MS, SKEW_MS), |skew| (skew, skew));
+        (self.window.sent_ms + least, self.window.answered_ms + most)
+    }
+
+    /// The time that an answer says it was, if that can be.
+    pub(crate) fn server_time(&self, body: &Value) -> Option<i64> {
+        let (least, most) = self.clock();
+        shown(&body["server_time"]).filter(|now| (least..=most).contains(now))
+    }
+
+    fn told(&self) -> String {
+        let Self { asked, reply, window, skew, .. } = self;
+        let id = match asked.route() {
+            Route::Reserve => asked.reservation_id(),
+            Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id) | Route::Get(id) => Some(id.to_owned()),
+            _ => None,
+        };
+        let place = id.map(|id| hold(&id));
+        let states = place.iter().flat_map(|place| {
+            let moments = self.books.past.moments([place], window.sent, window.answered);
+            moments.into_iter().map(move |at| self.item(place, at).map(Value::to_string))
+        });
+        format!(
+            "{}: {} {} {} => {} {}, asked at {} and answered at {} (clock off by {skew:?}); it was {:?}",
+            asked.who,
+            asked.method,
+            asked.path,
+            asked.body,
+            reply.status,
+            reply.body,
+            window.sent_ms,
+            window.answered_ms,
+            states.collect::<Vec<_>>()
+        )
+    }
+
+    /// Whether an answer shows this reservation as it is at that time, in every field.
+    fn shows(&self, item: &Value, body: &Value) -> bool {
+        self.server_time(body).is_some_and(|now| view(item, body, now))
+    }
+
+    fn reserve(&self) -> Ruling {
+        let Some(id) = self.asked.reservation_id() else { return (false, "only_documented_refusals") };
+        let wanted = wanted(&self.asked.body);
+        let code = self.reply.code();
+        match (self.reply.status, code) {
+            (201, _) => {
+                let body = &self.reply.body;
+                let right = self
+                    .hold_once(&id, |item| item.is_some_and(|item| lines(item) == wanted && self.shows(item, body)));
+                (right, "answers_are_the_table")
+            }
+            (422, "idempotency_key_reused") => {
+                let right = self.hold_once(&id, |item| item.is_some_and(|item| lines(item) != wanted));
+                (right, "one_key_one_outcome")
+            }
+            // An existing reservation outranks whatever else stands against a request.
+            _ if !self.hold_once(&id, |item| item.is_none()) => (false, "an_owner_is_never_refused"),
+            (409, "insufficient_stock") => {
+                (self.sold_out(&wanted, Some(&self.reply.body["lines"])), "never_sold_out_while_units_are_free")
+            }
+            (409, "customer_limit_reached") => (self.limited(&id, &wanted), "only_true_refusals"),
+            (409, "product_not_on_sale" | "sale_not_open") => (self.not_on_sale(&wanted), "only_true_refusals"),
+            (404, "product_not_found") => {
+                let place = stock::product_place(self.reply.body["product_id"].as_str().unwrap_or_default());
+                let asked = wanted.iter().any(|(id, _)| self.reply.body["product_id"] == id.as_str());
+                (asked && self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals")
+            }
+            (422, "currency_mismatch") => (self.mixed(&wanted), "only_true_refusals"),
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
+    fn confirm(&self, id: &str) -> Ruling {
+        let payment = self.asked.body["payment_reference"].as_str();
+        let body = &self.reply.body;
+        let (least, most) = self.clock();
+        match (self.reply.status, self.reply.code()) {
+            (200, _) => {
+                let paid = |item: &Value| payment.is_none_or(|payment| item["payment_reference"] == payment);
+                let so = |item: &Value| item["status"] == "confirmed" && paid(item) && self.shows(item, body);
+                (self.hold_once(id, |item| item.is_some_and(so)), "answers_are_the_table")
+            }
+            // That it is kept somewhere is one of the promises.
+            (202, _) => (body["status"] == "queued" && body["reservation_id"] == id, "answers_are_the_table"),
+            (404, "reservation_not_found") => (self.hold_once(id, |item| item.is_none()), "no_reservation_is_lost"),
+            (409, "refund_required") => {
+                let Some(payment) = payment else { return (false, "only_true_refusals") };
+                if !self.hold_once(id, |item| item.is_some_and(|item| owed(item, payment))) {
+                    return (false, "a_refund_is_written_down_first");
+                }
+                (self.owed_for_a_reason(id, payment), "only_true_refusals")
+            }
+            (409, "already_confirmed") => {
+                let other = |item: &Value| {
+                    let known = item["payment_reference"].as_str();
+                    item["status"] == "confirmed" && payment.is_some() && known.is_some() && known != payment
+                };
+                let right = body["refund_required"] == true && self.hold_once(id, |item| item.is_some_and(other));
+                (right, "only_true_refusals")
+            }
+            (409, "reservation_cancelled") => {
+                let cancelled = |item: &Value| item["status"] == "cancelled";
+                (payment.is_none() && self.hold_once(id, |item| item.is_some_and(cancelled)), "only_true_refusals")
+            }
+            (410, "hold_expired") => {
+                let expired = |item: &Value| {
+                    let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
+                    match item["status"].as_str() {
+                        Some("held") => ends <= most,
+                        // By its own clock it came in time, another's had it released, and the units are gone.
+                        Some("expired") => ends <= most || (ends > least && self.out_of_reach(item)),
+                        _ => false,
+                    }
+                };
+                (payment.is_none() && self.hold_once(id, |item| item.is_some_and(expired)), "only_true_refusals")
+            }
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
+    /// Whether a payment that is owed back was so before, or there was a reason for it while the request went on.
+    fn owed_for_a_reason(&self, id: &str, payment: &str) -> bool {
+        let place = hold(id);
+        if self.item(&place, self.window.sent).is_some_and(|item| owed(item, payment)) {
+            return true;
+        }
+        let (least, most) = self.clock();
+        self.hold_once(id, |item| {
+            let Some(item) = item else { return false };
+            let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
+            let late = item["late_payment_seconds"].as_i64().map(|seconds| ends + seconds * 1_000);
+            let too_late = late.is_some_and(|until| until < most);
+            match item["status"].as_str() {
+                Some("cancelled") => true,
+                Some("expired") => too_late || (ends > least || ends <= most) && self.out_of_reach(item),
+                Some("held") => too_late,
+                _ => false,
+            }
+        })
+    }
+
+    fn extend(&self, id: &str) -> Ruling {
+        let body = &self.reply.body;
+        let seconds = self.asked.body["hold_seconds"].as_i64().unwrap_or_default();
+        let (least, most) = self.clock();
+        let so: Box<dyn Fn(&Value) -> bool> = match (self.reply.status, self.reply.code()) {
+            (200, _) => Box::new(|item| {
+                let until = shown(&body["server_time"]).map(|now| now + seconds * 1_000);
+                body["status"] == "held"
+                    && until.is_some_and(|until| item["expires_at"].as_i64() >= Some(until))
+                    && self.shows(item, body)
+            }),
+            (409, "extension_limit_reached") => Box::new(|item| {
+                let hold = item["hold_seconds"].as_i64().unwrap_or_default();
+                let latest = item["created_at"].as_i64().unwrap_or_default() + 3 * hold * 1_000;
+                // Something was asked that it had not got already, while its time was not over.
+                let ends = item["expires_at"].as_i64().unwrap_or_default();
+                item["status"] == "held"
+                    && shown(&body["latest"]) == Some(latest)
+                    && most + seconds * 1_000 > latest.max(ends)
+                    && ends > least
+            }),
+            _ => return self.ended(id, false),
+        };
+        (self.hold_once(id, |item| item.is_some_and(&so)), "answers_are_the_table")
+    }
+
+    fn cancel(&self, id: &str) -> Ruling {
+        if self.reply.status == 200 {
+            let so = |item: &Value| item["status"] == "cancelled" && self.shows(item, &self.reply.body);
+            return (self.hold_once(id, |item| item.is_some_and(so)), "answers_are_the_table");
+        }
+        self.ended(id, true)
+    }
+
+    /// What extending and cancelling are refused for.
+    fn ended(&self, id: &str, cancels: bool) -> Ruling {
+        let (_, most) = self.clock();
+        match (self.reply.status, self.reply.code()) {
+            (404, "reservation_not_found") => (self.hold_once(id, |item| item.is_none()), "no_reservation_is_lost"),
+            (409, "already_confirmed") => {
+                let right = self.reply.body["refund_required"] == false
+                    && self.hold_once(id, |item| item.is_some_and(|item| item["status"] == "confirmed"));
+                (right, "only_true_refusals")
+            }
+            (409, "reservation_cancelled") if !cancels => {
+                let right = self.hold_once(id, |item| item.is_some_and(|item| item["status"] == "cancelled"));
+                (right, "only_true_refusals")
+            }
+            (410, "hold_expired") => {
+                let over = |item: &Value| {
+                    item["status"] == "expired"
+                        || item["status"] == "held" && item["expires_at"].as_i64().is_some_and(|ends| ends <= most)
+                };
+                (self.hold_once(id, |item| item.is_some_and(over)), "only_true_refusals")
+            }
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
+    fn get(&self, id: &str, order: bool) -> Ruling {
+        let body = &self.reply.body;
+        let is = |item: &Value| !order || item["status"] == "confirmed";
+        match self.reply.status {
+            200 => {
+                let right = self.hold_once(id, |item| item.is_some_and(|item| is(item) && self.shows(item, body)));
+                (right, "answers_are_the_table")
+            }
+            404 => (self.hold_once(id, |item| !item.is_some_and(is)), "no_reservation_is_lost"),
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
+    /// A customer's own reservations, or orders.
+    fn list(&self, orders: bool) -> Ruling {
+        let Some(items) = self.reply.body["items"].as_array().filter(|_| self.reply.status == 200) else {
+            return (false, "only_documented_refusals");
+        };
+        let right = items.iter().all(|body| {
+            let id = body["reservation_id"].as_str().unwrap_or_default();
+            let is = |item: &Value| (!orders || item["status"] == "confirmed") && self.shows(item, body);
+            self.hold_once(id, |item| item.is_some_and(is))
+        });
+        let place = |body: &Value| (shown(&body["created_at"]), body["reservation_id"].as_str().map(str::to_owned));
+        let sorted = items.windows(2).all(|two| place(&two[0]) > place(&two[1]));
+        if !right || !sorted {
+            return (false, "answers_are_the_table");
+        }
+        // All of them, but for those that the index has not seen yet.
+        let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
+        let missing = self.books.indexed_since("HOLD#", self.window.sent).any(|place| {
+            let own = |item: &Value| {
+                item["customer"] == self.asked.who.as_str() && (!orders || item["status"] == "confirmed")
+            };
+            // There all the time, so at the moment when the list was made.
+            let there = !self.once([place], |at| !self.item(place, at).is_some_and(own));
+            there && !items.iter().any(|body| body["reservation_id"].as_str() == place.0.strip_prefix("HOLD#"))
+        });
+        (!whole || !missing, "no_reservation_is_lost")
+    }
+
+    /// Everybody's reservations.
+    fn all_reservations(&self) -> Ruling {
+        let Some(items) = self.reply.body["items"].as_array().filter(|_| self.reply.status == 200) else {
+            return (false, "only_documented_refusals");
+        };
+        let right = items.iter().all(|body| {
+            let place = hold(body["reservation_id"].as_str().unwrap_or_default());
+            self.once([&place], |at| {
+                self.item(&place, at)
+                    .is_some_and(|item| item["customer"] == body["customer_id"] && self.shows(item, body))
+            })
+        });
+        (right, "answers_are_the_table")
+    }
+}
+
+/// Whether a payment is known to its reservation as one that has to be given back.
+pub(crate) fn owed(item: &Value, payment: &str) -> bool {
+    owed_back(item).contains(payment)
+}
+
+/// All of those.
+pub(crate) fn owed_back(item: &Value) -> BTreeSet<&str> {
+    let noted = item["owed_back"].as_array().or(item["paid_back"].as_array());
+    noted.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// What was asked for: product and units, each product once.
+pub(crate) fn wanted(body: &Value) -> Vec<(String, u64)> {
+    let mut merged = std::collections::BTreeMap::<String, u64>::new();
+    for line in body["lines"].as_array().into_iter().flatten() {
+        let product = line["product_id"].as_str().unwrap_or_default().to_owned();
+        *merged.entry(product).or_default() += line["quantity"].as_u64().unwrap_or_default();
+    }
+    merged.into_iter().collect()
+}
+
+/// The same of a reservation.
+pub(crate) fn lines(item: &Value) -> Vec<(String, u64)> {
+    wanted(item)
+}
+
+/// Whether an answer shows this reservation in every field, at that time.
+fn view(item: &Value, body: &Value, now: i64) -> bool {
+    let ends = item["expires_at"].as_i64().unwrap_or_default();
+    let held = item["status"] == "held" && now < ends;
+    let status = if item["status"] == "held" && !held { "expired" } else { item["status"].as_str().unwrap_or("?") };
+    let left = if held { (ends - now + 999).div_euclid(1_000) } else { 0 };
+    let time = |name: &str| shown(&body[name]) == item[name].as_i64();
+    let (told, kept) = (body["lines"].as_array(), item["lines"].as_array());
+    let (told, kept) = (told.map(Vec::as_slice).unwrap_or_default(), kept.map(Vec::as_slice).unwrap_or_default());
+    let same = told.len() == kept.len()
+        && told.iter().zip(kept).all(|(told, kept)| {
+            ["product_id", "quantity", "name", "unit_price_minor"].iter().all(|name| told[*name] == kept[*name])
+        });
+    let price = |line: &Value| {
+        line["unit_price_minor"].as_u64().unwrap_or_default() * line["quantity"].as_u64().unwrap_or_default()
+    };
+    let total: u64 = kept.iter().map(price).sum();
+    same && body["reservation_id"] == item["reservation_id"]
+        && body["status"] == status
+        && body["total_price_minor"] == total
+        && body["currency"] == item["currency"]
+        && body["expires_in_seconds"] == left
+        && body["confirmed_late"] == (item["confirmed_late"] == true)
+        && body["payment_reference"] == item["payment_reference"]
+        && time("created_at")
+        && time("expires_at")
+        && time("confirmed_at")
+}

@@ -1,0 +1,135 @@
+//! Answers about failed confirmations.
+
+use serde_json::Value;
+
+use super::{Case, Ruling, hold, owed, shown};
+use crate::dynamo::Place;
+use crate::past::Moment;
+
+/// Where a failed confirmation lies.
+pub(crate) fn failed_place(id: &str) -> Place {
+    ("FAILED".to_owned(), id.to_owned())
+}
+
+pub(crate) fn settled(item: &Value) -> bool {
+    item["state"] == "resolved" || item["state"] == "confirmed"
+}
+
+impl<'a> Case<'a> {
+    /// The reservation that a failed confirmation is about, where it is its customer's.
+    fn about(&self, item: &Value, at: Moment) -> Option<&'a Value> {
+        let found = self.item(&hold(item["reservation_id"].as_str()?), at)?;
+        (found["customer"] == item["failed_customer"]).then_some(found)
+    }
+
+    /// Whether the reservation is an order of this very payment: then there is nothing left of it to settle.
+    fn is_order(&self, item: &Value, at: Moment) -> bool {
+        self.about(item, at).is_some_and(|found| {
+            found["status"] == "confirmed" && found["payment_reference"] == item["payment_reference"]
+        })
+    }
+
+    /// Whether this is so of a failed confirmation and its reservation at one moment of the window.
+    fn failed_once(&self, id: &str, so: impl Fn(Option<&Value>, Moment) -> bool) -> bool {
+        let place = failed_place(id);
+        let about = self.books.items.get(&place).and_then(|item| item["reservation_id"].as_str()).map(hold);
+        self.once([&place].into_iter().chain(&about), |at| so(self.item(&place, at), at))
+    }
+
+    pub(super) fn failed_list(&self) -> Ruling {
+        let Some(items) = self.reply.body["items"].as_array().filter(|_| self.reply.status == 200) else {
+            return (false, "only_documented_refusals");
+        };
+        let state = self.asked.query("state");
+        let right = items.iter().all(|body| {
+            let id = body["id"].as_str().unwrap_or_default();
+            state.is_none_or(|state| body["state"] == state)
+                && self.failed_once(id, |item, at| {
+                    item.is_some_and(|item| shows(item, body) && (settled(item) || !self.is_order(item, at)))
+                })
+        });
+        if !right {
+            return (false, "answers_are_the_table");
+        }
+        // With a state it comes from an index, which may lag.
+        let whole = state.is_none() && self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
+        let missing = self.books.failed_confirmations().any(|(id, _)| {
+            let place = failed_place(id);
+            self.item(&place, self.window.sent).is_some() && !items.iter().any(|body| body["id"] == id.as_str())
+        });
+        (!whole || !missing, "no_payment_is_lost")
+    }
+
+    pub(super) fn retry(&self, id: &str) -> Ruling {
+        let body = &self.reply.body;
+        match (self.reply.status, self.reply.code()) {
+            (202, _) => {
+                (self.failed_once(id, |item, _| item.is_some_and(|item| shows(item, body))), "answers_are_the_table")
+            }
+            _ => self.not_settled(id),
+        }
+    }
+
+    pub(super) fn resolve(&self, id: &str) -> Ruling {
+        let body = &self.reply.body;
+        match (self.reply.status, self.reply.code()) {
+            (200, _) => {
+                let right = self.failed_once(id, |item, at| {
+                    let Some(item) = item.filter(|item| item["state"] == "resolved" && shows(item, body)) else {
+                        return false;
+                    };
+                    let word = item["note"] == self.asked.body["note"] && item["settled_by"] == self.asked.who.as_str();
+                    // What an admin has seen to confirms nothing any more.
+                    let known = match (self.about(item, at), item["payment_reference"].as_str()) {
+                        (Some(found), Some(payment)) => owed(found, payment),
+                        (Some(found), None) => found["unpaid_closed_at"].is_i64() || found["status"] == "confirmed",
+                        (None, _) => true,
+                    };
+                    word && known
+                });
+                (right, "given_back_or_an_order")
+            }
+            _ => self.not_settled(id),
+        }
+    }
+
+    /// What retrying and resolving are refused for.
+    fn not_settled(&self, id: &str) -> Ruling {
+        let right = match (self.reply.status, self.reply.code()) {
+            (404, "failed_confirmation_not_found") => self.failed_once(id, |item, _| item.is_none()),
+            (409, "already_settled") => {
+                self.failed_once(id, |item, at| item.is_some_and(|item| settled(item) || self.is_order(item, at)))
+            }
+            _ => return (false, "only_documented_refusals"),
+        };
+        (right, "only_true_refusals")
+    }
+
+    pub(super) fn redrive(&self) -> Ruling {
+        let body = &self.reply.body;
+        let (Some(retried), Some(more)) = (body["retried"].as_u64(), body["more"].as_bool()) else {
+            return (false, "only_documented_refusals");
+        };
+        let all: Vec<&String> = self.books.failed_confirmations().map(|(id, _)| id).collect();
+        // None that failed for want of an answer before it was asked, and is still open, was passed over.
+        let over = all.iter().find(|id| {
+            let unanswered = |item: &Value| item["state"] == "open" && item["reason"] == "not_confirmed";
+            let place = failed_place(id);
+            let always = !self.once([&place], |at| !self.item(&place, at).is_some_and(unanswered));
+            always && self.books.indexed_since("FAILED", self.window.sent).any(|shown| *shown == place)
+        });
+        let right = usize::try_from(retried).is_ok_and(|retried| retried <= all.len()) && (more || over.is_none());
+        (right, "answers_are_the_table")
+    }
+}
+
+/// Whether an answer shows this failed confirmation in every field.
+fn shows(item: &Value, body: &Value) -> bool {
+    let same = ["id", "reservation_id", "payment_reference", "reason", "state", "settled_by", "note"];
+    same.iter().all(|name| body[*name] == item[*name])
+        && body["customer"] == item["failed_customer"]
+        && body["message"] == item["body"]
+        && ["first_failed_at", "last_failed_at", "settled_at"]
+            .iter()
+            .all(|name| shown(&body[*name]) == item[*name].as_i64())
+}

@@ -1,0 +1,113 @@
+//! An answer that ends something is final: nothing that is asked later contradicts it without an admin's deed.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{Broken, Case, Route, hold, shown};
+use crate::past::Moment;
+
+/// What has been said for good.
+#[derive(Debug, Default)]
+pub(crate) struct Finality {
+    /// Holds that somebody was told are over, by reservation and the time when they were made: when that was said.
+    over: BTreeMap<(String, i64), Moment>,
+    /// Payments that somebody was told have to be given back, by reservation, customer and payment: when that was asked.
+    owed: BTreeMap<(String, String, String), Moment>,
+    /// When admins asked for such a payment to be tried again, and when that was over; where nobody said, it may still
+    /// be done at any time.
+    lifted: BTreeMap<(String, String, String), Vec<(Moment, Option<Moment>)>>,
+}
+
+/// A payment: its reservation, its customer, itself.
+pub(crate) type Payment = (String, String, String);
+
+impl Finality {
+    /// An admin asks for a payment to be tried again.
+    pub(crate) fn lift(&mut self, payment: Payment, at: Moment) {
+        self.lifted.entry(payment).or_default().push((at, None));
+    }
+
+    /// And is answered: what was asked is done, or never will be.
+    pub(crate) fn lifted(&mut self, payment: &Payment, asked: Moment, at: Moment) {
+        let lifts = self.lifted.get_mut(payment).into_iter().flatten();
+        lifts.filter(|(since, _)| *since == asked).for_each(|(_, until)| *until = Some(at));
+    }
+
+    /// Why a payment must not make an order now.
+    pub(crate) fn must_not_buy(&self, payment: &Payment) -> Option<String> {
+        let asked = self.owed.get(payment)?;
+        let lifts = self.lifted.get(payment).map(Vec::as_slice).unwrap_or_default();
+        let lifted = lifts.iter().any(|(_, until)| until.is_none_or(|until| until >= *asked));
+        (!lifted).then(|| format!("{payment:?} was to be given back, and no admin had it tried again"))
+    }
+
+    /// Judges an answer by those before it, and keeps what it says for good.
+    pub(crate) fn judge(&mut self, case: &Case<'_>) -> Broken {
+        self.hold(case).or_else(|| self.payment(case))
+    }
+
+    fn hold(&mut self, case: &Case<'_>) -> Broken {
+        let body = &case.reply.body;
+        let bodies = body["items"].as_array().map_or(std::slice::from_ref(body), Vec::as_slice);
+        for body in bodies.iter().filter(|_| case.reply.status < 300) {
+            let (Some(id), Some(made)) = (body["reservation_id"].as_str(), shown(&body["created_at"])) else {
+                continue;
+            };
+            let key = (id.to_owned(), made);
+            if body["status"] == "held" && self.over.get(&key).is_some_and(|over| *over <= case.window.sent) {
+                return Some(("what_has_ended_stays_ended", format!("it was over: {}", case.told())));
+            }
+            if body["status"] == "expired" || body["status"] == "cancelled" {
+                self.over.entry(key).or_insert(case.window.answered);
+            }
+        }
+        let (Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id)) = case.asked.route() else { return None };
+        if matches!(case.reply.code(), "hold_expired" | "reservation_cancelled") {
+            let place = hold(id);
+            let moments = case.books.past.moments([&place], case.window.sent, case.window.answered);
+            let mut made: Vec<i64> =
+                moments.iter().filter_map(|at| case.item(&place, *at)?["created_at"].as_i64()).collect();
+            made.dedup();
+            // Where it was cleaned up and made once more meanwhile, nobody knows which of the two it was said of.
+            if let [made] = made[..] {
+                self.over.entry((id.to_owned(), made)).or_insert(case.window.answered);
+            }
+        }
+        None
+    }
+
+    fn payment(&mut self, case: &Case<'_>) -> Broken {
+        let Route::Confirm(id) = case.asked.route() else { return None };
+        let payment = case.asked.body["payment_reference"].as_str()?;
+        let key = (id.to_owned(), case.asked.who.clone(), payment.to_owned());
+        let owed = matches!(
+            (case.reply.status, case.reply.code()),
+            (409, "refund_required") | (409, "already_confirmed") | (404, "reservation_not_found")
+        );
+        if case.reply.status == 200 && self.owed.get(&key).is_some_and(|asked| *asked < case.window.sent) {
+            let broken = self.must_not_buy(&key)?;
+            return Some(("what_is_owed_back_buys_nothing", format!("{broken}: {}", case.told())));
+        }
+        if owed {
+            self.owed.insert(key.clone(), case.window.sent);
+            let order = case.books.items.get(&hold(id)).filter(|item| is_order_of(item, &key));
+            if order.is_some()
+                && let Some(broken) = self.must_not_buy(&key)
+            {
+                return Some((
+                    "what_is_owed_back_buys_nothing",
+                    format!("{broken}, and it is an order: {}", case.told()),
+                ));
+            }
+        }
+        None
+    }
+}
+
+/// Whether a reservation is the order of a payment.
+pub(crate) fn is_order_of(item: &Value, (_, customer, payment): &Payment) -> bool {
+    item["status"] == "confirmed"
+        && item["customer"] == customer.as_str()
+        && item["payment_reference"] == payment.as_str()
+}

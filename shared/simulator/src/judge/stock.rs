@@ -1,0 +1,392 @@
+//! Answers about units: what is free, what a customer may have, what a product is, and how its total changed.
+
+use serde_json::Value;
+
+use super::{Case, Ruling, hold, lines, shown};
+use crate::dynamo::Place;
+use crate::past::{MEMORY_MS, Moment};
+
+/// Where a product lies.
+pub(crate) fn product_place(id: &str) -> Place {
+    ("CATALOG".to_owned(), format!("PRODUCT#{id}"))
+}
+
+/// What an answer may say of a number that is read at several instants: the least and the most.
+type Bounds = (i64, i64);
+
+impl<'a> Case<'a> {
+    /// The versions of a product that an environment may have in mind.
+    fn facts(&self, id: &str, from: Moment) -> Vec<&'a Value> {
+        let place = product_place(id);
+        let moments = self.books.past.moments([&place], from, self.window.answered);
+        moments.into_iter().filter_map(|at| self.item(&place, at)).collect()
+    }
+
+    /// Whether every line that the answer names, or where it names none any line, falls short: of units that lay free
+    /// when somebody looked, after whatever was overdue had been given back.
+    pub(super) fn sold_out(&self, wanted: &[(String, u64)], told: Option<&Value>) -> bool {
+        let short = |id: &str, quantity: i64| self.least_in_reach(id, self.window.remembered) < quantity;
+        let Some(told) = told else {
+            return wanted.iter().any(|(id, quantity)| short(id, units(*quantity)));
+        };
+        let told = told.as_array().map(Vec::as_slice).unwrap_or_default();
+        !told.is_empty()
+            && told.iter().all(|line| {
+                let (id, requested) = (line["product_id"].as_str().unwrap_or_default(), line["requested"].as_i64());
+                let available = line["available"].as_i64().unwrap_or(-1);
+                let (least, most) = self.on_shards(id, self.window.remembered);
+                let asked = wanted.iter().any(|(other, quantity)| other == id && requested == Some(units(*quantity)));
+                let requested = requested.unwrap_or_default();
+                asked && available < requested && (least..=most).contains(&available) && short(id, requested)
+            })
+    }
+
+    /// Whether what an expired reservation would need is not to be had: units, or room under its customer's limit.
+    pub(super) fn out_of_reach(&self, item: &Value) -> bool {
+        let wanted = lines(item);
+        let limited =
+            item["lines"].as_array().into_iter().flatten().filter(|line| line["limited"] == true).any(|line| {
+                let (id, quantity) = (line["product_id"].as_str().unwrap_or_default(), line["quantity"].as_i64());
+                self.over_limit(id, quantity.unwrap_or_default(), None)
+            });
+        limited || self.sold_out(&wanted, None)
+    }
+
+    /// The least that a look at the shards may have found: first what is overdue goes back, then each shard is read, at
+    /// an instant of its own. (Units that wander from one shard to another meanwhile may be overlooked: that much is an
+    /// assumption of docs/reliability.md.)
+    fn least_in_reach(&self, product: &str, from: Moment) -> i64 {
+        let to = self.window.answered;
+        let shards = self.books.shard_places(product);
+        let holds: Vec<Place> = self.books.holds_of(product).map(hold).collect();
+        let moments = self.books.past.moments(shards.iter().chain(&holds), from, to);
+        let mut least = vec![i64::MAX; shards.len()];
+        let mut found = i64::MAX;
+        for &at in moments.iter().rev() {
+            for (least, shard) in least.iter_mut().zip(&shards) {
+                *least =
+                    (*least).min(self.item(shard, at).and_then(|item| item["available"].as_i64()).unwrap_or_default());
+            }
+            found = found.min(least.iter().sum::<i64>() + self.overdue(product, None, at));
+        }
+        found
+    }
+
+    /// Units of a product in holds at a moment that were over when the window began, and that the index showed so then:
+    /// whoever refuses has to give them back first. Those of one customer, or all.
+    fn overdue(&self, product: &str, customer: Option<&str>, at: Moment) -> i64 {
+        let over_at = self.clock().0 - MEMORY_MS;
+        let overdue = self.books.holds_of(product).filter_map(|id| {
+            let item = self.item(&hold(id), at)?;
+            let over = item["status"] == "held" && item["expires_at"].as_i64()? <= over_at;
+            let own = customer.is_none_or(|customer| item["customer"] == customer);
+            let due = self.books.due(id, item, self.window.remembered);
+            (over && own && due.is_some_and(|due| due <= over_at)).then_some(item)
+        });
+        overdue.map(|item| taken(item, product)).sum()
+    }
+
+    /// The least and the most that lay on a product's shards, each at an instant of its own.
+    fn on_shards(&self, product: &str, from: Moment) -> Bounds {
+        let bounds = self.books.shard_places(product).into_iter().map(|shard| {
+            let moments = self.books.past.moments([&shard], from, self.window.answered).into_iter();
+            let free = moments.map(|at| self.item(&shard, at).and_then(|item| item["available"].as_i64()).unwrap_or(0));
+            free.fold((i64::MAX, 0), |(least, most), free| (least.min(free), most.max(free)))
+        });
+        bounds.fold((0, 0), |(least, most), (l, m)| (least + l, most + m))
+    }
+
+    /// Whether a customer's units, without those that are overdue, and these are more than a limit that the product had
+    /// (`told`, where the answer names it).
+    fn over_limit(&self, product: &str, quantity: i64, told: Option<i64>) -> bool {
+        let place = (format!("LIMIT#{product}#{}", self.asked.who), "LIMIT".to_owned());
+        let limits = self.facts(product, self.window.remembered);
+        let limits = limits.iter().filter_map(|facts| facts["max_per_customer"].as_i64());
+        let mut limits = limits.filter(|limit| told.is_none_or(|told| told == *limit)).peekable();
+        limits.peek().is_some()
+            && limits.any(|limit| {
+                let holds: Vec<Place> = self.books.holds_of(product).map(hold).collect();
+                self.once(holds.iter().chain([&place]), |at| {
+                    let counted = self.item(&place, at).and_then(|item| item["units"].as_i64()).unwrap_or_default();
+                    counted - self.overdue(product, Some(&self.asked.who), at) + quantity > limit
+                })
+            })
+    }
+
+    pub(super) fn limited(&self, id: &str, wanted: &[(String, u64)]) -> bool {
+        let (product, limit) = (self.reply.body["product_id"].as_str(), self.reply.body["max_per_customer"].as_i64());
+        let (Some(product), Some(limit)) = (product, limit) else { return false };
+        let own = hold(id);
+        let quantity = wanted.iter().find(|(other, _)| other == product).map(|(_, quantity)| units(*quantity));
+        // The reservation is not there, and the limit is reached: the caller has seen to the former.
+        quantity.is_some_and(|quantity| self.over_limit(product, quantity, Some(limit)))
+            && self.once([&own], |at| self.item(&own, at).is_none())
+    }
+
+    /// Whether the product that the answer names was not to be sold, by facts of at most a second.
+    pub(super) fn not_on_sale(&self, wanted: &[(String, u64)]) -> bool {
+        let body = &self.reply.body;
+        let Some(id) = body["product_id"].as_str().filter(|id| wanted.iter().any(|(other, _)| other == id)) else {
+            return false;
+        };
+        let (least, most) = self.clock();
+        self.facts(id, self.window.remembered).iter().any(|facts| {
+            let (starts, ends) = (facts["sale_starts_at"].as_i64(), facts["sale_ends_at"].as_i64());
+            if self.reply.code() == "product_not_on_sale" {
+                return facts["status"] == "paused";
+            }
+            let early = starts.is_some_and(|starts| least < starts && shown(&body["sale_starts_at"]) == Some(starts));
+            early || ends.is_some_and(|ends| most >= ends && body["sale_starts_at"].is_null())
+        })
+    }
+
+    /// Whether these products have more than one currency.
+    pub(super) fn mixed(&self, wanted: &[(String, u64)]) -> bool {
+        let currencies = wanted.iter().flat_map(|(id, _)| self.facts(id, self.window.remembered));
+        let currencies: std::collections::BTreeSet<_> =
+            currencies.filter_map(|facts| facts["currency"].as_str()).collect();
+        currencies.len() > 1
+    }
+
+    pub(super) fn product(&self, id: &str) -> Ruling {
+        let place = product_place(id);
+        match self.reply.status {
+            200 => (self.shows_product(&self.reply.body, self.window.remembered), "the_catalogue_is_right"),
+            404 => (self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals"),
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
+    pub(super) fn products(&self) -> Ruling {
+        let Some(items) = self.reply.body["items"].as_array().filter(|_| self.reply.status == 200) else {
+            return (false, "only_documented_refusals");
+        };
+        let admin = self.asked.path.starts_with("/admin");
+        let from = if admin { self.window.sent } else { self.window.remembered };
+        if !items.iter().all(|body| self.shows_product(body, from)) {
+            return (false, "the_catalogue_is_right");
+        }
+        let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
+        let listed = |id: &str| items.iter().any(|body| body["product_id"] == id);
+        let missing = self.books.product_ids().any(|id| {
+            let place = product_place(id);
+            !listed(id) && !self.once([&place], |at| self.item(&place, at).is_none())
+        });
+        (!whole || !missing, "the_lists_are_the_table")
+    }
+
+    /// Whether an answer shows a product as it was at a moment from `from` on, and numbers that can have been read.
+    fn shows_product(&self, body: &Value, from: Moment) -> bool {
+        let id = body["product_id"].as_str().unwrap_or_default();
+        let number = |name: &str| body[name].as_i64().unwrap_or(-1);
+        let (available, reserved, sold, total) =
+            (number("available"), number("reserved"), number("sold"), number("total"));
+        let whole = sold == (total - available - reserved).max(0);
+        whole
+            && self.facts(id, from).iter().any(|facts| same_facts(facts, body))
+            && within(available, self.in_reach(id, from))
+            && within(reserved, self.reserved(id, from))
+    }
+
+    /// What a product may be said to have available: what lies on its shards, and what is in holds that are over.
+    fn in_reach(&self, product: &str, from: Moment) -> Bounds {
+        let (least, most) = self.on_shards(product, from);
+        let (always, ever) = self.in_holds(product, from, true);
+        (least + always, most + ever)
+    }
+
+    /// What may be said to be in holds that are not over.
+    fn reserved(&self, product: &str, from: Moment) -> Bounds {
+        self.in_holds(product, from, false)
+    }
+
+    /// Units in holds that are over, or are not, by the index: at every moment from `from` on, and at any.
+    fn in_holds(&self, product: &str, from: Moment, over: bool) -> Bounds {
+        let (first, last) = self.clock();
+        let first = if from < self.window.sent { first - MEMORY_MS } else { first };
+        let mut bounds = (0, 0);
+        for id in self.books.holds_of(product) {
+            let place = hold(id);
+            let moments = self.books.past.moments([&place], from, self.window.answered);
+            let held = |at: &Moment| self.item(&place, *at).filter(|item| item["status"] == "held");
+            let right = |ends: i64, at: i64| if over { ends <= at } else { ends > at };
+            let by_clock = |item: &Value, at: i64| item["expires_at"].as_i64().is_some_and(|ends| right(ends, at));
+            // Over at its beginning is over all the time, and not over at its end was not before.
+            let always = moments.iter().all(|at| {
+                held(at).is_some_and(|item| {
+                    by_clock(item, if over { first } else { last })
+                        && self.books.due(id, item, from) == item["expires_at"].as_i64()
+                })
+            });
+            let shown = self.books.dues(id, from, self.window.answered);
+            let ever = shown.iter().any(|due| right(*due, if over { last } else { first }));
+            let units =
+                moments.iter().rev().find_map(|at| self.item(&place, *at)).map_or(0, |item| taken(item, product));
+            bounds.0 += if always { units } else { 0 };
+            bounds.1 += if ever { units } else { 0 };
+        }
+        bounds
+    }
+
+    pub(super) fn create(&self) -> Ruling {
+        let body = &self.reply.body;
+        let id = self.asked.body["product_id"].as_str().unwrap_or_default();
+        let place = product_place(id);
+        match (self.reply.status, self.reply.code()) {
+            (201, _) => {
+                let fresh = body["available"] == body["total"] && body["reserved"] == 0 && body["sold"] == 0;
+                let right = fresh && self.facts(id, self.window.sent).iter().any(|facts| same_facts(facts, body));
+                (right, "answers_are_the_table")
+            }
+            (409, "product_exists") => {
+                let right = body["product_id"] == id && self.once([&place], |at| self.item(&place, at).is_some());
+                (right, "only_true_refusals")
+            }
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
+    pub(super) fn change(&self, id: &str) -> Ruling {
+        let (body, asked) = (&self.reply.body, &self.asked.body);
+        let place = product_place(id);
+        let version = asked["version"].as_u64().unwrap_or_default();
+        match (self.reply.status, self.reply.code()) {
+            (200, _) => {
+                let changes = asked.as_object().into_iter().flatten().filter(|(name, _)| *name != "version");
+                let made = changes.into_iter().all(|(name, value)| {
+                    body[name] == *value || shown(value).is_some_and(|at| shown(&body[name]) == Some(at))
+                });
+                let right = made && body["version"] == version + 1 && self.shows_product(body, self.window.sent);
+                // Once the call returns, nobody reserves on the old facts.
+                (right && self.books.all_shards_know(id, version + 1), "a_change_counts_once_it_returns")
+            }
+            (409, "version_mismatch") => {
+                let current = body["current"].as_u64();
+                let right = current != Some(version)
+                    && self.once([&place], |at| {
+                        self.item(&place, at).is_some_and(|item| item["version"].as_u64() == current)
+                    })
+                    && current.is_some_and(|current| self.books.all_shards_know(id, current));
+                (right, "a_change_counts_once_it_returns")
+            }
+            (404, "product_not_found") => {
+                (self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals")
+            }
+            // A limit is for products that count from their beginning what everybody has.
+            (400, "invalid_request") => {
+                let uncounted = |facts: &&Value| facts["counts_per_customer"] != true;
+                let right = body["field"] == "max_per_customer"
+                    && asked["max_per_customer"].is_u64()
+                    && self.facts(id, self.window.sent).iter().any(uncounted);
+                (right, "only_true_refusals")
+            }
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
+    pub(super) fn adjust(&self, id: &str) -> Ruling {
+        let (body, asked) = (&self.reply.body, &self.asked.body);
+        match (self.reply.status, self.reply.code()) {
+            (200, _) => {
+                let place = (format!("LEDGER#{id}"), body["entry_id"].as_str().unwrap_or_default().to_owned());
+                let right = ["delta", "reason", "reference"].iter().all(|name| body[*name] == asked[*name])
+                    && self.once([&place], |at| self.item(&place, at).is_some_and(|item| same_entry(item, body)));
+                (right, "one_key_one_outcome")
+            }
+            // Which body the key belongs to is for the reference model to say.
+            (422, "idempotency_key_reused") => (true, "one_key_one_outcome"),
+            (404, "product_not_found") => {
+                let place = product_place(id);
+                (self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals")
+            }
+            (409, "insufficient_stock" | "version_mismatch") => {
+                (self.not_adjusted(id).is_some(), "one_key_one_outcome")
+            }
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
+    /// The first moment at which an adjustment's refusal was true: of product and shards as they were at that moment.
+    pub(crate) fn not_adjusted(&self, id: &str) -> Option<Moment> {
+        let (body, asked) = (&self.reply.body, &self.asked.body);
+        let place = product_place(id);
+        let shards = self.books.shard_places(id);
+        let holds: Vec<Place> = self.books.holds_of(id).map(hold).collect();
+        let places = shards.iter().chain(&holds).chain([&place]);
+        let moments = self.books.past.moments(places, self.window.sent, self.window.answered);
+        moments.into_iter().find(|&at| {
+            if self.reply.code() == "version_mismatch" {
+                let total = self.item(&place, at).and_then(|item| item["total"].as_i64());
+                return total == body["current"].as_i64()
+                    && asked["expected_total"].as_i64().is_some_and(|expected| Some(expected) != total);
+            }
+            let line = &body["lines"][0];
+            let free: i64 = shards.iter().filter_map(|shard| self.item(shard, at)?["available"].as_i64()).sum();
+            let requested = asked["delta"].as_i64().map(|delta| -delta);
+            line["product_id"] == id
+                && line["requested"].as_i64() == requested
+                && line["available"].as_i64() == Some(free)
+                && requested.is_some_and(|requested| free + self.overdue(id, None, at) < requested)
+        })
+    }
+
+    pub(super) fn ledger(&self, id: &str) -> Ruling {
+        let Some(items) = self.reply.body["items"].as_array().filter(|_| self.reply.status == 200) else {
+            let place = product_place(id);
+            let right = self.reply.status == 404 && self.once([&place], |at| self.item(&place, at).is_none());
+            return (right, "only_documented_refusals");
+        };
+        // Nothing in it ever changes: what it is now says what it was, but for the newest.
+        let partition = format!("LEDGER#{id}");
+        let entries: Vec<_> = self.books.partition(&partition).collect();
+        let there =
+            |body: &&Value| entries.iter().any(|(entry, item)| body["entry_id"] == **entry && same_entry(item, body));
+        let sorted = items.windows(2).all(|two| two[0]["entry_id"].as_str() > two[1]["entry_id"].as_str());
+        let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
+        let missing = entries.iter().any(|(entry, _)| {
+            let place = (partition.clone(), (*entry).clone());
+            let old = self.item(&place, self.window.sent).is_some();
+            old && !items.iter().any(|body| body["entry_id"] == **entry)
+        });
+        let right = items.iter().filter(there).count() == items.len() && sorted && !(whole && missing);
+        (right, "the_lists_are_the_table")
+    }
+}
+
+fn units(quantity: u64) -> i64 {
+    i64::try_from(quantity).unwrap_or(i64::MAX)
+}
+
+fn within(number: i64, (least, most): Bounds) -> bool {
+    (least..=most).contains(&number)
+}
+
+/// Units of a product in a reservation.
+fn taken(item: &Value, product: &str) -> i64 {
+    let lines = item["lines"].as_array().into_iter().flatten();
+    lines.filter(|line| line["product_id"] == product).filter_map(|line| line["quantity"].as_i64()).sum()
+}
+
+/// Whether an answer shows these facts of a product.
+fn same_facts(facts: &Value, body: &Value) -> bool {
+    let plain = [
+        "product_id",
+        "name",
+        "price_minor",
+        "currency",
+        "total",
+        "status",
+        "hold_seconds",
+        "max_per_customer",
+        "shards",
+        "version",
+    ];
+    plain.iter().all(|name| body[*name] == facts[*name])
+        && ["sale_starts_at", "sale_ends_at"].iter().all(|name| shown(&body[*name]) == facts[*name].as_i64())
+}
+
+/// Whether an answer shows this entry of a ledger.
+fn same_entry(item: &Value, body: &Value) -> bool {
+    ["entry_id", "delta", "total_after", "reason", "reference", "actor"].iter().all(|name| body[*name] == item[*name])
+        && shown(&body["created_at"]) == item["created_at"].as_i64()
+}

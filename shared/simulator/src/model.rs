@@ -1,0 +1,410 @@
+//! A reference model: what a reservation and an adjustment are, one request after another, as the README has it.
+//!
+//! It sees no table and no function: only who asked what, when, and what they were told. All answers about one
+//! reservation, or about one adjustment's key, must be those that some order of the requests would have brought, in
+//! which none goes before one that was answered before it was asked; what nobody answered may have been done at any
+//! time, or never. The last request of that order is a look at the table when everything is at rest.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::books::SKEW_MS;
+use crate::judge::{Reply, shown, wanted};
+
+/// A request about one thing. Ticks tell what came first, where milliseconds do not.
+#[derive(Debug, Clone)]
+pub(crate) struct Request<A> {
+    pub(crate) act: A,
+    pub(crate) sent: u64,
+    /// Absent where nothing was said about it.
+    pub(crate) answered: Option<(u64, i64, Reply)>,
+}
+
+/// How a thing works.
+trait Machine {
+    type State: Ord + Clone;
+    type Act;
+    /// What it may be after a request that was answered like this; nothing where that is not its answer.
+    fn answers(&self, state: &Self::State, request: &Request<Self::Act>, reply: &Reply) -> Vec<Self::State>;
+    /// What a request may do that was asked before and may be carried out at any time.
+    fn haunts(&self, state: &Self::State, request: &Request<Self::Act>) -> Vec<Self::State>;
+    /// Whether a request may be carried out after its answer, or though there is none.
+    fn lingers(&self, request: &Request<Self::Act>) -> bool {
+        let unclear = |reply: &Reply| reply.status == 202 || !reply.clear();
+        request.answered.as_ref().is_none_or(|(_, _, reply)| unclear(reply))
+    }
+    /// What time may do.
+    fn ages(&self, state: &Self::State, now: i64) -> Vec<Self::State>;
+}
+
+/// Past this many ways to explain what was said, the search is given up: nothing is shown then, either way.
+const MOST_WAYS: usize = 50_000;
+
+/// The number of the first answer that no order explains.
+fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::Act>]) -> Option<usize> {
+    let mut events: Vec<(u64, usize, bool)> = Vec::new();
+    for (at, request) in requests.iter().enumerate() {
+        events.push((request.sent, at, false));
+        events.extend(request.answered.as_ref().map(|(tick, ..)| (*tick, at, true)));
+    }
+    events.sort_unstable();
+    let mut ways = BTreeSet::from([(first, BTreeSet::<usize>::new())]);
+    let (mut asked, mut haunting) = (Vec::new(), Vec::new());
+    for (_, at, is_answer) in events {
+        let request = &requests[at];
+        if !is_answer {
+            if request.answered.is_some() {
+                asked.push(at);
+            }
+            if machine.lingers(request) {
+                haunting.push(at);
+            }
+            continue;
+        }
+        let Some((_, now, _)) = &request.answered else { continue };
+        let mut todo: Vec<_> = ways.into_iter().collect();
+        let mut seen: BTreeSet<_> = todo.iter().cloned().collect();
+        let mut explained = BTreeSet::new();
+        while let Some((state, mut done)) = todo.pop() {
+            if done.remove(&at) {
+                explained.insert((state, done));
+                continue;
+            }
+            let mut next = Vec::new();
+            for &other in asked.iter().filter(|other| !done.contains(other)) {
+                let Some((_, _, reply)) = &requests[other].answered else { continue };
+                let states = machine.answers(&state, &requests[other], reply).into_iter();
+                next.extend(states.map(|state| (state, done.iter().copied().chain([other]).collect::<BTreeSet<_>>())));
+            }
+            let alone = haunting.iter().flat_map(|&ghost| machine.haunts(&state, &requests[ghost]));
+            next.extend(alone.chain(machine.ages(&state, *now)).map(|state| (state, done.clone())));
+            for way in next {
+                if seen.insert(way.clone()) {
+                    todo.push(way);
+                }
+            }
+            if seen.len() > MOST_WAYS {
+                return None;
+            }
+        }
+        if explained.is_empty() {
+            return Some(at);
+        }
+        ways = explained;
+        asked.retain(|other| *other != at);
+    }
+    None
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Status {
+    None,
+    Held,
+    Expired,
+    Cancelled,
+    Confirmed,
+}
+
+/// What is asked about a reservation.
+#[derive(Debug, Clone)]
+pub(crate) enum Act {
+    Reserve(Vec<(String, u64)>),
+    Confirm(Option<String>),
+    Extend,
+    Cancel,
+    /// A look, by itself or in a list; only at an order where that is so.
+    Get {
+        order: bool,
+    },
+    /// An admin has a failed confirmation tried again.
+    Retry(Option<String>),
+    /// An admin has seen to a failed confirmation otherwise.
+    Resolve(Option<String>),
+    /// DynamoDB's clean-up of what has ended.
+    CleanUp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Reservation {
+    status: Status,
+    lines: Option<Vec<(String, u64)>>,
+    /// When it was made, once that is known.
+    made: Option<i64>,
+    /// Until when it was said to be held, at least.
+    until: i64,
+    paid: Option<String>,
+    late: bool,
+    owed: BTreeSet<String>,
+    /// DynamoDB's clean-up took it: then even a write that was answered long ago may arrive once more.
+    cleaned_up: bool,
+    /// An admin has settled it without a payment: requests until that tick, and without one, confirm it no more.
+    closed: u64,
+}
+
+impl Reservation {
+    fn none() -> Self {
+        let owed = BTreeSet::new();
+        let (status, until) = (Status::None, i64::MIN);
+        Self { status, lines: None, made: None, until, paid: None, late: false, owed, cleaned_up: false, closed: 0 }
+    }
+
+    /// A new hold in its place. What was written down beside it is of no other.
+    fn held(&self, lines: &[(String, u64)]) -> Self {
+        let Self { owed, cleaned_up, closed, .. } = self.clone();
+        Self { status: Status::Held, lines: Some(lines.to_vec()), owed, cleaned_up, closed, ..Self::none() }
+    }
+
+    fn is(&self, status: Status) -> Self {
+        Self { status, ..self.clone() }
+    }
+
+    fn owes(&self, payment: &str) -> Self {
+        let mut owing = self.clone();
+        owing.owed.insert(payment.to_owned());
+        owing
+    }
+
+    fn order(&self, payment: Option<&String>, late: bool) -> Self {
+        Self { status: Status::Confirmed, paid: payment.cloned(), late, ..self.clone() }
+    }
+
+    /// The same, with what an answer says of it; nothing where it says something else.
+    fn told(&self, body: &Value) -> Option<Self> {
+        let status = match body["status"].as_str()? {
+            "held" => Status::Held,
+            "expired" => Status::Expired,
+            "cancelled" => Status::Cancelled,
+            "confirmed" => Status::Confirmed,
+            _ => return None,
+        };
+        let (made, until, lines) = (shown(&body["created_at"])?, shown(&body["expires_at"])?, wanted(body));
+        let same = self.status == status
+            && self.made.is_none_or(|known| known == made)
+            && self.lines.as_ref().is_none_or(|known| *known == lines)
+            && until >= self.until
+            && body["payment_reference"].as_str() == self.paid.as_deref()
+            && body["confirmed_late"] == self.late;
+        same.then(|| Self { made: Some(made), until, lines: Some(lines), ..self.clone() })
+    }
+}
+
+struct Reservations;
+
+impl Reservations {
+    /// What confirming does, whatever is said about it.
+    fn confirm(state: &Reservation, payment: Option<&String>, closed: bool) -> Vec<Reservation> {
+        let mut after = Vec::new();
+        match (state.status, payment) {
+            (_, Some(payment)) if state.owed.contains(payment) => {}
+            (Status::None, None) | (Status::Cancelled, None) => {}
+            (Status::None | Status::Cancelled, Some(payment)) => after.push(state.owes(payment)),
+            // Late, but with the units where they are; or in time.
+            (Status::Held, _) if !closed => {
+                after.extend([state.order(payment, false), state.order(payment, true)]);
+                // Too late even for a payment.
+                after.extend(payment.map(|payment| state.is(Status::Expired).owes(payment)));
+            }
+            (Status::Expired, _) if !closed => {
+                after.push(state.order(payment, true));
+                after.extend(payment.map(|payment| state.owes(payment)));
+            }
+            (Status::Confirmed, Some(payment)) => match &state.paid {
+                None => after.push(state.order(Some(payment), state.late)),
+                Some(known) if known == payment => {}
+                Some(_) => after.push(state.owes(payment)),
+            },
+            _ => {}
+        }
+        after
+    }
+}
+
+impl Machine for Reservations {
+    type State = Reservation;
+    type Act = Act;
+
+    fn answers(&self, state: &Reservation, request: &Request<Act>, reply: &Reply) -> Vec<Reservation> {
+        if !reply.clear() {
+            return vec![state.clone()];
+        }
+        let (body, code) = (&reply.body, reply.code());
+        let stays = |so: bool| if so { vec![state.clone()] } else { Vec::new() };
+        let ended = |so: bool| match (state.status, code) {
+            (Status::None, "reservation_not_found") => stays(true),
+            (Status::Confirmed, "already_confirmed") => stays(so),
+            (Status::Cancelled, "reservation_cancelled") => stays(true),
+            // Said once, it is so from then on.
+            (Status::Held | Status::Expired, "hold_expired") => vec![state.is(Status::Expired)],
+            _ => Vec::new(),
+        };
+        match &request.act {
+            Act::Reserve(lines) => match (state.status, reply.status) {
+                (Status::None, 201) => state.held(lines).told(body).into_iter().collect(),
+                (Status::None, 422) if code == "idempotency_key_reused" => Vec::new(),
+                (Status::None, status) => stays(status >= 400),
+                (_, 201) => {
+                    let same = state.lines.as_ref().is_none_or(|known| known == lines);
+                    state.told(body).filter(|_| same).into_iter().collect()
+                }
+                (_, 422) => stays(code == "idempotency_key_reused" && state.lines.as_ref() != Some(lines)),
+                _ => Vec::new(),
+            },
+            Act::Confirm(payment) => match (reply.status, code, payment) {
+                (200, ..) => {
+                    let again = state.status == Status::Confirmed
+                        && payment.as_ref().is_none_or(|payment| state.paid.as_ref() == Some(payment));
+                    let after = if again { stays(true) } else { Self::confirm(state, payment.as_ref(), false) };
+                    after.iter().filter_map(|after| after.told(body)).collect()
+                }
+                (202, ..) => stays(true),
+                (409, "refund_required", Some(payment)) => {
+                    let known = state.owed.contains(payment)
+                        || matches!(state.status, Status::Held | Status::Expired | Status::Cancelled);
+                    let over = if state.status == Status::Held { state.is(Status::Expired) } else { state.clone() };
+                    let own = state.status == Status::Confirmed && state.paid.as_ref() == Some(payment);
+                    if known && !own { vec![over.owes(payment)] } else { Vec::new() }
+                }
+                (409, "already_confirmed", Some(payment)) => {
+                    let other =
+                        state.status == Status::Confirmed && state.paid.as_ref().is_some_and(|paid| paid != payment);
+                    if other { vec![state.owes(payment)] } else { Vec::new() }
+                }
+                (404, _, Some(payment)) if state.status == Status::None => vec![state.owes(payment)],
+                (404 | 409 | 410, _, None) => ended(false),
+                _ => Vec::new(),
+            },
+            Act::Extend => match reply.status {
+                200 => state.told(body).filter(|state| state.status == Status::Held).into_iter().collect(),
+                409 if code == "extension_limit_reached" => stays(state.status == Status::Held),
+                _ => ended(true),
+            },
+            Act::Cancel => match reply.status {
+                200 => {
+                    let cancels = matches!(state.status, Status::Held | Status::Cancelled);
+                    let cancelled = cancels.then(|| state.is(Status::Cancelled));
+                    cancelled.and_then(|cancelled| cancelled.told(body)).into_iter().collect()
+                }
+                409 if code == "reservation_cancelled" => Vec::new(),
+                _ => ended(true),
+            },
+            Act::Get { order } => match reply.status {
+                200 => state.told(body).into_iter().collect(),
+                _ => stays(state.status == Status::None || *order && state.status != Status::Confirmed),
+            },
+            Act::Retry(payment) => {
+                let mut lifted = state.clone();
+                if let Some(payment) = payment.as_ref().filter(|_| reply.status == 202) {
+                    lifted.owed.remove(payment);
+                }
+                vec![lifted]
+            }
+            Act::Resolve(payment) => match (reply.status, payment) {
+                (200, Some(payment)) => {
+                    let own = state.status == Status::Confirmed && state.paid.as_ref() == Some(payment);
+                    if own { Vec::new() } else { vec![state.owes(payment)] }
+                }
+                (200, None) => vec![Reservation { closed: state.closed.max(request.sent), ..state.clone() }],
+                _ => stays(true),
+            },
+            Act::CleanUp => {
+                // What an admin or a refusal has written down about it goes with it only where there is nothing.
+                let over = matches!(state.status, Status::Expired | Status::Cancelled);
+                let gone = Reservation { closed: state.closed, cleaned_up: true, ..Reservation::none() };
+                if over { vec![gone] } else { Vec::new() }
+            }
+        }
+    }
+
+    fn haunts(&self, state: &Reservation, request: &Request<Act>) -> Vec<Reservation> {
+        match &request.act {
+            Act::Reserve(lines) => {
+                let clear = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.clear());
+                let may = state.status == Status::None && (state.cleaned_up || !clear);
+                if may { vec![state.held(lines)] } else { Vec::new() }
+            }
+            Act::Confirm(payment) => {
+                let queued = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 202);
+                let closed = queued && payment.is_none() && request.sent < state.closed;
+                Self::confirm(state, payment.as_ref(), closed)
+            }
+            Act::Cancel if state.status == Status::Held => vec![state.is(Status::Cancelled)],
+            // A retry puts the confirmation into the queue again.
+            Act::Retry(payment) => {
+                let mut lifted = state.clone();
+                payment.iter().for_each(|payment| _ = lifted.owed.remove(payment));
+                let mut after =
+                    Self::confirm(&lifted, payment.as_ref(), payment.is_none() && request.sent < state.closed);
+                after.push(lifted);
+                after
+            }
+            Act::Resolve(Some(payment)) => vec![state.owes(payment)],
+            Act::Resolve(None) => vec![Reservation { closed: state.closed.max(request.sent), ..state.clone() }],
+            _ => Vec::new(),
+        }
+    }
+
+    fn lingers(&self, request: &Request<Act>) -> bool {
+        let unclear = |reply: &Reply| reply.status == 202 || !reply.clear();
+        let unclear = request.answered.as_ref().is_none_or(|(_, _, reply)| unclear(reply));
+        unclear || matches!(request.act, Act::Reserve(_))
+    }
+
+    fn ages(&self, state: &Reservation, now: i64) -> Vec<Reservation> {
+        if state.status == Status::Held && state.until <= now + SKEW_MS {
+            return vec![state.is(Status::Expired)];
+        }
+        Vec::new()
+    }
+}
+
+/// The first answer about a reservation that no order of the requests explains.
+pub(crate) fn reservation(requests: &[Request<Act>]) -> Option<usize> {
+    unexplained(&Reservations, Reservation::none(), requests)
+}
+
+/// An adjustment's body, and what it left in the ledger, once that is known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Adjusted {
+    body: String,
+    entry: Option<String>,
+}
+
+struct Adjustments;
+
+impl Machine for Adjustments {
+    type State = Option<Adjusted>;
+    type Act = Value;
+
+    fn answers(&self, state: &Self::State, request: &Request<Value>, reply: &Reply) -> Vec<Self::State> {
+        let body = request.act.to_string();
+        let entry = reply.body["entry_id"].as_str().map(str::to_owned);
+        let so = match (state, reply.status) {
+            _ if !reply.clear() => true,
+            (None, 200) => return vec![Some(Adjusted { body, entry })],
+            (Some(done), 200)
+                if done.body == body && done.entry.as_ref().is_none_or(|known| Some(known) == entry.as_ref()) =>
+            {
+                return vec![Some(Adjusted { body, entry })];
+            }
+            (Some(done), 422) => done.body != body,
+            (None, 404 | 409) => true,
+            _ => false,
+        };
+        if so { vec![state.clone()] } else { Vec::new() }
+    }
+
+    fn haunts(&self, state: &Self::State, request: &Request<Value>) -> Vec<Self::State> {
+        let done = || Some(Adjusted { body: request.act.to_string(), entry: None });
+        if state.is_none() { vec![done()] } else { Vec::new() }
+    }
+
+    fn ages(&self, _: &Self::State, _: i64) -> Vec<Self::State> {
+        Vec::new()
+    }
+}
+
+/// The first answer to a copy of an adjustment that no order of the copies explains.
+pub(crate) fn adjustment(requests: &[Request<Value>]) -> Option<usize> {
+    unexplained(&Adjustments, None, requests)
+}
