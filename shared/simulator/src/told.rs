@@ -61,7 +61,9 @@ fn subject(call: &Call) -> Option<String> {
         "GetItem" => Some(short(call.request["Key"]["pk"]["S"].as_str()?, call.request["Key"]["sk"]["S"].as_str()?)),
         "Query" => text("IndexName"),
         "SendMessage" => Some(format!("{} {}", text("QueueUrl")?.rsplit('/').next()?, text("MessageBody")?)),
-        "ReceiveMessage" | "DeleteMessage" => Some(text("QueueUrl")?.rsplit('/').next()?.to_owned()),
+        "ReceiveMessage" | "DeleteMessage" | "ChangeMessageVisibility" => {
+            Some(text("QueueUrl")?.rsplit('/').next()?.to_owned())
+        }
         "CreateSchedule" => text("Name"),
         _ => None,
     }

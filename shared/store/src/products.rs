@@ -379,10 +379,11 @@ impl Store {
                     if !exists {
                         attempts.pause(contention_fault(&reasons)).await?;
                     } else if attempts.ambiguous {
-                        // Our own earlier try may have been applied, and its answer lost. Its stock may have been
-                        // adjusted since.
-                        let stored = self.product(id, deadline).await?;
-                        if (Product { total: product.total, ..stored }) == *product {
+                        // Our own earlier try may have been applied, and its answer lost. The product may have been
+                        // changed since; the first entry of its ledger never is.
+                        let opening = self.get(keys::ledger(id, &entry.entry_id), deadline).await?;
+                        let opening = opening.map(|item| items::read::<LedgerEntry>("ledger", item)).transpose()?;
+                        if opening.is_some_and(|opening| opening == entry) {
                             return Ok(());
                         }
                         return Err(Refusal::ProductExists { product_id: id.clone() }.into());
