@@ -232,7 +232,7 @@ impl Environment {
             Function::Expire => {
                 let failed = queues().failed().clone();
                 Handler::Expire(Arc::new(expire::App { store: store(), failed, clock }))
-            },
+            }
             Function::Admin => {
                 Handler::Http(http(admin::router(admin::App { store: store(), queues: queues(), clock })))
             }
