@@ -24,7 +24,13 @@ for as `customer_id`, and then meets what that customer would. What is under `/a
 with the same key: the effect comes once. Confirming and cancelling may be repeated as they are.
 
 **Bodies** are JSON in UTF-8, at most 65,536 bytes. Unknown fields are refused. Answers may get new fields. Money is in \
-whole minor units; a whole number is written without a fraction: `1`, not `1.0`.
+whole minor units (`currency_exponent` says how many decimals they are); a whole number is written without a fraction: \
+`1`, not `1.0`. Times are RFC 3339; answers give them in UTC, always with three decimals.
+
+**Query parameters** that an operation does not name are refused, but where no token is needed: there they are ignored.
+
+**Guests.** Whoever buys without an account has no token. The shop's back end acts for them under a `customer_id` of its \
+own making that begins with `guest:`. No token's `sub` may begin so, so a guest never is somebody who signed up.
 
 **Lists** answer `items` and `next_cursor`. Give the cursor back, with the same other parameters, for the next page.
 
@@ -257,7 +263,8 @@ fn implied(method: &str, path: &str, operation: &Value) -> Vec<&'static str> {
     if operation.get("requestBody").is_some() {
         codes.push("invalid_request");
     }
-    if takes("in", "query") {
+    // What is public ignores parameters that it does not know.
+    if takes("in", "query") || operation.get("security").is_some() {
         codes.push("invalid_request");
     }
     if takes("name", "Idempotency-Key") {

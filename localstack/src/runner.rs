@@ -7,8 +7,9 @@
 //!   (LocalStack keeps them and never fires them.) The list is read every second and ministack looks every ten, so a
 //!   schedule that is made more than a second ahead of its time is always seen; Holdfast's are made ten ahead.
 //! - **A message is deleted only when the function took it**: not when the call failed, and not when the function
-//!   names it among `batchItemFailures`. It comes back when its visibility timeout is over, and after the queue's
-//!   `maxReceiveCount` the emulator itself moves it to the dead-letter queue.
+//!   names it among `batchItemFailures`. It comes back when its visibility timeout is over: the one that the function set
+//!   for it, or the queue's own. After the queue's `maxReceiveCount` the emulator itself moves it to the dead-letter
+//!   queue.
 
 use crate::aws::Clients;
 use crate::error::chain;
@@ -17,7 +18,9 @@ use crate::template::{RecurringSchedule, function_name};
 use aws_sdk_scheduler::operation::delete_schedule::DeleteScheduleError;
 use aws_sdk_scheduler::operation::get_schedule::{GetScheduleError, GetScheduleOutput};
 use aws_sdk_scheduler::types::{ActionAfterCompletion, ScheduleState};
-use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, Message, MessageSystemAttributeName};
+use aws_sdk_sqs::types::{
+    ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, Message, MessageSystemAttributeName,
+};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -50,7 +53,8 @@ pub struct Options {
     pub recurring_schedules: bool,
     /// Messages, from the queues that call functions.
     pub queues: bool,
-    /// How long a message that failed stays away; the queue's own timeout if `None`.
+    /// How long a message that failed stays away, whatever the function asked for. If `None`: as long as the function
+    /// asked for, or the queue's own timeout where it did not.
     pub visibility_timeout: Option<Duration>,
 }
 
@@ -545,7 +549,6 @@ impl QueueLoop {
     }
 
     async fn receive(&self) -> Result<Vec<Message>, String> {
-        let timeout = self.visibility_timeout.map(|timeout| i32::try_from(timeout.as_secs()).unwrap_or(i32::MAX));
         let received = self
             .clients
             .sqs
@@ -553,7 +556,6 @@ impl QueueLoop {
             .queue_url(&self.delivery.url)
             .max_number_of_messages(self.delivery.batch_size)
             .wait_time_seconds(LONG_POLL_SECONDS)
-            .set_visibility_timeout(timeout)
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All")
             .send()
@@ -574,13 +576,42 @@ impl QueueLoop {
         let failed = match failed {
             Ok(failed) => failed,
             Err(why) => {
+                self.hasten(messages, &ids).await;
                 self.reporter.report(Event::DeliveryFailed { queue, messages: ids, why });
                 return;
             }
         };
         let (failed, taken): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| failed.contains(id));
         self.delete(messages, &taken).await;
+        self.hasten(messages, &failed).await;
         self.reporter.report(Event::Delivered { queue, taken, failed });
+    }
+
+    /// Brings messages that failed back sooner than the function asked, where the options say so.
+    async fn hasten(&self, messages: &[Message], failed: &[String]) {
+        let Some(timeout) = self.visibility_timeout else { return };
+        let seconds = i32::try_from(timeout.as_secs()).unwrap_or(i32::MAX);
+        let entries: Vec<_> = messages
+            .iter()
+            .filter(|message| message.message_id.as_ref().is_some_and(|id| failed.contains(id)))
+            .filter_map(|message| {
+                ChangeMessageVisibilityBatchRequestEntry::builder()
+                    .set_id(message.message_id.clone())
+                    .set_receipt_handle(message.receipt_handle.clone())
+                    .visibility_timeout(seconds)
+                    .build()
+                    .ok()
+            })
+            .collect();
+        if entries.is_empty() {
+            return;
+        }
+        let request = self.clients.sqs.change_message_visibility_batch().queue_url(&self.delivery.url);
+        // They come back all the same, only later.
+        if let Err(error) = request.set_entries(Some(entries)).send().await {
+            let why = format!("cannot bring messages of {} back: {}", self.delivery.id, chain(&error));
+            self.reporter.report(Event::EmulatorFailed { why });
+        }
     }
 
     async fn delete(&self, messages: &[Message], taken: &[String]) {

@@ -1,27 +1,32 @@
 //! Failed confirmations: what arrived in the dead-letter queue, and what becomes of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json as Answer;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::config::REQUEST_BUDGET;
-use holdfast_aws::queues::{Confirmation, Received};
+use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
+use holdfast_domain::text::is_visible;
 use holdfast_domain::{Invalid, Refusal};
-use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, Problem, Query, schema};
-use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, Failure};
+use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Problem, Query, schema};
+use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, NOT_CONFIRMED};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
 
-/// How many receives one request spends on what has arrived: ten messages each. What is left is the next request's.
-const MOST_RECEIVES: usize = 20;
-/// The reason of one that used up its tries without an answer.
-const NOT_CONFIRMED: &str = "not_confirmed";
-/// The longest body that is kept. Ours are far shorter; an item of DynamoDB may have 400 KB.
-const MOST_BODY: usize = 256 * 1024;
+/// How much of a request's time may go into what has arrived in the dead-letter queue. What is left there is the next
+/// request's, or the sweep's.
+const INTAKE_BUDGET: Duration = Duration::from_secs(4);
+/// How many open failed confirmations a redrive reads at once, and how often at most; and after how many retries it
+/// ends. A page that was begun is finished, so at least so much time must be left for one.
+const REDRIVE_PAGE: u32 = 25;
+const REDRIVE_PAGES: u32 = 20;
+const REDRIVE_MOST: u32 = 100;
+const REDRIVE_PAGE_TIME: Duration = Duration::from_secs(2);
 
 /// A failed confirmation as an admin sees it.
 #[derive(Serialize, ToSchema)]
@@ -36,9 +41,11 @@ struct FailedView {
     customer: Option<String>,
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
-    /// The code of the refusal, `not_confirmed` (no try got an answer) or `unreadable`.
+    /// Why it failed: the code of the refusal, `not_confirmed` (no try got an answer) or `unreadable`.
+    ///
+    /// `refund_required`, `already_confirmed` and `reservation_not_found`: the payment, if there is one, bought nothing.
     reason: String,
-    /// The message as it was in the queue.
+    /// The message as it was in the queue: what a retry sends again.
     message: String,
     #[schema(value_type = schema::FailedConfirmationState)]
     state: FailedState,
@@ -79,10 +86,10 @@ impl From<FailedConfirmation> for FailedView {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListFailed {
-    /// Only those that stand so. All unless given.
+    /// Filter by state. Default: all states. With a state, the oldest come first.
     #[param(value_type = Option<schema::FailedConfirmationState>)]
     state: Option<FailedState>,
-    /// The most items of the page. 50 unless given.
+    /// Maximum number of items on the page. Default: 50.
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
     #[param(value_type = Option<schema::Cursor>)]
@@ -91,8 +98,11 @@ pub(crate) struct ListFailed {
 
 /// List failed confirmations
 ///
-/// Payments that are no order, and may have to be given back. What has arrived in the dead-letter queue is taken in
-/// before the first page.
+/// Payments that are not an order, and may have to be refunded. New ones arrive in a dead-letter queue; they are recorded
+/// here within about a minute, and at once when the first page of this list is requested.
+///
+/// A failed confirmation whose reservation has become the order that it asked for is settled as `confirmed` when it is
+/// listed. A page can have fewer items than `limit`, or none, and still have a `next_cursor`.
 #[utoipa::path(
     get, path = "/admin/failed-confirmations", operation_id = "listFailedConfirmations",
     tag = "Admin: failed confirmations",
@@ -118,42 +128,51 @@ pub(crate) async fn list(
 
 /// Retry a failed confirmation
 ///
-/// Puts it into the queue again. Its success settles it.
+/// Puts the confirmation back into the queue, with the time of the original request. If the reservation becomes an order,
+/// the failed confirmation is settled as `confirmed`; if not, it is open again.
+///
+/// If the payment was refused as owed back, a retry lifts that refusal: do not retry a payment that was refunded.
 #[utoipa::path(
     post, path = "/admin/failed-confirmations/{id}/retry", operation_id = "retryFailedConfirmation",
     tag = "Admin: failed confirmations",
     params(("id" = schema::FailedConfirmationId, Path)),
-    responses((status = 202, description = "It is in the queue.", body = FailedView)),
+    responses((status = 202, description = "The confirmation is in the queue.", body = FailedView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_settled"])))
 )]
-pub(crate) async fn retry(State(app): State<Arc<App>>, _: Admin, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(crate) async fn retry(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    _: NoQuery,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let failed = app.store.failed(&failed_id(id)?, deadline).await?;
-    let retrying = app.retry(&failed, deadline).await?;
+    let retrying = app.retry(&failed_id(id)?, deadline).await?;
     Ok((StatusCode::ACCEPTED, Answer(FailedView::from(retrying))).into_response())
 }
 
-/// What a person did about it.
+/// What was done about it.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ResolveFailedConfirmation)]
 pub(crate) struct Resolve {
-    /// Such as how the money was given back.
-    #[schema(min_length = 1, max_length = 1_000, pattern = r"\S")]
+    #[schema(value_type = schema::Note)]
     note: String,
 }
 
 /// Resolve a failed confirmation
 ///
-/// A person has seen to it, and says how. Its payment never makes an order of the reservation any more: a customer who
-/// names it again is answered with `refund_required`.
+/// Records that a person has dealt with it, and how. After that, the payment cannot make an order of the reservation: a
+/// customer who sends it again is answered with `refund_required`. Without a payment, confirmations that are still in the
+/// queue do not make an order either.
+///
+/// Resolve it before you refund the payment: `already_settled` means that it has become an order meanwhile.
 #[utoipa::path(
     post, path = "/admin/failed-confirmations/{id}/resolve", operation_id = "resolveFailedConfirmation",
     tag = "Admin: failed confirmations",
     params(("id" = schema::FailedConfirmationId, Path)),
     request_body(content = Resolve, example = json!({"note": "pay_999 refunded"})),
-    responses((status = 200, description = "It is settled.", body = FailedView)),
+    responses((status = 200, description = "The failed confirmation is settled.", body = FailedView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_settled"])))
 )]
@@ -164,8 +183,8 @@ pub(crate) async fn resolve(
     Json(body): Json<Resolve>,
 ) -> Result<Response, Problem> {
     let characters = body.note.chars().count();
-    if body.note.trim().is_empty() || characters > 1_000 {
-        // A payment may lie here: that nothing was done about it must not be the easy way out.
+    if !is_visible(&body.note) || characters > 1_000 {
+        // A payment may be behind it: to do nothing about it must not be the easy way out.
         return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
     }
     let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
@@ -173,53 +192,81 @@ pub(crate) async fn resolve(
     Ok(Answer(FailedView::from(resolved)).into_response())
 }
 
-/// What a redrive did.
-#[derive(Serialize, ToSchema)]
-struct Redriven {
-    /// How many are in the queue again.
-    retried: u32,
-    /// Whether there may be others: ask again.
-    more: bool,
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Redrive {
+    /// The `next_cursor` of the previous answer. Default: start with the oldest.
+    #[param(value_type = Option<schema::Cursor>)]
+    cursor: Option<String>,
 }
 
-/// Retry all that got no answer
+/// The result of a redrive.
+#[derive(Serialize, ToSchema)]
+struct Redriven {
+    /// Number of confirmations put back into the queue.
+    retried: u32,
+    /// Send it with the next request to continue. Null: all open failed confirmations were read.
+    #[schema(value_type = Option<schema::Cursor>, required)]
+    next_cursor: Option<String>,
+}
+
+/// Retry all failed confirmations that got no answer
 ///
-/// Retries every open one that failed for want of an answer, a hundred a request. One that was refused is left to a
-/// person: the payment may have been given back already.
+/// Retries open failed confirmations with the reason `not_confirmed`, about a hundred per request, the oldest first.
+/// Repeat the request with `next_cursor` until that is null. Those with another reason are skipped: a person has to look
+/// at them, since the payment may have been refunded.
 #[utoipa::path(
     post, path = "/admin/failed-confirmations/redrive", operation_id = "redriveFailedConfirmations",
     tag = "Admin: failed confirmations",
-    responses((status = 202, description = "So many are in the queue again.", body = Redriven)),
+    params(Redrive),
+    responses((status = 202, description = "The confirmations are in the queue.", body = Redriven)),
     security(("bearer" = []))
 )]
-pub(crate) async fn redrive(State(app): State<Arc<App>>, _: Admin) -> Result<Response, Problem> {
+pub(crate) async fn redrive(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    Query(query): Query<Redrive>,
+) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
-    app.take_in(deadline).await?;
-    let (mut retried, mut cursor) = (0, None);
-    loop {
-        let open =
-            app.store.failed_confirmations(Some(FailedState::Open), 100, cursor, app.clock.now(), deadline).await?;
-        for failed in open.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
-            match app.retry(failed, deadline).await {
+    let mut cursor = ListQuery::new(None, query.cursor).cursor()?;
+    if cursor.is_none() {
+        app.take_in(deadline).await?;
+    }
+    let mut retried = 0;
+    for _ in 0..REDRIVE_PAGES {
+        let (open, now) = (Some(FailedState::Open), app.clock.now());
+        let page = app.store.failed_confirmations(open, REDRIVE_PAGE, cursor, now, deadline).await?;
+        for failed in page.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
+            match app.retry(&failed.id, deadline).await {
                 Ok(_) => retried += 1,
                 // Settled by somebody else a moment ago.
                 Err(Fault::Table(Error::Refused(Refusal::AlreadySettled))) => {}
                 Err(fault) => return Err(fault.into()),
             }
         }
-        cursor = open.next;
-        // A page of what is left to a person must not hide for ever what lies behind it.
-        if cursor.is_none() || retried >= 100 || deadline.passed() {
+        cursor = page.next;
+        if cursor.is_none() || retried >= REDRIVE_MOST || deadline.left() < REDRIVE_PAGE_TIME {
             break;
         }
     }
-    Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, more: cursor.is_some() })).into_response())
+    let next_cursor = cursor.map(|cursor| cursor.encode());
+    Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, next_cursor })).into_response())
 }
 
-/// What stopped a retry.
+/// What stopped an intake or a retry.
 enum Fault {
     Table(Error),
     Queue(holdfast_aws::Unanswered),
+}
+
+impl From<IngestError> for Fault {
+    fn from(error: IngestError) -> Self {
+        match error {
+            IngestError::Table(error) => Self::Table(error),
+            IngestError::Queue(unanswered) => Self::Queue(unanswered),
+        }
+    }
 }
 
 impl From<Fault> for Problem {
@@ -232,62 +279,20 @@ impl From<Fault> for Problem {
 }
 
 impl App {
-    /// Takes what has arrived in the dead-letter queue into the table: a message leaves the queue only when the table
-    /// has it.
-    async fn take_in(&self, deadline: Deadline) -> Result<(), Problem> {
-        for _ in 0..MOST_RECEIVES {
-            let messages = self.queues.receive_failed().await?;
-            if messages.is_empty() || deadline.passed() {
-                return Ok(());
-            }
-            for message in messages {
-                self.take_in_one(&message, deadline).await?;
-            }
-        }
+    /// Takes what has arrived in the dead-letter queue into the table.
+    async fn take_in(&self, deadline: Deadline) -> Result<(), Fault> {
+        let deadline = deadline.sooner(INTAKE_BUDGET);
+        ingest_dead_letters(self.queues.failed(), &self.store, &self.clock, deadline).await?;
         Ok(())
     }
 
-    async fn take_in_one(&self, message: &Received, deadline: Deadline) -> Result<(), Problem> {
-        let now = self.clock.now();
-        let failure = failure(&message.body);
-        self.store.record_failure(&failure, now, deadline).await?;
-        tracing::warn!(id = failure.id(), reason = failure.reason, "failed confirmation taken in");
-        Ok(self.queues.delete_failed(message).await?)
-    }
-
     /// Sends it through the queue again. It is sent before it is marked: one that is sent twice is confirmed once, one
-    /// that is marked and never sent would wait for ever.
-    async fn retry(&self, failed: &FailedConfirmation, deadline: Deadline) -> Result<FailedConfirmation, Fault> {
-        if failed.state.is_settled() {
-            return Err(Fault::Table(Refusal::AlreadySettled.into()));
-        }
-        let failed = self.store.lift_refusal(&failed.id, deadline).await.map_err(Fault::Table)?;
-        self.queues.resend(&failed.body).await.map_err(Fault::Queue)?;
+    /// that is marked and never sent would wait for ever. And before it is sent, its payment is no longer owed back, or
+    /// the queue would be refused.
+    async fn retry(&self, id: &str, deadline: Deadline) -> Result<FailedConfirmation, Fault> {
+        let failed = self.store.lift_refusal(id, deadline).await.map_err(Fault::Table)?;
+        self.queues.resend(&failed.body, deadline).await.map_err(Fault::Queue)?;
         self.store.mark_retrying(&failed, deadline).await.map_err(Fault::Table)
-    }
-}
-
-/// What a message of the dead-letter queue says.
-fn failure(body: &str) -> Failure {
-    match serde_json::from_str::<Confirmation>(body) {
-        Ok(confirmation) => Failure {
-            // Stored without its reason, so that it is a confirmation like any other when it is sent again.
-            body: serde_json::to_string(&Confirmation { reason: None, ..confirmation.clone() })
-                .unwrap_or_else(|_| body.to_owned()),
-            reservation_id: Some(confirmation.reservation_id),
-            customer: Some(confirmation.customer),
-            requested_at: Some(confirmation.requested_at_ms),
-            payment_reference: confirmation.payment_reference,
-            reason: confirmation.reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
-        },
-        Err(_) => Failure {
-            reservation_id: None,
-            customer: None,
-            requested_at: None,
-            payment_reference: None,
-            reason: "unreadable".to_owned(),
-            body: body.chars().take(MOST_BODY / 4).collect(),
-        },
     }
 }
 

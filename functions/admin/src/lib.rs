@@ -1,7 +1,7 @@
 //! What the shop's staff does: products, stock, everybody's reservations, failed confirmations.
 //!
 //! - `products`: make, change, list; adjust the stock, with its reason in the ledger
-//! - `failed`: list, retry, resolve
+//! - `failed`: list, retry, resolve, redrive
 //!
 //! Every handler takes an [`Admin`](holdfast_http::Admin): without an admin's token there is no way in.
 
@@ -72,22 +72,22 @@ pub fn router(app: App) -> Router {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListReservations {
-    /// Only those that stand so. All unless given.
+    /// Filter by status. Default: all.
     #[param(value_type = Option<schema::ReservationStatus>)]
     status: Option<Status>,
-    /// Only those with a line of this product.
+    /// Filter by product: only reservations with a line of it. Default: all.
     #[param(value_type = Option<schema::ProductId>)]
     product_id: Option<ProductId>,
-    /// The most items of the page. 50 unless given.
+    /// Maximum number of items on the page. Default: 50.
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
     #[param(value_type = Option<schema::Cursor>)]
     cursor: Option<String>,
 }
 
-/// List everybody's reservations
+/// List all customers' reservations
 ///
-/// Everybody's, in no order. It reads the whole table: for looking into things, not for every page view.
+/// In no particular order. It reads the whole table: use it to investigate, not for every page view.
 #[utoipa::path(
     get, path = "/admin/reservations", operation_id = "listAllReservations", tag = "Admin: products",
     params(ListReservations),

@@ -28,8 +28,8 @@ pub(crate) struct Create {
     name: String,
     #[schema(value_type = schema::Price)]
     price_minor: u64,
-    #[schema(value_type = schema::Currency)]
-    currency: Currency,
+    #[schema(value_type = schema::PriceCurrency)]
+    currency: String,
     #[schema(value_type = schema::Total)]
     total: u64,
     #[schema(value_type = Option<schema::Shards>)]
@@ -37,14 +37,20 @@ pub(crate) struct Create {
     /// How long a hold lasts. 600 unless given.
     #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
-    /// The most units that one customer may hold and own. Any number unless given.
-    #[schema(format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
-    max_per_customer: Option<u32>,
+    /// How long after a hold's end a payment is still honored. Default: 86400 (a day).
+    #[schema(value_type = Option<schema::LatePaymentSeconds>)]
+    late_payment_seconds: Option<u32>,
+    /// The most units that one customer may hold and own. Default: no limit yet. Each customer's units are counted all
+    /// the same, so a limit that is set later counts what was bought before it. Null: no limit, now or later, and nothing
+    /// is counted, which saves two write units per line of a reservation.
+    #[serde(default, deserialize_with = "some")]
+    #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
+    max_per_customer: Option<Option<u32>>,
     /// From when it may be reserved.
-    #[schema(value_type = Option<schema::Time>)]
+    #[schema(value_type = Option<schema::GivenTime>)]
     sale_starts_at: Option<ApiTime>,
     /// Until when it may be reserved. Later than `sale_starts_at`.
-    #[schema(value_type = Option<schema::Time>)]
+    #[schema(value_type = Option<schema::GivenTime>)]
     sale_ends_at: Option<ApiTime>,
     /// `on_sale` unless given.
     #[schema(value_type = Option<schema::ProductStatus>)]
@@ -71,13 +77,14 @@ pub(crate) async fn create(
         product_id: body.product_id,
         name: body.name,
         price_minor: body.price_minor,
-        currency: body.currency,
+        currency: Currency::in_force(&body.currency)?,
         total: body.total,
         shards: body.shards.unwrap_or_else(|| Product::default_shards(body.total)),
         hold_seconds: body.hold_seconds.unwrap_or(HoldSeconds::DEFAULT),
-        late_payment_seconds: DEFAULT_LATE_PAYMENT_SECONDS,
-        max_per_customer: body.max_per_customer,
-        counts_per_customer: true,
+        late_payment_seconds: body.late_payment_seconds.unwrap_or(DEFAULT_LATE_PAYMENT_SECONDS),
+        max_per_customer: body.max_per_customer.flatten(),
+        // Null says that there will never be a limit; who says nothing may want one later.
+        counts_per_customer: body.max_per_customer != Some(None),
         sale_starts_at: body.sale_starts_at.map(|at| at.0),
         sale_ends_at: body.sale_ends_at.map(|at| at.0),
         status: body.status.unwrap_or(ProductStatus::OnSale),
@@ -127,17 +134,21 @@ pub(crate) struct Change {
     /// How long a hold lasts. Holds that were made before keep theirs.
     #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
-    /// The most units that one customer may hold and own. Null: any number.
+    /// How long after a hold's end a payment is still honored. Holds that were made before keep theirs.
+    #[schema(value_type = Option<schema::LatePaymentSeconds>)]
+    late_payment_seconds: Option<u32>,
+    /// The most units that one customer may hold and own, what they bought before included. Null: any number. Refused
+    /// where `counts_per_customer` is false.
     #[serde(default, deserialize_with = "some")]
     #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<Option<u32>>,
     /// From when it may be reserved. Null: at once.
     #[serde(default, deserialize_with = "some")]
-    #[schema(value_type = Option<schema::Time>)]
+    #[schema(value_type = Option<schema::GivenTime>)]
     sale_starts_at: Option<Option<ApiTime>>,
     /// Until when it may be reserved. Null: for ever.
     #[serde(default, deserialize_with = "some")]
-    #[schema(value_type = Option<schema::Time>)]
+    #[schema(value_type = Option<schema::GivenTime>)]
     sale_ends_at: Option<Option<ApiTime>>,
     #[schema(value_type = Option<schema::ProductStatus>)]
     status: Option<ProductStatus>,
@@ -167,7 +178,7 @@ pub(crate) async fn change(
         name: body.name,
         price_minor: body.price_minor,
         hold_seconds: body.hold_seconds,
-        late_payment_seconds: None,
+        late_payment_seconds: body.late_payment_seconds,
         max_per_customer: body.max_per_customer,
         sale_starts_at: at(body.sale_starts_at),
         sale_ends_at: at(body.sale_ends_at),
@@ -199,7 +210,7 @@ pub(crate) struct Adjust {
 #[derive(Serialize, ToSchema)]
 #[schema(as = LedgerEntry, examples(json!({
     "entry_id": "01M7YEVF14SFM3QJ869M98QS76", "delta": 5, "total_after": 8, "reason": "delivery", "reference": "PO-7",
-    "actor": "root", "created_at": "2026-11-21T07:06:41.06Z",
+    "actor": "root", "created_at": "2026-11-21T07:06:41.060Z",
 })))]
 struct EntryView {
     /// Sorts by time.

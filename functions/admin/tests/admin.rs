@@ -4,9 +4,10 @@
 use admin::{App, router};
 use axum::Router;
 use holdfast_aws::queues::Confirmation;
-use holdfast_domain::{Product, Reservation, Timestamp};
+use holdfast_domain::{Product, Refusal, Reservation, Timestamp};
 use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, at, event, in_role, names, saying, send, with_header};
+use holdfast_store::Error;
+use holdfast_testkit::event::{Answer, asking, at, event, in_role, names, saying, send, with_header};
 use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
 };
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 /// The Idempotency-Key behind the reservation of the event files.
 const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
 /// The failed confirmation of the event files: of that reservation and `pay_123`.
-const ID: &str = "fc_bpr6tq6lc7ifa7dpc4vfvgiboyv7hzlu6szz6ol4dggonvz5teea";
+const ID: &str = "fc_tnqasma42g6deyrnhohtjhw5p2bpilehf5uxhenojrkzar4y2gxa";
 /// When a hold made at `NOW` is over.
 const LATE: Timestamp = NOW.plus_seconds(600);
 
@@ -142,7 +143,7 @@ async fn every_event_file_is_answered_with_its_success() {
             "redrive-failed-confirmations" => {
                 shop.wire.send_message(FAILED, &shop.message("pay_124", None));
                 let answer = shop.send(event).await;
-                assert_eq!((answer.status, &answer.body), (202, &json!({ "retried": 1, "more": false })));
+                assert_eq!((answer.status, &answer.body), (202, &json!({ "retried": 1, "next_cursor": null })));
             }
             "retry-failed-confirmation" => {
                 assert_eq!(shop.listed("").await.len(), 1);
@@ -281,7 +282,7 @@ async fn what_is_settled_stays_settled() {
     assert_eq!(shop.listed("resolved").await[0]["note"], "x".repeat(1_000));
     assert!(shop.wire.messages(CONFIRMATIONS).is_empty());
     let answer = shop.send(event("admin/redrive-failed-confirmations")).await;
-    assert_eq!(answer.body, json!({ "retried": 0, "more": false }));
+    assert_eq!(answer.body, json!({ "retried": 0, "next_cursor": null }));
 
     for id in ["fc_x", "FAILED", "..%2F", &ID.to_uppercase(), &format!("fc_{}", "a".repeat(52))] {
         let answer = shop.resolve(id, json!("note")).await;
@@ -317,25 +318,191 @@ async fn nobody_is_told_to_refund_what_has_become_an_order() {
 }
 
 #[tokio::test]
-async fn redrive_sends_once_what_got_no_answer_and_leaves_the_rest_to_a_person() {
+async fn redrive_sends_once_what_got_no_answer_leaves_the_rest_to_a_person_and_never_starts_over() {
     let shop = shop().await;
     shop.wire.send_message(FAILED, "not JSON");
-    for n in 0..101 {
+    for n in 0..130 {
         shop.refund_is_owed(&format!("refused_{n}"));
         shop.wire.send_message(FAILED, &shop.message(&format!("unanswered_{n}"), None));
     }
-    // What is left to a person fills more than a page, and hides nothing behind it.
-    for _ in 0..3 {
-        assert_eq!(shop.send(event("admin/redrive-failed-confirmations")).await.status, 202);
+    // An intake has its bound, and each answer says where the next request goes on.
+    assert!(!shop.listed("open").await.is_empty());
+    let redrive = |query: String| asking(event("admin/redrive-failed-confirmations"), &query);
+    let (mut query, mut retried, mut pages) = (String::new(), Vec::new(), Vec::new());
+    loop {
+        shop.wire.take_calls();
+        let answer = shop.send(redrive(query)).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        retried.push(answer.body["retried"].as_u64().unwrap());
+        let calls = shop.wire.take_calls();
+        let starts = calls
+            .iter()
+            .filter(|call| call.operation == "Query")
+            .map(|call| call.request["ExclusiveStartKey"].to_string());
+        pages.extend(starts);
+        let Some(next) = answer.body["next_cursor"].as_str() else { break };
+        query = format!("cursor={next}");
+        assert!(retried.len() < 10, "it comes to no end: {retried:?}");
     }
+    assert_eq!(retried.iter().sum::<u64>(), 130, "{retried:?}");
+    assert!(retried.len() > 1 && retried.iter().all(|&retried| retried < 125), "{retried:?}");
+    let read = pages.len();
+    pages.sort_unstable();
+    pages.dedup();
+    assert_eq!(pages.len(), read, "no page is read twice");
     let mut sent = shop.wire.messages(CONFIRMATIONS);
-    assert_eq!(sent.len(), 101);
     sent.sort_unstable();
     sent.dedup();
-    assert_eq!(sent.len(), 101);
+    assert_eq!(sent.len(), 130);
     assert!(sent.iter().all(|message| message.contains("unanswered_")));
     let answer = shop.send(event("admin/redrive-failed-confirmations")).await;
-    assert_eq!(answer.body, json!({ "retried": 0, "more": false }));
+    assert_eq!((answer.status, &answer.body["retried"]), (202, &json!(0)));
+    for wrong in ["cursor=x", "cursor=", "limit=1"] {
+        shop.send(redrive(wrong.to_owned())).await.problem(400, "invalid_request");
+    }
+}
+
+#[tokio::test]
+async fn what_is_settled_costs_the_list_of_open_ones_nothing() {
+    let shop = shop().await;
+    for n in 0..60 {
+        shop.refund_is_owed(&format!("settled_{n}"));
+    }
+    let mut event = event("admin/list-failed-confirmations");
+    event["rawQueryString"] = "state=open&limit=100".into();
+    let settled = shop.send(event.clone()).await.body["items"].as_array().unwrap().clone();
+    assert_eq!(settled.len(), 60);
+    for failed in settled {
+        assert_eq!(shop.resolve(failed["id"].as_str().unwrap(), json!("refunded")).await.status, 200);
+    }
+    shop.refund_is_owed("open");
+    event["rawQueryString"] = "state=open&limit=1".into();
+    shop.wire.take_calls();
+    let answer = shop.send(event).await;
+    assert_eq!(answer.body["items"][0]["payment_reference"], "open");
+    let queries = shop.wire.take_calls().into_iter().filter(|call| call.operation == "Query").count();
+    assert!(queries <= 2, "{queries} queries for one open failed confirmation");
+}
+
+#[tokio::test]
+async fn a_retry_lifts_the_refusal_and_nothing_else_does() {
+    let shop = shop().await;
+    let (held, paid) = (&shop.held, payment("pay_123"));
+    let store = store(&shop.wire, 5);
+    let confirm = async || {
+        let (id, customer) = (&held.reservation_id, &held.customer);
+        store.confirm(id, customer, Some(&paid), LATE, LATE.plus_seconds(1), soon()).await
+    };
+    let refused = |answer| matches!(answer, Err(Error::Refused(Refusal::RefundRequired)));
+    // Over, and all 100 tees are another's.
+    shop.hands.set(LATE);
+    store.release_overdue(LATE, soon()).await.unwrap();
+    let bobs = reserve(&store, &basket("bob", "k", &[("tee-black", 100)]), LATE).await.unwrap().reservation;
+    assert!(refused(confirm().await));
+    shop.refund_is_owed("pay_123");
+    // They are free again, and the payment is owed back all the same: the customer may have been told so.
+    store.cancel(&bobs.reservation_id, &bobs.customer, LATE, soon()).await.unwrap();
+    assert!(refused(confirm().await));
+    assert_eq!(shop.listed("open").await.len(), 1);
+    shop.send(event("admin/redrive-failed-confirmations")).await;
+    assert!(refused(confirm().await), "a redrive is for those that got no answer");
+    let answer = shop.send(event("admin/retry-failed-confirmation")).await;
+    assert_eq!((answer.status, &answer.body["state"]), (202, &json!("retrying")));
+    assert_eq!(shop.wire.messages(CONFIRMATIONS), [shop.message("pay_123", None)]);
+    assert!(confirm().await.unwrap().confirmed_late);
+    // Whoever looks at it learns that it is an order.
+    assert_eq!(shop.listed("retrying").await.len(), 0);
+    assert_eq!(shop.listed("confirmed").await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_the_table_does_not_take_keeps_no_other_from_it() {
+    let shop = shop().await;
+    for n in 0..12 {
+        shop.refund_is_owed(&format!("pay_{n}"));
+    }
+    shop.wire.script(|call| {
+        let poison = call.operation == "UpdateItem" && call.request.to_string().contains("\"pay_4\"");
+        poison.then_some(Fault::AccessDenied)
+    });
+    shop.send(event("admin/list-failed-confirmations")).await.problem(500, "internal_error");
+    let left = shop.wire.messages(FAILED);
+    assert_eq!(left.iter().filter(|body| body.contains("\"pay_4\"")).count(), 1);
+    assert!(left.len() <= 3, "the nine beside it were taken in: {left:?}");
+    shop.wire.mend();
+    shop.wire.show_messages();
+    assert_eq!(shop.listed("open").await.len(), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_hangs_leaves_time_for_an_answer() {
+    let shop = shop().await;
+    shop.wire.fail_all(&["ReceiveMessage"], Fault::Silence);
+    let started = tokio::time::Instant::now();
+    shop.send(event("admin/list-failed-confirmations")).await.problem(503, "unavailable");
+    assert!(started.elapsed().as_secs() < 8, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_product_counts_each_customers_units_unless_it_says_that_there_is_never_a_limit() {
+    let shop = shop().await;
+    let create = async |id: &str, more: Value| {
+        let mut body = json!({ "product_id": id, "name": "x", "price_minor": 1, "currency": "EUR", "total": 1 });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        shop.send(saying(event("admin/create-product"), body)).await
+    };
+    let change = async |id: &str, body: Value| {
+        shop.send(saying(at(event("admin/change-product"), "PATCH", &format!("/admin/products/{id}")), body)).await
+    };
+    for (id, more, limit, counts) in [
+        ("absent", json!({}), Value::Null, true),
+        ("null", json!({ "max_per_customer": null }), Value::Null, false),
+        ("three", json!({ "max_per_customer": 3 }), json!(3), true),
+    ] {
+        let made = create(id, more).await;
+        let shown = (made.status, &made.body["max_per_customer"], &made.body["counts_per_customer"]);
+        assert_eq!(shown, (201, &limit, &json!(counts)), "{id}");
+        let limited = change(id, json!({ "version": 1, "max_per_customer": 2 })).await;
+        if counts {
+            assert_eq!((limited.status, &limited.body["max_per_customer"]), (200, &json!(2)), "{id}");
+            let unlimited = change(id, json!({ "version": 2, "max_per_customer": null })).await;
+            assert_eq!((unlimited.status, &unlimited.body["counts_per_customer"]), (200, &json!(true)), "{id}");
+        } else {
+            assert_eq!((limited.status, &limited.body["field"]), (400, &json!("max_per_customer")), "{id}");
+            // To say again what is so changes nothing.
+            let same = change(id, json!({ "version": 1, "max_per_customer": null })).await;
+            assert_eq!((same.status, &same.body["counts_per_customer"]), (200, &json!(false)), "{id}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_product_says_how_late_a_payment_may_be() {
+    let shop = shop().await;
+    for (id, given, shown) in
+        [("day", Value::Null, 86_400), ("never", json!(0), 0), ("month", json!(2_592_000), 2_592_000)]
+    {
+        let mut body = json!({ "product_id": id, "name": "x", "price_minor": 1, "currency": "EUR", "total": 1 });
+        if !given.is_null() {
+            body["late_payment_seconds"] = given;
+        }
+        let made = shop.send(saying(event("admin/create-product"), body)).await;
+        assert_eq!((made.status, &made.body["late_payment_seconds"]), (201, &json!(shown)), "{id}");
+        let change = at(event("admin/change-product"), "PATCH", &format!("/admin/products/{id}"));
+        let changed = shop.send(saying(change, json!({ "version": 1, "late_payment_seconds": 60 }))).await;
+        assert_eq!((changed.status, &changed.body["late_payment_seconds"]), (200, &json!(60)), "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_price_says_how_many_decimals_it_has() {
+    let shop = shop().await;
+    for (currency, exponent) in [("JPY", 0), ("EUR", 2), ("KWD", 3), ("CLF", 4)] {
+        let body =
+            json!({ "product_id": currency, "name": "x", "price_minor": 2_500, "currency": currency, "total": 1 });
+        let made = shop.send(saying(event("admin/create-product"), body)).await;
+        assert_eq!((made.status, &made.body["currency_exponent"]), (201, &json!(exponent)), "{currency}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -344,6 +511,17 @@ async fn what_cannot_be_asked_is_a_problem() {
     let create = || event("admin/create-product");
     let change = |body: Value| saying(event("admin/change-product"), body);
     let adjust = |body: Value| saying(event("admin/adjust-stock"), body);
+    let product = |changes: Value| {
+        let mut body = json!({ "product_id": "new", "name": "New", "price_minor": 1, "currency": "EUR", "total": 1 });
+        body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        saying(create(), body)
+    };
+    let unknown = shop.send(product(json!({ "currency": "XYZ" }))).await;
+    assert_eq!(unknown.body["field"], "currency");
+    for name in names("admin") {
+        let with = shop.send(asking(event(&format!("admin/{name}")), "utm_source=x")).await;
+        with.problem(400, "invalid_request");
+    }
     for (what, event, status, code) in [
         ("no such route", at(create(), "GET", "/admin/nowhere"), 404, "route_not_found"),
         ("no such method", at(create(), "DELETE", "/admin/products"), 405, "method_not_allowed"),
@@ -351,6 +529,27 @@ async fn what_cannot_be_asked_is_a_problem() {
         ("not UTF-8", at(adjust(json!({})), "POST", "/admin/products/%FF/stock"), 404, "route_not_found"),
         ("there already", create(), 409, "product_exists"),
         ("no id", saying(create(), "{}"), 400, "invalid_request"),
+        ("a name of blanks", product(json!({ "name": "   " })), 400, "invalid_request"),
+        ("a name of what does not show", product(json!({ "name": "\u{3000}\u{200b}" })), 400, "invalid_request"),
+        ("no currency that there is", product(json!({ "currency": "XYZ" })), 400, "invalid_request"),
+        ("no currency any more", product(json!({ "currency": "HRK" })), 400, "invalid_request"),
+        ("no currency but gold", product(json!({ "currency": "XAU" })), 400, "invalid_request"),
+        ("a currency in small letters", product(json!({ "currency": "eur" })), 400, "invalid_request"),
+        ("a late payment past 30 days", product(json!({ "late_payment_seconds": 2_592_001 })), 400, "invalid_request"),
+        (
+            "a change to a late payment past 30 days",
+            change(json!({ "version": 1, "late_payment_seconds": 2_592_001 })),
+            400,
+            "invalid_request",
+        ),
+        ("a change to a name of blanks", change(json!({ "version": 1, "name": " " })), 400, "invalid_request"),
+        ("a reason of blanks", adjust(json!({ "delta": 1, "reason": " " })), 400, "invalid_request"),
+        (
+            "a reference of blanks",
+            adjust(json!({ "delta": 1, "reason": "x", "reference": "\u{2003}" })),
+            400,
+            "invalid_request",
+        ),
         ("an old version", change(json!({ "version": 7, "price_minor": 1 })), 409, "version_mismatch"),
         ("a field that is set once", change(json!({ "version": 1, "shards": 2 })), 400, "invalid_request"),
         ("more than is free", adjust(json!({ "delta": -99, "reason": "lost" })), 409, "insufficient_stock"),
@@ -436,8 +635,8 @@ async fn what_takes_no_key_changes_nothing_when_it_is_repeated() {
     // A confirmation that is sent twice is confirmed once: `confirm` sees to that.
     shop.wire.send_message(FAILED, &shop.message("pay_123", None));
     let redrive = async || shop.send(event("admin/redrive-failed-confirmations")).await.body;
-    assert_eq!(redrive().await, json!({ "retried": 1, "more": false }));
-    assert_eq!(redrive().await, json!({ "retried": 0, "more": false }));
+    assert_eq!(redrive().await, json!({ "retried": 1, "next_cursor": null }));
+    assert_eq!(redrive().await, json!({ "retried": 0, "next_cursor": null }));
     let retried = shop.send(event("admin/retry-failed-confirmation")).await;
     let again = shop.send(event("admin/retry-failed-confirmation")).await;
     assert_eq!((retried.status, again.status, &again.body), (202, 202, &retried.body));

@@ -16,7 +16,8 @@ use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_domain::ProductId;
 use holdfast_http::{List, ListQuery, Problem, ProductView, Query, cached, path_id, schema};
 use holdfast_store::{Deadline, Store};
-use utoipa::OpenApi;
+use serde::Deserialize;
+use utoipa::{IntoParams, OpenApi};
 
 /// What the function needs.
 #[derive(Debug)]
@@ -40,12 +41,23 @@ pub fn router(app: App) -> Router {
 /// Stock moves all the time: a copy is good for a second, as what the store remembers for us is.
 const CACHE_SECONDS: u64 = 1;
 
+/// [`ListQuery`] but that it ignores every other parameter, as all that is public does.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListProducts {
+    /// The most items of the page. 50 unless given.
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<u32>,
+    #[param(value_type = Option<schema::Cursor>)]
+    cursor: Option<String>,
+}
+
 /// List products
 ///
 /// All products, by id.
 #[utoipa::path(
     get, path = "/products", operation_id = "listProducts", tag = "Products",
-    params(ListQuery, ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a copy.")),
+    params(ListProducts, ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a copy.")),
     responses(
         (status = 200, description = "A page of products.", body = List<ProductView>, headers(
             ("ETag" = String, description = "Names this very answer."),
@@ -57,8 +69,9 @@ const CACHE_SECONDS: u64 = 1;
 async fn list(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
-    Query(query): Query<ListQuery>,
+    Query(ListProducts { limit, cursor }): Query<ListProducts>,
 ) -> Result<Response, Problem> {
+    let query = ListQuery::new(limit, cursor);
     let deadline = Deadline::after(REQUEST_BUDGET);
     let page = app.store.products_lately(query.limit()?, query.cursor()?, deadline).await?;
     cached(&headers, CACHE_SECONDS, &List::of(page, |(product, stock)| ProductView::new(product, stock)))

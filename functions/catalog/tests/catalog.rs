@@ -82,8 +82,24 @@ async fn a_list_comes_in_pages() {
     let second = shop.send(asking(event("catalog/list"), &format!("limit=100&cursor={cursor}"))).await;
     assert_eq!(second.body["items"][0]["product_id"], "tee-black");
     assert_eq!(second.body["next_cursor"], Value::Null);
-    for wrong in ["limit=0", "limit=101", "limit=x", "cursor=x", "status=held"] {
+    for wrong in ["limit=0", "limit=101", "limit=x", "cursor=x", "limit=1&limit=2"] {
         shop.send(asking(event("catalog/list"), wrong)).await.problem(400, "invalid_request");
+    }
+}
+
+/// Whoever passes a link on may have put something behind it.
+#[tokio::test]
+async fn parameters_that_nothing_public_knows_are_ignored() {
+    let shop = shop().await;
+    let query = "utm_source=x&_=1&utm_source=y&status=held";
+    for name in names("catalog") {
+        let event = event(&format!("catalog/{name}"));
+        let (plain, with) = (shop.send(event.clone()).await, shop.send(asking(event, query)).await);
+        assert_eq!((with.status, &with.body), (200, &plain.body), "{name}");
+    }
+    for path in ["/openapi.json", "/docs", "/docs/page.js"] {
+        let answer = shop.send(asking(at(event("catalog/list"), "GET", path), query)).await;
+        assert_eq!(answer.status, 200, "{path}");
     }
 }
 

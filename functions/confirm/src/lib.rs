@@ -13,9 +13,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json as Answer, Router};
 use futures_util::future::join_all;
+use holdfast_aws::Unanswered;
 use holdfast_aws::clock::Clock;
-use holdfast_aws::queues::{Confirmation, Queues};
-use holdfast_domain::{CustomerId, PaymentReference, Refusal, ReservationId};
+use holdfast_aws::config::REQUEST_BUDGET;
+use holdfast_aws::queues::{Confirmation, Queues, retry_delay};
+use holdfast_domain::{CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Timestamp};
 use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, path_id, schema};
 use holdfast_store::{Deadline, Error, Store};
 use lambda_http::LambdaEvent;
@@ -23,9 +25,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
 
-/// How long the table may take. The rest of the request's budget is for the queue, which takes what the table does
-/// not.
+/// How long the table may take, for all that one request, or all messages of one batch together, have to do there. The
+/// rest of the request's budget is for the queue, which takes what the table does not.
 const TABLE_BUDGET: Duration = Duration::from_secs(4);
+/// How long a batch may take until each of its messages is done or has failed. The function's timeout in
+/// `template.yaml` is 10 s: one that ran into it would cost every message of the batch a try.
+const BATCH_BUDGET: Duration = Duration::from_secs(8);
+/// How long it may take after that to say when each message that failed comes back.
+const DELAY_BUDGET: Duration = Duration::from_secs(1);
 
 /// What the function needs.
 #[derive(Debug)]
@@ -90,7 +97,7 @@ struct Queued<'a> {
 /// Makes an order of the hold. Repeating it with the same payment is harmless.
 ///
 /// A payment that comes after the hold's time is honoured where enough units are free (`confirmed_late`). A payment that
-/// can buy nothing is recorded for a refund before it is refused.
+/// can buy nothing is recorded for a refund before it is refused, also where there is no such reservation (any more).
 #[utoipa::path(
     post, path = "/reservations/{reservation_id}/confirm", operation_id = "confirmReservation", tag = "Reservations",
     params(("reservation_id" = schema::ReservationId, Path)),
@@ -111,6 +118,7 @@ async fn confirm(
     Path(id): Path<String>,
     Json(body): Json<Confirm>,
 ) -> Result<Response, Problem> {
+    let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(REQUEST_BUDGET));
     let id: ReservationId = path_id(id, "reservation_not_found")?;
     about_reservation(&id);
     let now = app.clock.now();
@@ -121,83 +129,129 @@ async fn confirm(
         requested_at_ms: now,
         reason: None,
     };
-    match app.carry_out(&confirmation).await {
+    match app.confirm_now(&confirmation, table).await {
         Ok(reservation) => Ok(Answer(ReservationView::new(reservation, now)).into_response()),
         Err(Error::Refused(refusal)) => {
-            app.record_refund(&confirmation, &refusal).await?;
+            app.record_refund(&confirmation, &refusal, whole).await?;
             Err(refusal.into())
         }
         Err(Error::Invalid(invalid)) => Err(invalid.into()),
         Err(error @ (Error::Unavailable { .. } | Error::Internal { .. })) => {
             // The table does not answer, or answers nonsense: the queue takes the confirmation, or nobody has.
             tracing::warn!(%error, "confirmation goes to the queue");
-            app.queues.send_confirmation(&confirmation).await?;
+            app.queues.send_confirmation(&confirmation, whole).await?;
             let queued = Queued { reservation_id: &confirmation.reservation_id, status: "queued" };
             Ok((StatusCode::ACCEPTED, Answer(queued)).into_response())
         }
     }
 }
 
-/// Confirms what the queue delivers. Each message stands for itself: what fails is named, and comes again.
+/// Why a message stays in the queue.
+#[derive(Debug, thiserror::Error)]
+enum NotDone {
+    #[error(transparent)]
+    Table(#[from] Error),
+    #[error(transparent)]
+    Queue(#[from] Unanswered),
+}
+
+/// Confirms what the queue delivers. Each message is for itself: what fails is named, and comes again after a while
+/// that grows with its tries.
 async fn confirm_batch(app: &App, batch: SqsEvent) -> Result<SqsBatchResponse, lambda_http::Error> {
-    let outcomes = join_all(batch.records.iter().map(|message| confirm_message(app, message))).await;
-    let mut response = SqsBatchResponse::default();
+    let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(BATCH_BUDGET));
+    // Together, so that one that is slow does not use up the time of the others.
+    let outcomes = join_all(batch.records.iter().map(|message| confirm_message(app, message, table, whole))).await;
+    let mut failed = Vec::new();
     for (message, outcome) in batch.records.iter().zip(outcomes) {
         let Err(error) = outcome else { continue };
-        let message_id = message.message_id.clone();
-        tracing::error!(message_id, error, "confirmation stays in the queue");
-        response.add_failure(message_id.ok_or("a message without an id failed")?);
+        tracing::error!(message_id = message.message_id, %error, "confirmation stays in the queue");
+        failed.push(message);
+    }
+    let deadline = Deadline::after(DELAY_BUDGET);
+    join_all(failed.iter().map(|message| delay(app, message, deadline))).await;
+    let mut response = SqsBatchResponse::default();
+    for message in failed {
+        response.add_failure(message.message_id.clone().ok_or("a message without an id failed")?);
     }
     Ok(response)
 }
 
-async fn confirm_message(app: &App, message: &SqsMessage) -> Result<(), String> {
+async fn confirm_message(app: &App, message: &SqsMessage, table: Deadline, whole: Deadline) -> Result<(), NotDone> {
     let body = message.body.as_deref().unwrap_or_default();
-    // A message that cannot be read fails like any other, and reaches the dead-letter queue by using up its tries.
-    let confirmation: Confirmation = serde_json::from_str(body)
-        // Where, not what: serde's own text quotes the value, and that may be a payment.
-        .map_err(|error| format!("unreadable at line {} column {}", error.line(), error.column()))?;
+    let confirmation: Confirmation = match serde_json::from_str(body) {
+        Ok(confirmation) => confirmation,
+        Err(error) => {
+            // Where, not what: serde's own text quotes the value, and that may be a payment.
+            let (line, column) = (error.line(), error.column());
+            tracing::error!(message_id = message.message_id, line, column, "a message that cannot be read");
+            // No try will read it: it is a person's at once.
+            return Ok(app.queues.send_unreadable(body, whole).await?);
+        }
+    };
     let reservation_id = confirmation.reservation_id.as_str();
-    match app.carry_out(&confirmation).await {
+    match app.carry_out(&confirmation, app.clock.now(), table).await {
         Ok(_) => {
             tracing::info!(reservation_id, "confirmed from the queue");
-            app.settle(&confirmation).await.map_err(|error| error.to_string())
+            Ok(app.settle(&confirmation, table).await?)
         }
-        Err(Error::Refused(Refusal::ReservationNotFound)) => Err("there is no such reservation".to_owned()),
         Err(Error::Refused(refusal)) => {
             let code = refusal.code();
             tracing::warn!(reservation_id, code, "queued confirmation refused");
             // Paid or not, somebody was told that it is on its way: a person has to see that it is not.
-            app.queues.send_failed(&confirmation, code).await.map_err(|error| error.to_string())
+            Ok(app.queues.send_failed(&confirmation, code, whole).await?)
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Says when a message that failed comes back. Where nobody hears it, the queue's own timeout counts.
+async fn delay(app: &App, message: &SqsMessage, deadline: Deadline) {
+    let (id, receives) = (message.message_id.as_deref(), message.attributes.get("ApproximateReceiveCount"));
+    let receives = receives.and_then(|count| count.parse().ok()).unwrap_or(1);
+    let receipt = message.receipt_handle.as_deref().unwrap_or_default();
+    if let Err(error) = app.queues.delay(receipt, retry_delay(receives), deadline).await {
+        tracing::warn!(message_id = id, receives, %error, "the message comes back after the queue's own timeout");
     }
 }
 
 impl App {
-    async fn carry_out(&self, confirmation: &Confirmation) -> Result<holdfast_domain::Reservation, Error> {
-        let Confirmation { reservation_id, customer, payment_reference, requested_at_ms, reason: _ } = confirmation;
-        let (now, deadline) = (self.clock.now(), Deadline::after(TABLE_BUDGET));
-        let payment = payment_reference.as_ref();
-        let order = self.store.confirm(reservation_id, customer, payment, *requested_at_ms, now, deadline).await?;
+    /// Confirms for somebody who waits for the answer.
+    async fn confirm_now(&self, confirmation: &Confirmation, table: Deadline) -> Result<Reservation, Error> {
+        // It is carried out when it is accepted: no queue lies between.
+        let order = self.carry_out(confirmation, confirmation.requested_at_ms, table).await?;
         if order.confirmed_late {
-            // An earlier try may stand there as a refund that is owed: it is not any more.
-            self.settle(confirmation).await?;
+            // An earlier try may be written down as a refund that is owed: it is not any more.
+            self.settle(confirmation, table).await?;
         }
         Ok(order)
     }
 
+    async fn carry_out(
+        &self,
+        confirmation: &Confirmation,
+        now: Timestamp,
+        table: Deadline,
+    ) -> Result<Reservation, Error> {
+        let Confirmation { reservation_id, customer, payment_reference, requested_at_ms, reason: _ } = confirmation;
+        self.store.confirm(reservation_id, customer, payment_reference.as_ref(), *requested_at_ms, now, table).await
+    }
+
     /// Settles the failed confirmation of this payment, if there is one.
-    async fn settle(&self, confirmation: &Confirmation) -> Result<(), Error> {
+    async fn settle(&self, confirmation: &Confirmation, table: Deadline) -> Result<(), Error> {
         let Confirmation { reservation_id, customer, payment_reference, .. } = confirmation;
-        let (payment, deadline) = (payment_reference.as_ref(), Deadline::after(TABLE_BUDGET));
-        self.store.settle_as_confirmed(reservation_id, customer, payment, self.clock.now(), deadline).await
+        let (payment, now) = (payment_reference.as_ref(), self.clock.now());
+        self.store.settle_as_confirmed(reservation_id, customer, payment, now, table).await
     }
 
     /// Writes down a payment that must be given back, before anybody is told so.
-    async fn record_refund(&self, confirmation: &Confirmation, refusal: &Refusal) -> Result<(), Problem> {
+    async fn record_refund(
+        &self,
+        confirmation: &Confirmation,
+        refusal: &Refusal,
+        whole: Deadline,
+    ) -> Result<(), Unanswered> {
         if refusal.owes_refund() && confirmation.payment_reference.is_some() {
-            self.queues.send_failed(confirmation, refusal.code()).await?;
+            self.queues.send_failed(confirmation, refusal.code(), whole).await?;
         }
         Ok(())
     }

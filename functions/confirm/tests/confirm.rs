@@ -2,21 +2,25 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use confirm::{App, handle, router};
 use holdfast_aws::queues::Confirmation;
-use holdfast_domain::{PaymentReference, RateLimit, Reservation, Status, Timestamp};
+use holdfast_domain::{Clock, PaymentReference, RateLimit, Reservation, Status, Timestamp};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
+use holdfast_store::Failure;
 use holdfast_testkit::event::{Answer, at, by, event, in_role, names, saying, with_header};
 use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, customer, payment, product, queues, reserve, soon, stocked,
     store, table,
 };
 use holdfast_testkit::log::Log;
-use holdfast_testkit::wire::{Fault, Wire};
+use holdfast_testkit::wire::{Call, Fault, Wire};
 use lambda_runtime::{Context, Error, LambdaEvent};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 /// When a hold made at `NOW` is over.
 const LATE: Timestamp = NOW.plus_seconds(600);
@@ -128,9 +132,9 @@ async fn every_event_file_is_answered_with_its_success() {
                 assert_eq!(books(&shop.wire).await["tee-black"].sold, 2);
             }
             "queue-poison" => {
-                let poison = event["Records"][1]["messageId"].clone();
-                let answer = shop.call(event).await.unwrap();
-                assert_eq!(answer, json!({ "batchItemFailures": [{ "itemIdentifier": poison }] }));
+                let poison = event["Records"][1]["body"].clone();
+                assert_eq!(shop.call(event).await.unwrap(), json!({ "batchItemFailures": [] }));
+                assert_eq!(json!(shop.wire.messages(FAILED)), json!([poison]));
             }
             other => panic!("events/confirm/{other}.json has no test"),
         }
@@ -236,23 +240,223 @@ async fn where_nothing_was_paid_nothing_is_written_down() {
 }
 
 #[tokio::test]
-async fn of_a_batch_exactly_the_bad_ones_stay_in_the_queue() {
+async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let nobodys =
         Reservation { reservation_id: basket("alice", "never", &[("tee-black", 1)]).reservation_id, ..held.clone() };
     let strangers = Reservation { customer: customer("mallory"), ..held.clone() };
+    let malformed = message(&held, None).replace("rsv_", "rsv-");
     let bodies = [
         "not JSON".to_owned(),
         message(&nobodys, Some(payment("pay_1"))),
         message(&held, Some(payment("pay_123"))),
         "{}".to_owned(),
+        // SQS neither delivers nor takes an empty message.
         String::new(),
         message(&strangers, Some(payment("pay_2"))),
-        message(&held, None).replace("rsv_", "rsv-"),
+        malformed.clone(),
+        message(&nobodys, None),
     ];
-    assert_eq!(shop.batch(&bodies).await, ["m0", "m1", "m3", "m4", "m5", "m6"]);
+    assert_eq!(shop.batch(&bodies).await, ["m4"]);
     assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")));
+    let (mut unreadable, mut refused) = (Vec::new(), Vec::new());
+    for body in shop.wire.messages(FAILED) {
+        match serde_json::from_str::<Confirmation>(&body) {
+            Ok(confirmation) => {
+                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, confirmation.reason))
+            }
+            Err(_) => unreadable.push(body),
+        }
+    }
+    assert_eq!(unreadable, ["not JSON", "{}", &malformed], "as they came");
+    let not_found = || Some("reservation_not_found".to_owned());
+    refused.sort_by_key(|(customer, payment, _)| (customer.clone(), payment.is_some()));
+    assert_eq!(
+        refused,
+        [
+            ("alice".to_owned(), None, not_found()),
+            ("alice".to_owned(), Some(payment("pay_1")), not_found()),
+            ("mallory".to_owned(), Some(payment("pay_2")), not_found()),
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_stays_while_the_dead_letter_queue_is_away() {
+    let shop = shop().await;
+    for fault in [Fault::LostBefore, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
+        shop.wire.fail_all(&["SendMessage"], fault);
+        assert_eq!(shop.batch(&["not JSON".to_owned()]).await, ["m0"], "{fault:?}");
+    }
+    shop.wire.mend();
+    assert!(shop.batch(&["not JSON".to_owned()]).await.is_empty());
+    assert_eq!(shop.wire.messages(FAILED), ["not JSON"]);
+}
+
+/// The delays that were set, each by the receipt that it was set for.
+fn delays(shop: &Shop) -> Vec<(String, u64)> {
+    let calls = shop.wire.take_calls().into_iter().filter(|call| call.operation == "ChangeMessageVisibility");
+    let delay = |call: Call| {
+        assert_eq!(call.request["QueueUrl"], CONFIRMATIONS);
+        (
+            call.request["ReceiptHandle"].as_str().unwrap().to_owned(),
+            call.request["VisibilityTimeout"].as_u64().unwrap(),
+        )
+    };
+    let mut delays: Vec<_> = calls.map(delay).collect();
+    delays.sort();
+    delays
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_fails_stays_away_longer_each_time_and_no_other_does() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let paid = message(&held, Some(payment("pay_123")));
+    let counts =
+        [json!("1"), json!("2"), json!("3"), json!("4"), json!("5"), json!("6"), json!("29"), json!(null), json!("?")];
+    let seconds = [30, 60, 120, 240, 480, 900, 900, 30, 30];
+    let mut event = batch(&vec![paid.clone(); counts.len()]);
+    for (n, (record, count)) in event["Records"].as_array_mut().unwrap().iter_mut().zip(counts).enumerate() {
+        record["receiptHandle"] = format!("r{n}").into();
+        record["attributes"].as_object_mut().unwrap().remove("ApproximateReceiveCount");
+        if !count.is_null() {
+            record["attributes"]["ApproximateReceiveCount"] = count;
+        }
+    }
+    shop.wire.fail_all(WRITES, Fault::LostBefore);
+    let answer = shop.call(event.clone()).await.unwrap();
+    assert_eq!(answer["batchItemFailures"].as_array().unwrap().len(), seconds.len());
+    let expected: Vec<_> = seconds.iter().enumerate().map(|(n, seconds)| (format!("r{n}"), *seconds)).collect();
+    assert_eq!(delays(&shop), expected);
+    // What is done, and what is a person's, does not come back: nobody asks when.
+    shop.wire.mend();
+    event["Records"][0]["body"] = "not JSON".into();
+    assert_eq!(shop.call(event).await.unwrap(), json!({ "batchItemFailures": [] }));
+    assert_eq!(delays(&shop), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_that_cannot_be_set_does_no_harm() {
+    for fault in [Fault::LostBefore, Fault::LostAfter, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
+        let shop = shop().await;
+        let held = shop.hold("alice", KEY, 1).await;
+        let away =
+            Reservation { reservation_id: basket("alice", "k", &[("tee-black", 1)]).reservation_id, ..held.clone() };
+        let id = away.reservation_id.to_string();
+        shop.wire.script(move |call| match call.operation.as_str() {
+            "ChangeMessageVisibility" => Some(fault),
+            _ => call.request.to_string().contains(&id).then_some(Fault::LostBefore),
+        });
+        let bodies = [message(&away, Some(payment("pay_1"))), message(&held, Some(payment("pay_123")))];
+        assert_eq!(shop.batch(&bodies).await, ["m0"], "{fault:?}");
+        assert_eq!(shop.stored(&held).await.status, Status::Confirmed, "{fault:?}");
+    }
+}
+
+/// The function's timeout in `template.yaml`.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_ends_before_the_functions_time_whatever_is_slow_and_nothing_slow_costs_the_others_a_try() {
+    let shop = shop().await;
+    let (held, slow) = (shop.hold("alice", KEY, 1).await, shop.hold("alice", "slow", 1).await);
+    let refused = shop.hold("alice", "refused", 1).await;
+    store(&shop.wire, 3).cancel(&refused.reservation_id, &refused.customer, NOW, soon()).await.unwrap();
+    let bodies = [
+        message(&slow, Some(payment("pay_1"))),
+        message(&held, Some(payment("pay_123"))),
+        message(&refused, Some(payment("pay_2"))),
+        "not JSON".to_owned(),
+    ];
+    // The table for one of them, and the whole of SQS: each of these alone takes all the time that it is given.
+    let id = slow.reservation_id.to_string();
+    shop.wire.script(move |call| {
+        let sqs = ["SendMessage", "ChangeMessageVisibility"].contains(&call.operation.as_str());
+        (sqs || call.request.to_string().contains(&id)).then_some(Fault::Silence)
+    });
+    let started = Instant::now();
+    assert_eq!(shop.batch(&bodies).await, ["m0", "m2", "m3"]);
+    assert!(started.elapsed() + Duration::from_millis(500) < TIMEOUT, "{:?}", started.elapsed());
+    assert_eq!(shop.stored(&held).await.status, Status::Confirmed);
+    // Everything for all of them.
+    shop.wire.script(|_| Some(Fault::Silence));
+    let started = Instant::now();
+    assert_eq!(shop.batch(&bodies).await, ["m0", "m1", "m2", "m3"]);
+    assert!(started.elapsed() + Duration::from_millis(500) < TIMEOUT, "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_answered_in_time_whatever_is_slow() {
+    const DYNAMODB: &[&str] =
+        &["GetItem", "BatchGetItem", "Query", "UpdateItem", "TransactGetItems", "TransactWriteItems"];
+    for sqs_too in [false, true] {
+        let shop = shop().await;
+        let held = shop.hold("alice", KEY, 1).await;
+        shop.wire
+            .script(move |call| (sqs_too || DYNAMODB.contains(&call.operation.as_str())).then_some(Fault::Silence));
+        let started = Instant::now();
+        let answer = shop.pay(&held, "pay_123").await;
+        // A second of these ten is the limiter's, which comes first.
+        assert!(started.elapsed() <= Duration::from_secs(8), "{sqs_too}: {:?}", started.elapsed());
+        if sqs_too {
+            answer.problem(503, "unavailable");
+        } else {
+            assert_eq!(answer.status, 202, "{answer:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payment_for_what_is_not_there_is_written_down_before_anybody_is_told() {
+    let shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let nobodys =
+        Reservation { reservation_id: basket("alice", "never", &[("tee-black", 1)]).reservation_id, ..held.clone() };
+    shop.wire.fail_all(&["SendMessage"], Fault::LostBefore);
+    shop.pay(&nobodys, "pay_1").await.problem(503, "unavailable");
+    shop.wire.mend();
+    shop.pay(&nobodys, "pay_1").await.problem(404, "reservation_not_found");
+    // Whoever pays for another's reservation has paid all the same.
+    shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
+    let failed = shop.queued(FAILED);
+    let said: Vec<_> = failed.iter().map(|one| (one.customer.as_str(), one.reason.as_deref().unwrap())).collect();
+    assert_eq!(said, [("alice", "reservation_not_found"), ("bob", "reservation_not_found")]);
+    assert_eq!(failed[0].payment_reference, Some(payment("pay_1")));
+    // Where nothing was paid, there is nothing to write down.
+    let path = format!("/reservations/{}/confirm", nobodys.reservation_id);
+    let unpaid = saying(at(event("confirm/confirm"), "POST", &path), "{}");
+    shop.http(unpaid).await.problem(404, "reservation_not_found");
+    assert_eq!(shop.queued(FAILED).len(), 2);
+}
+
+#[tokio::test]
+async fn what_an_admin_closed_without_a_payment_is_closed_to_the_queue_and_open_to_whoever_asks_now() {
+    let mut shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let store = store(&shop.wire, 3);
+    let failure = Failure {
+        reservation_id: Some(held.reservation_id.clone()),
+        customer: Some(held.customer.clone()),
+        payment_reference: None,
+        requested_at: Some(NOW),
+        reason: "not_confirmed".to_owned(),
+        body: message(&held, None),
+    };
+    let failed = store.record_failure(&failure, NOW, soon()).await.unwrap();
+    store.resolve_failed(&failed.id, "root", Some("nothing was paid"), NOW.plus_seconds(60), soon()).await.unwrap();
+    shop.hands.set(NOW.plus_seconds(2));
+    assert!(shop.batch(&[message(&held, None)]).await.is_empty());
+    assert_eq!(shop.queued(FAILED)[0].reason.as_deref(), Some("hold_expired"));
+    // A clock goes on while a request is served: it is one moment all the same, and no queue.
+    let ticks = AtomicI64::new(NOW.as_millis());
+    let clock = Clock::new(move || Timestamp::from_millis(ticks.fetch_add(1, Ordering::SeqCst)));
+    let app = Arc::new(App { store: self::store(&shop.wire, 1), queues: queues(&shop.wire), clock });
+    shop.router = serve(router(app.clone()), Authenticator::default());
+    shop.app = app;
+    let answer = shop.http(saying(event("confirm/confirm"), "{}")).await;
+    assert_eq!((answer.status, &answer.body["status"]), (200, &json!("confirmed")), "{answer:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,8 +486,9 @@ async fn a_failed_message_that_has_no_name_fails_the_whole_call() {
         batch
     };
     // Lambda reads an empty list of failures as success, and would delete the message.
-    assert!(shop.call(nameless("not JSON".to_owned())).await.is_err());
+    assert!(shop.call(nameless(String::new())).await.is_err());
     assert!(shop.call(nameless(message(&held, None))).await.is_ok());
+    assert!(shop.call(nameless("not JSON".to_owned())).await.is_ok());
     for neither in [json!({}), json!(null), json!([]), json!({ "Records": 1 })] {
         assert!(shop.call(neither.clone()).await.is_err(), "{neither}");
     }

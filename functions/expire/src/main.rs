@@ -10,6 +10,10 @@ use lambda_runtime::{Error, LambdaEvent, run, service_fn, tracing};
 async fn main() -> Result<(), Error> {
     tracing::init_default_subscriber();
     let environment = Environment::read()?;
-    let app = App { store: Store::new(environment.dynamodb(), table_name()?, clock::system()), clock: clock::system() };
+    let app = App {
+        store: Store::new(environment.dynamodb(), table_name()?, clock::system()),
+        failed: environment.failed_queue()?,
+        clock: clock::system(),
+    };
     run(service_fn(async |event: LambdaEvent<_>| Ok::<_, Error>(handle(&app, &event.payload).await?))).await
 }

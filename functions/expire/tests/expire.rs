@@ -3,11 +3,14 @@
 
 use expire::{App, Released, handle};
 use holdfast_domain::{Status, Timestamp};
-use holdfast_store::Error;
+use holdfast_store::{Error, FailedConfirmation, FailedState};
 use holdfast_testkit::event::{event, names};
-use holdfast_testkit::fixtures::{Hands, NOW, basket, books, product, reserve, soon, stocked, store, table};
+use holdfast_testkit::fixtures::{
+    FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
+};
 use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 /// When a hold made at `NOW` is over.
 const LATE: Timestamp = NOW.plus_seconds(600);
@@ -23,7 +26,7 @@ async fn shop() -> (Wire, Hands, App) {
     }
     let paid = basket("alice", "paid", &[("tee-black", 2)]);
     store.confirm(&paid.reservation_id, &paid.customer, None, NOW, NOW, soon()).await.unwrap();
-    let app = App { store, clock: hands.clock() };
+    let app = App { store, failed: queues(&wire).failed().clone(), clock: hands.clock() };
     (wire, hands, app)
 }
 
@@ -70,7 +73,7 @@ async fn whatever_the_event_says_what_is_overdue_is_released_and_nothing_else() 
 #[tokio::test]
 async fn two_at_once_release_once() {
     let (wire, hands, app) = shop().await;
-    let other = App { store: store(&wire, 2), clock: hands.clock() };
+    let other = App { store: store(&wire, 2), failed: queues(&wire).failed().clone(), clock: hands.clock() };
     hands.set(LATE);
     let sweep = event("expire/sweep");
     let (one, two) = tokio::join!(handle(&app, &sweep), handle(&other, &sweep));
@@ -98,4 +101,87 @@ async fn while_the_table_is_away_the_call_fails_so_that_scheduler_calls_again() 
             assert_eq!(a.status, Status::Expired);
         }
     }
+}
+
+/// A confirmation in the dead-letter queue, as its tries left it there.
+fn dead_letter(wire: &Wire) -> String {
+    let body = json!({
+        "reservation_id": basket("alice", "a", &[("tee-black", 2)]).reservation_id, "customer": "alice",
+        "payment_reference": "pay_1", "requested_at_ms": NOW.as_millis(),
+    });
+    wire.send_message(FAILED, &body.to_string());
+    body.to_string()
+}
+
+async fn open(app: &App) -> Vec<FailedConfirmation> {
+    app.store.failed_confirmations(Some(FailedState::Open), 100, None, NOW, soon()).await.unwrap().items
+}
+
+#[tokio::test]
+async fn a_sweep_takes_in_what_failed_after_it_has_released() {
+    for name in ["sweep", "slot"] {
+        let (wire, hands, app) = shop().await;
+        dead_letter(&wire);
+        wire.send_message(FAILED, "not JSON");
+        hands.set(LATE);
+        wire.take_calls();
+        assert_eq!(handle(&app, &event(&format!("expire/{name}"))).await.unwrap().holds, 2);
+        let calls: Vec<String> = wire.take_calls().into_iter().map(|call| call.operation).collect();
+        let first = calls.iter().position(|operation| operation == "ReceiveMessage");
+        if name == "slot" {
+            // Slots may end every second, and the sweep comes every minute.
+            assert_eq!((first, wire.messages(FAILED).len()), (None, 2));
+            continue;
+        }
+        let released = calls.iter().rposition(|operation| operation == "TransactWriteItems").unwrap();
+        assert!(first.unwrap() > released, "{calls:?}");
+        assert!(wire.messages(FAILED).is_empty());
+        let open = open(&app).await;
+        assert_eq!(open.len(), 2);
+        assert!(
+            open.iter()
+                .any(|failed| failed.payment_reference == Some(payment("pay_1")) && failed.reason == "not_confirmed"),
+            "{open:?}"
+        );
+        assert!(open.iter().any(|failed| failed.body == "not JSON" && failed.reason == "unreadable"), "{open:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_the_queue_does_holds_are_released_and_messages_are_kept() {
+    const SQS: [&[&str]; 3] = [&["ReceiveMessage"], &["DeleteMessage"], &["ReceiveMessage", "DeleteMessage"]];
+    for operations in SQS {
+        for fault in [Fault::LostBefore, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
+            let (wire, hands, app) = shop().await;
+            let body = dead_letter(&wire);
+            hands.set(LATE);
+            wire.fail_all(operations, fault);
+            let started = Instant::now();
+            let released = Released { holds: 2, units: 4, complete: true };
+            assert_eq!(handle(&app, &event("expire/sweep")).await.unwrap(), released, "{operations:?} {fault:?}");
+            // The function's timeout in template.yaml is 30 s.
+            assert!(started.elapsed().as_secs() < 28, "{operations:?} {fault:?}: {:?}", started.elapsed());
+            assert_eq!(wire.messages(FAILED), [body], "{operations:?} {fault:?}");
+            // The next sweep makes up for it.
+            wire.mend();
+            wire.show_messages();
+            handle(&app, &event("expire/sweep")).await.unwrap();
+            assert!(wire.messages(FAILED).is_empty(), "{operations:?} {fault:?}");
+            assert_eq!(open(&app).await.len(), 1, "{operations:?} {fault:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_fails_is_reported_and_keeps_no_payment_waiting() {
+    let (wire, hands, app) = shop().await;
+    dead_letter(&wire);
+    hands.set(LATE);
+    wire.fail_all(&["Query"], Fault::Silence);
+    let started = Instant::now();
+    assert!(handle(&app, &event("expire/sweep")).await.is_err());
+    assert!(started.elapsed().as_secs() < 28, "{:?}", started.elapsed());
+    wire.mend();
+    assert!(wire.messages(FAILED).is_empty());
+    assert_eq!(open(&app).await.len(), 1);
 }

@@ -123,13 +123,41 @@ async fn who_reads_who_speaks_for_the_shop_and_who_is_nobody_are_not_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn a_table_that_does_not_count_lets_the_request_go_on() {
-    for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
+    for fault in [Fault::LostBefore, Fault::ServerError, Fault::AccessDenied] {
         let shop = shop().await;
         shop.wire.script(move |call| call.request.to_string().contains("RATE#").then_some(fault));
         let started = tokio::time::Instant::now();
         assert_eq!(shop.statuses((0..5).map(|n| create("alice", &format!("k{n}")))).await, [201; 5], "{fault:?}");
         assert!(started.elapsed().as_secs() <= 5, "{fault:?}: a second each at most");
     }
+}
+
+/// A customer's flood throttles their own item long before it has counted all of it.
+#[tokio::test(start_paused = true)]
+async fn a_count_that_is_throttled_refuses_its_customer_and_nobody_else() {
+    let shop = shop().await;
+    let throttled = |call: &holdfast_testkit::wire::Call| call.request.to_string().contains("RATE#alice");
+    shop.wire.script(move |call| throttled(call).then_some(Fault::Throttled));
+    let started = tokio::time::Instant::now();
+    let refused = shop.send(create("alice", "k0")).await;
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    refused.problem(429, "rate_limited");
+    assert!(started.elapsed().as_secs() <= 1, "{:?}", started.elapsed());
+    assert_eq!(shop.send(create("bob", "k")).await.status, 201);
+    // It is remembered: whoever goes on costs no call until the second is over.
+    shop.wire.take_calls();
+    assert_eq!(shop.statuses((0..50).map(|n| create("alice", &format!("h{n}")))).await, [429; 50]);
+    assert!(shop.wire.take_calls().is_empty());
+    // A throttle that passes is waited for.
+    shop.hands.set(later(1_000));
+    let mut left = 2;
+    shop.wire.script(move |call| {
+        let throttle = throttled(call) && left > 0;
+        left -= u32::from(throttle);
+        throttle.then_some(Fault::Throttled)
+    });
+    assert_eq!(shop.send(create("alice", "k0")).await.status, 201);
+    assert_eq!(books(&shop.wire).await["tee-black"].held, 4);
 }
 
 #[tokio::test]

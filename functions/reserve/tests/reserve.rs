@@ -79,7 +79,7 @@ async fn every_event_file_is_answered_with_its_success() {
             "orders" => (200, of_list(&answer), "confirmed"),
             "cancel" => (200, answer.body.clone(), "cancelled"),
             "extend" => {
-                assert_eq!(answer.body["expires_at"], "2025-11-21T04:51:00Z");
+                assert_eq!(answer.body["expires_at"], "2025-11-21T04:51:00.000Z");
                 (200, answer.body.clone(), "held")
             }
             other => panic!("events/reserve/{other}.json has no test"),
@@ -311,6 +311,13 @@ async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
         ("no key", keyless, 400, "idempotency_key_missing"),
         ("an empty key", keyed(""), 400, "idempotency_key_invalid"),
         ("too long a key", keyed(&"k".repeat(256)), 400, "idempotency_key_invalid"),
+        ("a key with a blank behind it", keyed("k1 "), 400, "idempotency_key_invalid"),
+        ("a quoted key with a blank before it", keyed("\" k1\""), 400, "idempotency_key_invalid"),
+        ("a parameter", asking(create(), "dry_run=1"), 400, "invalid_request"),
+        ("a parameter of another route", asking(event("reserve/get"), "limit=1"), 400, "invalid_request"),
+        ("a parameter of a cancellation", asking(event("reserve/cancel"), "force=1"), 400, "invalid_request"),
+        ("a parameter of an extension", asking(event("reserve/extend"), "a"), 400, "invalid_request"),
+        ("a parameter that no list has", asking(event("reserve/list"), "page=2"), 400, "invalid_request"),
         ("two keys, as API Gateway joins them", keyed("k1,k2"), 400, "idempotency_key_invalid"),
         ("a key that is quoted at one end", keyed("\"k1"), 400, "idempotency_key_invalid"),
         ("not JSON", saying(create(), "{\"lines\":"), 400, "invalid_request"),

@@ -149,7 +149,8 @@ fn main() -> ExitCode {
         triggers::a_deployed_schedule_releases_a_hold,
         triggers::the_deployed_sweep_makes_up_for_a_lost_schedule,
         triggers::the_event_source_confirms_what_is_in_the_queue,
-        triggers::a_poison_message_is_redriven_to_the_dead_letter_queue,
+        triggers::a_poison_message_is_a_persons_at_once,
+        triggers::the_deployed_sweep_takes_in_what_failed,
         users::only_the_account_makes_an_admin,
         users::a_sign_up_brings_no_groups,
     ];

@@ -4,11 +4,22 @@
 
 use std::collections::BTreeSet;
 
+use holdfast_aws::queues::retry_delay;
 use holdfast_local::template::references;
+use holdfast_store::keys;
 use serde_json::{Map, Value, json};
 
 /// The one function whose routes need no token.
 const PUBLIC: &str = "CatalogFunction";
+/// For how many seconds a confirmation is tried at least, before a person is asked: a service may be away for an hour,
+/// or for a few.
+const LONGEST_OUTAGE: u64 = 6 * 3_600;
+/// What the store looks for through an index: its name, its partition key and its sort key.
+const INDEXES: [(&str, &str, &str); 3] = [
+    (keys::DUE_INDEX, keys::DUE_KEY, keys::DUE_AT),
+    (keys::CUSTOMER_INDEX, keys::CUSTOMER, keys::CREATED_AT),
+    (keys::FAILED_INDEX, keys::FAILED_STATE, keys::FIRST_FAILED_AT),
+];
 
 /// A template in which there is nothing left for SAM to do.
 #[derive(Clone)]
@@ -21,7 +32,7 @@ pub(crate) type Findings = Vec<String>;
 type Rule = fn(&Expanded) -> Findings;
 
 /// All rules, by name.
-pub(crate) const RULES: [(&str, Rule); 9] = [
+pub(crate) const RULES: [(&str, Rule); 10] = [
     ("each_function_logs_to_a_group_of_its_own_that_forgets", logs),
     ("each_role_is_one_functions_own_and_names_what_it_may", roles),
     ("a_queue_that_drives_a_function_gives_it_time_and_a_way_out", event_sources),
@@ -31,6 +42,7 @@ pub(crate) const RULES: [(&str, Rule); 9] = [
     ("what_is_stored_is_encrypted", encryption),
     ("nothing_of_the_local_stack_can_be_deployed", deployed_only),
     ("only_the_catalog_is_open_to_anyone", tokens),
+    ("what_is_looked_for_through_an_index_is_found_there", indexes),
 ];
 
 impl Expanded {
@@ -199,13 +211,21 @@ fn event_sources(template: &Expanded) -> Findings {
         let dead = &queue["RedrivePolicy"]["deadLetterTargetArn"];
         match template.one(dead, "AWS::SQS::Queue") {
             Some(dead) => {
-                let days = |queue: &Value| queue["MessageRetentionPeriod"].as_u64().unwrap_or(345_600);
+                let kept = |queue: &Value| queue["MessageRetentionPeriod"].as_u64().unwrap_or(345_600);
                 // A message keeps its first time when it moves: a shorter retention would lose it at once.
-                if days(template.properties(&dead)) <= days(queue) {
+                if kept(template.properties(&dead)) <= kept(queue) {
                     wrong("the dead-letter queue forgets as soon as the queue itself");
                 }
-                if queue["RedrivePolicy"]["maxReceiveCount"].as_u64().is_none_or(|count| count < 5) {
-                    wrong("the queue gives up sooner than Lambda advises (five receives)");
+                // Ten is SQS's own.
+                let receives = queue["RedrivePolicy"]["maxReceiveCount"].as_u64().unwrap_or(10);
+                let receives = u32::try_from(receives).unwrap_or(u32::MAX);
+                // The function sets the delay behind each receive but the last, behind which the message moves.
+                if delays(1..receives) < LONGEST_OUTAGE {
+                    wrong("the queue gives up before a service that was away for hours is back");
+                }
+                // Whatever else delays a message, such as a function that is switched off, has as long again.
+                if 2 * delays(1..receives.saturating_add(1)) > kept(queue) {
+                    wrong("the queue may forget a message before its tries are over");
                 }
             }
             None => wrong("the queue has no dead-letter queue"),
@@ -216,11 +236,20 @@ fn event_sources(template: &Expanded) -> Findings {
                 wrong(&format!("{role} does not allow {action}, by which Lambda polls"));
             }
         }
+        if !template.allows(&role, "sqs:ChangeMessageVisibility", &mapping["EventSourceArn"]) {
+            wrong(&format!("{role} does not allow the function to say when a message that failed comes back"));
+        }
     }
     if template.of("AWS::Lambda::EventSourceMapping").next().is_none() {
         findings.push("no queue drives a function: confirmations would wait for ever".to_owned());
     }
     findings
+}
+
+/// How many seconds a message stays away behind these receives together.
+fn delays(receives: std::ops::Range<u32>) -> u64 {
+    // Past a thousand, which is SQS's limit, there is nothing to add up.
+    receives.take(1_000).map(|nth| retry_delay(nth).as_secs()).sum()
 }
 
 fn asynchronous(template: &Expanded) -> Findings {
@@ -286,15 +315,28 @@ fn asynchronous(template: &Expanded) -> Findings {
 }
 
 fn alarms(template: &Expanded) -> Findings {
-    let watched = |queue: &str| {
+    let watched = |queue: &str, metric: &str| {
         template.of("AWS::CloudWatch::Alarm").any(|(_, alarm)| {
-            alarm["MetricName"] == "ApproximateNumberOfMessagesVisible"
+            alarm["MetricName"] == metric
                 && references(&alarm["Dimensions"]).contains(queue)
                 && references(&alarm["AlarmActions"]).contains("AlarmTopicArn")
         })
     };
-    let queues = template.dead_letter_queues().into_iter();
-    queues.filter(|queue| !watched(queue)).map(|queue| format!("nobody hears that something lies in {queue}")).collect()
+    // What a function takes out may be gone before anybody counts what lies there.
+    let emptied = |queue: &str| {
+        let arn = json!({"Fn::GetAtt": [queue, "Arn"]});
+        template.of("AWS::IAM::Role").any(|(role, _)| template.allows(role, "sqs:ReceiveMessage", &arn))
+    };
+    let mut findings = Vec::new();
+    for queue in template.dead_letter_queues() {
+        if !watched(&queue, "ApproximateNumberOfMessagesVisible") {
+            findings.push(format!("nobody hears that something lies in {queue}"));
+        }
+        if emptied(&queue) && !watched(&queue, "NumberOfMessagesReceived") {
+            findings.push(format!("nobody hears that something was taken out of {queue}"));
+        }
+    }
+    findings
 }
 
 fn table(template: &Expanded) -> Findings {
@@ -316,6 +358,55 @@ fn table(template: &Expanded) -> Findings {
     }
     if template.root["Parameters"]["DeletionProtection"]["Default"] != "true" {
         findings.push("deletion protection is off unless asked for".to_owned());
+    }
+    findings
+}
+
+/// What is read through an index is found there: the index exists, with its keys, and its readers may ask it.
+fn indexes(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    for (id, table) in template.of("AWS::DynamoDB::Table") {
+        for (name, hash, range) in INDEXES {
+            let key = json!([{"AttributeName": hash, "KeyType": "HASH"}, {"AttributeName": range, "KeyType": "RANGE"}]);
+            let found = list(&table["GlobalSecondaryIndexes"]).into_iter().find(|index| index["IndexName"] == name);
+            if found.is_none_or(|index| index["KeySchema"] != key) {
+                findings.push(format!("{id} has no index {name} by {hash} and {range}"));
+            }
+        }
+    }
+    for (id, role) in template.of("AWS::IAM::Role") {
+        // Whoever may take units back for one customer may have to give back what is overdue of another's first.
+        let allows = |action: &str, resource: &str| {
+            template.statements(id).into_iter().any(|statement| {
+                list(&statement["Action"]).contains(&&json!(action))
+                    && list(&statement["Resource"]).into_iter().any(|arn| arn.to_string().contains(resource))
+            })
+        };
+        if role.is_object() && allows("dynamodb:UpdateItem", "Table") && !allows("dynamodb:Query", "/index/due") {
+            findings.push(format!("{id} changes stock, and may not look for holds that are overdue"));
+        }
+    }
+    findings
+}
+
+/// The indexes exist, with their keys; and whoever changes stock may look for the holds that are overdue, which are
+/// released before anything is refused for want of units.
+fn indexes(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    for (id, table) in template.of("AWS::DynamoDB::Table") {
+        for (name, hash, range) in INDEXES {
+            let key = json!([{"AttributeName": hash, "KeyType": "HASH"}, {"AttributeName": range, "KeyType": "RANGE"}]);
+            let found = list(&table["GlobalSecondaryIndexes"]).into_iter().find(|index| index["IndexName"] == name);
+            if found.is_none_or(|index| index["KeySchema"] != key) {
+                findings.push(format!("{id} has no index {name} by {hash} and {range}"));
+            }
+        }
+        let (table, due) = (json!({"Fn::GetAtt": [id, "Arn"]}), json!({"Fn::Sub": format!("${{{id}.Arn}}/index/due")}));
+        for (role, _) in template.of("AWS::IAM::Role") {
+            if template.allows(role, "dynamodb:UpdateItem", &table) && !template.allows(role, "dynamodb:Query", &due) {
+                findings.push(format!("{role} changes stock, and may not look for holds that are overdue"));
+            }
+        }
     }
     findings
 }
@@ -398,6 +489,7 @@ pub(crate) fn breaches() -> Vec<(&'static str, &'static str, fn(&mut Value))> {
     const ENCRYPTION: &str = RULES[6].0;
     const DEPLOYED: &str = RULES[7].0;
     const TOKENS: &str = RULES[8].0;
+    const INDEXES: &str = RULES[9].0;
     vec![
         (LOGS, "no group", |t| without(of(t, "ExpireFunction"), "LoggingConfig")),
         (LOGS, "no retention", |t| without(of(t, "AdminLogGroup"), "RetentionInDays")),
@@ -426,6 +518,14 @@ pub(crate) fn breaches() -> Vec<(&'static str, &'static str, fn(&mut Value))> {
         (SOURCES, "no dead-letter queue", |t| without(of(t, "ConfirmationsQueue"), "RedrivePolicy")),
         (SOURCES, "a forgetful dead-letter queue", |t| {
             without(of(t, "FailedConfirmationsQueue"), "MessageRetentionPeriod");
+        }),
+        (SOURCES, "a quick end", |t| of(t, "ConfirmationsQueue")["RedrivePolicy"]["maxReceiveCount"] = json!(28)),
+        (SOURCES, "tries without an end", |t| {
+            of(t, "ConfirmationsQueue")["RedrivePolicy"]["maxReceiveCount"] = json!(1_000);
+        }),
+        (SOURCES, "a short memory", |t| of(t, "ConfirmationsQueue")["MessageRetentionPeriod"] = json!(21_600)),
+        (SOURCES, "no permission to delay", |t| {
+            statement(t, "ConfirmRole", "sqs:ChangeMessageVisibility")["Action"] = json!("sqs:GetQueueUrl");
         }),
         (SOURCES, "no permission to poll", |t| {
             statement(t, "ConfirmRole", "sqs:DeleteMessage")["Action"] =
@@ -459,11 +559,26 @@ pub(crate) fn breaches() -> Vec<(&'static str, &'static str, fn(&mut Value))> {
             statement(t, "ExpireRole", "sqs:SendMessage")["Action"] = json!("sqs:GetQueueUrl");
         }),
         (ALARMS, "no alarm", |t| without(&mut t["Resources"], "ScheduleFailuresAlarm")),
+        (ALARMS, "no alarm where a function empties the queue", |t| {
+            without(&mut t["Resources"], "FailedConfirmationsArrivedAlarm");
+        }),
         (ALARMS, "an alarm that tells nobody", |t| without(of(t, "FailedConfirmationsAlarm"), "AlarmActions")),
         (TABLE, "no recovery", |t| without(of(t, "Table"), "PointInTimeRecoverySpecification")),
         (TABLE, "no protection", |t| of(t, "Table")["DeletionProtectionEnabled"] = json!(false)),
         (TABLE, "protection off by default", |t| t["Parameters"]["DeletionProtection"]["Default"] = json!("false")),
         (TABLE, "deleted with the stack", |t| t["Resources"]["Table"]["DeletionPolicy"] = json!("Delete")),
+        (INDEXES, "no index of failed confirmations", |t| {
+            of(t, "Table")["GlobalSecondaryIndexes"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|index| index["IndexName"] != "failed");
+        }),
+        (INDEXES, "an index by something else", |t| {
+            of(t, "Table")["GlobalSecondaryIndexes"][2]["KeySchema"][1]["AttributeName"] = json!("created_at");
+        }),
+        (INDEXES, "late payments that look for nothing", |t| {
+            statement(t, "ConfirmRole", "dynamodb:Query")["Action"] = json!("dynamodb:GetItem");
+        }),
         (ENCRYPTION, "a plain table", |t| without(of(t, "Table"), "SSESpecification")),
         (ENCRYPTION, "a plain queue", |t| of(t, "ScheduleFailuresQueue")["SqsManagedSseEnabled"] = json!(false)),
         (DEPLOYED, "a local key set", |t| {

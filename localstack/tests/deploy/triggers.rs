@@ -1,6 +1,8 @@
 //! What the cloud does by itself: schedules, the queue's event source, redrive. Nothing here is played by a test.
 
-use aws_sdk_sqs::types::QueueAttributeName;
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_testkit::event::{at, by, event, names, saying, with_header};
 use serde_json::{Value, json};
 
@@ -155,22 +157,8 @@ pub(crate) async fn the_event_source_confirms_what_is_in_the_queue(cloud: &Cloud
     assert_eq!(order["payment_reference"], "pay-queued");
 }
 
-/// A message that no retry can help goes to the dead-letter queue, and an admin finds it there; its neighbour is done.
-pub(crate) async fn a_poison_message_is_redriven_to_the_dead_letter_queue(cloud: &Cloud) {
-    // Five receives, a minute apart, are five minutes: the emulator's queue is told to be quicker, after the template's
-    // own value was seen.
-    let queue = cloud.output("ConfirmationsQueueUrl");
-    let sqs = &cloud.clients.sqs;
-    let asked =
-        sqs.get_queue_attributes().queue_url(queue).attribute_names(QueueAttributeName::All).send().await.unwrap();
-    let attributes = asked.attributes.unwrap_or_default();
-    assert_eq!(attributes[&QueueAttributeName::VisibilityTimeout], "60");
-    sqs.set_queue_attributes()
-        .queue_url(queue)
-        .attributes(QueueAttributeName::VisibilityTimeout, "1")
-        .send()
-        .await
-        .unwrap();
+/// A message that no retry can help is a person's at once, and an admin finds it; its neighbour is done.
+pub(crate) async fn a_poison_message_is_a_persons_at_once(cloud: &Cloud) {
     let held = hold(cloud, "beside-poison", 600).await;
     send(cloud, "poison: not JSON at all".to_owned()).await;
     send(cloud, message(&held, "beside-poison").to_string()).await;
@@ -182,6 +170,27 @@ pub(crate) async fn a_poison_message_is_redriven_to_the_dead_letter_queue(cloud:
         })
         .await;
     assert_eq!((&failed["reason"], &failed["state"]), (&json!("unreadable"), &json!("open")));
-    let neighbour = reservation(cloud, "beside-poison", &id(&held)).await;
-    assert_eq!(neighbour["status"], "confirmed");
+    cloud
+        .until("its neighbour is confirmed", async || {
+            let neighbour = reservation(cloud, "beside-poison", &id(&held)).await;
+            (neighbour["status"] == "confirmed").then_some(())
+        })
+        .await;
+}
+
+/// What failed is taken into the table by the deployed sweep, with nobody looking.
+pub(crate) async fn the_deployed_sweep_takes_in_what_failed(cloud: &Cloud) {
+    let (queue, body) = (cloud.output("FailedConfirmationsQueueUrl"), "swept: not JSON");
+    cloud.clients.sqs.send_message().queue_url(queue).message_body(body).send().await.unwrap();
+    let item = cloud
+        .until("the table has the message", async || {
+            let scan = cloud.clients.dynamodb.scan().table_name(cloud.output("TableName"));
+            let found = scan.send().await.unwrap().items.unwrap_or_default();
+            let of = |name: &str, item: &HashMap<String, AttributeValue>| {
+                item.get(name).and_then(|value| value.as_s().ok()).cloned()
+            };
+            found.into_iter().find(|item| of("body", item).as_deref() == Some(body))
+        })
+        .await;
+    assert_eq!(item["state"].as_s().unwrap(), "open");
 }

@@ -96,6 +96,7 @@ fn main() -> ExitCode {
             paid_while_the_table_is_away_becomes_an_order_once_it_is_back,
             peer_case_4_paid_while_table_and_queue_are_away_is_not_acknowledged,
             peer_case_8_nothing_is_held_while_the_scheduler_is_away,
+            a_table_that_is_away_for_long_costs_nobody_an_order,
             what_used_up_its_tries_becomes_an_order_by_an_admins_word,
         },
         peers::{
@@ -122,7 +123,9 @@ fn main() -> ExitCode {
         },
         queues::{
             a_queued_confirmation_is_carried_out,
-            a_poison_message_reaches_the_dead_letter_queue,
+            a_poison_message_is_a_persons_at_once,
+            the_sweep_takes_in_what_failed,
+            a_payment_for_what_is_not_there_is_kept_for_a_person,
         },
         readme::{
             the_walk_answers_as_it_says,

@@ -5,9 +5,11 @@ use serde_json::{Value, json};
 
 use crate::api::{Api, PATIENCE, Who};
 
-async fn send(api: &Api, body: &str) {
+/// Sends a confirmation; the message's id.
+async fn send(api: &Api, body: &str) -> String {
     let url = &api.stack.queue("ConfirmationsQueue").unwrap().url;
-    api.stack.clients().sqs.send_message().queue_url(url).message_body(body).send().await.unwrap();
+    let sent = api.stack.clients().sqs.send_message().queue_url(url).message_body(body).send().await.unwrap();
+    sent.message_id.unwrap()
 }
 
 /// Now, in milliseconds, as the server tells it.
@@ -35,44 +37,105 @@ pub(crate) async fn a_queued_confirmation_is_carried_out(api: Api) {
     assert_eq!(api.book("queued").await.sold, 2);
 }
 
-pub(crate) async fn a_poison_message_reaches_the_dead_letter_queue(api: Api) {
+/// The failed confirmation of a message with this body, taken in by whoever asks.
+async fn failed(api: &Api, body: &str) -> Value {
+    let looking = async {
+        loop {
+            // Each look waits a second for what may lie in the queue: nothing announces that it was taken in.
+            let list = api.get("/admin/failed-confirmations?state=open&limit=100", Who::Admin).await;
+            list.is(200, "");
+            let items = list.body["items"].as_array().unwrap();
+            if let Some(item) = items.iter().find(|item| item["message"] == body) {
+                return item.clone();
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{body} is nowhere"))
+}
+
+pub(crate) async fn a_poison_message_is_a_persons_at_once(api: Api) {
     api.product("poison", 5, json!({})).await;
     let held = api.reserve("alice", "poison", &[("poison", 1)]).await;
-    let mut events = api.stack.runner().unwrap().events();
-    send(&api, "poison: not json at all").await;
+    let events = api.stack.runner().unwrap().events();
+    let mut deliveries = api.stack.runner().unwrap().events();
+    let poison = send(&api, "poison: not json at all").await;
     // A good one beside it is not held up by it.
     let good = json!({
         "reservation_id": held.id(), "customer": "alice", "payment_reference": "pay_p",
         "requested_at_ms": server_millis(&held.body),
     });
     send(&api, &good.to_string()).await;
-    let arrived = async {
-        loop {
-            let list = api.get("/admin/failed-confirmations?state=open&limit=100", Who::Admin).await;
-            let items = list.body["items"].as_array().unwrap();
-            if let Some(item) = items.iter().find(|item| item["message"] == "poison: not json at all") {
-                return item.clone();
-            }
-            while !matches!(events.recv().await, Ok(Event::Delivered { .. } | Event::DeliveryFailed { .. })) {}
-            // The emulator moves a message when it is asked for one after the last try: the next receive does that.
-            tokio::task::yield_now().await;
-        }
-    };
-    // Keeps the queue busy, so that there is always a next event to look at.
-    let poked = async {
-        loop {
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            send(&api, &good.to_string()).await;
-        }
-    };
-    let waiting = async {
-        tokio::select! { item = arrived => item, () = poked => Value::Null }
-    };
-    let item = tokio::time::timeout(PATIENCE, waiting).await.expect("the poison never got there");
+    api.until_confirmed("alice", &held.id(), events).await;
+    let item = failed(&api, "poison: not json at all").await;
     assert_eq!((&item["reason"], &item["state"]), (&json!("unreadable"), &json!("open")));
+    // It used up no tries: the function took it when it first came.
+    let first = async {
+        loop {
+            if let Event::Delivered { taken, failed, .. } = deliveries.recv().await.unwrap() {
+                assert!(!failed.contains(&poison), "it comes back, though nobody will ever read it");
+                if taken.contains(&poison) {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, first).await.expect("it was not delivered");
     let resolve = format!("/admin/failed-confirmations/{}/resolve", item["id"].as_str().unwrap());
     api.post(&resolve, Who::Admin, json!({"note": "nobody knows who sent this"})).await.is(200, "");
     assert_eq!(api.get(&format!("/orders/{}", held.id()), Who::Customer("alice")).await.status, 200);
     let book = api.book("poison").await;
     assert_eq!((book.available, book.sold), (4, 1));
+}
+
+pub(crate) async fn the_sweep_takes_in_what_failed(api: Api) {
+    let url = &api.stack.queue("FailedConfirmationsQueue").unwrap().url;
+    let taken_in = || {
+        let needs = api.stack.recorder().unwrap().recorded().needs;
+        needs.get("expire").is_some_and(|needs| needs.iter().any(|need| need.action == "sqs:DeleteMessage"))
+    };
+    let sweeping = async {
+        let mut sent = 0;
+        // An admin of another test may be quicker than the sweep: then there is another message.
+        while !taken_in() {
+            let body = format!("swept: {sent}");
+            api.stack.clients().sqs.send_message().queue_url(url).message_body(&body).send().await.unwrap();
+            api.stack.invoke("expire", &json!({"kind": "sweep"})).await.unwrap();
+            sent += 1;
+        }
+        sent
+    };
+    let sent = tokio::time::timeout(PATIENCE, sweeping).await.expect("the sweep took nothing in");
+    for n in 0..sent {
+        assert_eq!(failed(&api, &format!("swept: {n}")).await["reason"], "unreadable");
+    }
+}
+
+/// One way to pay for what is not there is a reservation that was cleaned up; another, somebody else's.
+pub(crate) async fn a_payment_for_what_is_not_there_is_kept_for_a_person(api: Api) {
+    api.product("not-there", 5, json!({})).await;
+    let held = api.reserve("not-there-alice", "not-there", &[("not-there", 1)]).await;
+    let answer = api.confirm("not-there-bob", &held.id(), Some("pay_not_there")).await;
+    answer.is(404, "reservation_not_found");
+    let mine = async || {
+        let list = api.get("/admin/failed-confirmations?state=open&limit=100", Who::Admin).await;
+        list.is(200, "");
+        let items = list.body["items"].as_array().unwrap().clone();
+        items.into_iter().find(|item| item["customer"] == "not-there-bob")
+    };
+    let looking = async {
+        loop {
+            if let Some(item) = mine().await {
+                return item;
+            }
+        }
+    };
+    let item = tokio::time::timeout(PATIENCE, looking).await.expect("the payment is nowhere");
+    assert_eq!(
+        (&item["reason"], &item["payment_reference"]),
+        (&json!("reservation_not_found"), &json!("pay_not_there"))
+    );
+    let resolve = format!("/admin/failed-confirmations/{}/resolve", item["id"].as_str().unwrap());
+    api.post(&resolve, Who::Admin, json!({"note": "refunded"})).await.is(200, "");
+    // It was never Alice's business.
+    assert_eq!(api.confirm("not-there-alice", &held.id(), Some("pay_her_own")).await.status, 200);
 }

@@ -11,7 +11,7 @@ use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpC
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use holdfast_domain::RateLimit;
 
-use crate::queues::Queues;
+use crate::queues::{FailedQueue, Queues};
 use crate::schedules::{Schedules, Target};
 
 /// How long one try of a call may take. DynamoDB answers in milliseconds; a call that hangs must leave time for
@@ -120,6 +120,11 @@ impl Environment {
         let (confirmations, failed) =
             (required("CONFIRMATIONS_QUEUE_URL")?, required("FAILED_CONFIRMATIONS_QUEUE_URL")?);
         Ok(Queues::new(self.sqs(), confirmations, failed))
+    }
+
+    /// The dead-letter queue alone: `FAILED_CONFIRMATIONS_QUEUE_URL`.
+    pub fn failed_queue(&self) -> Result<FailedQueue, ConfigError> {
+        Ok(FailedQueue::new(self.sqs(), required("FAILED_CONFIRMATIONS_QUEUE_URL")?))
     }
 
     /// The reminders of holds: `SCHEDULE_GROUP`, `EXPIRE_FUNCTION_ARN`, `SCHEDULE_ROLE_ARN`, `SCHEDULE_DLQ_ARN`,

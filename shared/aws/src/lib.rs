@@ -1,7 +1,9 @@
-//! What surrounds the rules: the environment, the clock, the AWS clients, schedules and queues.
+//! What surrounds the rules: the environment, the clock, the AWS clients, schedules, queues, and the way from the
+//! dead-letter queue into the table.
 
 pub mod clock;
 pub mod config;
+pub mod dead_letters;
 pub mod queues;
 pub mod schedules;
 

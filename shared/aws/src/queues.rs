@@ -1,10 +1,33 @@
 //! The queue of confirmations that wait for another try, and the dead-letter queue behind it.
+//!
+//! Every call ends with the deadline that it is given: what a call that was given up did stays unknown, so the caller
+//! takes it for not done.
+
+use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 use holdfast_domain::{CustomerId, PaymentReference, ReservationId, Timestamp};
+use holdfast_store::Deadline;
 use serde::{Deserialize, Serialize};
 
 use crate::Unanswered;
+
+/// How long a receive waits for a message. Without a wait, SQS asks only some of its servers, and an empty answer would
+/// not say that the queue is empty.
+const LONG_POLL_SECONDS: i32 = 1;
+/// SQS's limit for one receive.
+const MOST_AT_ONCE: i32 = 10;
+
+/// After how many seconds a message that failed comes back, by how often it was received; from then on, the last.
+const RETRY_SECONDS: [u64; 6] = [30, 60, 120, 240, 480, 900];
+
+/// How long a confirmation stays away that failed when it was received for the `receives`th time.
+///
+/// The queue's `maxReceiveCount` in `template.yaml` says how often it comes back.
+pub fn retry_delay(receives: u32) -> Duration {
+    let nth = usize::try_from(receives.saturating_sub(1)).unwrap_or(usize::MAX).min(RETRY_SECONDS.len() - 1);
+    Duration::from_secs(RETRY_SECONDS[nth])
+}
 
 /// A confirmation on its way through the queues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,54 +52,86 @@ pub struct Confirmation {
 pub struct Received {
     /// What it says, unchecked.
     pub body: String,
-    /// What [`Queues::delete_failed`] takes.
+    /// What [`FailedQueue::delete`] takes.
     pub receipt: String,
 }
 
 /// Both queues.
 #[derive(Debug, Clone)]
 pub struct Queues {
+    confirmations: Queue,
+    failed: FailedQueue,
+}
+
+/// The dead-letter queue alone, for a function that has nothing to do with the other.
+#[derive(Debug, Clone)]
+pub struct FailedQueue(Queue);
+
+#[derive(Debug, Clone)]
+struct Queue {
     client: Client,
-    confirmations_url: String,
-    failed_url: String,
+    url: String,
 }
 
 impl Queues {
     /// The queues at these URLs.
     pub fn new(client: Client, confirmations_url: String, failed_url: String) -> Self {
-        Self { client, confirmations_url, failed_url }
+        let failed = FailedQueue::new(client.clone(), failed_url);
+        Self { confirmations: Queue { client, url: confirmations_url }, failed }
+    }
+
+    /// The dead-letter queue.
+    pub fn failed(&self) -> &FailedQueue {
+        &self.failed
     }
 
     /// Leaves a confirmation for another try. When this returns, it is durable.
-    pub async fn send_confirmation(&self, confirmation: &Confirmation) -> Result<(), Unanswered> {
-        self.send(&self.confirmations_url, confirmation).await
+    pub async fn send_confirmation(&self, confirmation: &Confirmation, deadline: Deadline) -> Result<(), Unanswered> {
+        self.confirmations.send(&text(confirmation)?, deadline).await
     }
 
     /// Leaves a confirmation for a person, with the reason. When this returns, it is durable.
-    pub async fn send_failed(&self, confirmation: &Confirmation, reason: &str) -> Result<(), Unanswered> {
+    pub async fn send_failed(
+        &self,
+        confirmation: &Confirmation,
+        reason: &str,
+        deadline: Deadline,
+    ) -> Result<(), Unanswered> {
         let failed = Confirmation { reason: Some(reason.to_owned()), ..confirmation.clone() };
-        self.send(&self.failed_url, &failed).await
+        self.failed.0.send(&text(&failed)?, deadline).await
+    }
+
+    /// Leaves a message for a person that cannot be read, as it is. When this returns, it is durable.
+    pub async fn send_unreadable(&self, body: &str, deadline: Deadline) -> Result<(), Unanswered> {
+        self.failed.0.send(body, deadline).await
     }
 
     /// Sends a message of the dead-letter queue on its way again, whatever it says.
-    pub async fn resend(&self, body: &str) -> Result<(), Unanswered> {
-        self.send_body(&self.confirmations_url, body).await
+    pub async fn resend(&self, body: &str, deadline: Deadline) -> Result<(), Unanswered> {
+        self.confirmations.send(body, deadline).await
     }
 
-    async fn send(&self, url: &str, confirmation: &Confirmation) -> Result<(), Unanswered> {
-        let body = serde_json::to_string(confirmation).map_err(|error| Unanswered::new("SendMessage", &error))?;
-        self.send_body(url, &body).await
+    /// Keeps a confirmation that failed away from everybody for `delay` from now, by the receipt of its delivery.
+    pub async fn delay(&self, receipt: &str, delay: Duration, deadline: Deadline) -> Result<(), Unanswered> {
+        let Queue { client, url } = &self.confirmations;
+        let seconds = i32::try_from(delay.as_secs()).unwrap_or(i32::MAX);
+        let request = client.change_message_visibility().queue_url(url).receipt_handle(receipt);
+        within("ChangeMessageVisibility", deadline, request.visibility_timeout(seconds).send()).await.map(drop)
+    }
+}
+
+impl FailedQueue {
+    /// The dead-letter queue at this URL.
+    pub fn new(client: Client, url: String) -> Self {
+        Self(Queue { client, url })
     }
 
-    async fn send_body(&self, url: &str, body: &str) -> Result<(), Unanswered> {
-        let sent = self.client.send_message().queue_url(url).message_body(body).send().await;
-        sent.map(drop).map_err(|error| Unanswered::new("SendMessage", &error))
-    }
-
-    /// Up to ten messages of the dead-letter queue. They are hidden from others for a while, and stay until deleted.
-    pub async fn receive_failed(&self) -> Result<Vec<Received>, Unanswered> {
-        let request = self.client.receive_message().queue_url(&self.failed_url).max_number_of_messages(10);
-        let answer = request.send().await.map_err(|error| Unanswered::new("ReceiveMessage", &error))?;
+    /// Up to ten messages. They are hidden from others for a while, and stay until deleted. None, and the queue has none
+    /// to give: all of its servers were asked.
+    pub async fn receive(&self, deadline: Deadline) -> Result<Vec<Received>, Unanswered> {
+        let Queue { client, url } = &self.0;
+        let request = client.receive_message().queue_url(url).max_number_of_messages(MOST_AT_ONCE);
+        let answer = within("ReceiveMessage", deadline, request.wait_time_seconds(LONG_POLL_SECONDS).send()).await?;
         let messages = answer.messages.unwrap_or_default().into_iter();
         let received = messages.filter_map(|message| {
             Some(Received { body: message.body.unwrap_or_default(), receipt: message.receipt_handle? })
@@ -84,9 +139,45 @@ impl Queues {
         Ok(received.collect())
     }
 
-    /// Takes a message out of the dead-letter queue.
-    pub async fn delete_failed(&self, received: &Received) -> Result<(), Unanswered> {
-        let request = self.client.delete_message().queue_url(&self.failed_url).receipt_handle(&received.receipt);
-        request.send().await.map(drop).map_err(|error| Unanswered::new("DeleteMessage", &error))
+    /// Takes a message out of the queue.
+    pub async fn delete(&self, received: &Received, deadline: Deadline) -> Result<(), Unanswered> {
+        let Queue { client, url } = &self.0;
+        let request = client.delete_message().queue_url(url).receipt_handle(&received.receipt);
+        within("DeleteMessage", deadline, request.send()).await.map(drop)
+    }
+}
+
+impl Queue {
+    async fn send(&self, body: &str, deadline: Deadline) -> Result<(), Unanswered> {
+        let request = self.client.send_message().queue_url(&self.url).message_body(body);
+        within("SendMessage", deadline, request.send()).await.map(drop)
+    }
+}
+
+fn text(confirmation: &Confirmation) -> Result<String, Unanswered> {
+    serde_json::to_string(confirmation).map_err(|error| Unanswered::new("SendMessage", &error))
+}
+
+/// The answer to a call, if it comes before the deadline.
+async fn within<T, E: std::error::Error + 'static>(
+    during: &'static str,
+    deadline: Deadline,
+    call: impl Future<Output = Result<T, E>>,
+) -> Result<T, Unanswered> {
+    match tokio::time::timeout(deadline.left(), call).await {
+        Ok(answer) => answer.map_err(|error| Unanswered::new(during, &error)),
+        Err(_) => Err(Unanswered { during, detail: "no answer within the deadline".to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_stays_away_longer_each_time_up_to_a_quarter_of_an_hour() {
+        let seconds = |receives| retry_delay(receives).as_secs();
+        // SQS counts from 1; a count that is missing is none.
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, u32::MAX].map(seconds), [30, 30, 60, 120, 240, 480, 900, 900, 900]);
     }
 }

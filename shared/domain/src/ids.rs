@@ -58,8 +58,9 @@ fn is_id(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
+/// No blank at either end: `pay_1` and `pay_1 ` would be two payments, and look like one.
 fn is_printable_ascii(text: &str, longest: usize) -> bool {
-    (1..=longest).contains(&text.len()) && text.bytes().all(|b| (0x20..=0x7e).contains(&b))
+    (1..=longest).contains(&text.len()) && text.bytes().all(|b| (0x20..=0x7e).contains(&b)) && text.trim() == text
 }
 
 checked_string!(
@@ -68,19 +69,20 @@ checked_string!(
 );
 
 checked_string!(
-    /// A customer: the `sub` of the verified token. OIDC allows up to 255 ASCII characters.
-    CustomerId, "customer_id", "must be 1 to 255 printable ASCII characters", |text| is_printable_ascii(text, 255)
+    /// A customer: the `sub` of the verified token. OIDC allows up to 255 ASCII characters. Or a guest whom a shop's back
+    /// end names, see [`CustomerId::is_guest`].
+    CustomerId, "customer_id", "must be 1 to 255 printable ASCII characters, with no blank at either end", |text| is_printable_ascii(text, 255)
 );
 
 checked_string!(
     /// The caller's name for one attempt, in the words of the IETF Idempotency-Key draft.
-    IdempotencyKey, "Idempotency-Key", "must be 1 to 255 printable ASCII characters",
+    IdempotencyKey, "Idempotency-Key", "must be 1 to 255 printable ASCII characters, with no blank at either end",
     |text| is_printable_ascii(text, 255)
 );
 
 checked_string!(
     /// The payment provider's name for one payment.
-    PaymentReference, "payment_reference", "must be 1 to 255 printable ASCII characters",
+    PaymentReference, "payment_reference", "must be 1 to 255 printable ASCII characters, with no blank at either end",
     |text| is_printable_ascii(text, 255)
 );
 
@@ -91,6 +93,14 @@ checked_string!(
         rest.len() == 52 && rest.bytes().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
     })
 );
+
+impl CustomerId {
+    /// Whether it is a guest of a shop's: `guest:` and what the shop calls them. No token's `sub` may be one, so a shop
+    /// that makes its ids so never meets a user's.
+    pub fn is_guest(&self) -> bool {
+        self.0.starts_with("guest:")
+    }
+}
 
 impl ReservationId {
     /// The reservation of this customer under this key. The same pair always gives the same id, which is what makes
@@ -138,10 +148,20 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_printable_ascii_up_to_255() {
-        assert!(IdempotencyKey::try_from("k".repeat(255)).is_ok());
-        for text in ["", "a\nb", "ü", &"k".repeat(256)] {
+    fn keys_references_and_customers_are_printable_ascii_up_to_255_without_blanks_around_it() {
+        for text in ["k", "a b", "a  b", &"k".repeat(255)] {
+            assert!(IdempotencyKey::try_from(text).is_ok(), "{text:?}");
+            assert!(PaymentReference::try_from(text).is_ok(), "{text:?}");
+            assert!(CustomerId::try_from(text).is_ok(), "{text:?}");
+        }
+        for text in ["", "a\nb", "ü", " ", "pay_1 ", " pay_1", "   pay_1   ", &"k".repeat(256)] {
             assert!(IdempotencyKey::try_from(text).is_err(), "{text:?}");
+            assert!(CustomerId::try_from(text).is_err(), "{text:?}");
+            let refused = PaymentReference::try_from(text).unwrap_err();
+            assert!(
+                refused.field == "payment_reference" && refused.rule.contains("no blank at either end"),
+                "{text:?}"
+            );
         }
     }
 

@@ -18,6 +18,7 @@ mod rate;
 mod refusal;
 mod reservation;
 pub mod shards;
+pub mod text;
 mod time;
 
 pub use decide::{

@@ -1,7 +1,9 @@
 //! Products, and what an admin may change of them.
 
+use iso_currency::Currency as Iso4217;
 use serde::{Deserialize, Serialize};
 
+use crate::text::is_line;
 use crate::{HoldSeconds, Invalid, ProductId, Refusal, Timestamp};
 
 /// The highest price of one unit: 10^11 minor units. Twenty lines of 1,000 units at this price stay below 2^53, so a
@@ -21,25 +23,69 @@ const DEFAULT_SHARDS: u32 = 16;
 /// The longest name, in characters.
 const MAX_NAME: usize = 200;
 
-/// An ISO 4217 currency code: three capital letters.
+/// A currency of ISO 4217 that prices can be in: one with a minor unit, which gold and "no currency" do not have.
+///
+/// It may have been withdrawn since: what is stored in it can still be read. A new product asks for one that is in
+/// force, see [`Currency::in_force`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Currency([u8; 3]);
+pub struct Currency {
+    code: Iso4217,
+    exponent: u16,
+}
+
+impl Currency {
+    /// The currency of this code, if ISO 4217 has it in force today.
+    ///
+    /// # Errors
+    /// [`Invalid`] for any other code, a withdrawn one too.
+    pub fn in_force(code: &str) -> Result<Self, Invalid> {
+        Self::find(code).filter(|found| found.is_in_force()).ok_or(Invalid::new(
+            "currency",
+            "must be the code of a currency that ISO 4217 has in force, such as EUR, and that has a minor unit",
+        ))
+    }
+
+    /// Every currency that is in force, by code.
+    pub fn all_in_force() -> impl Iterator<Item = Self> {
+        let letters = || 'A'..='Z';
+        let codes = letters().flat_map(move |a| letters().flat_map(move |b| letters().map(move |c| [a, b, c])));
+        codes.filter_map(|code| Self::in_force(&code.iter().collect::<String>()).ok())
+    }
+
+    /// The code.
+    pub fn as_str(self) -> &'static str {
+        self.code.code()
+    }
+
+    /// How many decimals an amount has: 2 for EUR (2500 is 25.00), 0 for JPY (2500 is 2500), 3 for KWD (2500 is
+    /// 2.500).
+    pub const fn exponent(self) -> u16 {
+        self.exponent
+    }
+
+    fn find(code: &str) -> Option<Self> {
+        let code = Iso4217::from_code(code)?;
+        Some(Self { code, exponent: code.exponent()? })
+    }
+
+    fn is_in_force(self) -> bool {
+        // The crate calls VES replaced by VED. ISO 4217 has had both since its amendment 170: VES is what shops use.
+        self.code.is_superseded().is_none() || self.code == Iso4217::VES
+    }
+}
 
 impl TryFrom<String> for Currency {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        match text.as_bytes() {
-            &[a, b, c] if [a, b, c].iter().all(u8::is_ascii_uppercase) => Ok(Self([a, b, c])),
-            _ => Err(Invalid::new("currency", "must be an ISO 4217 code: three capital letters")),
-        }
+        Self::find(&text).ok_or(Invalid::new("currency", "must be an ISO 4217 code of a currency with a minor unit"))
     }
 }
 
 impl From<Currency> for String {
     fn from(currency: Currency) -> String {
-        currency.0.iter().map(|&letter| char::from(letter)).collect()
+        currency.as_str().to_owned()
     }
 }
 
@@ -58,7 +104,7 @@ pub enum ProductStatus {
 pub struct Product {
     /// Its id.
     pub product_id: ProductId,
-    /// Its name, 1 to 200 characters.
+    /// Its name: 1 to 200 characters, see [`is_line`].
     pub name: String,
     /// The price of one unit, in the currency's minor unit.
     pub price_minor: u64,
@@ -126,9 +172,11 @@ impl Product {
 
     /// The product itself, if every field is within its limits.
     pub fn checked(self) -> Result<Self, Invalid> {
-        let characters = self.name.chars().count();
-        if characters == 0 || characters > MAX_NAME || self.name.chars().any(char::is_control) {
-            return Err(Invalid::new("name", "must be 1 to 200 characters, none of them a control character"));
+        if !is_line(&self.name, MAX_NAME) {
+            return Err(Invalid::new(
+                "name",
+                "must be 1 to 200 characters, some of them visible, none a control character",
+            ));
         }
         if self.price_minor > MAX_PRICE_MINOR {
             return Err(Invalid::new("price_minor", "must be a whole number from 0 to 100000000000"));
@@ -216,6 +264,44 @@ pub(crate) mod tests {
         }
     }
 
+    /// ISO 4217's list one, without what has no minor unit (precious metals, units of account, XTS, XXX), by decimals.
+    const IN_FORCE: [(u16, &str); 4] = [
+        (0, "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"),
+        (
+            2,
+            "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF \
+             CHW CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL \
+             HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU \
+             MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR \
+             SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED \
+             VES WST XAD XCD XCG YER ZAR ZMW ZWG",
+        ),
+        (3, "BHD IQD JOD KWD LYD OMR TND"),
+        (4, "CLF UYW"),
+    ];
+
+    #[test]
+    fn a_new_price_is_in_a_currency_that_iso_4217_has_in_force() {
+        let mut wanted: Vec<(&str, u16)> =
+            IN_FORCE.iter().flat_map(|&(exponent, codes)| codes.split(' ').map(move |code| (code, exponent))).collect();
+        wanted.sort_unstable();
+        let found: Vec<_> = Currency::all_in_force().map(|found| (found.as_str(), found.exponent())).collect();
+        assert_eq!(found, wanted);
+        for code in ["XYZ", "XAU", "XXX", "XTS", "XDR", "HRK", "BGN", "DEM", "eur", "EU", "EURO", "EUR ", "", "ЕUR"] {
+            assert_eq!(Currency::in_force(code).unwrap_err().field, "currency", "{code}");
+        }
+    }
+
+    /// Or nobody could read their orders from the day on which the code was withdrawn.
+    #[test]
+    fn what_is_stored_in_a_withdrawn_currency_can_be_read() {
+        let stored = Currency::try_from("HRK".to_owned()).unwrap();
+        assert_eq!((String::from(stored).as_str(), stored.exponent()), ("HRK", 2));
+        for code in ["XYZ", "XAU", "XXX", "eur", ""] {
+            assert_eq!(Currency::try_from(code.to_owned()).unwrap_err().field, "currency", "{code}");
+        }
+    }
+
     #[test]
     fn shards_by_default_are_at_most_half_the_units_and_at_least_one() {
         for (total, shards) in [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (31, 15), (32, 16), (33, 16), (u64::MAX, 16)] {
@@ -227,8 +313,10 @@ pub(crate) mod tests {
     fn a_product_past_any_limit_is_refused_by_the_name_of_the_field() {
         let at = |millis| Some(Timestamp::from_millis(millis));
         type Spoil = fn(&mut Product);
-        let cases: [(&str, Spoil); 11] = [
+        let cases: [(&str, Spoil); 13] = [
             ("name", |p| p.name = String::new()),
+            ("name", |p| p.name = "   ".to_owned()),
+            ("name", |p| p.name = "\u{3000}\u{200b}".to_owned()),
             ("name", |p| p.name = "x".repeat(201)),
             ("name", |p| p.name = "a\u{0}b".to_owned()),
             ("price_minor", |p| p.price_minor = MAX_PRICE_MINOR + 1),
@@ -308,13 +396,5 @@ pub(crate) mod tests {
             ..before
         };
         assert_eq!(after, Ok(wanted));
-    }
-
-    #[test]
-    fn currencies_are_three_capital_letters() {
-        for (text, valid) in [("EUR", true), ("eur", false), ("EU", false), ("EURO", false), ("E1R", false)] {
-            let back = Currency::try_from(text.to_owned()).map(String::from).ok();
-            assert_eq!(back.as_deref(), valid.then_some(text));
-        }
     }
 }

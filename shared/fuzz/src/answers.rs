@@ -20,7 +20,7 @@ const OF_INPUT: [&str; 9] = [
 ];
 
 /// Refusals of a confirmation. They write a payment down that has to be given back.
-const WITH_A_REFUND: [&str; 2] = ["already_confirmed", "refund_required"];
+const WITH_A_REFUND: [&str; 3] = ["already_confirmed", "refund_required", "reservation_not_found"];
 
 /// Checks an answer to API Gateway, and the calls behind it: the store answered, so there is no excuse for a 5xx; a
 /// refusal is a documented problem, and changes nothing; what is shown is within its limits.
@@ -63,16 +63,20 @@ pub(crate) fn within_limits(name: &str, value: &Value) {
         ("product_id", _) => value.as_str().is_some_and(is_product_id),
         ("reservation_id", _) => value.as_str().is_some_and(is_reservation_id),
         ("customer_id" | "payment_reference" | "actor", _) => value.as_str().is_some_and(is_printable),
-        ("name" | "reference", _) => characters(200),
-        ("note", _) => characters(1_000),
+        ("name" | "reference", _) => characters(200) && value.as_str().is_some_and(|text| !text.trim().is_empty()),
+        ("note", _) => characters(1_000) && value.as_str().is_some_and(|text| !text.trim().is_empty()),
         ("currency", _) => {
             value.as_str().is_some_and(|text| text.len() == 3 && text.bytes().all(|b| b.is_ascii_uppercase()))
         }
+        ("currency_exponent", _) => number(0, 4),
+        (time, _) if time.ends_with("_at") => value.as_str().is_some_and(is_shown_time),
+        ("server_time" | "latest", _) => value.as_str().is_some_and(is_shown_time),
         ("quantity", _) => number(1, 1_000),
         ("price_minor" | "unit_price_minor", _) => number(0, 100_000_000_000),
         ("total" | "total_after" | "available" | "sold", _) => number(0, 1_000_000_000),
         ("delta", _) => number(-1_000_000_000, 1_000_000_000),
         ("hold_seconds", _) => number(10, 3_600),
+        ("late_payment_seconds", _) => number(0, 2_592_000),
         ("expires_in_seconds", _) => number(0, 3 * 3_600),
         ("shards", _) => number(1, 64),
         ("max_per_customer", _) => number(1, u32::MAX.into()),
@@ -98,7 +102,17 @@ pub(crate) fn is_reservation_id(text: &str) -> bool {
         && text.strip_prefix("rsv_").is_some_and(|rest| rest.chars().all(|c| matches!(c, 'a'..='z' | '2'..='7')))
 }
 
-/// README: 1 to 255 printable ASCII characters.
+/// README: 1 to 255 printable ASCII characters, with no blank at either end.
 pub(crate) fn is_printable(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && text.chars().all(|c| matches!(c, ' '..='~'))
+    let inside = text.chars().all(|c| matches!(c, ' '..='~'));
+    (1..=255).contains(&text.len()) && inside && !text.starts_with(' ') && !text.ends_with(' ')
+}
+
+/// `2026-11-21T07:06:41.060Z`: always as long.
+pub(crate) fn is_shown_time(text: &str) -> bool {
+    text.len() == 24
+        && text.bytes().zip(*b"0000-00-00T00:00:00.000Z").all(|(sign, shape)| match shape {
+            b'0' => sign.is_ascii_digit(),
+            other => sign == other,
+        })
 }

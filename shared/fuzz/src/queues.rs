@@ -3,7 +3,7 @@
 use holdfast_aws::queues::Confirmation;
 use holdfast_domain::Status;
 use holdfast_store::{Failure, keys};
-use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, NOW, customer, soon};
+use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, NOW, soon};
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::{Value, json};
 
@@ -121,7 +121,7 @@ fn id_of(body: &str) -> String {
     let read: Option<Confirmation> = serde_json::from_str(body).ok();
     let failure = Failure {
         reservation_id: read.as_ref().map(|read| read.reservation_id.clone()),
-        customer: Some(customer("any")),
+        customer: read.as_ref().map(|read| read.customer.clone()),
         payment_reference: read.and_then(|read| read.payment_reference),
         requested_at: Some(NOW),
         reason: String::new(),

@@ -106,7 +106,10 @@ impl Shop {
 
 /// Whether a call would change anything if it worked.
 pub(crate) fn writes(call: &Call) -> bool {
-    !matches!(call.operation.as_str(), "GetItem" | "BatchGetItem" | "Query" | "Scan" | "ReceiveMessage")
+    !matches!(
+        call.operation.as_str(),
+        "GetItem" | "BatchGetItem" | "TransactGetItems" | "Query" | "Scan" | "ReceiveMessage"
+    )
 }
 
 /// Whether it did. The bodies of the errors of all three services name their type.
@@ -156,7 +159,7 @@ async fn open() -> Shop {
         catalog: http(catalog::router(catalog::App { store: store(&wire, 5) })),
         reserve: http(reserve::router(reserve)),
         confirm: (confirm.clone(), http(confirm::router(confirm))),
-        expire: expire::App { store: store(&wire, 6), clock: hands.clock() },
+        expire: expire::App { store: store(&wire, 6), failed: queues(&wire).failed().clone(), clock: hands.clock() },
         changed: Cell::new(false),
         wire,
     }

@@ -5,13 +5,14 @@ use std::fmt::Display;
 use axum::extract::FromRequestParts as _;
 use axum::http::{HeaderMap, HeaderValue, Request, header};
 use futures_util::FutureExt as _;
+use holdfast_domain::text::is_line;
 use holdfast_domain::{
     Currency, CustomerId, HoldSeconds, IdempotencyKey, Invalid, PaymentReference, ProductId, ReservationId,
 };
 use holdfast_http::{ApiTime, Key, knows};
 use serde_json::{Value, json};
 
-use crate::answers::{is_printable, is_product_id, is_reservation_id};
+use crate::answers::{is_printable, is_product_id, is_reservation_id, is_shown_time};
 
 /// The input as every value that there is: taken exactly where its documentation says so, and then the same when it
 /// is written and read again.
@@ -24,7 +25,17 @@ pub fn values(input: &[u8]) {
     name::<PaymentReference>(text, is_printable(text));
 
     let capitals = text.len() == 3 && text.chars().all(|c| c.is_ascii_uppercase());
-    assert_eq!(Currency::try_from(text.to_owned()).ok().map(String::from), capitals.then(|| text.to_owned()));
+    match (Currency::in_force(text), Currency::try_from(text.to_owned())) {
+        (Ok(new), stored) => {
+            assert!(capitals && stored == Ok(new), "{text:?} can be given, and not read again");
+            assert_eq!((String::from(new).as_str(), new.exponent() <= 4), (text, true));
+        }
+        (Err(_), Ok(stored)) => assert!(capitals && stored.as_str() == text, "{text:?} as {stored:?}"),
+        (Err(refused), Err(_)) => assert_eq!(refused.field, "currency"),
+    }
+    let line = is_line(text, 200);
+    assert!(!line || (!text.trim().is_empty() && text.chars().count() <= 200), "{text:?}");
+    assert!(line || !text.chars().all(|c| c.is_ascii_graphic()) || !(1..=200).contains(&text.len()), "{text:?}");
 
     if let Ok(number) = serde_json::from_str::<Value>(text) {
         let hold: Option<HoldSeconds> = serde_json::from_value(number.clone()).ok();
@@ -55,7 +66,7 @@ fn time(text: &str) {
         let shown = serde_json::to_value(time).expect("what is taken can be shown");
         let again: ApiTime = serde_json::from_value(shown.clone()).expect("what is shown can be read");
         assert_eq!(again, time, "{text} as {shown}");
-        assert!(shown.as_str().is_some_and(|shown| shown.ends_with('Z')), "{shown}");
+        assert!(shown.as_str().is_some_and(is_shown_time), "{shown}");
     }
 }
 

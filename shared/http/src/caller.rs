@@ -5,6 +5,9 @@
 //! itself against a key set that only the local stack sets. With neither, nobody gets in.
 //!
 //! A role is a word in one claim of the token, so it is the issuer's to give: no part of a request can add one.
+//!
+//! A customer's name is the token's `sub`. A shop's back end names its guests itself, as `guest:...`: a `sub` that begins
+//! so gets nobody in, or a user could be a guest by their name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -113,16 +116,24 @@ impl Authenticator {
         let keys = self.local_keys.as_ref()?;
         let token = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
         let token = token.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer "))?.1;
-        let key_id = jsonwebtoken::decode_header(token).ok()?.kid?;
-        let key = DecodingKey::from_jwk(keys.find(&key_id)?).ok()?;
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        // What whoever reads the token must understand (RFC 7515, 4.1.11), and nothing here does.
+        if header.crit.is_some() {
+            return None;
+        }
+        let key = DecodingKey::from_jwk(keys.find(&header.kid?)?).ok()?;
         // The algorithm is ours, never the token's: "none", or a public key taken for a secret, gets nobody in.
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[LOCAL_ISSUER]);
         validation.set_audience(&[LOCAL_AUDIENCE]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation.validate_nbf = true;
         let claims = jsonwebtoken::decode::<HashMap<String, Value>>(token, &key, &validation).ok()?.claims;
         let roles = match claims.get(&*self.roles_claim) {
-            Some(Value::Array(roles)) => roles.iter().filter_map(Value::as_str).collect(),
+            Some(Value::Array(roles)) => {
+                let words: Option<Vec<&str>> = roles.iter().map(Value::as_str).collect();
+                words.filter(|words| words.iter().all(|word| is_plain(word))).unwrap_or_default()
+            }
             Some(Value::String(roles)) => roles_of_text(roles),
             _ => Vec::new(),
         };
@@ -137,15 +148,24 @@ fn authorizer_claims(parts: &Parts) -> Option<&HashMap<String, String>> {
     }
 }
 
-/// An HTTP API hands a list claim over as text: `[admin shop]`. The name of a Cognito group has no space in it, but may
-/// have any other sign. Of other issuers `template.yaml` asks the same.
+/// An HTTP API hands a list claim over as text: `[admin shop]`. What comes of a list within the list, or of a list that is
+/// written as JSON, AWS does not say: where anything but plain words stands in it, nobody can tell whose words they are,
+/// and there are no roles at all. The name of a Cognito group has no space in it; of other issuers `template.yaml` asks
+/// the same.
 fn roles_of_text(text: &str) -> Vec<&str> {
     let list = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    list.split(' ').filter(|role| !role.is_empty()).collect()
+    let words: Vec<&str> = list.split(' ').filter(|role| !role.is_empty()).collect();
+    if words.iter().all(|word| is_plain(word)) { words } else { Vec::new() }
+}
+
+/// Whether it can be one word of a flat list and nothing else.
+fn is_plain(word: &str) -> bool {
+    let divides = |sign: char| sign.is_whitespace() || sign.is_control() || "[]{}()<>\"'`,;\\".contains(sign);
+    !word.is_empty() && !word.contains(divides)
 }
 
 fn caller(sub: &str, roles: &[&str]) -> Option<Caller> {
-    let id = CustomerId::try_from(sub).ok()?;
+    let id = CustomerId::try_from(sub).ok().filter(|id| !id.is_guest())?;
     Some(Caller { id, service: roles.contains(&"service"), admin: roles.contains(&"admin") })
 }
 
@@ -239,6 +259,15 @@ mod tests {
             (json!(["service"]), true, false),
             (json!(["x", "service", "admin"]), true, true),
             (json!(["Admin", "administrator", "service admin"]), false, false),
+            (json!(["x", ["admin"], "admin"]), false, false),
+            (json!([["x", "admin", "y"]]), false, false),
+            (json!(["admin", 1]), false, false),
+            (json!(["admin", null]), false, false),
+            (json!(["admin", "a,b"]), false, false),
+            (json!(["admin", "\"x\""]), false, false),
+            (json!(["admin", ""]), false, false),
+            (json!("[[x admin y]]"), false, false),
+            (json!("x admin"), false, true),
             (json!({ "admin": true }), false, false),
             (json!(true), false, false),
         ] {
@@ -252,6 +281,11 @@ mod tests {
     fn a_token_that_is_wrong_in_any_way_is_nobody() {
         let good = token(Algorithm::HS256, Some("local"), &claims(), SECRET);
         let local = |claims: Value| token(Algorithm::HS256, Some("local"), &claims, SECRET);
+        let critical = |names: &[&str]| {
+            let crit = Some(names.iter().map(|name| (*name).to_owned()).collect());
+            let header = Header { kid: Some("local".to_owned()), crit, ..Header::new(Algorithm::HS256) };
+            jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(SECRET)).unwrap()
+        };
         let unsigned = {
             let mut pieces = good.split('.');
             // {"alg":"none","kid":"local"}
@@ -272,6 +306,13 @@ mod tests {
             ("another issuer", Some(format!("Bearer {}", local(with(|c| c["iss"] = json!("https://evil.example")))))),
             ("another audience", Some(format!("Bearer {}", local(with(|c| c["aud"] = json!("other")))))),
             ("without sub", Some(format!("Bearer {}", local(with(|c| _ = c.as_object_mut().unwrap().remove("sub")))))),
+            ("not yet good", Some(format!("Bearer {}", local(with(|c| c["nbf"] = json!(4_102_444_000_u64)))))),
+            ("good from a day that is none", Some(format!("Bearer {}", local(with(|c| c["nbf"] = json!("tomorrow")))))),
+            ("a guest", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("guest:alice")))))),
+            ("a sub with blanks", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("alice ")))))),
+            ("with what must be understood", Some(format!("Bearer {}", critical(&["b64"])))),
+            ("with what nobody knows", Some(format!("Bearer {}", critical(&["urn:example:shop"])))),
+            ("with an empty list of it", Some(format!("Bearer {}", critical(&[])))),
             ("an empty sub", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("")))))),
             ("another key", Some(format!("Bearer {}", token(Algorithm::HS256, Some("local"), &claims(), b"another")))),
             ("an unknown key id", Some(format!("Bearer {}", token(Algorithm::HS256, Some("x"), &claims(), SECRET)))),
@@ -309,6 +350,18 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_of_a_shop_signs_in_nowhere() {
+        for (sub, gets_in) in [("guest:1", false), ("guest:", false), ("guest", true), ("a guest:1", true)] {
+            let caller =
+                Authenticator::default().caller(&authorized(&json!({"sub": sub, "cognito:groups": "[admin]"})));
+            assert_eq!(caller.is_some(), gets_in, "{sub}");
+        }
+        let named = CustomerId::try_from("guest:1").unwrap();
+        let service = Caller { id: CustomerId::try_from("shop").unwrap(), service: true, admin: false };
+        assert_eq!(service.customer(Some(named.clone())).unwrap(), named);
+    }
+
+    #[test]
     fn the_authorizers_claims_are_believed_and_nothing_else_then() {
         let mut parts = authorized(&json!({"sub": "bob", "cognito:groups": "[shop admin]"}));
         let caller = Authenticator::default().caller(&parts).unwrap();
@@ -330,6 +383,17 @@ mod tests {
             ("[a,admin]", false, false),
             ("[administrator services]", false, false),
             ("[[admin]]", false, false),
+            ("[[x admin y]]", false, false),
+            ("[[x] admin]", false, false),
+            ("[[\"x\",\"admin\",\"y\"]]", false, false),
+            ("[\"x\", \"admin\" admin]", false, false),
+            ("[\"x, admin ,y\"]", false, false),
+            ("[map[a:b] admin]", false, false),
+            ("{a admin b}", false, false),
+            ("[admin", false, false),
+            ("admin]", false, false),
+            ("[x\tadmin admin]", false, false),
+            ("[eu:shop#1 admin]", false, true),
             ("ADMIN", false, false),
             ("", false, false),
         ] {

@@ -74,7 +74,8 @@ pub const CODES: &[Code] = &[
         "invalid_request",
         400,
         "The request breaks a rule of this description.",
-        "Mend the request: `detail` (and often `field`) names what. Unknown fields are refused.",
+        "Fix the request: `detail` (and often `field`) says what is wrong. Unknown fields are refused, and unknown query \
+         parameters wherever a token is needed.",
     )
     .with(&[Member {
         optional: true,
@@ -84,8 +85,8 @@ pub const CODES: &[Code] = &[
     code(
         "idempotency_key_invalid",
         400,
-        "The `Idempotency-Key` is empty, too long or not plain text, or there is more than one.",
-        "One key of 1 to 255 printable ASCII characters; one with a comma in quotes.",
+        "The `Idempotency-Key` is empty, too long, not plain text or has a blank at an end, or there is more than one.",
+        "One key of 1 to 255 printable ASCII characters, with no blank at either end; one with a comma in quotes.",
     ),
     code("unauthenticated", 401, "There is no token, or not one that can be believed.", "Get a valid token."),
     code(
@@ -128,7 +129,7 @@ pub const CODES: &[Code] = &[
         "customer_limit_reached",
         409,
         "The customer would hold and own more of the product than one customer may.",
-        "Ask for less: `max_per_customer` counts what the customer holds and owns.",
+        "Ask for less: `max_per_customer` counts what the customer holds and owns, also from before the limit was set.",
     )
     .with(&[
         PRODUCT,
@@ -207,7 +208,7 @@ pub const CODES: &[Code] = &[
     code(
         "rate_limited",
         429,
-        "The customer has sent too many requests that change something.",
+        "The customer has sent too many requests that change something, or so many that they could not be counted.",
         "Nothing was done. Send the same request, with the same key, after `Retry-After` seconds.",
     )
     .with(&[RETRY_AFTER]),

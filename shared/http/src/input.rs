@@ -2,7 +2,7 @@
 
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::{StatusCode, request::Parts};
+use axum::http::{StatusCode, Uri, request::Parts};
 use holdfast_domain::{IdempotencyKey, Invalid};
 use holdfast_store::Cursor;
 use serde::de::{DeserializeOwned, Visitor};
@@ -19,6 +19,8 @@ pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
 /// A JSON body, whatever its `Content-Type` says: the API speaks nothing else, so the header could only be wrong. An
 /// empty one counts as `{}`: it is refused where a field is needed.
+///
+/// It says all that there is to say: such a request takes no query, see [`NoQuery`].
 #[derive(Debug, Clone, Copy)]
 pub struct Json<T>(pub T);
 
@@ -26,6 +28,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        no_query(request.uri())?;
         let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| Problem::too_long())?;
         let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
         // The error's text names the caller's own fields and positions, nothing of ours.
@@ -61,9 +64,32 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for MapOnly<D> {
     }
 }
 
-/// The query string.
+/// The query string. On routes with a token `T` refuses what it does not know (`deny_unknown_fields`): a parameter that
+/// was misspelled would otherwise do nothing, and nobody would notice. Public pages are linked from anywhere, and links
+/// are given parameters by those who pass them on (`utm_source`): there `T` ignores them.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<T>(pub T);
+
+/// No query: for routes that take neither a query nor a body.
+#[derive(Debug, Clone, Copy)]
+pub struct NoQuery;
+
+impl<S: Sync> FromRequestParts<S> for NoQuery {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        no_query(&parts.uri).map(|()| Self)
+    }
+}
+
+fn no_query(uri: &Uri) -> Result<(), Problem> {
+    let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
+    let query = query.map_err(|error| Problem::invalid_request(error.body_text()))?;
+    match query.0.first() {
+        Some((name, _)) => Err(Problem::invalid_request(format!("this request takes no query parameter: {name}"))),
+        None => Ok(()),
+    }
+}
 
 impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
@@ -125,7 +151,8 @@ impl<S: Sync> FromRequestParts<S> for Key {
             Problem::new(
                 StatusCode::BAD_REQUEST,
                 "idempotency_key_invalid",
-                "one Idempotency-Key of 1 to 255 printable ASCII characters is needed; one with a comma must be quoted",
+                "one Idempotency-Key of 1 to 255 printable ASCII characters with no blank at either end is needed; one with a \
+                 comma must be quoted",
             )
         })
     }
@@ -189,6 +216,22 @@ pub fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Body;
+    use serde_json::Value;
+
+    #[tokio::test]
+    async fn a_request_with_a_body_takes_no_query() {
+        for (uri, fine) in [("/", true), ("/?", true), ("/?&", true), ("/?a", false), ("/?a=1", false), ("/?=", false)]
+        {
+            let request = || Request::builder().uri(uri).body(Body::from("{}")).unwrap();
+            let body = Json::<Value>::from_request(request(), &()).await;
+            let (mut parts, _) = request().into_parts();
+            let none = NoQuery::from_request_parts(&mut parts, &()).await;
+            for refused in [body.err(), none.err()] {
+                assert_eq!(refused.map(|problem| problem.code), (!fine).then_some("invalid_request"), "{uri}");
+            }
+        }
+    }
 
     async fn key(values: &[&str]) -> Result<String, &'static str> {
         let mut request = Request::builder();
@@ -231,6 +274,11 @@ mod tests {
             "a,b",
             "a, b",
             "a\tb",
+            " ",
+            "a ",
+            " a",
+            r#"" a""#,
+            r#""a ""#,
             &too_long,
         ] {
             assert_eq!(key(&[value]).await, Err("idempotency_key_invalid"), "{value:?}");

@@ -22,7 +22,7 @@ mod view;
 pub use cached::{cached, knows};
 pub use caller::{Admin, Authenticator, Caller, Customer, LOCAL_AUDIENCE, LOCAL_ISSUER};
 pub use event::handle;
-pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, Object, Query, path_id, some};
+pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, path_id, some};
 pub use limit::{Limiter, limited};
 pub use problem::Problem;
 pub use serve::{about_reservation, serve};

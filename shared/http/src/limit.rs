@@ -5,6 +5,8 @@
 //! - It counts customers. A service and an admin are the shop's own, and one service speaks for all customers.
 //! - It fails open: where the table does not say in time, the request goes on. A limit that failed closed would turn a
 //!   payment away that `confirm` could still put into its queue, and a table that is away admits little anyway.
+//! - But where the customer's own count is throttled, they are refused: nobody else writes to it, so it is their flood
+//!   that keeps it from being counted, and the more they send the less it would hold them.
 //! - A refusal is remembered until its time is over, so that a herd of one customer's requests costs each environment
 //!   one call for each request that will be admitted, and no more.
 

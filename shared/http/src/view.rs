@@ -3,13 +3,19 @@
 use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Timestamp};
 use holdfast_store::{Page, Stock};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
+use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
 use time::{OffsetDateTime, UtcOffset};
 use utoipa::ToSchema;
 
 use crate::schema;
 
-/// A point in time as RFC 3339 in UTC, with milliseconds where there are any.
+/// The one way in which a time is shown: all of them have the same length, and sort as texts.
+const SHOWN: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+/// A point in time as RFC 3339. Any is read; it is shown in UTC, with three decimals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiTime(pub Timestamp);
 
@@ -17,7 +23,10 @@ impl Serialize for ApiTime {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let nanos = i128::from(self.0.as_millis()) * 1_000_000;
         let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).map_err(S::Error::custom)?;
-        serializer.serialize_str(&at.format(&Rfc3339).map_err(S::Error::custom)?)
+        if !(0..=9_999).contains(&at.year()) {
+            return Err(S::Error::custom("a time outside the years 0 to 9999"));
+        }
+        serializer.serialize_str(&at.format(SHOWN).map_err(S::Error::custom)?)
     }
 }
 
@@ -59,7 +68,7 @@ impl<T> List<T> {
 #[schema(as = Reservation, examples(json!({
     "reservation_id": "rsv_iqd4x2fixzovcounckk76u2lodwabrd3r4lpf2wo5qx36yxf56sa", "status": "held",
     "lines": [{"product_id": "tee-black", "quantity": 2, "name": "Black tee", "unit_price_minor": 2_500}],
-    "total_price_minor": 5_000, "currency": "EUR", "created_at": "2026-11-21T07:06:40.428Z",
+    "total_price_minor": 5_000, "currency": "EUR", "currency_exponent": 2, "created_at": "2026-11-21T07:06:40.428Z",
     "expires_at": "2026-11-21T07:16:40.428Z", "expires_in_seconds": 600, "server_time": "2026-11-21T07:06:40.428Z",
     "confirmed_at": null, "confirmed_late": false, "payment_reference": null,
 })))]
@@ -80,6 +89,8 @@ pub struct ReservationView {
     total_price_minor: u64,
     #[schema(value_type = schema::Currency)]
     currency: Currency,
+    #[schema(value_type = schema::CurrencyExponent)]
+    currency_exponent: u16,
     #[schema(value_type = schema::Time)]
     created_at: ApiTime,
     /// When the hold ends. From this moment on it cannot be confirmed without a payment.
@@ -133,6 +144,7 @@ impl ReservationView {
             lines: lines.collect(),
             total_price_minor,
             currency: reservation.currency,
+            currency_exponent: reservation.currency.exponent(),
             created_at: ApiTime(reservation.created_at),
             expires_at: ApiTime(reservation.expires_at),
             expires_in_seconds,
@@ -153,9 +165,9 @@ impl ReservationView {
 /// A product as everybody sees it.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Product, examples(json!({
-    "product_id": "tee-black", "name": "Black tee", "price_minor": 2_500, "currency": "EUR", "total": 3, "available": 3,
-    "reserved": 0, "sold": 0, "status": "on_sale", "hold_seconds": 600, "max_per_customer": null,
-    "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
+    "product_id": "tee-black", "name": "Black tee", "price_minor": 2_500, "currency": "EUR",
+    "currency_exponent": 2, "total": 3, "available": 3, "reserved": 0, "sold": 0, "status": "on_sale", "hold_seconds": 600, "late_payment_seconds": 86_400,
+    "max_per_customer": null, "counts_per_customer": true, "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
 })))]
 pub struct ProductView {
     #[schema(value_type = schema::ProductId)]
@@ -166,6 +178,8 @@ pub struct ProductView {
     price_minor: u64,
     #[schema(value_type = schema::Currency)]
     currency: Currency,
+    #[schema(value_type = schema::CurrencyExponent)]
+    currency_exponent: u16,
     #[schema(value_type = schema::Total)]
     total: u64,
     /// Units that can be reserved.
@@ -179,9 +193,15 @@ pub struct ProductView {
     /// How long a hold lasts. Of several products the shortest counts.
     #[schema(value_type = schema::Seconds)]
     hold_seconds: u32,
-    /// The most units that one customer may hold and own. Null: any number.
+    #[schema(value_type = schema::LatePaymentSeconds)]
+    late_payment_seconds: u32,
+    /// The most units that one customer may hold and own: whatever they reserved or bought before, also while there was
+    /// no limit, counts. Null: any number.
     #[schema(required, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<u32>,
+    /// Whether each customer's units are counted, so that a limit can be set. Set once: false where the product was
+    /// created with `"max_per_customer": null`.
+    counts_per_customer: bool,
     /// From when it may be reserved.
     #[schema(value_type = Option<schema::Time>, required)]
     sale_starts_at: Option<ApiTime>,
@@ -203,13 +223,16 @@ impl ProductView {
             name: product.name,
             price_minor: product.price_minor,
             currency: product.currency,
+            currency_exponent: product.currency.exponent(),
             total: product.total,
             available: stock.available,
             reserved: stock.reserved,
             sold: stock.sold,
             status: product.status,
             hold_seconds: product.hold_seconds.into(),
+            late_payment_seconds: product.late_payment_seconds,
             max_per_customer: product.max_per_customer,
+            counts_per_customer: product.counts_per_customer,
             sale_starts_at: product.sale_starts_at.map(ApiTime),
             sale_ends_at: product.sale_ends_at.map(ApiTime),
             shards: product.shards,
@@ -228,9 +251,12 @@ mod tests {
         let taken = |text: &str| serde_json::from_value::<ApiTime>(json!(text)).ok();
         for (text, shown) in [
             ("9999-12-31T23:59:59.999Z", Some("9999-12-31T23:59:59.999Z")),
-            ("9999-12-31T23:59:59+00:01", Some("9999-12-31T23:58:59Z")),
+            ("9999-12-31T23:59:59+00:01", Some("9999-12-31T23:58:59.000Z")),
+            ("2026-11-21T07:06:41.06Z", Some("2026-11-21T07:06:41.060Z")),
+            ("2026-11-21t07:06:41.9999+01:00", Some("2026-11-21T06:06:41.999Z")),
+            ("1969-12-31T23:59:59.5Z", Some("1969-12-31T23:59:59.500Z")),
             ("9999-12-31T23:59:59-00:01", None),
-            ("0000-01-01T00:00:00Z", Some("0000-01-01T00:00:00Z")),
+            ("0000-01-01T00:00:00Z", Some("0000-01-01T00:00:00.000Z")),
             ("0000-01-01T00:00:00+00:01", None),
         ] {
             let time = taken(text).map(|time| serde_json::to_value(time).unwrap());

@@ -284,7 +284,10 @@ impl Environment {
                 let router = http(limited(confirm::router(app.clone()), limiter()));
                 Handler::Confirm(app, router)
             }
-            Function::Expire => Handler::Expire(Arc::new(expire::App { store: store(), clock: clock.clone() })),
+            Function::Expire => {
+                let failed = queues().failed().clone();
+                Handler::Expire(Arc::new(expire::App { store: store(), failed, clock: clock.clone() }))
+            }
             Function::Admin => Handler::Http(http(admin::router(admin::App {
                 store: store(),
                 queues: queues(),

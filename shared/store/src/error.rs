@@ -54,8 +54,14 @@ impl Deadline {
     }
 
     /// This, or `length` from now, whichever comes first.
-    pub(crate) fn sooner(self, length: Duration) -> Self {
+    #[must_use]
+    pub fn sooner(self, length: Duration) -> Self {
         Self(self.0.min(Instant::now() + length))
+    }
+
+    /// How long it is until then.
+    pub fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
     }
 
     /// Whether it has passed.

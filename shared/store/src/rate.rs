@@ -5,13 +5,16 @@
 //! condition fails the answer carries the item, and that is enough to refuse. So an idle customer and one who asks too
 //! often cost one round trip, and one within their burst two.
 //!
+//! One item takes about a thousand writes a second, and then throttles. Only its own customer writes to it, so a throttle
+//! is their own flood and the best sign of one: it refuses them, where an answer that does not come refuses nobody.
+//!
 //! It is right under any concurrency: each update repeats in its condition what the decision assumed, and a TAT never
 //! falls. An update whose answer was lost and that is sent again may count twice, which only makes the limit stricter.
 
 use std::time::Duration;
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
+use aws_sdk_dynamodb::types::{ReturnValuesOnConditionCheckFailure, ThrottlingReason};
 use holdfast_domain::{Admission, CustomerId, Micros, RateLimit, Timestamp};
 use serde::Deserialize;
 
@@ -19,6 +22,9 @@ use crate::error::fault;
 use crate::items::{self, number};
 use crate::transact::{Expression, names, values};
 use crate::{Deadline, Error, Store, keys};
+
+/// For how long a customer is refused whose item throttles. No TAT is known then; DynamoDB counts by the second.
+const THROTTLED_WAIT: Duration = Duration::from_secs(1);
 
 /// How long after its last use an item may be cleaned up, beyond the time that it means anything.
 const KEPT_SECONDS: i64 = 3_600;
@@ -30,6 +36,9 @@ struct RateItem {
 
 impl Store {
     /// Counts one request of the customer, or says for how long none will be admitted.
+    ///
+    /// A customer whose own item throttles until the deadline is refused. Where the whole table or account throttles, or
+    /// nothing answers, that says nothing of them, and is an error.
     pub async fn admit(
         &self,
         customer: &CustomerId,
@@ -40,6 +49,7 @@ impl Store {
         let now = now.as_millis() * 1_000;
         let mut admission = Admission::Idle;
         let mut attempts = self.attempts(deadline);
+        let mut throttled = false;
         loop {
             let (update, condition) = match admission {
                 Admission::Idle => (
@@ -69,9 +79,11 @@ impl Store {
                 .set_expression_attribute_names(Some(names(&[&update.text, &condition.text])))
                 .set_expression_attribute_values(Some(values([update, condition])))
                 .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-            let error = match attempts.call(request.send()).await? {
-                Ok(_) => return Ok(Ok(())),
-                Err(error) => error,
+            let error = match attempts.call(request.send()).await {
+                Ok(Ok(_)) => return Ok(Ok(())),
+                Ok(Err(error)) => error,
+                Err(_) if throttled => return Ok(Err(THROTTLED_WAIT)),
+                Err(error) => return Err(error),
             };
             if let Some(UpdateItemError::ConditionalCheckFailedException(failed)) = error.as_service_error() {
                 // None: it was cleaned up between the two updates.
@@ -80,9 +92,26 @@ impl Store {
                 admission = limit.decide(old.map(|old| old.tat), now);
                 continue;
             }
-            attempts.pause(fault("UpdateItem", &error)).await?;
+            throttled |= error.as_service_error().is_some_and(is_flood);
+            match attempts.pause(fault("UpdateItem", &error)).await {
+                Ok(()) => {}
+                Err(Error::Unavailable { .. }) if throttled => return Ok(Err(THROTTLED_WAIT)),
+                Err(error) => return Err(error),
+            }
         }
     }
+}
+
+/// Whether the error says that this very item is asked for too often, rather than the table or the account.
+fn is_flood(error: &UpdateItemError) -> bool {
+    let reasons = match error {
+        UpdateItemError::ProvisionedThroughputExceededException(error) => error.throttling_reasons(),
+        UpdateItemError::ThrottlingException(error) => error.throttling_reasons(),
+        // The account's own limit.
+        _ => return false,
+    };
+    let of_item = |reason: &ThrottlingReason| reason.reason().is_none_or(|reason| reason.contains("KeyRange"));
+    reasons.is_empty() || reasons.iter().any(of_item)
 }
 
 fn ttl(limit: RateLimit, now: Micros) -> aws_sdk_dynamodb::types::AttributeValue {
@@ -91,7 +120,37 @@ fn ttl(limit: RateLimit, now: Micros) -> aws_sdk_dynamodb::types::AttributeValue
 
 #[cfg(test)]
 mod tests {
+    use aws_sdk_dynamodb::types::error::{
+        ProvisionedThroughputExceededException, RequestLimitExceeded, ThrottlingException,
+    };
+
     use super::*;
+
+    #[test]
+    fn a_throttle_of_the_item_is_the_customers_own_flood_and_one_of_the_table_is_not() {
+        let reason = |text: &str| ThrottlingReason::builder().reason(text).build();
+        let provisioned = |reasons: &[&str]| {
+            let error = ProvisionedThroughputExceededException::builder();
+            let error = error.set_throttling_reasons(Some(reasons.iter().map(|text| reason(text)).collect()));
+            UpdateItemError::ProvisionedThroughputExceededException(error.build())
+        };
+        let on_demand = |text: &str| {
+            let error = ThrottlingException::builder().throttling_reasons(reason(text)).build();
+            UpdateItemError::ThrottlingException(error)
+        };
+        let account = UpdateItemError::RequestLimitExceeded(RequestLimitExceeded::builder().build());
+        for (error, own) in [
+            (provisioned(&[]), true),
+            (provisioned(&["TableWriteKeyRangeThroughputExceeded"]), true),
+            (provisioned(&["TableWriteProvisionedThroughputExceeded"]), false),
+            (on_demand("TableWriteKeyRangeThroughputExceeded"), true),
+            (on_demand("TableWriteMaxOnDemandThroughputExceeded"), false),
+            (on_demand("TableWriteAccountLimitExceeded"), false),
+            (account, false),
+        ] {
+            assert_eq!(is_flood(&error), own, "{error:?}");
+        }
+    }
 
     #[test]
     fn an_item_is_kept_for_an_hour_after_it_has_lost_its_meaning() {

@@ -139,11 +139,14 @@ impl Store {
             .key_condition_expression("#customer = :customer")
             .expression_attribute_names("#customer", keys::CUSTOMER)
             .expression_attribute_values(":customer", text(customer.as_str()))
-            .scan_index_forward(false)
-            .limit(i32::try_from(limit).unwrap_or(i32::MAX));
+            .scan_index_forward(false);
         let mut found: Vec<Reservation> = Vec::new();
         for _ in 0..MOST_READS {
-            let (index, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
+            // No more than still fits: the page then ends at a key that the index gave. An index promises no order among
+            // equal sort keys, so behind any other key a reservation of the same millisecond could be missed.
+            let fits = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
+            let (index, next) =
+                self.query(request.clone().limit(fits).set_exclusive_start_key(start), deadline).await?;
             start = next;
             let mut page = Vec::new();
             for key in index {
@@ -162,15 +165,6 @@ impl Store {
             if start.is_none() || found.len() >= limit {
                 break;
             }
-        }
-        if found.len() > limit {
-            found.truncate(limit);
-            start = found.last().map(|last| {
-                let mut key = keys::reservation(&last.reservation_id).item();
-                key.insert(keys::CUSTOMER.to_owned(), text(last.customer.as_str()));
-                key.insert(keys::CREATED_AT.to_owned(), time(last.created_at));
-                key
-            });
         }
         Ok(Page { items: found, next: start.map(Cursor::new) })
     }
@@ -221,7 +215,8 @@ impl Store {
             }
         }
         if found.len() > limit {
-            // The scan returned more than the page holds: the next page starts behind the last one shown.
+            // The scan returned more than the page holds: the next page starts behind the last one shown. A table's keys
+            // are unique, so unlike in an index there is one place behind each.
             found.truncate(limit);
             start = found.last().map(|last| keys::reservation(&last.reservation_id).item());
         }

@@ -1,5 +1,6 @@
 //! An admin's adjustments of the stock, each with its reason in the ledger.
 
+use holdfast_domain::text::is_line;
 use holdfast_domain::{
     IdempotencyKey, Invalid, MAX_TOTAL, Product, ProductId, Refusal, Shortage, Take, Timestamp, digest_id, shards,
 };
@@ -153,17 +154,15 @@ fn entry_id(now: Timestamp, digest: &str) -> String {
 impl Adjustment {
     /// The adjustment itself, if every field is within its limits.
     pub fn checked(self) -> Result<Self, Invalid> {
-        let text_fits = |text: &str, least: usize| {
-            (least..=200).contains(&text.chars().count()) && !text.chars().any(char::is_control)
-        };
+        const LINE: &str = "must be 1 to 200 characters, some of them visible, none a control character";
         if self.delta == 0 || self.delta.unsigned_abs() > MAX_TOTAL {
             return Err(Invalid::new("delta", "must be a whole number from -1000000000 to 1000000000, and not 0"));
         }
-        if !text_fits(&self.reason, 1) {
-            return Err(Invalid::new("reason", "must be 1 to 200 characters, none of them a control character"));
+        if !is_line(&self.reason, 200) {
+            return Err(Invalid::new("reason", LINE));
         }
-        if self.reference.as_deref().is_some_and(|reference| !text_fits(reference, 1)) {
-            return Err(Invalid::new("reference", "must be 1 to 200 characters, none of them a control character"));
+        if self.reference.as_deref().is_some_and(|reference| !is_line(reference, 200)) {
+            return Err(Invalid::new("reference", LINE));
         }
         Ok(self)
     }

@@ -18,9 +18,13 @@ pub struct Schedule {
 #[derive(Debug)]
 struct Message {
     queue: String,
+    /// The server that holds it: SQS has many, and here two.
+    server: usize,
     receipt: String,
     body: String,
     hidden: bool,
+    /// How often it was received.
+    receives: u32,
 }
 
 /// Both services. A queue exists as soon as somebody names it.
@@ -28,18 +32,38 @@ struct Message {
 pub(crate) struct Services {
     messages: Vec<Message>,
     sent: usize,
+    /// Receives that did not wait.
+    short_polls: usize,
     schedules: Vec<Schedule>,
 }
 
 impl Services {
     /// The answer to a call, or nothing where the operation is of another service.
     pub(crate) fn carry_out(&mut self, operation: &str, request: &Value) -> Option<(u16, Value)> {
+        let named = || (text(request, "QueueUrl"), text(request, "ReceiptHandle"));
         Some(match operation {
-            "SendMessage" => (200, self.send(&text(request, "QueueUrl"), &text(request, "MessageBody"))),
+            "SendMessage" => {
+                let body = text(request, "MessageBody");
+                if body.is_empty() {
+                    let message = "a message has at least one character";
+                    return Some((
+                        400,
+                        json!({ "__type": "com.amazonaws.sqs#InvalidParameterValue", "message": message }),
+                    ));
+                }
+                (200, self.send(&text(request, "QueueUrl"), &body))
+            }
             "ReceiveMessage" => (200, self.receive(request)),
             "DeleteMessage" => {
-                let (queue, receipt) = (text(request, "QueueUrl"), text(request, "ReceiptHandle"));
+                let (queue, receipt) = named();
                 self.messages.retain(|message| message.queue != queue || message.receipt != receipt);
+                (200, json!({}))
+            }
+            "ChangeMessageVisibility" => {
+                let (queue, receipt) = named();
+                let hidden = request["VisibilityTimeout"] != 0;
+                let of = |message: &&mut Message| message.queue == queue && message.receipt == receipt;
+                self.messages.iter_mut().filter(of).for_each(|message| message.hidden = hidden);
                 (200, json!({}))
             }
             "CreateSchedule" => self.create_schedule(request),
@@ -51,17 +75,30 @@ impl Services {
         self.sent += 1;
         let receipt = format!("message-{}", self.sent);
         let answer = json!({ "MessageId": receipt });
-        self.messages.push(Message { queue: queue.to_owned(), receipt, body: body.to_owned(), hidden: false });
+        let (queue, body, server) = (queue.to_owned(), body.to_owned(), self.sent % 2);
+        self.messages.push(Message { queue, server, receipt, body, hidden: false, receives: 0 });
         answer
     }
 
     fn receive(&mut self, request: &Value) -> Value {
         let queue = text(request, "QueueUrl");
         let most = request["MaxNumberOfMessages"].as_u64().and_then(|most| most.try_into().ok()).unwrap_or(1);
-        let visible = self.messages.iter_mut().filter(|message| message.queue == queue && !message.hidden);
+        // Who does not wait is answered by some of the servers, whether or not there is more on the others.
+        let waits = request["WaitTimeSeconds"].as_u64().is_some_and(|seconds| seconds > 0);
+        let asked = (!waits).then(|| {
+            self.short_polls += 1;
+            self.short_polls % 2
+        });
+        let visible = self.messages.iter_mut().filter(|message| {
+            message.queue == queue && !message.hidden && asked.is_none_or(|server| message.server == server)
+        });
         let received = visible.take(most).map(|message| {
             message.hidden = true;
-            json!({ "MessageId": message.receipt, "ReceiptHandle": message.receipt, "Body": message.body })
+            message.receives += 1;
+            json!({
+                "MessageId": message.receipt, "ReceiptHandle": message.receipt, "Body": message.body,
+                "Attributes": { "ApproximateReceiveCount": message.receives.to_string() },
+            })
         });
         json!({ "Messages": received.collect::<Vec<_>>() })
     }

@@ -32,6 +32,8 @@ pub enum Fault {
     LostBefore,
     /// It is carried out, and its answer never comes.
     LostAfter,
+    /// It never arrives, and whoever sent it hears nothing at all: the connection stays open.
+    Silence,
     /// It never arrives, and the answer is "internal error".
     ServerError,
     /// It is carried out, and the answer is "internal error".
@@ -229,12 +231,21 @@ impl Wire {
         SharedHttpClient::new(self.clone())
     }
 
-    fn answer(&self, request: &HttpRequest) -> Result<HttpResponse, ConnectorError> {
+    /// The answer to a request, or nothing where none will ever come.
+    fn answer(&self, request: &HttpRequest) -> Option<Result<HttpResponse, ConnectorError>> {
         let mut call = call(request);
         call.fault = lock(&self.0.script)(&call);
+        if call.fault == Some(Fault::Silence) {
+            lock(&self.0.calls).push(call);
+            return None;
+        }
+        Some(self.answer_to(call))
+    }
+
+    fn answer_to(&self, mut call: Call) -> Result<HttpResponse, ConnectorError> {
         let answer = match call.fault {
             None => self.carry_out(&call),
-            Some(Fault::LostBefore) => Err(lost()),
+            Some(Fault::LostBefore | Fault::Silence) => Err(lost()),
             Some(Fault::LostAfter) => self.carry_out(&call).and(Err(lost())),
             Some(Fault::ServerError) => Ok((500, error("InternalServerError"))),
             Some(Fault::ServerErrorAfter) => self.carry_out(&call).map(|_| (500, error("InternalServerError"))),
@@ -354,7 +365,10 @@ impl HttpConnector for Wire {
             // As on any network, others get their turn between a request and its answer.
             tokio::task::yield_now().await;
             wire.pass(&request).await;
-            wire.answer(&request)
+            match wire.answer(&request) {
+                Some(answer) => answer,
+                None => std::future::pending().await,
+            }
         })
     }
 }

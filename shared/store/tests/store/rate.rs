@@ -116,12 +116,16 @@ async fn a_lost_answer_admits_no_more_than_the_limit_and_a_table_that_is_away_sa
         admitted += usize::from(ask(&store, "alice", NOW).await.is_ok());
     }
     assert!((4..=5).contains(&admitted), "{admitted}");
-    for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled] {
+    for fault in [Fault::LostBefore, Fault::ServerError] {
         wire.fail_all(&["UpdateItem"], fault);
         let deadline = Deadline::after(Duration::from_secs(1));
         let away = store.admit(&customer("bob"), limit(), NOW, deadline).await;
         assert!(matches!(away, Err(Error::Unavailable { .. })), "{fault:?}: {away:?}");
     }
+    // Their own item throttles: that is their flood.
+    wire.fail_all(&["UpdateItem"], Fault::Throttled);
+    let throttled = store.admit(&customer("bob"), limit(), NOW, Deadline::after(Duration::from_secs(1))).await;
+    assert!(matches!(throttled, Ok(Err(wait)) if wait == Duration::from_secs(1)), "{throttled:?}");
     wire.fail_all(&["UpdateItem"], Fault::AccessDenied);
     assert!(matches!(store.admit(&customer("bob"), limit(), NOW, soon()).await, Err(Error::Internal { .. })));
     let value = AttributeValue::S("no number".to_owned());

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{Product, ProductChange, ProductStatus, Refusal, Status};
-use holdfast_store::{Error, Reserved, keys};
+use holdfast_store::{Error, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, customer, limited, product, product_id, reserve, soon, stocked, store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
@@ -134,7 +134,7 @@ async fn a_herd_that_finds_nothing_writes_nothing() {
     }
     let calls = wire.take_calls();
     // One read of the caller's own key, which is what keeps the owner of a hold from being told "sold out".
-    assert!(calls.iter().all(|call| call.operation == "GetItem"), "{calls:?}");
+    assert!(calls.iter().all(|call| call.operation == "TransactGetItems"), "{calls:?}");
     assert_eq!(calls.len(), 50);
 }
 
@@ -347,7 +347,11 @@ async fn a_limit_that_was_lifted_refuses_for_a_second_also_before_the_shards_kno
     wire.take_calls();
     let refused = reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap_err();
     assert_eq!(code(&refused), "customer_limit_reached");
-    assert_eq!(operations(&wire), ["TransactWriteItems"]);
+    // The try, what is overdue in every partition of the index, and the key with the limit.
+    let calls = operations(&wire);
+    assert_eq!(calls[0], "TransactWriteItems");
+    assert!(calls[1..9].iter().all(|call| call == "Query"), "{calls:?}");
+    assert_eq!(calls[9..], ["TransactGetItems"]);
     tokio::time::advance(Duration::from_millis(1)).await;
     reserve(&shop, &basket("alice", "k3", &[("tee", 1)]), NOW).await.unwrap();
     assert_eq!(operations(&wire), ["TransactWriteItems", "BatchGetItem", "TransactWriteItems"]);
@@ -362,11 +366,12 @@ async fn sold_out_is_believed_for_a_second_and_then_looked_at_again() {
     let refused = reserve(&shop, &basket("bob", "k1", &[("tee", 3)]), NOW).await.unwrap_err();
     let Error::Refused(Refusal::InsufficientStock { shortages }) = refused else { panic!("{refused:?}") };
     assert_eq!((shortages[0].requested, shortages[0].available), (3, 2));
-    // The facts, a try, one look at the shards, what is overdue in every partition of the index, and bob's own key.
+    // The facts, a try, the shards, what is overdue in every partition of the index, the shards at one instant, and bob's
+    // own key.
     let calls = operations(&wire);
     assert_eq!(calls[..3], ["BatchGetItem", "TransactWriteItems", "BatchGetItem"]);
     assert!(calls[3..11].iter().all(|call| call == "Query"), "{calls:?}");
-    assert_eq!(calls[11..], ["GetItem"]);
+    assert_eq!(calls[11..], ["TransactGetItems", "TransactGetItems"]);
 
     other.cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
     tokio::time::advance(Duration::from_millis(999)).await;
@@ -393,7 +398,7 @@ async fn what_an_environment_took_it_does_not_try_to_take_again() {
         code(&reserve(&store, &basket("bob", "k3", &[("tee", 1)]), NOW).await.unwrap_err()),
         "insufficient_stock"
     );
-    assert_eq!(operations(&wire), ["GetItem"]);
+    assert_eq!(operations(&wire), ["TransactGetItems"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -436,20 +441,45 @@ async fn environments_start_at_different_shards_and_one_seed_always_at_the_same(
 }
 
 #[tokio::test]
-async fn lines_in_more_crumbs_than_one_transaction_takes_are_refused() {
-    let wire = table().await;
-    let limited = Product { counts_per_customer: true, max_per_customer: Some(100), ..product("c", 35, 35) };
-    stocked(&wire, &[product("a", 64, 64), product("b", 36, 36), limited]).await;
-    let store = store(&wire, 1);
+async fn lines_in_more_crumbs_than_one_transaction_takes_are_gathered_first() {
     // With the reservation's own, a hundred actions are the most; a limit is one of them.
-    for (other, fits) in [(("b", 36), false), (("b", 35), true), (("c", 35), false), (("c", 34), true)] {
-        let ask = basket("alice", &format!("{other:?}"), &[("a", 64), other]);
-        match reserve(&store, &ask, NOW).await {
-            Ok(Reserved { reservation, .. }) => {
-                assert!(fits, "{other:?}");
-                store.cancel(&reservation.reservation_id, &reservation.customer, NOW, soon()).await.unwrap();
-            }
-            Err(error) => assert_eq!((code(&error), fits), ("insufficient_stock", false), "{other:?}: {error}"),
-        }
+    for (other, gathers) in [(("b", 36), true), (("b", 35), false), (("c", 35), true), (("c", 34), false)] {
+        let wire = table().await;
+        let c = limited(product("c", 35, 35), 100);
+        stocked(&wire, &[product("a", 64, 64), product("b", 36, 36), c]).await;
+        let store = store(&wire, 1);
+        wire.take_calls();
+        let reserved = reserve(&store, &basket("alice", "k", &[("a", 64), other]), NOW).await.unwrap();
+        let gathered = wire.take_calls().iter().any(|call| {
+            call.operation == "TransactWriteItems"
+                && call.transaction_keys().iter().all(|key| key.starts_with("STOCK#a#"))
+        });
+        assert_eq!(gathered, gathers, "{other:?}");
+        let units = |line: &holdfast_domain::Line| line.takes.iter().map(|take| take.units).sum::<u32>();
+        let lines = &reserved.reservation.lines;
+        assert_eq!(lines.iter().map(units).collect::<Vec<_>>(), [64, other.1], "{other:?}");
+        assert_eq!(books(&wire).await["a"].held, 64);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_products_in_crumbs_are_sold_together_and_what_falls_short_says_how_much_there_is() {
+    let wire = table().await;
+    stocked(&wire, &[product("a", 64, 64), product("b", 64, 64)]).await;
+    let store = store(&wire, 1);
+    let refused = reserve(&store, &basket("alice", "k", &[("a", 50), ("b", 65)]), NOW).await.unwrap_err();
+    let Error::Refused(Refusal::InsufficientStock { shortages }) = refused else { panic!("{refused:?}") };
+    let told: Vec<_> = shortages.iter().map(|s| (s.product_id.as_str(), s.requested, s.available)).collect();
+    assert_eq!(told, [("b", 65, 64)]);
+    // Another reserve is on one of the shards meanwhile, and takes one of its units.
+    let gate = wire.gate(|call| call.operation == "TransactWriteItems");
+    let ask = basket("alice", "k2", &[("a", 50), ("b", 50)]);
+    let (answer, ()) = futures_util::future::join(reserve(&store, &ask, NOW), async {
+        gate.arrived().await;
+        reserve(&holdfast_testkit::fixtures::store(&wire, 2), &basket("bob", "k", &[("a", 1)]), NOW).await.unwrap();
+        gate.open();
+    })
+    .await;
+    assert_eq!(answer.unwrap().reservation.lines.len(), 2);
+    assert_eq!((books(&wire).await["a"].held, books(&wire).await["b"].held), (51, 50));
 }

@@ -1,0 +1,78 @@
+//! Free texts: names, reasons, references, notes.
+
+use std::ops::RangeInclusive;
+
+/// What shows nothing although it is neither a blank nor a control character: Unicode's `Default_Ignorable_Code_Point`
+/// (zero-width and direction marks, fillers, variation selectors, tags) and the empty Braille cell.
+pub const INVISIBLE: [RangeInclusive<char>; 18] = [
+    '\u{AD}'..='\u{AD}',
+    '\u{34F}'..='\u{34F}',
+    '\u{61C}'..='\u{61C}',
+    '\u{115F}'..='\u{1160}',
+    '\u{17B4}'..='\u{17B5}',
+    '\u{180B}'..='\u{180F}',
+    '\u{200B}'..='\u{200F}',
+    '\u{202A}'..='\u{202E}',
+    '\u{2060}'..='\u{206F}',
+    '\u{2800}'..='\u{2800}',
+    '\u{3164}'..='\u{3164}',
+    '\u{FE00}'..='\u{FE0F}',
+    '\u{FEFF}'..='\u{FEFF}',
+    '\u{FFA0}'..='\u{FFA0}',
+    '\u{FFF0}'..='\u{FFF8}',
+    '\u{1BCA0}'..='\u{1BCA3}',
+    '\u{1D173}'..='\u{1D17A}',
+    '\u{E0000}'..='\u{E0FFF}',
+];
+
+/// Whether somebody who reads the text sees anything: a character that is no blank (Unicode's `White_Space`), no control
+/// character and none of [`INVISIBLE`].
+pub fn is_visible(text: &str) -> bool {
+    text.chars().any(|sign| {
+        !sign.is_whitespace() && !sign.is_control() && !INVISIBLE.iter().any(|invisible| invisible.contains(&sign))
+    })
+}
+
+/// Whether it is a text of one line for people: visible, at most `longest` characters, none of them a control character.
+pub fn is_line(text: &str, longest: usize) -> bool {
+    text.chars().count() <= longest && !text.chars().any(char::is_control) && is_visible(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_of_nothing_but_blanks_and_what_does_not_show_is_no_text() {
+        for text in [
+            "",
+            "   ",
+            "\t",
+            "\u{A0}",
+            "\u{3000}\u{2003}",
+            "\u{200B}",
+            "\u{2028}",
+            "\u{FEFF} \u{AD}",
+            "\u{202E}",
+            "\u{2800}",
+            "\u{3164}",
+            "\u{E0020}\u{E007F}",
+            "\u{FE0F}",
+        ] {
+            assert!(!is_visible(text) && !is_line(text, 200), "{text:?}");
+        }
+        // Marks that join or turn signs belong into texts that have others.
+        for text in ["a", " a ", "é", "名前", "👩\u{200D}💻", "❤\u{FE0F}", "م\u{200C}ی", "-"] {
+            assert!(is_line(text, 200), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_has_its_length_in_characters_and_no_control_character() {
+        assert!(is_line(&"ü".repeat(200), 200));
+        assert!(!is_line(&"ü".repeat(201), 200));
+        for text in ["a\n", "a\u{0}b", "\u{85}a", "a\u{7F}"] {
+            assert!(is_visible(text) && !is_line(text, 200), "{text:?}");
+        }
+    }
+}
