@@ -54,7 +54,7 @@ impl World {
             if taken.iter().any(Option::is_some) {
                 return (400, cancelled(&taken));
             }
-            return self.apply(&mut state, call.clone(), now);
+            return self.apply(&mut state, call, now);
         }
         let (answer, unseen) = {
             let mut state = self.lock();
@@ -67,7 +67,7 @@ impl World {
             } else {
                 Vec::new()
             };
-            let answer = self.apply(&mut state, call.clone(), now);
+            let answer = self.apply(&mut state, call, now);
             let mut unseen: Vec<(u64, Place)> = Vec::new();
             if partly && answer.0 == 200 {
                 for (place, before) in places.iter().zip(before) {
@@ -113,13 +113,17 @@ impl World {
         }
     }
 
-    fn apply(&self, state: &mut State, mut call: Call, now: i64) -> (u16, Value) {
-        if let Some(planted) = state.planted
-            && let Some(pretended) = planted.asked(&mut call)
-        {
-            return pretended;
+    fn apply(&self, state: &mut State, call: &Call, now: i64) -> (u16, Value) {
+        let mut with_bug;
+        let mut call = call;
+        if let Some(planted) = state.planted {
+            with_bug = call.clone();
+            if let Some(pretended) = planted.asked(&mut with_bug) {
+                return pretended;
+            }
+            call = &with_bug;
         }
-        let Call { operation, request, .. } = &call;
+        let Call { operation, request, .. } = call;
         let State { queues, random, faults, .. } = state;
         if let Some(answer) = queues.carry_out(operation, request, now, random, faults) {
             // What is hidden for longer or shorter than before counts as news too.
@@ -160,7 +164,7 @@ impl World {
         let mut changed = Vec::with_capacity(places.len());
         for place in places {
             let item = dynamo::item(&state.database, TABLE, &place);
-            if place.0.starts_with("HOLD#") {
+            if place.0.starts_with("HOLD#") || place.0 == "FAILED" {
                 self.swept();
                 self.replicate(state, place.clone(), item.clone());
             }

@@ -25,9 +25,9 @@ impl World {
         state
             .history
             .note(at, format_args!("{who} {} {} -> {outcome}{reasons}{fate}", call.operation, about.join(" ")));
-        state.history.digest(call.request.to_string().as_bytes());
+        state.history.digest_json(&call.request);
         if let Some(body) = body {
-            state.history.digest(body.to_string().as_bytes());
+            state.history.digest_json(body);
         }
     }
 }
