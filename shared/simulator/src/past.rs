@@ -12,10 +12,6 @@ pub(crate) const MEMORY_MS: i64 = 1_000;
 /// write rests on was so within this time before it.
 pub(crate) const IN_FLIGHT_MS: i64 = 45_000;
 
-/// How long a transaction's items may be on their way to everybody's eyes.
-#[expect(clippy::cast_possible_wrap, reason = "a few milliseconds")]
-const PARTLY_MS: i64 = crate::table::PARTLY_MS as i64 + 1;
-
 /// A moment: after so many writes, and before the next. Two moments with no write between them are the same one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(usize);
@@ -71,10 +67,10 @@ impl Past {
         Moment(self.times.partition_point(|time| *time <= at_ms))
     }
 
-    /// Somebody asks. Where a transaction has happened of which not everybody sees everything yet, as its caller has not
-    /// heard of it either, the question may meet what was there before.
-    pub(crate) fn ask(&mut self, now: i64, partly_seen: bool) -> Window {
-        let sent = if partly_seen { self.at(now - PARTLY_MS) } else { self.now() };
+    /// Somebody asks. Where not everybody sees a transaction yet that happened at `unseen_since`, they may see the table
+    /// as it was before.
+    pub(crate) fn ask(&mut self, now: i64, unseen_since: Option<i64>) -> Window {
+        let sent = unseen_since.map_or(self.now(), |at| self.at(at - 1)).min(self.now());
         let remembered = self.at(now - MEMORY_MS).min(sent);
         *self.open.entry(remembered).or_default() += 1;
         Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered }
@@ -136,7 +132,7 @@ mod tests {
         };
         let before = past.now();
         write(&mut past, 10, None);
-        let window = past.ask(20, false);
+        let window = past.ask(20, None);
         for at in 1..=3 {
             write(&mut past, at * 1_000_000, Some(json!(at)));
         }
