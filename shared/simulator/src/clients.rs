@@ -16,7 +16,7 @@ use crate::cloud::{Cloud, Function};
 pub(crate) use crate::judge::Reply;
 use crate::judge::{Case, Question, Route, judge, shown};
 use crate::past::Window;
-use crate::plan::{Actor, Change, Moment, ProductPlan, Settle, Step};
+use crate::plan::{Actor, Change, Moment, ProductPlan, SHARED, Settle, Step};
 use crate::world::millis;
 
 /// How long API Gateway waits for a function.
@@ -77,7 +77,7 @@ impl<'a> Client<'a> {
                 let path = format!("/products/{}", self.products[*product].id);
                 self.ask(patience, Function::Catalog, "GET", &path, None, None).await;
             }
-            Step::Trespass { victim, key } => self.trespass(*victim, *key).await,
+            Step::Trespass { victim, key } => self.trespass(victim, *key).await,
             Step::AroundExpiry { key, offset_ms, then } => {
                 let ends = self.memory().expires_at.get(key).copied();
                 let wait = ends.map_or(0, |ends| ends + offset_ms - self.cloud.world.now());
@@ -90,6 +90,7 @@ impl<'a> Client<'a> {
                 sleep(millis(10_000 - past)).await;
                 join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
             }
+            Step::Make { product } => _ = self.make(&self.products[*product], patience).await,
             Step::Adjust { key, product, delta, expecting } => {
                 self.adjust(*key, *product, *delta, *expecting, patience).await;
             }
@@ -123,7 +124,7 @@ impl<'a> Client<'a> {
             body: body.cloned().unwrap_or_default(),
         };
         for tries in 0..=patience {
-            let event = event(&self.actor.name, self.actor.admin, method, path, key, body);
+            let event = event(self.actor, method, path, key, body);
             let (mut window, tick) = self.asks(&asked);
             let answer = timeout(millis(GATEWAY_MS), self.cloud.invoke_by(function, event)).await.ok().flatten();
             let skew = answer.as_ref().map(|(_, skew)| *skew);
@@ -135,13 +136,19 @@ impl<'a> Client<'a> {
                 format!("{} {} {}", reply.status, reply.code(), reply.body["status"].as_str().unwrap_or_default())
             });
             let sent = body.map(Value::to_string).unwrap_or_default();
-            let key = key.map(|key| format!(" key {key}")).unwrap_or_default();
-            self.cloud.world.note(format_args!("{}: {method} {path}{key} {sent} => {said}", self.actor.name));
+            let under = key.map(|key| format!(" key {key}")).unwrap_or_default();
+            self.cloud.world.note(format_args!("{}: {method} {path}{under} {sent} => {said}", self.actor.name));
             self.hears(&asked, &mut window, tick, reply.as_ref(), skew);
             if let Some(reply) = reply {
                 // A planted bug has to break more than an answer.
                 let right = reply.status != 500 || self.cloud.world.lock().planted.is_some();
                 self.expect(right, "no_internal_error", || format!("{method} {path}: {reply:?}"));
+                if reply.status == 429 && self.at_rest() {
+                    // There is no hurry any more: whoever is told to wait does.
+                    let seconds = reply.body["retry_after_seconds"].as_u64().unwrap_or(1);
+                    sleep(millis(seconds * 1_000)).await;
+                    return Box::pin(self.ask(patience, function, method, path, key, body)).await;
+                }
                 if reply.clear() || tries == patience {
                     return Some(reply);
                 }
@@ -152,12 +159,18 @@ impl<'a> Client<'a> {
         None
     }
 
+    /// Whether nothing goes wrong any more.
+    fn at_rest(&self) -> bool {
+        self.cloud.world.lock().books.calm_at.is_some()
+    }
+
     /// A request leaves: from now on the past has to be known.
     fn asks(&self, asked: &Question) -> (Window, u64) {
         let now = self.cloud.world.now();
         let mut state = self.cloud.world.lock();
+        let unseen_since = state.unseen_since();
         let books = &mut state.books;
-        let window = books.past.ask(now);
+        let window = books.past.ask(now, unseen_since);
         for failed in books.tried_again(asked) {
             books.asked.retry.insert(failed.clone());
             if let Some(payment) = books.payment_of(&failed) {
@@ -251,7 +264,10 @@ impl<'a> Client<'a> {
     /// Confirms, after taking a payment if there is one. Whether there was a clear answer.
     async fn confirm(&self, key: u8, payment: Option<u8>, patience: u32) -> bool {
         let id = self.reservation_id(key);
-        let payment = payment.map(|n| format!("pay-{}-{key}-{n}", self.actor.name));
+        let payment = payment.map(|n| {
+            let of = if n < SHARED { key.to_string() } else { "all".to_owned() };
+            format!("pay-{}-{of}-{n}", self.actor.name)
+        });
         let world = &self.cloud.world;
         {
             let now = world.now();
@@ -302,12 +318,13 @@ impl<'a> Client<'a> {
     pub(crate) async fn pay_again(&self) {
         let all: Vec<(u8, u8)> = {
             let state = self.cloud.world.lock();
-            let own = format!("pay-{}-", self.actor.name);
-            let payments = state.books.asked.payments.iter().filter_map(|(_, payment)| payment.strip_prefix(&own));
-            payments
-                .filter_map(|rest| rest.split_once('-'))
-                .filter_map(|(key, n)| Some((key.parse().ok()?, n.parse().ok()?)))
-                .collect()
+            let ids: Vec<String> = (0..4).map(|key| self.reservation_id(key)).collect();
+            let payments = state.books.asked.payments.iter();
+            let own = payments.filter_map(|(of, payment)| {
+                let key = ids.iter().position(|id| id == of)?;
+                Some((u8::try_from(key).ok()?, payment.rsplit('-').next()?.parse().ok()?))
+            });
+            own.collect()
         };
         for (key, payment) in all {
             self.confirm(key, Some(payment), 0).await;
@@ -381,12 +398,11 @@ impl<'a> Client<'a> {
     }
 
     /// Another's reservation does not exist for anybody else, whatever they try.
-    async fn trespass(&self, victim: usize, key: u8) {
-        let victim = format!("customer-{victim}");
+    async fn trespass(&self, victim: &str, key: u8) {
         if victim == self.actor.name {
             return;
         }
-        let path = format!("/reservations/{}", reservation_id(&victim, key));
+        let path = format!("/reservations/{}", reservation_id(victim, key));
         let (confirm, extend) = (format!("{path}/confirm"), format!("{path}/extend"));
         let body = json!({ "hold_seconds": 60 });
         let replies = [
@@ -399,6 +415,18 @@ impl<'a> Client<'a> {
             let right = !reply.clear() || reply.status == 404 || reply.status == 202;
             self.expect(right, "only_the_owner", || format!("{} of {victim}: {reply:?}", self.actor.name));
         }
+    }
+
+    /// Makes a product.
+    pub(crate) async fn make(&self, product: &ProductPlan, patience: u32) -> Option<Reply> {
+        let at = |ms: Option<i64>| ms.and_then(|ms| instant(NOW.as_millis() + ms));
+        let body = json!({
+            "product_id": product.id, "name": format!("Product {}", product.id), "price_minor": product.price_minor,
+            "currency": product.currency, "total": product.total, "shards": product.shards,
+            "hold_seconds": product.hold_seconds, "max_per_customer": product.limit,
+            "sale_starts_at": at(product.sale.0), "sale_ends_at": at(product.sale.1),
+        });
+        self.ask(patience, Function::Admin, "POST", "/admin/products", None, Some(&body)).await
     }
 
     async fn adjust(&self, key: u8, product: usize, delta: i64, expecting: bool, patience: u32) {
@@ -432,6 +460,9 @@ impl<'a> Client<'a> {
             Change::OnSale => json!({ "status": "on_sale" }),
             Change::Hold(seconds) => json!({ "hold_seconds": seconds }),
             Change::Name(number) => json!({ "name": format!("Name {number}") }),
+            Change::SaleEnds(ends) => {
+                json!({ "sale_ends_at": ends.and_then(|ends| instant(NOW.as_millis() + ends)) })
+            }
         };
         body["version"] = version.into();
         let path = format!("/admin{path}");
@@ -474,6 +505,12 @@ impl<'a> Client<'a> {
     }
 }
 
+/// A time as a request names it.
+fn instant(ms: i64) -> Option<String> {
+    let time = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()?;
+    time.format(&time::format_description::well_known::Rfc3339).ok()
+}
+
 fn reservation_id(customer: &str, key: u8) -> String {
     let customer = CustomerId::try_from(customer);
     let key = IdempotencyKey::try_from(format!("key-{key}"));
@@ -484,13 +521,33 @@ fn reservation_id(customer: &str, key: u8) -> String {
 }
 
 /// API Gateway's event.
-fn event(who: &str, admin: bool, method: &str, path: &str, key: Option<&str>, body: Option<&Value>) -> Value {
+fn event(actor: &Actor, method: &str, path: &str, key: Option<&str>, body: Option<&Value>) -> Value {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let mut headers = json!({ "content-type": "application/json", "host": "holdfast.test" });
     if let Some(key) = key {
         headers["idempotency-key"] = key.into();
     }
-    let groups = if admin { "[admin]" } else { "[]" };
+    let (mut query, mut body) = (query.to_owned(), body.cloned());
+    let who = if actor.served {
+        // The back end has a token of its own, and names the customer.
+        match &mut body {
+            Some(body) => body["customer_id"] = actor.name.as_str().into(),
+            None => {
+                let sign = if query.is_empty() { "" } else { "&" };
+                query = format!("{query}{sign}customer_id={}", actor.name);
+            }
+        }
+        "shop"
+    } else {
+        actor.name.as_str()
+    };
+    let groups = if actor.admin {
+        "[admin]"
+    } else if actor.served {
+        "[service]"
+    } else {
+        "[]"
+    };
     json!({
         "version": "2.0",
         "routeKey": "$default",
@@ -510,7 +567,7 @@ fn event(who: &str, admin: bool, method: &str, path: &str, key: Option<&str>, bo
             "time": "21/Nov/2025:04:40:00 +0000",
             "timeEpoch": NOW.as_millis(),
         },
-        "body": body.map(Value::to_string),
+        "body": body.map(|body| body.to_string()),
         "isBase64Encoded": false,
     })
 }

@@ -18,7 +18,8 @@ use holdfast_aws::clock::Clock;
 use holdfast_aws::config::Environment as AwsEnvironment;
 use holdfast_aws::queues::Queues;
 use holdfast_aws::schedules::{Schedules, Target};
-use holdfast_http::{Authenticator, serve};
+use holdfast_domain::RateLimit;
+use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
 use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, TABLE};
 use lambda_http::LambdaEvent;
@@ -58,6 +59,9 @@ impl Function {
     }
 }
 
+/// The planted bug whose environments tell the age of a memory by a clock that stands still with them.
+const MEMORY_STANDS_STILL: &str = "memory-stands-still";
+
 /// What will happen to an environment at one of its calls.
 #[derive(Debug, Clone, Copy)]
 enum Doom {
@@ -74,6 +78,12 @@ struct Vitals {
     frozen_until: Option<Instant>,
     /// At which call from now on, and what.
     doom: Option<(u32, Doom)>,
+    /// How far its wall clock is off.
+    skew_ms: i64,
+    /// For how long it has been frozen in all: a monotonic clock stood still meanwhile.
+    still_ms: i64,
+    /// Since when it is frozen because nobody uses it.
+    idle_since: i64,
 }
 
 /// An environment's wire.
@@ -96,7 +106,7 @@ enum Handler {
 
 struct Environment {
     name: Arc<str>,
-    /// How far its clock is off.
+    /// How far its clock is off, until it is set.
     skew_ms: i64,
     vitals: Arc<Mutex<Vitals>>,
     handler: Handler,
@@ -107,11 +117,14 @@ struct Environment {
 pub(crate) struct Cloud {
     pub(crate) world: World,
     idle: Arc<Mutex<BTreeMap<Function, Vec<Environment>>>>,
+    rate: Option<RateLimit>,
 }
 
 impl Cloud {
-    pub(crate) fn new(world: World) -> Self {
-        Self { world, idle: Arc::default() }
+    /// With a limit on each customer's changes, if one is given: a second, and at once.
+    pub(crate) fn new(world: World, rate: Option<(u32, u32)>) -> Self {
+        let rate = rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
+        Self { world, idle: Arc::default(), rate }
     }
 
     fn idle(&self) -> MutexGuard<'_, BTreeMap<Function, Vec<Environment>>> {
@@ -147,7 +160,10 @@ impl Cloud {
             }
         };
         if survives {
-            lock(&environment.vitals).doom = None;
+            {
+                let mut vitals = lock(&environment.vitals);
+                (vitals.doom, vitals.idle_since) = (None, self.world.now());
+            }
             self.idle().entry(function).or_default().push(environment);
         }
         let mut answer = answer?;
@@ -165,13 +181,24 @@ impl Cloud {
         let cold = faults.strikes(random, Fault::ColdStart);
         if !cold && !idle.is_empty() {
             let at = random.usize(0..idle.len());
-            return idle.swap_remove(at);
+            let mut environment = idle.swap_remove(at);
+            if faults.strikes(random, Fault::ClockSet) {
+                environment.skew_ms = skew(random);
+                state.history.note(
+                    self.world.at(),
+                    format_args!("{} has its clock set: it is off by {} ms", environment.name, environment.skew_ms),
+                );
+            }
+            let mut vitals = lock(&environment.vitals);
+            vitals.skew_ms = environment.skew_ms;
+            vitals.still_ms += self.world.now() - vitals.idle_since;
+            drop(vitals);
+            return environment;
         }
-        // Clocks are right, or off by any part of what is allowed.
-        let skew_ms = if random.bool() { 0 } else { random.i64(-SKEW_MS..=SKEW_MS) };
+        let skew_ms = skew(random);
         let (number, seed) = (random.u16(..), random.u64(..));
         drop(state);
-        Environment::start(&self.world, function, number, skew_ms, seed)
+        Environment::start(self, function, number, skew_ms, seed)
     }
 
     /// Draws what will happen to an environment during its next call; after how long it is killed, if so.
@@ -196,10 +223,35 @@ impl Cloud {
     }
 }
 
+/// Clocks are right, or off by any part of what is allowed.
+fn skew(random: &mut fastrand::Rng) -> i64 {
+    if random.bool() { 0 } else { random.i64(-SKEW_MS..=SKEW_MS) }
+}
+
+/// An environment's wall clock.
+fn wall_clock(world: &World, vitals: &Arc<Mutex<Vitals>>) -> Clock {
+    let (world, vitals) = (world.clone(), vitals.clone());
+    Clock::new(move || world.clock(lock(&vitals).skew_ms))
+}
+
+/// What tells it how old a memory is: the same, unless a bug is planted, and then one that stands still while the
+/// environment is frozen.
+fn clock_of_memories(world: &World, vitals: &Arc<Mutex<Vitals>>) -> Clock {
+    if world.lock().planted.is_none_or(|planted| planted.name != MEMORY_STANDS_STILL) {
+        return wall_clock(world, vitals);
+    }
+    let (world, vitals) = (world.clone(), vitals.clone());
+    Clock::new(move || {
+        let vitals = lock(&vitals);
+        world.clock(vitals.skew_ms - vitals.still_ms)
+    })
+}
+
 impl Environment {
-    fn start(world: &World, function: Function, number: u16, skew_ms: i64, seed: u64) -> Self {
+    fn start(cloud: &Cloud, function: Function, number: u16, skew_ms: i64, seed: u64) -> Self {
+        let (world, rate) = (&cloud.world, cloud.rate);
         let name: Arc<str> = format!("{}-{number:04x}", function.name()).into();
-        let vitals = Arc::new(Mutex::new(Vitals::default()));
+        let vitals = Arc::new(Mutex::new(Vitals { skew_ms, ..Vitals::default() }));
         let connection = Connection { world: world.clone(), name: name.clone(), vitals: vitals.clone() };
         let aws = AwsEnvironment::of_emulator("us-east-1", "http://aws.test").over(SharedHttpClient::new(connection));
         // The SDKs share their retry quota within a process, and draw tokens from a thread's chance: an environment is
@@ -212,29 +264,33 @@ impl Environment {
             };
         }
         let queues = || Queues::new(own!(aws.sqs(), aws_sdk_sqs), CONFIRMATIONS.to_owned(), FAILED.to_owned());
-        let clock_world = world.clone();
-        let clock = Clock::new(move || clock_world.clock(skew_ms));
+        let (clock, memories) = (wall_clock(world, &vitals), clock_of_memories(world, &vitals));
         let store = || {
-            Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, clock.clone()).seeded(seed).with_due_partitions(2)
+            Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, memories.clone())
+                .seeded(seed)
+                .with_due_partitions(2)
         };
         let http = |router| serve(router, Authenticator::default());
+        let limiter = || rate.map(|rate| Limiter::new(store(), clock.clone(), rate));
         let handler = match function {
             Function::Catalog => Handler::Http(http(catalog::router(catalog::App { store: store() }))),
             Function::Reserve => {
                 let schedules = Schedules::new(own!(aws.scheduler(), aws_sdk_scheduler), target(), 10);
-                Handler::Http(http(reserve::router(reserve::App { store: store(), schedules, clock })))
+                let app = reserve::App { store: store(), schedules, clock: clock.clone() };
+                Handler::Http(http(limited(reserve::router(app), limiter())))
             }
             Function::Confirm => {
-                let app = Arc::new(confirm::App { store: store(), queues: queues(), clock });
-                let router = http(confirm::router(app.clone()));
+                let app = Arc::new(confirm::App { store: store(), queues: queues(), clock: clock.clone() });
+                let router = http(limited(confirm::router(app.clone()), limiter()));
                 Handler::Confirm(app, router)
             }
             Function::Expire => {
                 let failed = queues().failed().clone();
-                Handler::Expire(Arc::new(expire::App { store: store(), failed, clock }))
-            },
+                Handler::Expire(Arc::new(expire::App { store: store(), failed, clock: clock.clone() }))
+            }
             Function::Admin => {
-                Handler::Http(http(admin::router(admin::App { store: store(), queues: queues(), clock })))
+                let app = admin::App { store: store(), queues: queues(), clock: clock.clone() };
+                Handler::Http(http(admin::router(app)))
             }
         };
         world.note(format_args!("{name} starts, its clock off by {skew_ms} ms"));
@@ -322,6 +378,7 @@ impl Connection {
             match doom {
                 Doom::KilledBefore | Doom::KilledAfter => vitals.killed = true,
                 Doom::FrozenBefore(ms) | Doom::FrozenAfter(ms) => {
+                    vitals.still_ms += i64::try_from(ms).unwrap_or_default();
                     vitals.frozen_until = Some(Instant::now() + millis(ms));
                 }
             }

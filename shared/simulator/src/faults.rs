@@ -56,6 +56,10 @@ pub enum Fault {
     SweepLost,
     /// A queue's message delivered twice.
     MessageTwice,
+    /// A receive that asks only some of the queue's servers, because it does not wait.
+    ShortPoll,
+    /// An environment whose clock is set, backwards too, while nobody uses it.
+    ClockSet,
     /// A message in the queue that makes no sense.
     Poison,
     /// A service that is away for a while.
@@ -66,7 +70,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::Refused,
         Self::ErrorAfter,
         Self::LostBefore,
@@ -92,6 +96,8 @@ impl Fault {
         Self::EventLost,
         Self::SweepLost,
         Self::MessageTwice,
+        Self::ShortPoll,
+        Self::ClockSet,
         Self::Poison,
         Self::Away,
         Self::Ttl,
@@ -125,6 +131,8 @@ impl Fault {
             Self::EventLost => "event-lost",
             Self::SweepLost => "sweep-lost",
             Self::MessageTwice => "message-twice",
+            Self::ShortPoll => "short-poll",
+            Self::ClockSet => "clock-set",
             Self::Poison => "poison",
             Self::Away => "away",
             Self::Ttl => "ttl",
@@ -140,7 +148,7 @@ impl Fault {
     pub(crate) const fn rates(self) -> [u32; 3] {
         match self {
             Self::Conflict | Self::Unprocessed | Self::ShortPage | Self::Reasons => [30, 100, 300],
-            Self::StaleIndex | Self::Partly => [100, 300, 700],
+            Self::StaleIndex | Self::Partly | Self::ShortPoll | Self::ClockSet => [100, 300, 700],
             Self::KilledBefore | Self::KilledAfter | Self::KilledAnytime | Self::Frozen => [10, 50, 150],
             Self::ColdStart => [50, 200, 1_000],
             Self::EventTwice | Self::EventLate | Self::EventLost | Self::SweepLost | Self::MessageTwice => {

@@ -67,9 +67,11 @@ impl Past {
         Moment(self.times.partition_point(|time| *time <= at_ms))
     }
 
-    /// Somebody asks.
-    pub(crate) fn ask(&mut self, now: i64) -> Window {
-        let (sent, remembered) = (self.now(), self.at(now - MEMORY_MS).min(self.now()));
+    /// Somebody asks. Where not everybody sees a transaction yet that happened at `unseen_since`, they may see the table
+    /// as it was before.
+    pub(crate) fn ask(&mut self, now: i64, unseen_since: Option<i64>) -> Window {
+        let sent = unseen_since.map_or(self.now(), |at| self.at(at - 1)).min(self.now());
+        let remembered = self.at(now - MEMORY_MS).min(sent);
         *self.open.entry(remembered).or_default() += 1;
         Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered }
     }
@@ -130,7 +132,7 @@ mod tests {
         };
         let before = past.now();
         write(&mut past, 10, None);
-        let window = past.ask(20);
+        let window = past.ask(20, None);
         for at in 1..=3 {
             write(&mut past, at * 1_000_000, Some(json!(at)));
         }

@@ -11,7 +11,8 @@ use crate::faults::Fault;
 pub(crate) enum Step {
     /// Reserves under the customer's `key`-th key; `body` tells requests under one key apart.
     Reserve { key: u8, body: Vec<(usize, u32)> },
-    /// Confirms the reservation of that key, with the `payment`-th payment for it if any.
+    /// Confirms the reservation of that key, with the `payment`-th payment for it if any; from [`SHARED`] on it is one for
+    /// several reservations.
     Confirm { key: u8, payment: Option<u8> },
     /// Cancels it.
     Cancel { key: u8 },
@@ -24,12 +25,14 @@ pub(crate) enum Step {
     /// Looks at a product.
     Look { product: usize },
     /// Tries to confirm, cancel, extend and read what is another's.
-    Trespass { victim: usize, key: u8 },
+    Trespass { victim: String, key: u8 },
     /// Waits until so many milliseconds after the hold of that key ends, as far as the customer knows, and then does
     /// all of this at once.
     AroundExpiry { key: u8, offset_ms: i64, then: Vec<Step> },
     /// Waits for the next full ten seconds, as everybody does who meets there.
     Meet { then: Vec<Step> },
+    /// An admin makes a product that was not there from the start.
+    Make { product: usize },
     /// An admin changes the stock, under the admin's `key`-th key.
     Adjust { key: u8, product: usize, delta: i64, expecting: bool },
     /// An admin changes a product.
@@ -48,6 +51,8 @@ pub(crate) enum Change {
     OnSale,
     Hold(u32),
     Name(u32),
+    /// Until so many milliseconds after the beginning of the history.
+    SaleEnds(Option<i64>),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,11 +75,13 @@ pub(crate) struct Moment {
     pub(crate) patience: u32,
 }
 
-/// Who acts. The first is the admin.
+/// Who acts. The first is an admin.
 #[derive(Debug, Clone)]
 pub(crate) struct Actor {
     pub(crate) name: String,
     pub(crate) admin: bool,
+    /// Whether the shop's back end asks for them.
+    pub(crate) served: bool,
     pub(crate) moments: Vec<Moment>,
     /// What they do after the long pause.
     pub(crate) afterwards: Vec<Moment>,
@@ -88,6 +95,11 @@ pub(crate) struct ProductPlan {
     pub(crate) hold_seconds: u32,
     pub(crate) limit: Option<u32>,
     pub(crate) price_minor: u64,
+    pub(crate) currency: &'static str,
+    /// From when until when it may be reserved, in milliseconds after the beginning of the history.
+    pub(crate) sale: (Option<i64>, Option<i64>),
+    /// Whether it is made while things go wrong, and not before.
+    pub(crate) late: bool,
 }
 
 /// The whole plan.
@@ -101,6 +113,8 @@ pub(crate) struct Plan {
     pub(crate) pause_seconds: u64,
     /// How long a service is away, if one is.
     pub(crate) away_ms: u64,
+    /// How often a customer may ask for changes, if that is limited: a second, and at once.
+    pub(crate) rate: Option<(u32, u32)>,
 }
 
 /// What is left of a plan: everything, unless a smaller history is looked for or replayed.
@@ -112,6 +126,10 @@ pub struct Part {
     pub faults: Option<BTreeSet<Fault>>,
 }
 
+/// For how long a service may be away.
+pub(crate) const HOUR_MS: u64 = 3_600_000;
+/// The first payment of a customer's that is for several reservations.
+pub(crate) const SHARED: u8 = 100;
 /// Longer than an ended reservation is kept.
 pub(crate) const WEEKS: u64 = 32 * 86_400;
 
@@ -122,8 +140,32 @@ impl Plan {
         let mut per_mille = troubles(&mut random, part);
         let mut number = 0;
         let customers = random.usize(2..=4);
-        let mut actors = vec![admin(&mut random, &products, &mut number)];
-        actors.extend((0..customers).map(|n| customer(n, customers, &mut random, &products, &mut number)));
+        let mut actors = vec![admin("admin", &mut random, &products, &mut number)];
+        if random.u32(0..3) == 0 {
+            actors.push(admin("admin-2", &mut random, &products, &mut number));
+        }
+        let makers = actors.len();
+        for product in (0..products.len()).filter(|&product| products[product].late) {
+            // By either, or by both at once.
+            for actor in actors.iter_mut().take(random.usize(1..=makers)) {
+                let moment = Moment {
+                    number,
+                    wait_ms: random.u64(0..8_000),
+                    steps: vec![Step::Make { product }],
+                    patience: random.u32(0..4),
+                };
+                number += 1;
+                actor.moments.insert(0, moment);
+            }
+        }
+        let served: Vec<bool> = (0..customers).map(|_| random.u32(0..6) == 0).collect();
+        // A back end acts for customers, and for guests that have no token of their own.
+        let name = |n: usize| if served[n] && n % 2 == 0 { format!("guest:{n}") } else { format!("customer-{n}") };
+        let names: Vec<String> = (0..customers).map(name).collect();
+        for (n, &served) in served.iter().enumerate() {
+            let plan = customer(n, &names, &mut random, &products, &mut number);
+            actors.push(Actor { served, ..plan });
+        }
         if let Some(kept) = &part.moments {
             for actor in &mut actors {
                 actor.moments.retain(|moment| kept.contains(&moment.number));
@@ -139,9 +181,13 @@ impl Plan {
                 }
             }
         }
-        // Shorter than anybody's patience; or so long that a message in the queue uses up its tries.
-        let away_ms = [random.u64(500..40_000), random.u64(60_000..600_000)][random.usize(0..4) / 3];
-        Self { seed, products, actors, per_mille, pause_seconds, away_ms }
+        // Shorter than anybody's patience; for minutes; or for so long that everybody's patience ends.
+        let hour = random.u64(HOUR_MS..HOUR_MS + 600_000);
+        let away_ms = [random.u64(500..40_000), random.u64(60_000..600_000), hour]
+            [[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2][random.usize(0..12)]];
+
+        let rate = (random.u32(0..8) == 0).then(|| (random.u32(1..=3), random.u32(1..=4)));
+        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate }
     }
 
     /// The kinds of trouble that this plan has.
@@ -157,18 +203,40 @@ impl Plan {
 }
 
 fn products(random: &mut fastrand::Rng) -> Vec<ProductPlan> {
+    // Seldom, since it costs: so many shards that a basket cannot take from all of them in one transaction.
+    if random.u32(0..60) == 0 {
+        let crumbs =
+            |n: usize| ProductPlan { total: 64, shards: 64, ..product(n, 2, &mut fastrand::Rng::with_seed(7)) };
+        return (0..2).map(crumbs).collect();
+    }
     let count = random.usize(1..=3);
-    (0..count)
-        .map(|n| ProductPlan {
-            id: format!("p{n}"),
-            // Few units, so that customers get into each other's way.
-            total: random.u64(1..=9),
-            shards: random.u32(1..=3),
-            hold_seconds: [10, 10, 15, 30][random.usize(0..4)],
-            limit: [None, Some(2), Some(4)][random.usize(0..3)],
-            price_minor: random.u64(1..5_000),
-        })
-        .collect()
+    (0..count).map(|n| product(n, count, random)).collect()
+}
+
+fn product(n: usize, count: usize, random: &mut fastrand::Rng) -> ProductPlan {
+    let total = random.u64(1..=9);
+    let shards = if random.u32(0..12) == 0 { random.u32(4..=12) } else { random.u32(1..=3) };
+    let sale = match random.u32(0..12) {
+        0 => (Some(random.i64(-5_000..25_000)), None),
+        1 => (None, Some(random.i64(1_000..40_000))),
+        2 => {
+            let starts = random.i64(-5_000..20_000);
+            (Some(starts), Some(starts + random.i64(1_000..30_000)))
+        }
+        _ => (None, None),
+    };
+    ProductPlan {
+        id: format!("p{n}"),
+        // Few units, so that customers get into each other's way.
+        total,
+        shards,
+        hold_seconds: [10, 10, 15, 30][random.usize(0..4)],
+        limit: [None, Some(2), Some(4)][random.usize(0..3)],
+        price_minor: random.u64(1..5_000),
+        currency: if count > 1 && random.u32(0..8) == 0 { "JPY" } else { "EUR" },
+        sale,
+        late: random.u32(0..8) == 0,
+    }
 }
 
 fn troubles(random: &mut fastrand::Rng, part: &Part) -> [u32; Fault::ALL.len()] {
@@ -192,12 +260,15 @@ fn body(random: &mut fastrand::Rng, products: &[ProductPlan]) -> Vec<(usize, u32
     let mut chosen: Vec<usize> = (0..products.len()).collect();
     random.shuffle(&mut chosen);
     chosen.truncate(lines);
-    chosen.into_iter().map(|product| (product, random.u32(1..=3))).collect()
+    let quantity = |product: usize, random: &mut fastrand::Rng| {
+        if products[product].shards == 64 { random.u32(20..=55) } else { random.u32(1..=3) }
+    };
+    chosen.into_iter().map(|product| (product, quantity(product, random))).collect()
 }
 
 fn customer(
     n: usize,
-    customers: usize,
+    names: &[String],
     random: &mut fastrand::Rng,
     products: &[ProductPlan],
     number: &mut usize,
@@ -249,7 +320,9 @@ fn customer(
                 }
                 11 => vec![Step::Get { key }, Step::List { orders: random.bool() }],
                 12 => vec![Step::Look { product: random.usize(0..products.len()) }],
-                13 => vec![Step::Trespass { victim: random.usize(0..customers), key: random.u8(0..3) }],
+                13 => {
+                    vec![Step::Trespass { victim: names[random.usize(0..names.len())].clone(), key: random.u8(0..3) }]
+                }
                 14 | 15 | 20..=22 => {
                     let then = vec![extend(random)];
                     vec![Step::AroundExpiry { key, offset_ms: random.i64(-6_000..200), then }]
@@ -259,6 +332,15 @@ fn customer(
                     let then = vec![pay(0), pay(random.u8(0..2))];
                     let then = if random.bool() { vec![Step::Meet { then }] } else { then };
                     vec![Step::AroundExpiry { key, offset_ms: random.i64(0..70_000), then }]
+                }
+                // Two reservations, paid together.
+                18 => {
+                    let pay = |key| Step::Confirm { key, payment: Some(SHARED) };
+                    let both = vec![pay(key), pay(random.u8(0..keys))];
+                    match random.u32(0..3) {
+                        0 => vec![Step::AroundExpiry { key, offset_ms: random.i64(-6_000..40_000), then: both }],
+                        _ => both,
+                    }
                 }
                 // Confirmed without a payment, and then paid twice.
                 17 => {
@@ -288,10 +370,10 @@ fn customer(
             moment(random, number, steps)
         })
         .collect();
-    Actor { name: format!("customer-{n}"), admin: false, moments: all, afterwards }
+    Actor { name: names[n].clone(), admin: false, served: false, moments: all, afterwards }
 }
 
-fn admin(random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usize) -> Actor {
+fn admin(name: &str, random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usize) -> Actor {
     let step = |random: &mut fastrand::Rng| {
         let product = random.usize(0..products.len());
         match random.u32(0..12) {
@@ -301,12 +383,13 @@ fn admin(random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usiz
                 if random.bool() { Step::Meet { then: vec![adjust] } } else { adjust }
             }
             4..=7 => {
-                let what = match random.u32(0..7) {
+                let what = match random.u32(0..8) {
                     0 | 1 => Change::Price(random.u64(1..5_000)),
                     2 => Change::Limit([None, Some(1), Some(3)][random.usize(0..3)]),
                     3 => Change::Pause,
                     4 => Change::OnSale,
                     5 => Change::Name(random.u32(0..3)),
+                    6 => Change::SaleEnds(random.bool().then(|| random.i64(1_000..60_000))),
                     _ => Change::Hold([10, 20][random.usize(0..2)]),
                 };
                 Step::Change { product, what }
@@ -334,5 +417,5 @@ fn admin(random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usiz
     };
     let moments = (0..random.usize(0..=5)).map(|_| moment(random)).collect();
     let afterwards = (0..random.usize(0..=1)).map(|_| moment(random)).collect();
-    Actor { name: "admin".to_owned(), admin: true, moments, afterwards }
+    Actor { name: name.to_owned(), admin: true, served: false, moments, afterwards }
 }

@@ -15,7 +15,7 @@ use crate::clients::{Client, Reply};
 use crate::cloud::{Cloud, Function};
 use crate::dynamo;
 use crate::faults::{Fault, Faults, PerFault};
-use crate::plan::{Actor, Part, Plan, ProductPlan, WEEKS};
+use crate::plan::{Actor, HOUR_MS, Part, Plan, ProductPlan, WEEKS};
 use crate::planted::Planted;
 use crate::services::{Delivery, Made};
 use crate::world::{Service, State, World, millis};
@@ -52,7 +52,7 @@ pub fn history(seed: u64, part: &Part, planted: Option<&'static Planted>) -> Out
     let plan = Plan::of(seed, part);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let story = async {
-        let databases = (database().expect("a database"), database().expect("a database"));
+        let databases = (database(false).expect("a database"), database(true).expect("a database"));
         play(&plan, databases, planted).await
     };
     tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), story)
@@ -63,7 +63,7 @@ async fn play(plan: &Plan, databases: (Database, Database), planted: Option<&'st
     let faults = Faults { per_mille: plan.per_mille, on: false, injected: [0; Fault::ALL.len()] };
     let (made, to_fire) = mpsc::unbounded_channel();
     let world = World::new(random.fork(), faults, databases, made, planted);
-    let cloud = Cloud::new(world.clone());
+    let cloud = Cloud::new(world.clone(), plan.rate);
     world.note(format_args!("seed {}", plan.seed));
 
     let story = async {
@@ -85,7 +85,7 @@ async fn play(plan: &Plan, databases: (Database, Database), planted: Option<&'st
         () = async { tokio::join!(schedule(&cloud, to_fire), sweep(&cloud), poll(&cloud)); } => {}
         () = story => {}
     }
-    let state = world.lock();
+    let mut state = world.lock();
     Outcome {
         digest: state.history.digest,
         calls: state.calls,
@@ -93,19 +93,14 @@ async fn play(plan: &Plan, databases: (Database, Database), planted: Option<&'st
         injected: state.faults.injected,
         checks: state.books.checks,
         violation: state.books.violation().cloned(),
-        history: state.history.lines.clone(),
+        history: std::mem::take(&mut state.history.lines),
     }
 }
 
 /// The products, made through the API before anything goes wrong.
 async fn open(admin: &Client<'_>, products: &[ProductPlan]) {
-    for product in products {
-        let body = json!({
-            "product_id": product.id, "name": format!("Product {}", product.id), "price_minor": product.price_minor,
-            "currency": "EUR", "total": product.total, "shards": product.shards,
-            "hold_seconds": product.hold_seconds, "max_per_customer": product.limit,
-        });
-        let reply = admin.ask(0, Function::Admin, "POST", "/admin/products", None, Some(&body)).await;
+    for product in products.iter().filter(|product| !product.late) {
+        let reply = admin.make(product, 0).await;
         expect(admin, reply.as_ref().is_some_and(|reply| reply.status == 201), "answers_once_faults_stop", || {
             format!("{reply:?}")
         });
@@ -168,6 +163,7 @@ async fn pause(world: &World, seconds: u64) {
         });
         state = world.lock();
     }
+    state.queues.forget(now);
     drop(state);
     world.copies_arrive();
 }
@@ -238,9 +234,9 @@ async fn schedule(cloud: &Cloud, mut to_fire: mpsc::UnboundedReceiver<Made>) {
 async fn sweep(cloud: &Cloud) {
     let world = &cloud.world;
     loop {
-        // Where nothing is held a sweep finds nothing, and weeks would be full of those.
-        while world.lock().books.held().next().is_none() {
-            world.holds().await;
+        // Where nothing is held and nothing failed a sweep finds nothing, and weeks would be full of those.
+        while !world.lock().something_to_sweep(world.now()) {
+            world.something().await;
         }
         sleep_until(world.next(SWEEP_MS)).await;
         let lost = {
@@ -262,8 +258,18 @@ async fn sweep(cloud: &Cloud) {
 async fn poll(cloud: &Cloud) {
     let world = &cloud.world;
     loop {
-        while world.lock().queues.of(CONFIRMATIONS).next().is_none() {
+        let Some(visible_at) = world.lock().queues.next_visible(CONFIRMATIONS) else {
             world.mail().await;
+            continue;
+        };
+        let hidden_ms = u64::try_from(visible_at - world.now()).unwrap_or_default();
+        if hidden_ms > 0 {
+            // Until it can be received, or another is sent.
+            tokio::select! {
+                biased;
+                () = world.mail() => continue,
+                () = sleep(millis(hidden_ms)) => {}
+            }
         }
         let wait = world.lock().random.u64(100..3_000);
         sleep(millis(wait)).await;
@@ -272,7 +278,7 @@ async fn poll(cloud: &Cloud) {
             let mut state = world.lock();
             let State { queues, random, faults, .. } = &mut *state;
             let most = random.usize(1..=10);
-            queues.receive(CONFIRMATIONS, most, now, random, faults)
+            queues.receive(CONFIRMATIONS, (most, true), now, random, faults)
         };
         if batch.is_empty() {
             continue;
@@ -288,7 +294,10 @@ async fn deliver(cloud: &Cloud, batch: Vec<Delivery>) {
         .map(|delivery| {
             json!({
                 "messageId": delivery.id, "receiptHandle": delivery.receipt, "body": delivery.body,
-                "attributes": { "ApproximateReceiveCount": delivery.receives.to_string() }, "messageAttributes": {},
+                "attributes": {
+                    "ApproximateReceiveCount": delivery.receives.to_string(),
+                    "SentTimestamp": delivery.sent_at.to_string(),
+                }, "messageAttributes": {},
                 "eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:confirmations",
                 "awsRegion": "us-east-1",
             })
@@ -319,6 +328,11 @@ async fn deliver(cloud: &Cloud, batch: Vec<Delivery>) {
 
 /// Nothing goes wrong any more: everything must come to its end.
 async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan) {
+    let back_at = world.lock().away.map(|(_, _, back_at)| back_at).filter(|_| plan.away_ms >= HOUR_MS);
+    if let Some(back_at) = back_at {
+        // Nobody helps: whoever gave up comes back when it is over.
+        sleep(millis(u64::try_from(back_at - world.now()).unwrap_or_default())).await;
+    }
     {
         let mut state = world.lock();
         (state.faults.on, state.away) = (false, None);
@@ -328,6 +342,14 @@ async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan)
     // What is on its way arrives.
     while world.busy() {
         sleep(millis(1_000)).await;
+    }
+    for product in &plan.products {
+        let there = world.lock().books.current(&product.id).is_some();
+        if !there {
+            let reply = clients[0].make(product, 0).await;
+            let made = reply.as_ref().is_some_and(|reply| reply.status == 201);
+            expect(&clients[0], made, "answers_once_faults_stop", || format!("{reply:?}"));
+        }
     }
     let answered = join_all(clients.iter().map(Client::insist)).await;
     for (client, answered) in clients.iter().zip(answered) {
@@ -344,7 +366,8 @@ async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan)
     holds_end(world).await;
     give_back(world, clients).await;
     ask_for_everything(world, clients, &plan.products).await;
-    let nobody = Actor { name: "customer-9".to_owned(), admin: false, moments: vec![], afterwards: vec![] };
+    let nobody =
+        Actor { name: "customer-9".to_owned(), admin: false, served: false, moments: vec![], afterwards: vec![] };
     let newcomer = Client::new(cloud, &nobody, &plan.products);
     let reply = newcomer.ask(0, Function::Reserve, "GET", "/reservations", None, None).await;
     let empty = reply.as_ref().is_some_and(|reply| reply.body["items"].as_array().is_some_and(Vec::is_empty));
@@ -511,26 +534,38 @@ fn same_as_the_table(world: &World) {
     world.expect(same, "the_books_follow_the_table", || format!("{} items", items.len()));
 }
 
-/// An empty table like that of template.yaml.
-fn database() -> Result<Database, dynoxide::DynoxideError> {
+/// An empty table like that of template.yaml, with its indexes or without: what is asked of an index is asked of a
+/// replica that lags, and the table itself needs none.
+fn database(indexed: bool) -> Result<Database, dynoxide::DynoxideError> {
     let attribute = |name: &str, kind: &str| json!({ "AttributeName": name, "AttributeType": kind });
     let key = |hash: &str, range: &str| json!([{ "AttributeName": hash, "KeyType": "HASH" }, { "AttributeName": range, "KeyType": "RANGE" }]);
     let index = |name: &str, hash: &str, range: &str, projection: Value| json!({ "IndexName": name, "KeySchema": key(hash, range), "Projection": projection });
     let releasing = json!({
         "ProjectionType": "INCLUDE", "NonKeyAttributes": ["customer", "lines", "created_at", "expires_at", "status"],
     });
-    let request = json!({
+    let keys_only = json!({ "ProjectionType": "KEYS_ONLY" });
+    let mut request = json!({
         "TableName": TABLE, "BillingMode": "PAY_PER_REQUEST",
-        "AttributeDefinitions": [
-            attribute("pk", "S"), attribute("sk", "S"), attribute("due_key", "S"), attribute("due_at", "N"),
-            attribute("customer", "S"), attribute("created_at", "N"),
-        ],
+        "AttributeDefinitions": [attribute("pk", "S"), attribute("sk", "S")],
         "KeySchema": key("pk", "sk"),
-        "GlobalSecondaryIndexes": [
-            index("due", "due_key", "due_at", releasing),
-            index("customer", "customer", "created_at", json!({ "ProjectionType": "KEYS_ONLY" })),
-        ],
     });
+    if indexed {
+        request["AttributeDefinitions"] = json!([
+            attribute("pk", "S"),
+            attribute("sk", "S"),
+            attribute("due_key", "S"),
+            attribute("due_at", "N"),
+            attribute("customer", "S"),
+            attribute("created_at", "N"),
+            attribute("state", "S"),
+            attribute("first_failed_at", "N"),
+        ]);
+        request["GlobalSecondaryIndexes"] = json!([
+            index("due", "due_key", "due_at", releasing),
+            index("customer", "customer", "created_at", keys_only.clone()),
+            index("failed", "state", "first_failed_at", keys_only),
+        ]);
+    }
     let database = Database::memory()?;
     match dynamo::carry_out(&database, "CreateTable", &request) {
         Some((200, _)) => Ok(database),

@@ -1,18 +1,29 @@
 //! SQS and EventBridge Scheduler as they behave on a bad day: at least once, in any order, late.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED};
 use serde_json::{Value, json};
 
 use crate::faults::{Fault, Faults};
 
-/// After so many receives a message goes to the dead-letter queue.
-const MOST_RECEIVES: u32 = 5;
+/// What the queues are like: the stack's description decides.
+static TEMPLATE: &str = include_str!("../../../template.yaml");
 /// The visibility timeout of template.yaml's queue of confirmations.
-pub(crate) const CONFIRMATIONS_VISIBILITY_MS: i64 = 60_000;
+const CONFIRMATIONS_VISIBILITY_MS: i64 = 60_000;
 /// SQS's own, which the dead-letter queue has.
 const DEFAULT_VISIBILITY_MS: i64 = 30_000;
+/// How long the queue of confirmations keeps a message.
+const RETENTION_MS: i64 = 4 * 86_400_000;
+/// How long the dead-letter queue does. It counts from when the message was sent first, to whichever queue.
+const FAILED_RETENTION_MS: i64 = 14 * 86_400_000;
+
+/// After so many receives a message goes to the dead-letter queue.
+static MOST_RECEIVES: LazyLock<u32> = LazyLock::new(|| {
+    let line = TEMPLATE.lines().find_map(|line| line.trim().strip_prefix("maxReceiveCount:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(u32::MAX)
+});
 
 /// A message in a queue.
 #[derive(Debug, Clone)]
@@ -23,6 +34,16 @@ pub(crate) struct Message {
     receipt: String,
     visible_at: i64,
     receives: u32,
+    sent_at: i64,
+    /// When it came into the queue that it is in.
+    pub(crate) arrived_at: i64,
+}
+
+impl Message {
+    fn forgotten(&self, now: i64) -> bool {
+        let kept_ms = if self.queue == CONFIRMATIONS { RETENTION_MS } else { FAILED_RETENTION_MS };
+        now - self.sent_at >= kept_ms
+    }
 }
 
 /// A message that was received.
@@ -32,6 +53,7 @@ pub(crate) struct Delivery {
     pub(crate) body: String,
     pub(crate) receipt: String,
     pub(crate) receives: u32,
+    pub(crate) sent_at: i64,
 }
 
 /// All queues.
@@ -52,42 +74,60 @@ impl Queues {
             receipt: String::new(),
             visible_at: now,
             receives: 0,
+            sent_at: now,
+            arrived_at: now,
         });
         id
     }
 
-    /// Up to `most` messages, any of those that are visible, in any order.
+    /// Lets go of what was kept for as long as a queue keeps anything.
+    pub(crate) fn forget(&mut self, now: i64) {
+        self.messages.retain(|message| !message.forgotten(now));
+    }
+
+    /// When the next message of a queue can be received; none where there is none.
+    pub(crate) fn next_visible(&self, queue: &str) -> Option<i64> {
+        self.of(queue).map(|message| message.visible_at).min()
+    }
+
+    /// Up to `most` messages, any of those that are visible, in any order. One who does not wait asks some of the
+    /// servers only, and may miss any of them.
     pub(crate) fn receive(
         &mut self,
         queue: &str,
-        most: usize,
+        (most, waits): (usize, bool),
         now: i64,
         random: &mut fastrand::Rng,
         faults: &mut Faults,
     ) -> Vec<Delivery> {
         let hidden_ms = if queue == CONFIRMATIONS { CONFIRMATIONS_VISIBILITY_MS } else { DEFAULT_VISIBILITY_MS };
+        self.forget(now);
         let mut visible: Vec<usize> = (0..self.messages.len())
             .filter(|&at| self.messages[at].queue == queue && self.messages[at].visible_at <= now)
             .collect();
         random.shuffle(&mut visible);
         visible.truncate(most);
+        if !waits && !visible.is_empty() && faults.strikes(random, Fault::ShortPoll) {
+            let seen = random.usize(0..visible.len());
+            visible.truncate(seen);
+        }
         let mut received = Vec::new();
         for at in visible {
             self.made += 1;
             let receipt = format!("r{}", self.made);
             let twice = faults.strikes(random, Fault::MessageTwice);
             let message = &mut self.messages[at];
-            if queue == CONFIRMATIONS && message.receives >= MOST_RECEIVES {
+            if queue == CONFIRMATIONS && message.receives >= *MOST_RECEIVES {
                 FAILED.clone_into(&mut message.queue);
-                (message.visible_at, message.receives) = (now, 0);
+                (message.visible_at, message.arrived_at, message.receives) = (now, now, 0);
                 continue;
             }
             message.receives += 1;
             message.receipt.clone_from(&receipt);
             // One that is delivered twice is one that did not hide.
             message.visible_at = if twice { now } else { now + hidden_ms };
-            let Message { id, body, receives, .. } = message.clone();
-            received.push(Delivery { id, body, receipt, receives });
+            let Message { id, body, receives, sent_at, .. } = message.clone();
+            received.push(Delivery { id, body, receipt, receives, sent_at });
         }
         received
     }
@@ -97,8 +137,25 @@ impl Queues {
         self.messages.retain(|message| message.receipt != receipt);
     }
 
+    /// Hides what has this receipt for so long from now on. Whether anything has.
+    fn hide(&mut self, receipt: &str, seconds: i64, now: i64) -> bool {
+        let mut found = false;
+        for message in self.messages.iter_mut().filter(|message| message.receipt == receipt) {
+            message.visible_at = now + seconds * 1_000;
+            found = true;
+        }
+        found
+    }
+
     pub(crate) fn of<'a>(&'a self, queue: &'a str) -> impl Iterator<Item = &'a Message> {
         self.messages.iter().filter(move |message| message.queue == queue)
+    }
+
+    /// Whether a receive that waits for messages has to go on waiting.
+    pub(crate) fn would_wait(&self, request: &Value, now: i64) -> bool {
+        let queue = request["QueueUrl"].as_str().unwrap_or_default();
+        request["WaitTimeSeconds"].as_u64().is_some_and(|seconds| seconds > 0)
+            && !self.of(queue).any(|message| message.visible_at <= now)
     }
 
     /// Carries out what the SDK asks of SQS.
@@ -115,7 +172,8 @@ impl Queues {
             "SendMessage" => (200, json!({ "MessageId": self.send(text("QueueUrl"), text("MessageBody"), now) })),
             "ReceiveMessage" => {
                 let most = request["MaxNumberOfMessages"].as_u64().and_then(|most| most.try_into().ok()).unwrap_or(1);
-                let received = self.receive(text("QueueUrl"), most, now, random, faults).into_iter();
+                let waits = request["WaitTimeSeconds"].as_u64().is_some_and(|seconds| seconds > 0);
+                let received = self.receive(text("QueueUrl"), (most, waits), now, random, faults).into_iter();
                 let messages = received.map(|delivery| {
                     json!({ "MessageId": delivery.id, "ReceiptHandle": delivery.receipt, "Body": delivery.body })
                 });
@@ -124,6 +182,27 @@ impl Queues {
             "DeleteMessage" => {
                 self.delete(text("ReceiptHandle"));
                 (200, json!({}))
+            }
+            "ChangeMessageVisibility" => {
+                let seconds = request["VisibilityTimeout"].as_i64().unwrap_or_default();
+                if self.hide(text("ReceiptHandle"), seconds, now) {
+                    (200, json!({}))
+                } else {
+                    (400, json!({ "__type": "com.amazonaws.sqs#MessageNotInflight", "message": "it is gone" }))
+                }
+            }
+            "ChangeMessageVisibilityBatch" => {
+                let entries = request["Entries"].as_array().into_iter().flatten();
+                let (mut done, mut failed) = (Vec::new(), Vec::new());
+                for entry in entries {
+                    let receipt = entry["ReceiptHandle"].as_str().unwrap_or_default();
+                    if self.hide(receipt, entry["VisibilityTimeout"].as_i64().unwrap_or_default(), now) {
+                        done.push(json!({ "Id": entry["Id"] }));
+                    } else {
+                        failed.push(json!({ "Id": entry["Id"], "Code": "MessageNotInflight", "SenderFault": true }));
+                    }
+                }
+                (200, json!({ "Successful": done, "Failed": failed }))
             }
             _ => return None,
         })
@@ -191,6 +270,34 @@ fn seconds_of(expression: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_queues_are_those_of_the_template() {
+        assert!((1..=1_000).contains(&*MOST_RECEIVES), "{}", *MOST_RECEIVES);
+        for (text, value) in [
+            ("VisibilityTimeout: ", CONFIRMATIONS_VISIBILITY_MS),
+            ("MessageRetentionPeriod: ", RETENTION_MS),
+            ("MessageRetentionPeriod: ", FAILED_RETENTION_MS),
+        ] {
+            let line = format!("{text}{}", value / 1_000);
+            assert!(TEMPLATE.contains(&line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_forgotten_after_four_days_or_fourteen_from_when_it_was_sent() {
+        const DAY: i64 = 86_400_000;
+        let mut queues = Queues::default();
+        queues.send(CONFIRMATIONS, "a", 0);
+        queues.send(FAILED, "b", 0);
+        let left = |queues: &Queues| queues.messages.iter().map(|message| message.body.clone()).collect::<Vec<_>>();
+        queues.forget(4 * DAY - 1);
+        assert_eq!(left(&queues), ["a", "b"]);
+        queues.forget(4 * DAY);
+        assert_eq!(left(&queues), ["b"]);
+        queues.forget(14 * DAY);
+        assert_eq!(left(&queues), [""; 0]);
+    }
 
     #[test]
     fn an_expression_names_its_second() {

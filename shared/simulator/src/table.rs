@@ -54,7 +54,7 @@ impl World {
             if taken.iter().any(Option::is_some) {
                 return (400, cancelled(&taken));
             }
-            return self.apply(&mut state, call.clone(), now);
+            return self.apply(&mut state, call, now);
         }
         let (answer, unseen) = {
             let mut state = self.lock();
@@ -67,11 +67,11 @@ impl World {
             } else {
                 Vec::new()
             };
-            let answer = self.apply(&mut state, call.clone(), now);
+            let answer = self.apply(&mut state, call, now);
             let mut unseen: Vec<(u64, Place)> = Vec::new();
             if partly && answer.0 == 200 {
                 for (place, before) in places.iter().zip(before) {
-                    state.unseen.insert(place.clone(), before);
+                    state.unseen.insert(place.clone(), (now, before));
                     unseen.push((state.random.u64(0..=PARTLY_MS), place.clone()));
                 }
             } else {
@@ -113,15 +113,20 @@ impl World {
         }
     }
 
-    fn apply(&self, state: &mut State, mut call: Call, now: i64) -> (u16, Value) {
-        if let Some(planted) = state.planted
-            && let Some(pretended) = planted.asked(&mut call)
-        {
-            return pretended;
+    fn apply(&self, state: &mut State, call: &Call, now: i64) -> (u16, Value) {
+        let mut with_bug;
+        let mut call = call;
+        if let Some(planted) = state.planted {
+            with_bug = call.clone();
+            if let Some(pretended) = planted.asked(&mut with_bug) {
+                return pretended;
+            }
+            call = &with_bug;
         }
-        let Call { operation, request, .. } = &call;
+        let Call { operation, request, .. } = call;
         let State { queues, random, faults, .. } = state;
         if let Some(answer) = queues.carry_out(operation, request, now, random, faults) {
+            // What is hidden for longer or shorter than before counts as news too.
             self.posted();
             self.settle_promises(state, now);
             return answer;
@@ -159,8 +164,8 @@ impl World {
         let mut changed = Vec::with_capacity(places.len());
         for place in places {
             let item = dynamo::item(&state.database, TABLE, &place);
-            if place.0.starts_with("HOLD#") {
-                self.held();
+            if place.0.starts_with("HOLD#") || place.0 == "FAILED" {
+                self.swept();
                 self.replicate(state, place.clone(), item.clone());
             }
             changed.push(Changed { place, after: item.as_ref().map(dynamo::plain_item) });
@@ -265,6 +270,11 @@ impl State {
         if call.operation == "TransactGetItems" { cancelled(&stops) } else { self.stopped(call, &stops) }
     }
 
+    /// When the oldest transaction happened that not everybody sees as a whole yet.
+    pub(crate) fn unseen_since(&self) -> Option<i64> {
+        self.unseen.values().map(|(at, _)| *at).min()
+    }
+
     /// Carries an operation out. What a read outside of transactions is not to see yet is as it was meanwhile.
     fn with_unseen(&self, operation: &str, request: &Value) -> Option<(u16, Value)> {
         let reads = matches!(operation, "GetItem" | "BatchGetItem" | "Query" | "Scan");
@@ -272,7 +282,9 @@ impl State {
             return dynamo::carry_out(&self.database, operation, request);
         }
         let after: Vec<_> = self.unseen.keys().map(|place| dynamo::item(&self.database, TABLE, place)).collect();
-        self.unseen.iter().for_each(|(place, before)| dynamo::put(&self.database, TABLE, place, before.as_ref()));
+        self.unseen.iter().for_each(|(place, (_, before))| {
+            dynamo::put(&self.database, TABLE, place, before.as_ref());
+        });
         let answer = dynamo::carry_out(&self.database, operation, request);
         self.unseen.keys().zip(&after).for_each(|(place, after)| {
             dynamo::put(&self.database, TABLE, place, after.as_ref());

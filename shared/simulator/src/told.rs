@@ -25,9 +25,9 @@ impl World {
         state
             .history
             .note(at, format_args!("{who} {} {} -> {outcome}{reasons}{fate}", call.operation, about.join(" ")));
-        state.history.digest(call.request.to_string().as_bytes());
+        state.history.digest_json(&call.request);
         if let Some(body) = body {
-            state.history.digest(body.to_string().as_bytes());
+            state.history.digest_json(body);
         }
     }
 }
@@ -61,7 +61,9 @@ fn subject(call: &Call) -> Option<String> {
         "GetItem" => Some(short(call.request["Key"]["pk"]["S"].as_str()?, call.request["Key"]["sk"]["S"].as_str()?)),
         "Query" => text("IndexName"),
         "SendMessage" => Some(format!("{} {}", text("QueueUrl")?.rsplit('/').next()?, text("MessageBody")?)),
-        "ReceiveMessage" | "DeleteMessage" => Some(text("QueueUrl")?.rsplit('/').next()?.to_owned()),
+        "ReceiveMessage" | "DeleteMessage" | "ChangeMessageVisibility" => {
+            Some(text("QueueUrl")?.rsplit('/').next()?.to_owned())
+        }
         "CreateSchedule" => text("Name"),
         _ => None,
     }

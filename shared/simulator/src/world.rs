@@ -21,7 +21,7 @@ use crate::faults::{Fault, Faults};
 use crate::history::History;
 use crate::planted::Planted;
 use crate::promises::Promises;
-use crate::services::{Made, Queues, Schedules};
+use crate::services::{Made, Message, Queues, Schedules};
 use crate::table::{Stop, join, leave_out, sort_keys, split};
 
 /// One call, as it went over the wire.
@@ -51,7 +51,8 @@ struct Shared {
     began: Instant,
     /// A message was sent.
     mail: Notify,
-    holds: Notify,
+    /// A sweep may have something to do.
+    sweeps: Notify,
     state: Mutex<State>,
 }
 
@@ -66,8 +67,8 @@ pub(crate) struct State {
     pub(crate) writes: u64,
     /// Items that a running transaction is on, and its token.
     pub(crate) locked: BTreeMap<Place, String>,
-    /// Items that reads outside of transactions still see as they were.
-    pub(crate) unseen: BTreeMap<Place, Option<Value>>,
+    /// Items that reads outside of transactions still see as they were, and until when they were so.
+    pub(crate) unseen: BTreeMap<Place, (i64, Option<Value>)>,
     /// Writes that arrive once more after weeks.
     copies: Vec<(String, Call)>,
     pub(crate) queues: Queues,
@@ -93,7 +94,11 @@ pub(crate) enum Service {
 
 fn service(operation: &str) -> Service {
     match operation {
-        "SendMessage" | "ReceiveMessage" | "DeleteMessage" => Service::Sqs,
+        "SendMessage"
+        | "ReceiveMessage"
+        | "DeleteMessage"
+        | "ChangeMessageVisibility"
+        | "ChangeMessageVisibilityBatch" => Service::Sqs,
         "CreateSchedule" => Service::Scheduler,
         _ => Service::Dynamo,
     }
@@ -138,8 +143,8 @@ impl World {
             away: None,
             planted,
         };
-        let (mail, holds) = (Notify::new(), Notify::new());
-        Self(Arc::new(Shared { began: Instant::now(), mail, holds, state: Mutex::new(state) }))
+        let (mail, sweeps) = (Notify::new(), Notify::new());
+        Self(Arc::new(Shared { began: Instant::now(), mail, sweeps, state: Mutex::new(state) }))
     }
 
     /// Waits until a promise is broken.
@@ -151,6 +156,7 @@ impl World {
     /// Says that a message was sent.
     pub(crate) fn posted(&self) {
         self.0.mail.notify_one();
+        self.swept();
     }
 
     /// Waits until a message is sent.
@@ -158,14 +164,14 @@ impl World {
         self.0.mail.notified().await;
     }
 
-    /// Says that a reservation is written.
-    pub(crate) fn held(&self) {
-        self.0.holds.notify_one();
+    /// Says that there may be something for a sweep to do.
+    pub(crate) fn swept(&self) {
+        self.0.sweeps.notify_one();
     }
 
-    /// Until a reservation is written.
-    pub(crate) async fn holds(&self) {
-        self.0.holds.notified().await;
+    /// Waits until there may be.
+    pub(crate) async fn something(&self) {
+        self.0.sweeps.notified().await;
     }
 
     /// Notes whether a promise holds.
@@ -249,6 +255,9 @@ impl World {
             call.request["Limit"] = (limit / 8).clamp(1, 2).into();
         }
         let left_out = if fate == Some(Fault::Unprocessed) { leave_out(&mut call) } else { None };
+        if call.operation == "ReceiveMessage" {
+            self.wait_for_messages(&call).await;
+        }
         let (status, mut body) = match split(&call) {
             // Nothing says that a BatchGetItem reads all its items at one instant.
             Some((first, rest)) => {
@@ -282,6 +291,15 @@ impl World {
         self.said(who, &call, fate, &answer);
         sleep(millis(back)).await;
         answer
+    }
+
+    /// Long polling: for as long as is asked for, while there is nothing to receive.
+    async fn wait_for_messages(&self, call: &Call) {
+        let seconds = call.request["WaitTimeSeconds"].as_u64().unwrap_or_default();
+        let until = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < until && self.lock().queues.would_wait(&call.request, self.now()) {
+            sleep(millis(200)).await;
+        }
     }
 
     /// What becomes of a call that does not get through.
@@ -392,6 +410,13 @@ impl State {
         let travel = if fate == Some(Fault::Slow) { random.u64(1_900..30_000) } else { random.u64(0..7) };
         let carry = if call.operation == "TransactWriteItems" { random.u64(0..9) } else { random.u64(0..2) };
         (fate, travel, carry, random.u64(0..7))
+    }
+
+    /// Whether a sweep finds anything.
+    pub(crate) fn something_to_sweep(&self, now: i64) -> bool {
+        // What no sweep has taken in for an hour waits for an admin.
+        let fresh = |message: &Message| now - message.arrived_at < 3_600_000;
+        self.books.held().next().is_some() || self.queues.of(FAILED).any(fresh)
     }
 
     /// Whether the confirmations' queues have nothing left.
