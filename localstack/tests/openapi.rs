@@ -115,11 +115,17 @@ fn every_problem_has_its_words_its_schema_and_an_operation() {
 #[test]
 fn the_table_in_readme_is_that_of_the_code() {
     let readme = std::fs::read_to_string(paths::workspace().join("README.md")).unwrap();
-    let rows: Vec<&str> = readme
+    // The description has no section that README's could lead to.
+    let without_link = |row: &str| match row.split_once(" See [") {
+        Some((before, link)) if link.ends_with(") |") => format!("{before} |"),
+        _ => row.to_owned(),
+    };
+    let rows: Vec<String> = readme
         .lines()
         .skip_while(|line| *line != "| status | code | what to do |")
         .skip(2)
         .take_while(|line| line.starts_with('|'))
+        .map(without_link)
         .collect();
     let wanted: Vec<String> =
         CODES.iter().map(|code| format!("| {} | `{}` | {} |", code.status, code.code, code.advice)).collect();

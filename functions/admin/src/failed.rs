@@ -147,7 +147,7 @@ pub(crate) async fn retry(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let retrying = app.retry(&failed_id(id)?, deadline).await?;
+    let retrying = app.retry(&failed_id(id)?, true, deadline).await?;
     Ok((StatusCode::ACCEPTED, Answer(FailedView::from(retrying))).into_response())
 }
 
@@ -238,7 +238,7 @@ pub(crate) async fn redrive(
         let (open, now) = (Some(FailedState::Open), app.clock.now());
         let page = app.store.failed_confirmations(open, REDRIVE_PAGE, cursor, now, deadline).await?;
         for failed in page.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
-            match app.retry(&failed.id, deadline).await {
+            match app.retry(&failed.id, false, deadline).await {
                 Ok(_) => retried += 1,
                 // Settled by somebody else a moment ago.
                 Err(Fault::Table(Error::Refused(Refusal::AlreadySettled))) => {}
@@ -287,10 +287,10 @@ impl App {
     }
 
     /// Sends it through the queue again. It is sent before it is marked: one that is sent twice is confirmed once, one
-    /// that is marked and never sent would wait for ever. And before it is sent, its payment is no longer owed back, or
-    /// the queue would be refused.
-    async fn retry(&self, id: &str, deadline: Deadline) -> Result<FailedConfirmation, Fault> {
-        let failed = self.store.lift_refusal(id, deadline).await.map_err(Fault::Table)?;
+    /// that is marked and never sent would wait for ever. And before it is sent, with `lift` its payment is no longer owed
+    /// back, or the queue would be refused.
+    async fn retry(&self, id: &str, lift: bool, deadline: Deadline) -> Result<FailedConfirmation, Fault> {
+        let failed = self.store.begin_retry(id, lift, deadline).await.map_err(Fault::Table)?;
         self.queues.resend(&failed.body, deadline).await.map_err(Fault::Queue)?;
         self.store.mark_retrying(&failed, deadline).await.map_err(Fault::Table)
     }

@@ -238,9 +238,9 @@ impl App {
 
     /// Settles the failed confirmation of this payment, if there is one.
     async fn settle(&self, confirmation: &Confirmation, table: Deadline) -> Result<(), Error> {
-        let Confirmation { reservation_id, customer, payment_reference, .. } = confirmation;
+        let Confirmation { reservation_id, customer, payment_reference, requested_at_ms, reason: _ } = confirmation;
         let (payment, now) = (payment_reference.as_ref(), self.clock.now());
-        self.store.settle_as_confirmed(reservation_id, customer, payment, now, table).await
+        self.store.settle_as_confirmed(reservation_id, customer, payment, *requested_at_ms, now, table).await
     }
 
     /// Writes down a payment that must be given back, before anybody is told so.

@@ -138,7 +138,7 @@ async fn one(
 ) -> Result<Response, Problem> {
     let id = reservation_id(id)?;
     let now = app.clock.now();
-    let reservation = app.store.reservation(&id, &customer, Deadline::after(REQUEST_BUDGET)).await?;
+    let reservation = app.store.current_reservation(&id, &customer, now, Deadline::after(REQUEST_BUDGET)).await?;
     Ok(view(reservation, now).into_response())
 }
 

@@ -362,33 +362,6 @@ fn table(template: &Expanded) -> Findings {
     findings
 }
 
-/// What is read through an index is found there: the index exists, with its keys, and its readers may ask it.
-fn indexes(template: &Expanded) -> Findings {
-    let mut findings = Vec::new();
-    for (id, table) in template.of("AWS::DynamoDB::Table") {
-        for (name, hash, range) in INDEXES {
-            let key = json!([{"AttributeName": hash, "KeyType": "HASH"}, {"AttributeName": range, "KeyType": "RANGE"}]);
-            let found = list(&table["GlobalSecondaryIndexes"]).into_iter().find(|index| index["IndexName"] == name);
-            if found.is_none_or(|index| index["KeySchema"] != key) {
-                findings.push(format!("{id} has no index {name} by {hash} and {range}"));
-            }
-        }
-    }
-    for (id, role) in template.of("AWS::IAM::Role") {
-        // Whoever may take units back for one customer may have to give back what is overdue of another's first.
-        let allows = |action: &str, resource: &str| {
-            template.statements(id).into_iter().any(|statement| {
-                list(&statement["Action"]).contains(&&json!(action))
-                    && list(&statement["Resource"]).into_iter().any(|arn| arn.to_string().contains(resource))
-            })
-        };
-        if role.is_object() && allows("dynamodb:UpdateItem", "Table") && !allows("dynamodb:Query", "/index/due") {
-            findings.push(format!("{id} changes stock, and may not look for holds that are overdue"));
-        }
-    }
-    findings
-}
-
 /// The indexes exist, with their keys; and whoever changes stock may look for the holds that are overdue, which are
 /// released before anything is refused for want of units.
 fn indexes(template: &Expanded) -> Findings {

@@ -83,6 +83,7 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         ("no key", None, "idempotency_key_missing"),
         ("an empty key", Some(String::new()), "idempotency_key_invalid"),
         ("an over-long key", Some("k".repeat(256)), "idempotency_key_invalid"),
+        ("a key with a blank at its end", Some("\"k \"".to_owned()), "idempotency_key_invalid"),
     ] {
         cases.push(Case { key, ..case(what, Method::POST, "/reservations", ALICE, one.clone(), (400, code)) });
     }
@@ -134,6 +135,9 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         json!({"payment_reference": "x".repeat(256)}),
         json!({"payment_reference": 1}),
         json!({"payment_reference": "é"}),
+        json!({"payment_reference": "pay_1 "}),
+        json!({"payment_reference": " pay_1"}),
+        json!({"payment_reference": " "}),
         json!({"paid": true}),
     ] {
         cases.push(case("a payment reference that is none", Method::POST, &confirm, ALICE, body, INVALID));
@@ -208,12 +212,22 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         json!({"product_id": "a b"}),
         json!({"product_id": "a".repeat(65)}),
         json!({"name": ""}),
+        json!({"name": "   "}),
+        json!({"name": "\u{a0}\u{3000}"}),
+        json!({"name": "\u{200b}"}),
+        json!({"name": "a\nb"}),
         json!({"name": "n".repeat(201)}),
         json!({"price_minor": -1}),
         json!({"price_minor": 0.5}),
         json!({"price_minor": 100_000_000_001_u64}),
         json!({"currency": "eur"}),
         json!({"currency": "EURO"}),
+        json!({"currency": "XYZ"}),
+        json!({"currency": "XAU"}),
+        json!({"currency": "XXX"}),
+        json!({"currency": "HRK"}),
+        json!({"late_payment_seconds": -1}),
+        json!({"late_payment_seconds": 2_592_001}),
         json!({"total": -1}),
         json!({"total": 1_000_000_001}),
         json!({"shards": 0}),
@@ -237,6 +251,8 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
             INVALID,
         ));
     }
+    let no_currency = api.post("/admin/products", Who::Admin, product(json!({"currency": "XYZ"}))).await;
+    assert_eq!(no_currency.is(400, "invalid_request").body["field"], "currency");
     cases.push(case(
         "a product that exists",
         Method::POST,
@@ -268,6 +284,8 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
     };
     adjust("no reason", json!({"delta": 1}), INVALID);
     adjust("an empty reason", json!({"delta": 1, "reason": ""}), INVALID);
+    adjust("a reason of blanks", json!({"delta": 1, "reason": "  "}), INVALID);
+    adjust("a reference that nobody sees", json!({"delta": 1, "reason": "x", "reference": "\u{2060}"}), INVALID);
     adjust("nothing to adjust", json!({"delta": 0, "reason": "x"}), INVALID);
     adjust("a fraction", json!({"delta": 0.5, "reason": "x"}), INVALID);
     adjust("a huge delta", json!({"delta": 1e300, "reason": "x"}), INVALID);
@@ -377,14 +395,27 @@ pub(crate) async fn events_with_missing_fields(api: Api) {
         let released = api.stack.invoke("expire", &event).await;
         assert!(released.is_ok(), "{event}: {released:?}");
     }
-    // `confirm` names every message that it cannot carry out, and keeps a batch whole where it cannot name one.
+    // `confirm` hands what it cannot read to a person at once, but an empty message, which no queue takes: that one it
+    // names. It keeps a batch whole where it cannot name one.
     let record =
         |id: &str, body: &str| json!({"messageId": id, "receiptHandle": "r", "body": body, "eventSource": "aws:sqs"});
     let bad = ["", "{}", "null", "[]", "not json", r#"{"reservation_id":"x","customer":"a","requested_at_ms":0}"#];
     let records: Vec<_> = bad.iter().enumerate().map(|(n, body)| record(&format!("m{n}"), body)).collect();
     let answer = api.stack.invoke("confirm", &json!({ "Records": records })).await.unwrap();
-    assert_eq!(answer["batchItemFailures"].as_array().unwrap().len(), bad.len(), "{answer}");
-    assert!(api.stack.invoke("confirm", &json!({"Records": [{"body": "x"}]})).await.is_err());
+    assert_eq!(answer["batchItemFailures"], json!([{"itemIdentifier": "m0"}]), "{answer}");
+    let (mut kept, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = api.get(&format!("/admin/failed-confirmations?state=open{cursor}"), Who::Admin).await;
+        page.is(200, "");
+        kept.extend(page.body["items"].as_array().unwrap().clone());
+        let Some(next) = page.body["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    for body in &bad[1..] {
+        let found = kept.iter().find(|failed| failed["message"] == *body);
+        assert_eq!(found.map(|failed| &failed["reason"]), Some(&json!("unreadable")), "{body}: {kept:#?}");
+    }
+    assert!(api.stack.invoke("confirm", &json!({"Records": [{"body": ""}]})).await.is_err());
     assert!(api.stack.invoke("confirm", &json!({"Records": "x"})).await.is_err());
     let empty = api.stack.invoke("confirm", &json!({"Records": []})).await.unwrap();
     assert_eq!(empty["batchItemFailures"], json!([]));

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
 use futures_util::future::join_all;
+use holdfast_local::openapi;
 use holdfast_local::stack::{Options, Stack};
 use holdfast_local::token::{AUDIENCE, ISSUER, Signer};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -115,6 +116,13 @@ pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
         ("of another issuer", token(&hs256, &but("iss", json!("https://evil.example")), &ours)),
         ("for another audience", token(&hs256, &but("aud", json!("another-api")), &ours)),
         ("without a subject", token(&hs256, &but("sub", json!("")), &ours)),
+        ("not good before tomorrow", token(&hs256, &but("nbf", json!(now + 86_400)), &ours)),
+        (
+            "with a header that must be understood",
+            token(&Header { crit: Some(vec!["urn:example:shop".to_owned()]), ..hs256.clone() }, &claims, &ours),
+        ),
+        ("of a guest", token(&hs256, &but("sub", json!("guest:alice")), &ours)),
+        ("of a subject with a blank behind it", token(&hs256, &but("sub", json!("alice ")), &ours)),
         ("unsigned", unsigned),
         ("signed with another key", token(&hs256, &claims, &other)),
         ("signed by another algorithm", token(&header(Algorithm::HS512), &claims, &ours)),
@@ -134,6 +142,130 @@ pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
         let answer = api.raw(Method::POST, "/reservations", Who::Token(&wrong), &key, Some(body)).await;
         assert_eq!((answer.status, answer.code()), (401, "unauthenticated"), "a token {what}");
     }
+}
+
+pub(crate) async fn a_nested_list_of_roles_gives_none_and_a_guest_signs_in_nowhere(api: Api) {
+    let key_set: Value = serde_json::from_str(Signer::load().unwrap().key_set()).unwrap();
+    let key = &key_set["keys"][0];
+    let ours = EncodingKey::from_secret(&BASE64URL_NOPAD.decode(key["k"].as_str().unwrap().as_bytes()).unwrap());
+    let header = Header { kid: key["kid"].as_str().map(str::to_owned), ..Header::new(Algorithm::HS256) };
+    let bearer = |roles: Value| {
+        let claims = json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64});
+        let mut claims = claims.as_object().unwrap().clone();
+        claims.insert("cognito:groups".to_owned(), roles);
+        token(&header, &claims.into(), &ours)
+    };
+    for (roles, gets_in) in [
+        (json!(["x", "admin", "y"]), true),
+        (json!([["x", "admin", "y"]]), false),
+        (json!([["x"], "admin"]), false),
+        (json!(["x", 1, "admin"]), false),
+        (json!({"admin": ["admin"]}), false),
+        (json!("[[x admin y]]"), false),
+        (json!(r#"["x","admin","y"]"#), false),
+    ] {
+        let answer = api.get("/admin/products?limit=1", Who::Token(&bearer(roles.clone()))).await;
+        assert_eq!(answer.status, if gets_in { 200 } else { 403 }, "{roles}: {answer:?}");
+    }
+
+    // A guest is whom a shop's back end names so, and nobody else.
+    api.product("guests", 5, json!({})).await;
+    let body = json!({"lines": [{"product_id": "guests", "quantity": 1}], "customer_id": "guest:alice"}).to_string();
+    let made = api.raw(Method::POST, "/reservations", SHOP, &[("idempotency-key", "guest")], Some(body)).await;
+    made.is(201, "");
+    let path = format!("/reservations/{}", made.id());
+    api.get(&format!("{path}?customer_id=guest:alice"), SHOP).await.is(200, "");
+    api.get(&path, Who::Customer("alice")).await.is(404, "reservation_not_found");
+    api.get(&path, Who::Customer("guest:alice")).await.is(401, "unauthenticated");
+}
+
+/// Every operation of the description, with a parameter that none of them has.
+pub(crate) async fn parameters_that_no_route_knows_are_refused_unless_it_is_public(api: Api) {
+    api.product("walked", 5, json!({})).await;
+    let text = std::fs::read_to_string(openapi::path()).unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let unknown = "utm_source=x&_=1&utm_source=y";
+    let (mut public, mut refused) = (0, 0);
+    for (pattern, operations) in document["paths"].as_object().unwrap() {
+        let path =
+            pattern.replace("{product_id}", "walked").replace("{file}", "page.js").replace('{', "").replace('}', "");
+        for (method, operation) in operations.as_object().unwrap() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let ask = async |query: &str, who: Who<'_>| {
+                let body = (method == Method::POST || method == Method::PATCH).then(|| "{}".to_owned());
+                let path = format!("{path}{query}");
+                api.raw(method.clone(), &path, who, &[("idempotency-key", "walked")], body).await
+            };
+            if operation.get("security").is_none() {
+                let answer = ask(&format!("?{unknown}"), Who::Nobody).await;
+                assert_eq!((answer.status, answer.code()), (200, ""), "{method} {path}");
+                public += 1;
+                continue;
+            }
+            let who = if path.starts_with("/admin") { Who::Admin } else { Who::Customer("walker") };
+            let answer = ask(&format!("?{unknown}"), who).await;
+            answer.is(400, "invalid_request");
+            assert!(answer.body["detail"].as_str().unwrap().contains("utm_source"), "{method} {path}: {answer:?}");
+            // Who asks is looked at before what they ask.
+            ask(&format!("?{unknown}"), Who::Nobody).await.is(401, "unauthenticated");
+            refused += 1;
+        }
+    }
+    assert!(public >= 5 && refused >= 15, "{public} public, {refused} others");
+    let page = api.get(&format!("/products?limit=1&{unknown}"), Who::Nobody).await;
+    assert_eq!(page.body["items"].as_array().unwrap().len(), 1);
+    api.get("/products?limit=0", Who::Nobody).await.is(400, "invalid_request");
+}
+
+pub(crate) async fn a_price_says_how_many_decimals_it_has_and_a_time_has_three(api: Api) {
+    for (currency, exponent) in [("JPY", 0), ("EUR", 2), ("KWD", 3)] {
+        let id = format!("in-{currency}");
+        let more = json!({"currency": currency, "sale_starts_at": "2020-01-01T00:00:00.06+01:00"});
+        let made = api.product(&id, 5, more).await;
+        assert_eq!(made.body["sale_starts_at"], "2019-12-31T23:00:00.060Z");
+        let read = api.get(&format!("/products/{id}"), Who::Nobody).await;
+        let held = api.reserve("alice", &id, &[(&id, 1)]).await;
+        held.is(201, "");
+        for shown in [&made, &read, &held] {
+            assert_eq!(
+                (&shown.body["currency"], &shown.body["currency_exponent"]),
+                (&json!(currency), &json!(exponent))
+            );
+        }
+        for time in ["created_at", "expires_at", "server_time"] {
+            // Of a thousand milliseconds a hundred end with a zero: each answer of the whole run is held against the
+            // description, which says the same.
+            assert_eq!(held.body[time].as_str().unwrap().len(), "2026-11-21T07:06:41.060Z".len(), "{time}: {held:?}");
+        }
+    }
+}
+
+pub(crate) async fn a_limit_that_is_set_later_counts_what_was_bought_before(api: Api) {
+    let limit = |version: u64, limit: Value| json!({"version": version, "max_per_customer": limit});
+    let change = async |id: &str, body: Value| {
+        api.raw(Method::PATCH, &format!("/admin/products/{id}"), Who::Admin, &[], Some(body.to_string())).await
+    };
+    let made = api.product("limited-later", 20, json!({})).await;
+    assert_eq!((&made.body["max_per_customer"], &made.body["counts_per_customer"]), (&Value::Null, &json!(true)));
+    let bought = api.reserve("alice", "later-1", &[("limited-later", 5)]).await;
+    bought.is(201, "");
+    api.confirm("alice", &bought.id(), Some("pay_later")).await.is(200, "");
+    change("limited-later", limit(1, json!(2))).await.is(200, "");
+    let sixth = api.reserve("alice", "later-2", &[("limited-later", 1)]).await;
+    assert_eq!(sixth.is(409, "customer_limit_reached").body["max_per_customer"], 2);
+    api.reserve("bob", "later-1", &[("limited-later", 2)]).await.is(201, "");
+    change("limited-later", limit(2, json!(6))).await.is(200, "");
+    api.reserve("alice", "later-3", &[("limited-later", 1)]).await.is(201, "");
+    api.reserve("alice", "later-4", &[("limited-later", 1)]).await.is(409, "customer_limit_reached");
+
+    // Who said at its creation that there will be none cannot have one, and is told so.
+    let never = api.product("limited-never", 20, json!({"max_per_customer": null, "late_payment_seconds": 0})).await;
+    assert_eq!((&never.body["counts_per_customer"], &never.body["late_payment_seconds"]), (&json!(false), &json!(0)));
+    api.reserve("alice", "never-1", &[("limited-never", 5)]).await.is(201, "");
+    let refused = change("limited-never", limit(1, json!(2))).await;
+    assert_eq!(refused.is(400, "invalid_request").body["field"], "max_per_customer");
+    let changed = change("limited-never", json!({"version": 1, "late_payment_seconds": 60})).await;
+    assert_eq!(changed.is(200, "").body["late_payment_seconds"], 60);
 }
 
 pub(crate) async fn what_no_route_knows_is_a_problem_too(api: Api) {

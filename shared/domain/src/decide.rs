@@ -26,6 +26,11 @@ pub enum Confirm {
     Done,
     /// Paid, and nothing can be had for it: write down that the payment is owed back, and refuse it for good.
     OweBack,
+    /// Without a payment, and the hold has expired: write down that no confirmation without one, accepted by now, makes
+    /// an order of it any more, and refuse it.
+    CloseUnpaid,
+    /// Without a payment, and an admin has settled an earlier one so lately that no clock tells which came first.
+    AskAgain,
     /// No.
     Refuse(Refusal),
 }
@@ -34,8 +39,10 @@ pub enum Confirm {
 /// it out later (`queued`).
 ///
 /// A confirmation accepted in time is a promise, and is kept even if the units went back meanwhile; but not with a
-/// payment that is owed back, nor without a payment where an admin has settled it otherwise since. One that was accepted
-/// before the hold was made is about an earlier hold under the same key, which has been cleaned up.
+/// payment that is owed back, nor without a payment where that was settled otherwise since: by an admin, or because
+/// the customer was told that the hold has expired. Nobody is promised anything who waits for the answer: without a
+/// payment, a hold that was given back stays so for them, whatever their clock says. One that was accepted before the
+/// hold was made is about an earlier hold under the same key, which has been cleaned up.
 pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at: Timestamp, queued: bool) -> Confirm {
     if reservation.created_at > at.plus_seconds(CLOCK_TOLERANCE_SECONDS) {
         return Confirm::Refuse(Refusal::ReservationNotFound);
@@ -43,7 +50,7 @@ pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at
     if payment.is_some_and(|payment| reservation.owed_back.contains(payment)) {
         return Confirm::Refuse(Refusal::RefundRequired);
     }
-    let closed = queued && payment.is_none() && reservation.unpaid_closed_at.is_some_and(|closed_at| at <= closed_at);
+    let closed = payment.is_none() && reservation.unpaid_closed_at.is_some_and(|closed_at| at <= closed_at);
     let in_time = !reservation.overdue(at);
     match (reservation.status, payment) {
         (Status::Confirmed, None) => Confirm::Done,
@@ -54,7 +61,9 @@ pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at
         },
         (Status::Cancelled, None) => Confirm::Refuse(Refusal::ReservationCancelled),
         (Status::Cancelled, Some(_)) => Confirm::OweBack,
+        (Status::Held, None) if closed && in_time && !queued => Confirm::AskAgain,
         (Status::Held | Status::Expired, None) if closed => Confirm::Refuse(Refusal::HoldExpired),
+        (Status::Expired, None) if !queued => Confirm::CloseUnpaid,
         (Status::Held, _) if in_time => Confirm::InTime,
         (Status::Expired, _) if in_time => Confirm::LateRetake,
         (Status::Held | Status::Expired, None) => Confirm::Refuse(Refusal::HoldExpired),
@@ -174,7 +183,7 @@ mod tests {
 
     #[test]
     fn every_status_by_confirm_before_at_and_after_expiry() {
-        use Confirm::{AttachPayment, Done, InTime, LateRetake, LateStillHeld, OweBack, Refuse};
+        use Confirm::{AttachPayment, CloseUnpaid, Done, InTime, LateRetake, LateStillHeld, OweBack, Refuse};
         let pay: PaymentReference = "pay_1".try_into().unwrap();
         let refuse = |refusal: &Refusal| Refuse(refusal.clone());
         let expired = refuse(&Refusal::HoldExpired);
@@ -183,7 +192,7 @@ mod tests {
         let table = [
             (Status::Held, None, false, InTime, expired.clone()),
             (Status::Held, None, true, InTime, LateStillHeld),
-            (Status::Expired, None, false, LateRetake, expired),
+            (Status::Expired, None, false, LateRetake, expired.clone()),
             (Status::Expired, None, true, LateRetake, LateRetake),
             (
                 Status::Cancelled,
@@ -205,6 +214,9 @@ mod tests {
                 let wanted = if overdue { late.clone() } else { in_time.clone() };
                 for queued in [false, true] {
                     let found = reservation(status, paid_with);
+                    // Whoever waits for the answer is not promised what nobody paid for.
+                    let direct = status == Status::Expired && !pays && !queued;
+                    let wanted = if direct { CloseUnpaid } else { wanted.clone() };
                     let decision = confirm(&found, pays.then_some(&pay), Timestamp::from_millis(now), queued);
                     assert_eq!(decision, wanted, "{status:?} {paid_with:?} {pays} {now}");
                 }
@@ -252,17 +264,22 @@ mod tests {
     }
 
     #[test]
-    fn what_an_admin_settled_without_a_payment_is_closed_to_the_queue_and_to_nobody_else() {
+    fn what_was_settled_without_a_payment_is_closed_to_what_was_accepted_by_then() {
         let (closed_at, pay): (_, PaymentReference) = (Timestamp::from_millis(5_000), "pay_1".try_into().unwrap());
         let refused = Confirm::Refuse(Refusal::HoldExpired);
-        for (status, open) in [(Status::Held, Confirm::InTime), (Status::Expired, Confirm::LateRetake)] {
+        for (status, open, direct) in [
+            (Status::Held, Confirm::InTime, Confirm::AskAgain),
+            (Status::Expired, Confirm::LateRetake, refused.clone()),
+        ] {
             let found = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(status, None) };
             let at = |millis, payment, queued| confirm(&found, payment, Timestamp::from_millis(millis), queued);
             assert_eq!(at(5_000, None, true), refused, "{status:?}");
             assert_eq!(at(5_001, None, true), open, "{status:?}");
-            assert_eq!(at(5_000, None, false), open, "{status:?}");
+            assert_eq!(at(5_000, None, false), direct, "{status:?}");
             assert_eq!(at(5_000, Some(&pay), true), open, "{status:?}");
         }
+        let held = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(Status::Held, None) };
+        assert_eq!(confirm(&held, None, Timestamp::from_millis(5_001), false), Confirm::InTime);
         let order = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(Status::Confirmed, None) };
         assert_eq!(confirm(&order, None, CREATED, true), Confirm::Done);
     }

@@ -98,8 +98,8 @@ pub struct Reservation {
     /// unless an admin's retry takes them out again.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub owed_back: BTreeSet<PaymentReference>,
-    /// When an admin resolved a failed confirmation that had no payment: no queued confirmation without a payment that was
-    /// accepted by then confirms it any more.
+    /// Until when confirmations without a payment are settled otherwise: an admin resolved one, or the customer was told
+    /// that the hold has expired. None that was accepted by then makes an order of it any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpaid_closed_at: Option<Timestamp>,
 }

@@ -139,6 +139,7 @@ impl World {
         let takes = match domain::confirm(reservation, payment, self.now, false) {
             domain::Confirm::Refuse(refusal) => return Err(refusal),
             domain::Confirm::OweBack => Err(Refusal::RefundRequired),
+            domain::Confirm::CloseUnpaid => Err(Refusal::HoldExpired),
             domain::Confirm::LateRetake => self.draw(quantity, 0).ok_or(Refusal::RefundRequired).map(Some),
             _ => Ok(None),
         };

@@ -74,7 +74,7 @@ pub const CODES: &[Code] = &[
         "invalid_request",
         400,
         "The request breaks a rule of this description.",
-        "Fix the request: `detail` (and often `field`) says what is wrong. Unknown fields are refused, and unknown query \
+        "Fix the request; `detail` (and often `field`) says what is wrong. Unknown fields are refused, and unknown query \
          parameters wherever a token is needed.",
     )
     .with(&[Member {
@@ -95,14 +95,15 @@ pub const CODES: &[Code] = &[
         "The token is good, and its role does not allow this.",
         "The token is no admin's; or it is no service's, and names a `customer_id`.",
     ),
-    code("route_not_found", 404, "There is nothing at this path.", "Mend the path."),
+    code("route_not_found", 404, "There is nothing at this path.", "Fix the path."),
     code("product_not_found", 404, "There is no such product.", "No product of that id (`product_id`).")
         .with(&[Member { optional: true, ..PRODUCT }]),
     code(
         "reservation_not_found",
         404,
         "There is no such reservation, or it is not the caller's.",
-        "No such reservation or order, or another customer's.",
+        "No such reservation or order, or another customer's. A payment that was named with it bought nothing: it is \
+         recorded as a failed confirmation.",
     ),
     code(
         "failed_confirmation_not_found",
@@ -114,7 +115,7 @@ pub const CODES: &[Code] = &[
         "method_not_allowed",
         405,
         "The path is there, and does not answer to this method.",
-        "Mend the method: `Allow` names those that the path has.",
+        "Use a method that the path has: see `Allow`.",
     ),
     code("product_not_on_sale", 409, "The product is paused.", "The product (`product_id`) is paused. Try later.")
         .with(&[PRODUCT]),
@@ -129,7 +130,8 @@ pub const CODES: &[Code] = &[
         "customer_limit_reached",
         409,
         "The customer would hold and own more of the product than one customer may.",
-        "Ask for less: `max_per_customer` counts what the customer holds and owns, also from before the limit was set.",
+        "Ask for less: `max_per_customer` counts all units that the customer holds and owns, including those from \
+         before the limit was set.",
     )
     .with(&[
         PRODUCT,
@@ -158,10 +160,11 @@ pub const CODES: &[Code] = &[
         "refund_required",
         409,
         "A payment was taken, and there is nothing to give for it.",
-        "The payment came too late and the units are gone, or the reservation was cancelled. It is recorded; give the \
-         money back. Or an admin has settled this payment by hand: then that was done already.",
+        "The payment bought nothing: the units are gone, the reservation was cancelled, or more than \
+         `late_payment_seconds` have passed since the hold ended. It is recorded as a failed confirmation. This answer \
+         is final: the payment makes no order afterwards, unless an admin retries it.",
     ),
-    code("reservation_cancelled", 409, "The reservation was cancelled.", "Reserve anew, with a new key."),
+    code("reservation_cancelled", 409, "The reservation was cancelled.", "Create a new reservation with a new key."),
     code(
         "extension_limit_reached",
         409,
@@ -189,7 +192,7 @@ pub const CODES: &[Code] = &[
         "The failed confirmation was settled before.",
         "Nothing is left to do for this failed confirmation.",
     ),
-    code("hold_expired", 410, "The hold's time is over.", "Reserve anew, with a new key."),
+    code("hold_expired", 410, "The hold's time is over.", "Create a new reservation with a new key."),
     code("payload_too_large", 413, "The body is too long.", "At most 65,536 bytes, on every route."),
     code(
         "idempotency_key_reused",

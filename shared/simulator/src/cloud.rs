@@ -289,11 +289,10 @@ impl Environment {
                 let failed = queues().failed().clone();
                 Handler::Expire(Arc::new(expire::App { store: store(), failed, clock: clock.clone() }))
             }
-            Function::Admin => Handler::Http(http(admin::router(admin::App {
-                store: store(),
-                queues: queues(),
-                clock: clock.clone(),
-            }))),
+            Function::Admin => {
+                let app = admin::App { store: store(), queues: queues(), clock: clock.clone() };
+                Handler::Http(http(admin::router(app)))
+            }
         };
         world.note(format_args!("{name} starts, its clock off by {skew_ms} ms"));
         Self { name, skew_ms, vitals, handler }

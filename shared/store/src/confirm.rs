@@ -14,11 +14,10 @@ use holdfast_domain::{
 
 use crate::error::Attempts;
 use crate::items::{self, for_ever, text, time};
-use crate::products::REFUSAL_LIFETIME_MS;
-use crate::reserve::units_counted;
+use crate::reserve::{LimitSeen, limit_keys};
 use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
 use crate::units::{Found, Memory, Wanted, take_limit, take_units};
-use crate::{Deadline, Error, Item, Store, keys};
+use crate::{Deadline, Error, Store, keys};
 
 /// What an action of a late confirmation stands for.
 #[derive(Debug, Clone, Copy)]
@@ -92,15 +91,19 @@ impl Store {
             }
             tried = match (confirm(&reservation, payment, at, command.queued()), payment) {
                 (Confirm::Done, _) => return Ok(reservation),
+                // First it is ended: no clock that is behind can confirm it afterwards.
                 (Confirm::Refuse(Refusal::HoldExpired), _)
                     if reservation.status == Status::Held && reservation.overdue(now) =>
                 {
-                    if self.end_overdue(&reservation, now, deadline).await? {
-                        return Err(Refusal::HoldExpired.into());
-                    }
+                    self.end_overdue(&reservation, now, deadline).await?;
                     Tried::Changed(None)
                 }
                 (Confirm::Refuse(refusal), _) => return Err(refusal.into()),
+                (Confirm::CloseUnpaid, _) => self.close_unpaid(&reservation, command, &mut attempts).await?,
+                (Confirm::AskAgain, _) => {
+                    let last = "an admin has just settled an earlier confirmation".to_owned();
+                    return Err(Error::Unavailable { during: "confirm", last });
+                }
                 (Confirm::InTime, _) => self.confirm_in_time(id, customer, command, &mut attempts).await?,
                 (Confirm::LateStillHeld, _) => self.confirm_still_held(&reservation, command, &mut attempts).await?,
                 (Confirm::LateRetake, _) => self.retake(&reservation, command, &mut attempts).await?,
@@ -177,6 +180,10 @@ impl Store {
         payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
     ) -> Result<Tried, Error> {
+        if seen.owed_back.len() >= MAX_OWED_BACK {
+            // An item has an end. The payment is recorded as a failed confirmation all the same.
+            return Err(Refusal::RefundRequired.into());
+        }
         let condition = Expression::new(
             "#status = :status AND #created_at = :created AND #expires_at = :expires",
             vec![
@@ -187,6 +194,27 @@ impl Store {
         );
         match self.update_reservation(&seen.reservation_id, to_owed_back(payment), condition, attempts).await? {
             Ok(_) => Err(Refusal::RefundRequired.into()),
+            Err(newer) => Ok(Tried::Changed(newer)),
+        }
+    }
+
+    /// Refuses a confirmation without a payment, for good: what was accepted by now, and waits in the queue, makes no order
+    /// after somebody was told that the hold has expired.
+    async fn close_unpaid(
+        &self,
+        seen: &Reservation,
+        command: Command<'_>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Tried, Error> {
+        let until = command.now.plus_seconds(CLOCK_TOLERANCE_SECONDS);
+        let until = seen.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
+        let update = Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]);
+        let condition = Expression::new(
+            "#status = :expired AND #created_at = :created",
+            vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
+        );
+        match self.update_reservation(&seen.reservation_id, update, condition, attempts).await? {
+            Ok(_) => Err(Refusal::HoldExpired.into()),
             Err(newer) => Ok(Tried::Changed(newer)),
         }
     }
@@ -219,7 +247,8 @@ impl Store {
     ) -> Result<Tried, Error> {
         let deadline = attempts.deadline();
         let ids = seen.lines.iter().map(|line| &line.product_id);
-        let facts = self.facts(ids, REFUSAL_LIFETIME_MS, deadline).await?;
+        // As they are now: a payment is not refused for good by a limit that was lifted a moment ago.
+        let facts = self.facts(ids, 0, deadline).await?;
         let wanted = seen.lines.iter().map(|line| wanted(&facts, line)).collect::<Result<Vec<_>, Error>>()?;
         let others = 1 + seen.lines.iter().filter(|line| line.limited).count();
         let takes = match self.find_units(&wanted, others, Memory::Checked, command.now, deadline).await? {
@@ -284,7 +313,8 @@ impl Store {
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
     ) -> Result<Tried, Error> {
-        let swept = self.release_overdue_of(&[wanted.product], command.now, attempts.deadline()).await?;
+        let customer = Some(&seen.customer);
+        let swept = self.release_overdue_of(&[wanted.product], customer, command.now, attempts.deadline()).await?;
         if swept.holds > 0 {
             attempts.count();
             return Ok(Tried::Changed(None));
@@ -292,16 +322,11 @@ impl Store {
         if !swept.complete {
             return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }
-        let product_id = &wanted.product.product_id;
-        let keys = [keys::reservation(&seen.reservation_id), keys::limit(product_id, &seen.customer)];
-        let [found, counted] = <[Option<Item>; 2]>::try_from(self.snapshot(&keys, attempts).await?)
-            .map_err(|_| Error::internal("snapshot", "not two items"))?;
-        let found = found.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
-        let limit = wanted.product.max_per_customer.unwrap_or(u32::MAX);
-        let over = units_counted(counted)? + u64::from(wanted.quantity) > u64::from(limit);
-        if found.as_ref() != Some(seen) || !over {
+        let keys = limit_keys(&seen.reservation_id, &wanted.product.product_id, &seen.customer);
+        let now = LimitSeen::read(self.snapshot(&keys, attempts).await?)?;
+        if now.reservation.as_ref() != Some(seen) || now.limit_against(wanted.quantity).is_none() {
             attempts.count();
-            return Ok(Tried::Changed(found));
+            return Ok(Tried::Changed(now.reservation));
         }
         self.refuse_retake(seen, command, attempts).await
     }
@@ -327,8 +352,12 @@ impl Store {
         )?;
         for (at, line) in lines.iter().enumerate() {
             for take in &line.takes {
-                // The price was settled when the hold was made: the product's version does not matter here.
-                let (update, condition) = take_units(take.units);
+                let (update, mut condition) = take_units(take.units);
+                if line.limited {
+                    // The price was settled when the hold was made; the limit is the product's as it is now.
+                    condition.text.push_str(" AND #product_version <= :v");
+                    condition.values.push((":v", items::number(wanted[at].product.version)));
+                }
                 let key = keys::shard(&line.product_id, take.shard);
                 transaction.update(Action::Shard, &self.table, &key, update, condition)?;
             }
@@ -350,6 +379,9 @@ fn wanted<'a>(facts: &'a BTreeMap<ProductId, Product>, line: &Line) -> Result<Wa
     Ok(Wanted { product, quantity: line.quantity })
 }
 
+/// The most payments that a reservation notes as owed back. Each may have 255 bytes, and an item of DynamoDB 400 KB.
+const MAX_OWED_BACK: usize = 500;
+
 /// Part of a condition: `:payment` is not owed back.
 const NOT_OWED_BACK: &str = "(attribute_not_exists(#owed_back) OR NOT contains(#owed_back, :payment))";
 
@@ -365,12 +397,11 @@ fn unless_settled(
             values.push((":payment", text(payment.as_str())));
             Expression::new(format!("{condition} AND {NOT_OWED_BACK}"), values)
         }
-        None if command.queued() => {
+        None => {
             values.push((":accepted", time(command.at)));
             let open = "(attribute_not_exists(#unpaid_closed_at) OR #unpaid_closed_at < :accepted)";
             Expression::new(format!("{condition} AND {open}"), values)
         }
-        None => Expression::new(condition, values),
     }
 }
 

@@ -27,7 +27,7 @@ pub enum Error {
         /// The last thing that went wrong: for the log, never for the caller.
         last: String,
     },
-    /// What no repetition mends: a missing permission, an item that makes no sense.
+    /// What no repetition helps: a missing permission, an item that makes no sense.
     #[error("{during}: {source}")]
     Internal {
         /// The call or the step.
@@ -97,8 +97,8 @@ where
     };
     match service.err().code() {
         Some("TransactionConflictException") => Fault::Conflict,
-        // The first try of this very transaction, whose answer was lost, is still running.
-        Some("TransactionInProgressException") => Fault::Throttled,
+        // The first try of this very transaction, whose answer was lost, is still running: it may be carried out yet.
+        Some("TransactionInProgressException") => Fault::NoAnswer(chain(error)),
         Some(
             "ProvisionedThroughputExceededException"
             | "ThrottlingException"
@@ -136,7 +136,7 @@ impl<'a> Attempts<'a> {
         self.deadline
     }
 
-    /// Counts a try that failed for a reason that is mended already, so that the next may come at once.
+    /// Counts a try that failed for a reason that is gone already, so that the next may come at once.
     pub(crate) fn count(&mut self) {
         self.failed += 1;
         "what was known of the stock or the product was out of date".clone_into(&mut self.last);
@@ -201,7 +201,7 @@ mod tests {
     fn every_error_code_has_its_fault_and_an_unknown_one_is_fatal() {
         for (status, code, wanted) in [
             (400, "TransactionConflictException", "Conflict"),
-            (400, "TransactionInProgressException", "Throttled"),
+            (400, "TransactionInProgressException", "NoAnswer"),
             (400, "ProvisionedThroughputExceededException", "Throttled"),
             (400, "ThrottlingException", "Throttled"),
             (400, "RequestLimitExceeded", "Throttled"),

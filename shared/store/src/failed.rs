@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use holdfast_domain::{
-    CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Status, Timestamp, digest_id,
+    CLOCK_TOLERANCE_SECONDS, CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Status, Timestamp,
+    digest_id,
 };
 use serde::{Deserialize, Serialize};
 
@@ -123,7 +124,9 @@ impl Failure {
     /// The id: of the customer's payment for the reservation, or of the body where it could not be read.
     pub fn id(&self) -> String {
         match (&self.reservation_id, &self.customer) {
-            (Some(reservation), Some(customer)) => failed_id(reservation, customer, self.payment_reference.as_ref()),
+            (Some(reservation), Some(customer)) => {
+                failed_id(reservation, customer, self.payment_reference.as_ref(), self.requested_at)
+            }
             _ => digest_id("fc_", &[&self.body]),
         }
     }
@@ -167,15 +170,30 @@ impl Failure {
 impl FailedConfirmation {
     /// Whether this reservation is the order that it asked for.
     fn is_order(&self, reservation: &Reservation) -> bool {
+        // One that was accepted before the hold was made is about an earlier hold under the same key.
+        let its_hold =
+            self.requested_at.is_none_or(|at| reservation.created_at <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
         Some(&reservation.customer) == self.customer.as_ref()
+            && its_hold
             && reservation.status == Status::Confirmed
             && (self.payment_reference.is_none() || reservation.payment_reference == self.payment_reference)
     }
 }
 
-fn failed_id(reservation: &ReservationId, customer: &CustomerId, payment: Option<&PaymentReference>) -> String {
-    let payment = payment.map_or("", PaymentReference::as_str);
-    digest_id("fc_", &[reservation.as_str(), customer.as_str(), payment])
+/// Copies of one confirmation have one id: a payment tells one from another, and where there is none, the time at which
+/// it was accepted. One that is asked for again, after an admin has settled the first, is another one.
+fn failed_id(
+    reservation: &ReservationId,
+    customer: &CustomerId,
+    payment: Option<&PaymentReference>,
+    requested_at: Option<Timestamp>,
+) -> String {
+    let (reservation, customer) = (reservation.as_str(), customer.as_str());
+    match (payment, requested_at) {
+        (Some(payment), _) => digest_id("fc_", &[reservation, customer, payment.as_str()]),
+        (None, Some(at)) => digest_id("fc_", &[reservation, customer, "", &at.as_millis().to_string()]),
+        (None, None) => digest_id("fc_", &[reservation, customer, ""]),
+    }
 }
 
 const UNSETTLED: &str = "(#state = :open OR #state = :retrying)";
@@ -234,38 +252,42 @@ impl Store {
         }
     }
 
-    /// Takes the payment of an open failed confirmation out of what its reservation owes back: an admin wants it tried
-    /// again. Nobody but an admin may ask for that.
+    /// Opens a failed confirmation for another try, on an admin's word. With `lift`, a payment that was refused as owed
+    /// back is not owed any more: nobody but an admin, who has seen that refusal, may ask for that. Where the record says
+    /// no more than that there was no answer, nothing is lifted: the admin has not seen a refusal.
+    ///
+    /// This counts like a failure, so that nothing that was on its way before takes effect afterwards.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
-    pub async fn lift_refusal(&self, id: &str, deadline: Deadline) -> Result<FailedConfirmation, Error> {
+    pub async fn begin_retry(&self, id: &str, lift: bool, deadline: Deadline) -> Result<FailedConfirmation, Error> {
         let mut attempts = self.attempts(deadline);
         loop {
             let seen = self.failed(id, deadline).await?;
             if seen.state.is_settled() {
                 return Err(Refusal::AlreadySettled.into());
             }
-            let Some(payment) = &seen.payment_reference else { return Ok(seen) };
-            let Some(found) = self.reservation_of(&seen, deadline).await? else { return Ok(seen) };
-            if !found.owed_back.contains(payment) {
-                return Ok(seen);
-            }
+            let next = seen.failures + 1;
+            let open = Expression::new("SET #state = :open, #failures = :next", vec![(":next", number(next))]);
             let mut transaction = Transaction::new();
-            let open = Expression::new("SET #state = :open", vec![]);
             transaction.update((), &self.table, &keys::failed(id), open, as_seen(&seen))?;
-            transaction.update(
-                (),
-                &self.table,
-                &keys::reservation(&found.reservation_id),
-                Expression::new(
-                    "DELETE #owed_back :owed_back",
-                    vec![(":owed_back", AttributeValue::Ss(vec![payment.to_string()]))],
-                ),
-                Expression::new("#created_at = :created", vec![(":created", time(found.created_at))]),
-            )?;
+            if lift
+                && seen.reason != NOT_CONFIRMED
+                && let Some(payment) = &seen.payment_reference
+                && let Some(found) = self.reservation_of(&seen, deadline).await?
+                && found.owed_back.contains(payment)
+            {
+                let owed_back = AttributeValue::Ss(vec![payment.to_string()]);
+                transaction.update(
+                    (),
+                    &self.table,
+                    &keys::reservation(&found.reservation_id),
+                    Expression::new("DELETE #owed_back :owed_back", vec![(":owed_back", owed_back)]),
+                    Expression::new("#created_at = :created", vec![(":created", time(found.created_at))]),
+                )?;
+            }
             if self.transact_or_wait(&transaction, &mut attempts).await? {
-                return Ok(FailedConfirmation { state: FailedState::Open, ..seen });
+                return Ok(FailedConfirmation { state: FailedState::Open, failures: next, ..seen });
             }
         }
     }
@@ -280,7 +302,8 @@ impl Store {
         seen: &FailedConfirmation,
         deadline: Deadline,
     ) -> Result<FailedConfirmation, Error> {
-        let update = Expression::new("SET #state = :retrying", vec![]);
+        let next = number(seen.failures + 1);
+        let update = Expression::new("SET #state = :retrying, #failures = :next", vec![(":next", next)]);
         if let Some(marked) = self.change_failed(&seen.id, update, as_seen(seen), deadline).await? {
             return Ok(marked);
         }
@@ -327,7 +350,7 @@ impl Store {
             let mut transaction = Transaction::new();
             transaction.update((), &self.table, &keys::failed(id), to_resolved(actor, note, now), as_seen(&seen))?;
             if let Some(found) = &found {
-                let (update, condition) = settled_elsewhere(seen.payment_reference.as_ref(), found, now);
+                let (update, condition) = settled_elsewhere(&seen, found, now);
                 transaction.update((), &self.table, &keys::reservation(&found.reservation_id), update, condition)?;
             }
             if self.transact_or_wait(&transaction, &mut attempts).await? {
@@ -336,16 +359,18 @@ impl Store {
         }
     }
 
-    /// Settles the failed confirmation of this payment, if there is one: the reservation has been confirmed with it.
+    /// Settles the failed confirmation of this payment, or of this confirmation without one, if there is one: the
+    /// reservation has been confirmed by it.
     pub async fn settle_as_confirmed(
         &self,
         reservation: &ReservationId,
         customer: &CustomerId,
         payment: Option<&PaymentReference>,
+        requested_at: Timestamp,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let id = failed_id(reservation, customer, payment);
+        let id = failed_id(reservation, customer, payment, Some(requested_at));
         self.change_failed(&id, to_confirmed(now), Expression::new(UNSETTLED, unsettled()), deadline).await.map(drop)
     }
 
@@ -491,8 +516,11 @@ impl Store {
         let ids: BTreeSet<&ReservationId> = unsettled.filter_map(|failed| failed.reservation_id.as_ref()).collect();
         let mut reservations = BTreeMap::new();
         for item in self.get_many(ids.into_iter().map(keys::reservation).collect(), deadline).await? {
-            let reservation: Reservation = items::read("reservation", item)?;
-            reservations.insert(reservation.reservation_id.clone(), reservation);
+            match items::read::<Reservation>("reservation", item) {
+                Ok(reservation) => _ = reservations.insert(reservation.reservation_id.clone(), reservation),
+                // One that cannot be read must not hide the failed confirmations of all others.
+                Err(error) => tracing::error!(%error, "a failed confirmation is not compared with its reservation"),
+            }
         }
         let mut settled = Vec::with_capacity(page.len());
         for failed in page {
@@ -541,22 +569,24 @@ impl Store {
 }
 
 /// The update that notes on a reservation what an admin settled elsewhere, and the condition that it is not the order.
-fn settled_elsewhere(
-    payment: Option<&PaymentReference>,
-    found: &Reservation,
-    now: Timestamp,
-) -> (Expression, Expression) {
+fn settled_elsewhere(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> (Expression, Expression) {
     let mut values = vec![(":created", time(found.created_at)), (":confirmed", text(Status::Confirmed.as_str()))];
-    match payment {
+    match &seen.payment_reference {
         Some(payment) => {
             values.push((":payment", text(payment.as_str())));
             let open = "#created_at = :created AND NOT (#status = :confirmed AND #payment_reference = :payment)";
             (to_owed_back(payment), Expression::new(open, values))
         }
-        None => (
-            Expression::new("SET #unpaid_closed_at = :now", vec![(":now", time(now))]),
-            Expression::new("#created_at = :created AND #status <> :confirmed", values),
-        ),
+        None => {
+            // Whatever clock dated it.
+            let asked = seen.requested_at.map_or(now, |at| at.max(now));
+            let until = asked.plus_seconds(CLOCK_TOLERANCE_SECONDS);
+            let until = found.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
+            (
+                Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]),
+                Expression::new("#created_at = :created AND #status <> :confirmed", values),
+            )
+        }
     }
 }
 

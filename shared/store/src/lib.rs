@@ -29,7 +29,7 @@ mod stock;
 mod transact;
 mod units;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_sdk_dynamodb::Client;
@@ -129,7 +129,9 @@ impl Store {
         /// BatchGetItem's limit.
         const BATCH: usize = 100;
         let mut items = Vec::with_capacity(keys.len());
-        let mut left: Vec<Item> = keys.into_iter().map(|key| key.item()).collect();
+        // DynamoDB refuses to be asked for an item twice, and an index that lags may name one twice.
+        let unique: BTreeSet<(String, String)> = keys.into_iter().map(|key| (key.pk, key.sk)).collect();
+        let mut left: Vec<Item> = unique.into_iter().map(|(pk, sk)| keys::Key { pk, sk }.item()).collect();
         let mut attempts = self.attempts(deadline);
         while !left.is_empty() {
             let batch = left.split_off(left.len().saturating_sub(BATCH));

@@ -153,6 +153,13 @@ impl Store {
         entry.read_at = read_at;
     }
 
+    /// Makes sure that something is remembered of a product, if only that it exists: its facts are read when they count.
+    pub(crate) fn ensure_cached(&self, product: &Product) {
+        if !lock(&self.cached).contains_key(&product.product_id) {
+            self.remember(product, Timestamp::from_millis(0));
+        }
+    }
+
     /// Forgets a product: the next request reads its facts.
     pub(crate) fn forget(&self, id: &ProductId) {
         lock(&self.cached).remove(id);
@@ -214,8 +221,15 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<(Product, Stock)>, Error> {
-        let page = self.products(limit, cursor, deadline).await?;
-        let mut lately = self.lately(deadline).await?;
+        let (page, mut lately) = loop {
+            let read_at = self.clock.now();
+            let page = self.products(limit, cursor.clone(), deadline).await?;
+            let lately = self.lately(deadline).await?;
+            // Where the environment was frozen in between, the page is older than what it would be remembered with.
+            if read_at.within(SNAPSHOT_LIFETIME_MS, self.clock.now()) || deadline.passed() {
+                break (page, lately);
+            }
+        };
         Ok(Page { items: self.read_lately(&mut lately, page.items, deadline).await?, next: page.next })
     }
 
@@ -364,9 +378,15 @@ impl Store {
                     let exists = reasons.iter().any(|(_, reason)| matches!(reason, Reason::Condition(_)));
                     if !exists {
                         attempts.pause(contention_fault(&reasons)).await?;
-                    } else if attempts.ambiguous && self.product(id, deadline).await? == *product {
-                        // Our own earlier try was applied, and its answer lost.
-                        return Ok(());
+                    } else if attempts.ambiguous {
+                        // Our own earlier try may have been applied, and its answer lost. The product may have been
+                        // changed since; the first entry of its ledger never is.
+                        let opening = self.get(keys::ledger(id, &entry.entry_id), deadline).await?;
+                        let opening = opening.map(|item| items::read::<LedgerEntry>("ledger", item)).transpose()?;
+                        if opening.is_some_and(|opening| opening == entry) {
+                            return Ok(());
+                        }
+                        return Err(Refusal::ProductExists { product_id: id.clone() }.into());
                     } else {
                         return Err(Refusal::ProductExists { product_id: id.clone() }.into());
                     }
@@ -451,6 +471,10 @@ impl Store {
                     return Ok(Ok(()));
                 }
                 self.raise_shards(&current, attempts.deadline()).await?;
+                if attempts.ambiguous {
+                    // An earlier try may have been applied, and changed again by somebody else.
+                    return Err(attempts.unavailable("change product"));
+                }
                 Err(Refusal::VersionMismatch { current: current.version }.into())
             }
             Err(error) => Ok(Err(fault("UpdateItem", &error))),

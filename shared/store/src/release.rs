@@ -106,7 +106,8 @@ impl Store {
             Ok(swept) => Ok(swept.holds == 1),
             Err(error @ Error::Internal { .. }) => {
                 tracing::error!(%error, reservation_id = held.reservation_id.as_str(), "it cannot be released");
-                Ok(true)
+                // While it is held, nobody can be told for good that it is not.
+                Err(Error::Unavailable { during: "release", last: "the hold cannot be released".to_owned() })
             }
             Err(error) => Err(error),
         }
@@ -159,16 +160,20 @@ impl Store {
         failed.map_or(Ok(swept), Err)
     }
 
-    /// Releases what is overdue of these products: whoever finds too little does that before anybody is told so.
+    /// Releases what is overdue of these products, or of these and this customer: whoever finds too little does that
+    /// before anybody is told so.
     ///
     /// That it runs out of time is no error: [`Swept::complete`] is false then. Neither is a hold that cannot be released
     /// or read: it is the sweep's to report, and its units are in no reach of whoever asks.
     pub(crate) async fn release_overdue_of(
         &self,
         products: &[&Product],
+        customer: Option<&CustomerId>,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Swept, Error> {
+        // The request may have begun a while ago: what has ended since then is over too.
+        let now = now.max(self.clock.now());
         let quiet = |product: &&Product| {
             let clock = self.clock.now();
             let no_overdue = self.with_cached(&product.product_id, |cached| cached.no_overdue).flatten();
@@ -191,7 +196,10 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let (overdue, soon): (Vec<Hold>, Vec<Hold>) = holds.into_iter().partition(|hold| hold.due_at <= now);
+        let (mut overdue, soon): (Vec<Hold>, Vec<Hold>) = holds.into_iter().partition(|hold| hold.due_at <= now);
+        let all = overdue.len();
+        overdue.retain(|hold| customer.is_none_or(|customer| hold.customer == *customer));
+        let left_over = overdue.len() < all;
         for batch in batches(overdue) {
             let (part, error) = self.release_each(batch, End::Expired, now, deadline).await;
             swept.add(part);
@@ -201,7 +209,7 @@ impl Store {
                 Some(error) => tracing::error!(%error, "an overdue hold cannot be released"),
             }
         }
-        if swept.complete {
+        if swept.complete && !left_over {
             for product in products {
                 let of_it = |hold: &&Hold| hold.lines.iter().any(|line| line.product_id == product.product_id);
                 let until = soon.iter().filter(of_it).map(|hold| hold.due_at).min().unwrap_or(horizon);

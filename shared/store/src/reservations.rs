@@ -29,6 +29,33 @@ impl Store {
         found.filter(|found| found.customer == *customer).ok_or(Refusal::ReservationNotFound.into())
     }
 
+    /// The same for showing it: a hold whose time is over is ended first, so that what is shown as expired stays so for
+    /// every clock.
+    pub async fn current_reservation(
+        &self,
+        id: &ReservationId,
+        customer: &CustomerId,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Reservation, Error> {
+        let found = self.reservation(id, customer, deadline).await?;
+        self.ended_if_overdue(found, now, deadline).await
+    }
+
+    /// The reservation, ended and read again where its time is over.
+    pub(crate) async fn ended_if_overdue(
+        &self,
+        found: Reservation,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Reservation, Error> {
+        if found.status != Status::Held || !found.overdue(now) {
+            return Ok(found);
+        }
+        self.end_overdue(&found, now, deadline).await?;
+        self.reservation(&found.reservation_id, &found.customer, deadline).await
+    }
+
     /// Makes the hold last at least `hold_seconds` from now. `remind` as in [`Store::reserve`].
     ///
     /// # Errors

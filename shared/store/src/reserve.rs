@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use holdfast_domain::{Basket, Draft, Line, Product, Refusal, Reservation, Status, Take, Timestamp, draft};
+use holdfast_domain::{
+    Basket, CustomerId, Draft, Line, Product, ProductId, Refusal, Reservation, ReservationId, Status, Take, Timestamp,
+    draft,
+};
 use serde::Deserialize;
 
 use crate::error::Attempts;
@@ -62,6 +65,7 @@ impl Store {
     where
         F: Future<Output = Result<(), Error>>,
     {
+        let began = self.clock.now();
         let mut attempts = self.attempts(deadline);
         let mut facts_age = FACTS_LIFETIME_MS;
         loop {
@@ -85,6 +89,10 @@ impl Store {
                 }
             };
             remind(draft.expires_at).await?;
+            if self.clock.now() >= began.plus_seconds(draft.hold_seconds.get()) {
+                // The environment was frozen meanwhile: nobody is given a hold that is over.
+                return Err(attempts.unavailable("reserve"));
+            }
             let reservation = held(basket, &draft, takes, now);
             let Err(cancelled) = self.try_reserve(&reservation, &draft, &mut attempts).await? else {
                 return Ok(Reserved { reservation, replayed: false });
@@ -98,13 +106,13 @@ impl Store {
             };
             match self.learn(&draft, &reasons)? {
                 Verdict::Exists(Some(item)) => {
-                    return replay(basket, items::read("reservation", item)?, now, &attempts);
+                    return self.replay(basket, items::read("reservation", item)?, now, &attempts).await;
                 }
                 // Some emulators leave the old item out.
                 Verdict::Exists(None) => {
                     let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], &mut attempts).await?;
                     if let Some(item) = found.into_iter().next().flatten() {
-                        return replay(basket, items::read("reservation", item)?, now, &attempts);
+                        return self.replay(basket, items::read("reservation", item)?, now, &attempts).await;
                     }
                     attempts.count();
                 }
@@ -138,30 +146,33 @@ impl Store {
         now: Timestamp,
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Reserved>, Error> {
-        let (Product { product_id, version, .. }, deadline) = (wanted.product, attempts.deadline());
-        // A change that has not reached the shards yet may have lifted the limit.
-        let newest = self.facts([product_id].into_iter(), REFUSAL_LIFETIME_MS, deadline).await?;
-        if newest.get(product_id).is_some_and(|newest| newest.version != *version) {
-            return Ok(None);
-        }
-        let Some(limit) = wanted.product.max_per_customer else { return Ok(None) };
-        let swept = self.release_overdue_of(&[wanted.product], now, deadline).await?;
+        let (product_id, deadline) = (&wanted.product.product_id, attempts.deadline());
+        let swept = self.release_overdue_of(&[wanted.product], Some(&basket.customer), now, deadline).await?;
         if swept.holds > 0 {
             return Ok(None);
         }
         if !swept.complete {
             return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }
-        let keys = [keys::reservation(&basket.reservation_id), keys::limit(product_id, &basket.customer)];
-        let [reservation, counted] = <[Option<Item>; 2]>::try_from(self.snapshot(&keys, attempts).await?)
-            .map_err(|_| Error::internal("snapshot", "not two items"))?;
-        if let Some(item) = reservation {
-            return replay(basket, items::read("reservation", item)?, now, attempts).map(Some);
+        let keys = limit_keys(&basket.reservation_id, product_id, &basket.customer);
+        let seen = LimitSeen::read(self.snapshot(&keys, attempts).await?)?;
+        // A change that has not reached the shards yet may have lifted the limit.
+        let stale = seen.product.as_ref().is_none_or(|product| product.version != wanted.product.version);
+        let limit = seen.limit_against(wanted.quantity);
+        if let Some(reservation) = seen.reservation {
+            return self.replay(basket, reservation, now, attempts).await.map(Some);
         }
-        if units_counted(counted)? + u64::from(wanted.quantity) <= u64::from(limit) {
-            return Ok(None);
+        match limit {
+            _ if stale => {
+                self.forget(product_id);
+                Ok(None)
+            }
+            None => Ok(None),
+            Some(limit) => {
+                let refusal = Refusal::CustomerLimitReached { product_id: product_id.clone(), limit };
+                Err(unless_ambiguous(refusal, attempts))
+            }
         }
-        Err(Refusal::CustomerLimitReached { product_id: product_id.clone(), limit }.into())
     }
 
     /// The transaction itself. Each condition is one promise: the shard has the units and knows no newer product, the
@@ -261,34 +272,67 @@ impl Store {
     ) -> Result<Reserved, Error> {
         let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], attempts).await?;
         match found.into_iter().next().flatten() {
-            Some(item) => replay(basket, items::read("reservation", item)?, now, attempts),
-            None => Err(refusal.into()),
+            Some(item) => self.replay(basket, items::read("reservation", item)?, now, attempts).await,
+            None => Err(unless_ambiguous(refusal, attempts)),
         }
     }
+
+    /// The first answer again, if this is the first request again.
+    async fn replay(
+        &self,
+        basket: &Basket,
+        reservation: Reservation,
+        now: Timestamp,
+        attempts: &Attempts<'_>,
+    ) -> Result<Reserved, Error> {
+        if reservation.fingerprint != basket.fingerprint {
+            return Err(Refusal::IdempotencyKeyReused.into());
+        }
+        // Made by our own earlier try, whose answer was lost: for the caller it is the first answer.
+        let replayed = !(attempts.ambiguous && reservation.created_at == now);
+        let reservation = self.ended_if_overdue(reservation, now, attempts.deadline()).await?;
+        Ok(Reserved { reservation, replayed })
+    }
 }
 
-/// The first answer again, if this is the first request again.
-fn replay(
-    basket: &Basket,
-    reservation: Reservation,
-    now: Timestamp,
-    attempts: &Attempts<'_>,
-) -> Result<Reserved, Error> {
-    if reservation.fingerprint != basket.fingerprint {
-        return Err(Refusal::IdempotencyKeyReused.into());
-    }
-    // Made by our own earlier try, whose answer was lost: for the caller it is the first answer.
-    let replayed = !(attempts.ambiguous && reservation.created_at == now);
-    Ok(Reserved { reservation, replayed })
+/// The refusal, unless an earlier try of this request may still be carried out: then nobody is told "no".
+pub(crate) fn unless_ambiguous(refusal: Refusal, attempts: &Attempts<'_>) -> Error {
+    if attempts.ambiguous { attempts.unavailable("an earlier try") } else { refusal.into() }
 }
 
-/// The units that an item counts for a customer. Where there is none, they have none.
-pub(crate) fn units_counted(item: Option<Item>) -> Result<u64, Error> {
-    #[derive(Deserialize)]
-    struct LimitItem {
-        units: u64,
+/// The keys that a refusal for a customer's limit rests on.
+pub(crate) fn limit_keys(id: &ReservationId, product: &ProductId, customer: &CustomerId) -> [keys::Key; 3] {
+    [keys::reservation(id), keys::product(product), keys::limit(product, customer)]
+}
+
+/// What is under those keys at one instant.
+pub(crate) struct LimitSeen {
+    pub(crate) reservation: Option<Reservation>,
+    pub(crate) product: Option<Product>,
+    counted: u64,
+}
+
+impl LimitSeen {
+    pub(crate) fn read(items: Vec<Option<Item>>) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct LimitItem {
+            units: u64,
+        }
+        let [reservation, product, counted] = <[Option<Item>; 3]>::try_from(items)
+            .map_err(|items| Error::internal("snapshot", format!("{} items, not 3", items.len())))?;
+        let counted = counted.map(|item| items::read::<LimitItem>("limit", item)).transpose()?;
+        Ok(Self {
+            reservation: reservation.map(|item| items::read("reservation", item)).transpose()?,
+            product: product.map(|item| items::read("product", item)).transpose()?,
+            counted: counted.map_or(0, |counted| counted.units),
+        })
     }
-    item.map_or(Ok(0), |item| Ok(items::read::<LimitItem>("limit", item)?.units))
+
+    /// The limit that keeps the customer from having `quantity` more.
+    pub(crate) fn limit_against(&self, quantity: u32) -> Option<u32> {
+        let limit = self.product.as_ref()?.max_per_customer?;
+        (self.counted + u64::from(quantity) > u64::from(limit)).then_some(limit)
+    }
 }
 
 fn held(basket: &Basket, draft: &Draft, takes: Vec<Vec<Take>>, now: Timestamp) -> Reservation {

@@ -10,6 +10,7 @@ use ulid::Ulid;
 use crate::error::Attempts;
 use crate::items::{self, number, text};
 use crate::page::Part;
+use crate::reserve::unless_ambiguous;
 use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
 use crate::units::{give, take_units, units_on};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
@@ -88,7 +89,7 @@ enum Decided {
 }
 
 impl Seen {
-    fn decide(self, adjustment: &Adjustment, fingerprint: &str) -> Result<Decided, Error> {
+    fn decide(self, adjustment: &Adjustment, fingerprint: &str, attempts: &Attempts<'_>) -> Result<Decided, Error> {
         if let Some(record) = self.record {
             return if record.fingerprint == fingerprint {
                 Ok(Decided::Before(record.entry))
@@ -101,7 +102,7 @@ impl Seen {
         };
         match adjustment.expected_total {
             Some(expected) if expected != product.total => {
-                Err(Refusal::VersionMismatch { current: product.total }.into())
+                Err(unless_ambiguous(Refusal::VersionMismatch { current: product.total }, attempts))
             }
             _ => Ok(Decided::On(product)),
         }
@@ -194,7 +195,7 @@ impl Store {
             // Together at one instant: a refusal must not rest on a total that another copy of this very adjustment
             // has changed.
             let seen = self.seen(adjustment, &record_id, 0, &mut attempts).await?;
-            let product = match seen.decide(adjustment, &fingerprint)? {
+            let product = match seen.decide(adjustment, &fingerprint, &attempts)? {
                 Decided::Before(entry) => return Ok(made_before(entry, now, &attempts)),
                 Decided::On(product) => product,
             };
@@ -279,7 +280,7 @@ impl Store {
         let units = adjustment.delta.unsigned_abs();
         let Seen { product, .. } = self.seen(adjustment, record_id, 0, attempts).await?;
         let Some(product) = product else { return Ok(None) };
-        let swept = self.release_overdue_of(&[&product], now, attempts.deadline()).await?;
+        let swept = self.release_overdue_of(&[&product], None, now, attempts.deadline()).await?;
         let seen = self.seen(adjustment, record_id, shards, attempts).await?;
         if seen.record.is_some() || seen.product.as_ref().is_none_or(|now| now.total != product.total) {
             return Ok(None);
@@ -295,7 +296,7 @@ impl Store {
             requested: u32::try_from(units).unwrap_or(u32::MAX),
             available: seen.available.iter().sum(),
         };
-        Err(Refusal::InsufficientStock { shortages: vec![shortage] }.into())
+        Err(unless_ambiguous(Refusal::InsufficientStock { shortages: vec![shortage] }, attempts))
     }
 
     /// Which shards get or give how much; nothing where they seem to hold too little. Units are dealt over all shards at

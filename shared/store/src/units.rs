@@ -69,6 +69,8 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let (mut read, mut released) = (false, None);
         loop {
+            // Another request of this environment may have forgotten them meanwhile.
+            wanted.iter().for_each(|one| self.ensure_cached(one.product));
             let short = match self.choose(wanted, other_actions) {
                 Choice::Units(takes) => return Ok(Found::Units(takes)),
                 Choice::Crumbs(one) => {
@@ -93,7 +95,7 @@ impl Store {
                 continue;
             }
             let Some(complete) = released else {
-                let part = self.release_overdue_of(&products, now, deadline.sooner(RELEASE_BUDGET)).await?;
+                let part = self.release_overdue_of(&products, None, now, deadline.sooner(RELEASE_BUDGET)).await?;
                 if part.holds > 0 {
                     self.refresh_stock(&products, deadline).await?;
                 }
@@ -159,8 +161,9 @@ impl Store {
                 part.push(one);
             }
         }
-        let mut items = self.snapshot(&keys, &mut self.attempts(deadline)).await?.into_iter();
+        // Before the reading: what it says may be as old as that.
         let seen_at = self.clock.now();
+        let mut items = self.snapshot(&keys, &mut self.attempts(deadline)).await?.into_iter();
         let mut shortages = Vec::new();
         for one in part {
             let shards = items.by_ref().take(one.product.shards as usize);

@@ -179,13 +179,13 @@ async fn a_payment_that_is_owed_back_makes_no_order_until_an_admin_retries_it() 
     assert_eq!(books(&wire).await["tee"].available, 1);
     let failed = failure(&alice, "alice", Some("pay_1"), "refund_required", LATE);
     shop.record_failure(&failed, LATE, soon()).await.unwrap();
-    shop.lift_refusal(&failed.id(), soon()).await.unwrap();
+    shop.begin_retry(&failed.id(), true, soon()).await.unwrap();
     assert_eq!(pay(&shop, &alice, "pay_1", later).await.unwrap().status, Status::Confirmed);
     assert_eq!(books(&wire).await["tee"].sold, 1);
     // And it is settled, as a late copy of the failure finds out.
     let settled = shop.record_failure(&failed, later, soon()).await.unwrap();
     assert_eq!(settled.state, FailedState::Confirmed);
-    assert_eq!(refusal(shop.lift_refusal(&failed.id(), soon()).await), Refusal::AlreadySettled);
+    assert_eq!(refusal(shop.begin_retry(&failed.id(), true, soon()).await), Refusal::AlreadySettled);
 }
 
 #[tokio::test]
@@ -275,10 +275,130 @@ async fn what_was_resolved_without_a_payment_is_no_order_by_a_retry_that_is_stil
         let retried = shop.confirm(id, owner, None, NOW, NOW.plus_seconds(6), soon()).await;
         assert_eq!(refusal(retried), Refusal::HoldExpired, "{released}");
         assert_eq!(books(&wire).await["tee"].sold, 0);
-        // Whoever asks now, and has not been settled, is another matter.
+        // Too close to the admin's word to tell which came first: nobody is told anything yet.
         let now = NOW.plus_seconds(7);
-        shop.confirm(id, owner, None, now, now, soon()).await.unwrap();
+        let close = shop.confirm(id, owner, None, now, now, soon()).await;
+        match close {
+            Err(Error::Unavailable { .. }) if !released => {}
+            Err(Error::Refused(Refusal::HoldExpired)) if released => {}
+            other => panic!("{other:?}"),
+        }
+        // Whoever asks later, while it is held, is another matter.
+        let later = settled.plus_seconds(11);
+        assert_eq!(shop.confirm(id, owner, None, later, later, soon()).await.is_ok(), !released);
     }
+}
+
+#[tokio::test]
+async fn an_unpaid_confirmation_that_was_told_hold_expired_makes_no_order_by_its_queued_copy() {
+    for released in [true, false] {
+        let (wire, shop, _) = shop(product("tee", 2, 1)).await;
+        let alice = hold(&shop, "alice", 1, NOW).await;
+        if released {
+            shop.release_overdue(LATE, soon()).await.unwrap();
+        }
+        let (id, owner) = (&alice.reservation_id, &alice.customer);
+        // In time, but the table was away: it waits in the queue. Then the customer asks again, and is told.
+        let accepted = NOW.plus_seconds(599);
+        assert_eq!(refusal(shop.confirm(id, owner, None, LATE, LATE, soon()).await), Refusal::HoldExpired);
+        let queued = shop.confirm(id, owner, None, accepted, LATE.plus_seconds(1), soon()).await;
+        assert_eq!(refusal(queued), Refusal::HoldExpired, "{released}");
+        // Neither by a clock that is behind.
+        let behind = shop.confirm(id, owner, None, accepted, accepted, soon()).await;
+        assert_eq!(refusal(behind), Refusal::HoldExpired, "{released}");
+        assert_eq!(books(&wire).await["tee"].available, 2);
+        // A payment is honoured all the same.
+        assert_eq!(pay(&shop, &alice, "pay_1", LATE.plus_seconds(2)).await.unwrap().status, Status::Confirmed);
+    }
+}
+
+#[tokio::test]
+async fn an_unpaid_confirmation_that_fails_again_after_it_was_settled_is_another_one() {
+    let (_, shop, _) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    let first = failure(&alice, "alice", None, NOT_CONFIRMED, NOW);
+    shop.record_failure(&first, NOW, soon()).await.unwrap();
+    shop.resolve_failed(&first.id(), "admin", Some("not wanted"), NOW, soon()).await.unwrap();
+    let again = failure(&alice, "alice", None, NOT_CONFIRMED, NOW.plus_seconds(60));
+    let recorded = shop.record_failure(&again, NOW.plus_seconds(60), soon()).await.unwrap();
+    assert_eq!(recorded.state, FailedState::Open);
+    assert_ne!(recorded.id, first.id());
+}
+
+#[tokio::test]
+async fn a_retry_lifts_only_a_refusal_that_the_admin_has_seen_and_counts_as_news() {
+    let (_, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 1, 1) }).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    shop.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!(refusal(pay(&shop, &alice, "pay_1", LATE).await), Refusal::RefundRequired);
+    let owed =
+        async || !shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap().owed_back.is_empty();
+    // The record says no more than that there was no answer: what was refused since is not lifted.
+    let unanswered = failure(&alice, "alice", Some("pay_1"), NOT_CONFIRMED, LATE);
+    let seen = shop.record_failure(&unanswered, LATE, soon()).await.unwrap();
+    let retried = shop.begin_retry(&seen.id, true, soon()).await.unwrap();
+    assert!(owed().await && retried.failures > seen.failures);
+    // Nor by a redrive, whatever it says.
+    let refused = failure(&alice, "alice", Some("pay_1"), "refund_required", LATE);
+    let seen = shop.record_failure(&refused, LATE, soon()).await.unwrap();
+    shop.begin_retry(&seen.id, false, soon()).await.unwrap();
+    assert!(owed().await);
+    let lifted = shop.begin_retry(&seen.id, true, soon()).await.unwrap();
+    assert!(!owed().await);
+    // What an admin began before has no effect any more.
+    assert_eq!(shop.mark_retrying(&seen, soon()).await.unwrap().state, FailedState::Open);
+    assert_eq!(shop.mark_retrying(&lifted, soon()).await.unwrap().state, FailedState::Retrying);
+}
+
+#[tokio::test]
+async fn a_limit_that_was_lifted_a_moment_ago_refuses_no_payment() {
+    let (_, shop, admin) = shop(limited(product("tee", 4, 1), 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    shop.release_overdue(LATE, soon()).await.unwrap();
+    reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), LATE).await.unwrap();
+    // This environment has just read a limit of one, and another one lifts it.
+    let limit = holdfast_domain::ProductChange { max_per_customer: Some(Some(2)), ..Default::default() };
+    admin.change_product(&product_id("tee"), 1, limit, soon()).await.unwrap();
+    assert_eq!(pay(&shop, &alice, "pay_1", LATE).await.unwrap().status, Status::Confirmed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_while_an_earlier_try_may_still_be_carried_out() {
+    let (wire, one, two) = shop(product("tee", 5, 1)).await;
+    // The answer is lost, all tries of the SDK; then somebody takes the units.
+    wire.fail("TransactWriteItems", 3, Fault::LostBefore);
+    let mut failed = 0;
+    let gate = wire.gate(move |call| {
+        failed += usize::from(call.operation == "TransactWriteItems");
+        failed == 3
+    });
+    let ask = adjustment(-5, None, "admin", "k");
+    let (answer, ()) = join(one.adjust(&ask, NOW, soon()), async {
+        gate.arrived().await;
+        wire.mend();
+        wire.fail("TransactWriteItems", 0, Fault::LostBefore);
+        hold(&two, "bob", 1, NOW).await;
+        wire.fail("TransactWriteItems", 1, Fault::LostBefore);
+        gate.open();
+    })
+    .await;
+    assert!(matches!(answer, Err(Error::Unavailable { .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_is_shown_as_expired_stays_so_for_a_clock_that_is_behind() {
+    let (wire, one, two) = shop(product("tee", 1, 1)).await;
+    let alice = hold(&one, "alice", 1, NOW).await;
+    let (id, owner) = (&alice.reservation_id, &alice.customer);
+    let shown = one.current_reservation(id, owner, LATE, soon()).await.unwrap();
+    assert_eq!(shown.status, Status::Expired);
+    let behind = NOW.plus_seconds(599);
+    let seconds = holdfast_domain::HoldSeconds::DEFAULT;
+    let extended = two.extend(id, owner, seconds, behind, soon(), |_| async { Ok(()) }).await;
+    assert_eq!(refusal(extended), Refusal::HoldExpired);
+    let again = reserve(&two, &basket("alice", "k", &[("tee", 1)]), behind).await.unwrap();
+    assert_eq!((again.replayed, again.reservation.status), (true, Status::Expired));
+    assert_eq!(books(&wire).await["tee"].available, 1);
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
     store.mark_retrying(&again, soon()).await.unwrap();
     let reservation = failed.reservation_id.as_ref().unwrap();
     store
-        .settle_as_confirmed(reservation, &customer("alice"), failed.payment_reference.as_ref(), NOW, soon())
+        .settle_as_confirmed(reservation, &customer("alice"), failed.payment_reference.as_ref(), NOW, NOW, soon())
         .await
         .unwrap();
     assert_eq!(store.failed(&failed.id(), soon()).await.unwrap().state, FailedState::Confirmed);
@@ -69,7 +69,7 @@ async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
     assert!(matches!(resolved, Err(Error::Refused(Refusal::AlreadySettled))), "{resolved:?}");
     // Where there is nothing to settle, nothing is made.
     let other = basket("alice", "other", &[("tee", 1)]).reservation_id;
-    store.settle_as_confirmed(&other, &customer("alice"), None, NOW, soon()).await.unwrap();
+    store.settle_as_confirmed(&other, &customer("alice"), None, NOW, NOW, soon()).await.unwrap();
     assert_eq!(store.failed_confirmations(None, 10, None, NOW, soon()).await.unwrap().items.len(), 1);
 }
 
