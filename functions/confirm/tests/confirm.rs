@@ -264,7 +264,7 @@ async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else()
     for body in shop.wire.messages(FAILED) {
         match serde_json::from_str::<Confirmation>(&body) {
             Ok(confirmation) => {
-                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, confirmation.reason))
+                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, confirmation.reason));
             }
             Err(_) => unreadable.push(body),
         }
