@@ -143,6 +143,10 @@ impl<'a> Client<'a> {
                 // A planted bug has to break more than an answer.
                 let right = reply.status != 500 || self.cloud.world.lock().planted.is_some();
                 self.expect(right, "no_internal_error", || format!("{method} {path}: {reply:?}"));
+                let limited = self.cloud.rate.is_some() && !self.actor.admin && !self.actor.served && method != "GET";
+                self.expect(reply.status != 429 || limited, "only_true_refusals", || {
+                    format!("{method} {path}: {reply:?}")
+                });
                 if reply.status == 429 && self.at_rest() {
                     // There is no hurry any more: whoever is told to wait does.
                     let seconds = reply.body["retry_after_seconds"].as_u64().unwrap_or(1);
@@ -420,12 +424,18 @@ impl<'a> Client<'a> {
     /// Makes a product.
     pub(crate) async fn make(&self, product: &ProductPlan, patience: u32) -> Option<Reply> {
         let at = |ms: Option<i64>| ms.and_then(|ms| instant(NOW.as_millis() + ms));
-        let body = json!({
+        let mut body = json!({
             "product_id": product.id, "name": format!("Product {}", product.id), "price_minor": product.price_minor,
             "currency": product.currency, "total": product.total, "shards": product.shards,
-            "hold_seconds": product.hold_seconds, "max_per_customer": product.limit,
-            "sale_starts_at": at(product.sale.0), "sale_ends_at": at(product.sale.1),
+            "hold_seconds": product.hold_seconds, "sale_starts_at": at(product.sale.0), "sale_ends_at": at(product.sale.1),
         });
+        // Null says that there never will be a limit.
+        if product.limit.is_some() || !product.counted {
+            body["max_per_customer"] = json!(product.limit);
+        }
+        if let Some(seconds) = product.late_payment_seconds {
+            body["late_payment_seconds"] = json!(seconds);
+        }
         self.ask(patience, Function::Admin, "POST", "/admin/products", None, Some(&body)).await
     }
 
@@ -460,6 +470,7 @@ impl<'a> Client<'a> {
             Change::OnSale => json!({ "status": "on_sale" }),
             Change::Hold(seconds) => json!({ "hold_seconds": seconds }),
             Change::Name(number) => json!({ "name": format!("Name {number}") }),
+            Change::LatePayment(seconds) => json!({ "late_payment_seconds": seconds }),
             Change::SaleEnds(ends) => {
                 json!({ "sale_ends_at": ends.and_then(|ends| instant(NOW.as_millis() + ends)) })
             }

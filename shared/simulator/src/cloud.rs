@@ -117,7 +117,8 @@ struct Environment {
 pub(crate) struct Cloud {
     pub(crate) world: World,
     idle: Arc<Mutex<BTreeMap<Function, Vec<Environment>>>>,
-    rate: Option<RateLimit>,
+    /// How often each customer may ask for changes.
+    pub(crate) rate: Option<RateLimit>,
 }
 
 impl Cloud {

@@ -1,11 +1,51 @@
 //! DynamoDB's JSON, and the calls of the database behind the wire.
 
 use dynoxide::{Database, DynoxideError};
+use holdfast_testkit::fixtures::TABLE;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 /// An item's key: partition key, sort key.
 pub(crate) type Place = (String, String);
+
+/// An empty table like that of template.yaml, with its indexes or without: what is asked of an index is asked of a
+/// replica that lags, and the table itself needs none.
+pub(crate) fn database(indexed: bool) -> Result<Database, DynoxideError> {
+    let attribute = |name: &str, kind: &str| json!({ "AttributeName": name, "AttributeType": kind });
+    let key = |hash: &str, range: &str| json!([{ "AttributeName": hash, "KeyType": "HASH" }, { "AttributeName": range, "KeyType": "RANGE" }]);
+    let index = |name: &str, hash: &str, range: &str, projection: Value| json!({ "IndexName": name, "KeySchema": key(hash, range), "Projection": projection });
+    let releasing = json!({
+        "ProjectionType": "INCLUDE", "NonKeyAttributes": ["customer", "lines", "created_at", "expires_at", "status"],
+    });
+    let keys_only = json!({ "ProjectionType": "KEYS_ONLY" });
+    let mut request = json!({
+        "TableName": TABLE, "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": [attribute("pk", "S"), attribute("sk", "S")],
+        "KeySchema": key("pk", "sk"),
+    });
+    if indexed {
+        request["AttributeDefinitions"] = json!([
+            attribute("pk", "S"),
+            attribute("sk", "S"),
+            attribute("due_key", "S"),
+            attribute("due_at", "N"),
+            attribute("customer", "S"),
+            attribute("created_at", "N"),
+            attribute("state", "S"),
+            attribute("first_failed_at", "N"),
+        ]);
+        request["GlobalSecondaryIndexes"] = json!([
+            index("due", "due_key", "due_at", releasing),
+            index("customer", "customer", "created_at", keys_only.clone()),
+            index("failed", "state", "first_failed_at", keys_only),
+        ]);
+    }
+    let database = Database::memory()?;
+    match carry_out(&database, "CreateTable", &request) {
+        Some((200, _)) => Ok(database),
+        other => Err(DynoxideError::InternalServerError(format!("{other:?}"))),
+    }
+}
 
 /// Carries an operation out, or nothing where it is none of DynamoDB's.
 pub(crate) fn carry_out(database: &Database, operation: &str, request: &Value) -> Option<(u16, Value)> {

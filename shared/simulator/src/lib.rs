@@ -9,6 +9,7 @@
 //! - `world`: the far side of the wire; `services`, `table`, `dynamo`: SQS, Scheduler, DynamoDB behind it; `told`: how
 //!   the history tells of it
 //! - `cloud`: environments of the functions, killed, frozen and started cold
+//! - `events`: what calls them by itself: schedules, the sweep, the queue
 //! - `clients`: customers and admins
 //! - `books`, `promises`: what must always hold, checked after every write; `past`: the table as it was
 //! - `judge`: whether an answer was true; `journal`, `model`: whether all answers together can be
@@ -19,6 +20,7 @@ mod books;
 mod clients;
 mod cloud;
 mod dynamo;
+mod events;
 mod faults;
 mod history;
 mod journal;

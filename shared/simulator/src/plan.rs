@@ -53,6 +53,7 @@ pub(crate) enum Change {
     Name(u32),
     /// Until so many milliseconds after the beginning of the history.
     SaleEnds(Option<i64>),
+    LatePayment(u32),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +95,10 @@ pub(crate) struct ProductPlan {
     pub(crate) shards: u32,
     pub(crate) hold_seconds: u32,
     pub(crate) limit: Option<u32>,
+    /// Whether each customer's units are counted: not where it is said that there never will be a limit.
+    pub(crate) counted: bool,
+    /// For how long after a hold's end a payment may make an order of it; what the API says where it is absent.
+    pub(crate) late_payment_seconds: Option<u32>,
     pub(crate) price_minor: u64,
     pub(crate) currency: &'static str,
     /// From when until when it may be reserved, in milliseconds after the beginning of the history.
@@ -225,13 +230,16 @@ fn product(n: usize, count: usize, random: &mut fastrand::Rng) -> ProductPlan {
         }
         _ => (None, None),
     };
+    let limit = [None, Some(2), Some(4)][random.usize(0..3)];
     ProductPlan {
         id: format!("p{n}"),
         // Few units, so that customers get into each other's way.
         total,
         shards,
         hold_seconds: [10, 10, 15, 30][random.usize(0..4)],
-        limit: [None, Some(2), Some(4)][random.usize(0..3)],
+        limit,
+        counted: limit.is_some() || random.u32(0..4) > 0,
+        late_payment_seconds: [None, None, Some(0), Some(random.u32(1..60))][random.usize(0..4)],
         price_minor: random.u64(1..5_000),
         currency: if count > 1 && random.u32(0..8) == 0 { "JPY" } else { "EUR" },
         sale,
@@ -383,13 +391,15 @@ fn admin(name: &str, random: &mut fastrand::Rng, products: &[ProductPlan], numbe
                 if random.bool() { Step::Meet { then: vec![adjust] } } else { adjust }
             }
             4..=7 => {
-                let what = match random.u32(0..8) {
+                let what = match random.u32(0..9) {
                     0 | 1 => Change::Price(random.u64(1..5_000)),
                     2 => Change::Limit([None, Some(1), Some(3)][random.usize(0..3)]),
                     3 => Change::Pause,
                     4 => Change::OnSale,
                     5 => Change::Name(random.u32(0..3)),
-                    6 => Change::SaleEnds(random.bool().then(|| random.i64(1_000..60_000))),
+                    7 => Change::LatePayment([0, 20, 86_400][random.usize(0..3)]),
+                    // Later than any sale begins.
+                    6 => Change::SaleEnds(random.bool().then(|| random.i64(26_000..60_000))),
                     _ => Change::Hold([10, 20][random.usize(0..2)]),
                 };
                 Step::Change { product, what }

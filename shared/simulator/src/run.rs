@@ -13,11 +13,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::books::{BOUND_MS, Violation};
 use crate::clients::{Client, Reply};
 use crate::cloud::{Cloud, Function};
-use crate::dynamo;
+use crate::dynamo::{self, database};
+use crate::events::{poll, schedule, sweep};
 use crate::faults::{Fault, Faults, PerFault};
 use crate::plan::{Actor, HOUR_MS, Part, Plan, ProductPlan, WEEKS};
 use crate::planted::Planted;
-use crate::services::{Delivery, Made};
 use crate::world::{Service, State, World, millis};
 
 /// What came of one history.
@@ -38,9 +38,6 @@ pub struct Outcome {
     /// What happened, line by line.
     pub history: Vec<String>,
 }
-
-/// A sweep's period, as in template.yaml.
-const SWEEP_MS: u64 = 60_000;
 
 /// Plays the history of a seed, or a part of it.
 ///
@@ -184,146 +181,6 @@ fn clean_up(world: &World, place: dynamo::Place) {
         state.history.note(world.at(), format_args!("DynamoDB cleans up {id}"));
     }
     world.written(&mut state, vec![place], now, true);
-}
-
-/// Scheduler: one-time schedules fire up to a minute late, and sometimes twice, later, or never.
-async fn schedule(cloud: &Cloud, mut to_fire: mpsc::UnboundedReceiver<Made>) {
-    while let Some(Made { name, at_ms, input }) = to_fire.recv().await {
-        let world = &cloud.world;
-        let now = world.now();
-        let (delays, completed) = {
-            let mut state = world.lock();
-            let State { random, faults, .. } = &mut *state;
-            let wait = u64::try_from(at_ms - now).unwrap_or_default();
-            let mut fires = wait + random.u64(0..60_000);
-            if faults.strikes(random, Fault::EventLate) {
-                fires += random.u64(60_000..600_000);
-            }
-            let mut delays = vec![fires];
-            if faults.strikes(random, Fault::EventTwice) {
-                delays.push(fires + random.u64(0..90_000));
-            }
-            if faults.strikes(random, Fault::EventLost) {
-                delays.clear();
-            }
-            (delays, fires)
-        };
-        for delay in delays {
-            let (cloud, input, name) = (cloud.clone(), input.clone(), name.clone());
-            world.start(async move {
-                sleep(millis(delay)).await;
-                cloud.world.note(format_args!("schedule {name} fires"));
-                // An event that fails is tried twice more.
-                for _ in 0..3 {
-                    if cloud.invoke(Function::Expire, input.clone()).await.is_some() {
-                        break;
-                    }
-                    sleep(millis(60_000)).await;
-                }
-            });
-        }
-        let (after, world) = (millis(completed), world.clone());
-        crate::world::go(async move {
-            sleep(after).await;
-            world.lock().schedules.completed(&name);
-        });
-    }
-}
-
-/// The recurring sweep.
-async fn sweep(cloud: &Cloud) {
-    let world = &cloud.world;
-    loop {
-        // Where nothing is held and nothing failed a sweep finds nothing, and weeks would be full of those.
-        while !world.lock().something_to_sweep(world.now()) {
-            world.something().await;
-        }
-        sleep_until(world.next(SWEEP_MS)).await;
-        let lost = {
-            let mut state = world.lock();
-            let State { random, faults, .. } = &mut *state;
-            faults.strikes(random, Fault::SweepLost)
-        };
-        if lost {
-            continue;
-        }
-        let cloud = cloud.clone();
-        world.start(async move {
-            cloud.invoke(Function::Expire, json!({ "kind": "sweep" })).await;
-        });
-    }
-}
-
-/// The queue's event source: hands batches to `confirm`, and deletes what succeeded.
-async fn poll(cloud: &Cloud) {
-    let world = &cloud.world;
-    loop {
-        let Some(visible_at) = world.lock().queues.next_visible(CONFIRMATIONS) else {
-            world.mail().await;
-            continue;
-        };
-        let hidden_ms = u64::try_from(visible_at - world.now()).unwrap_or_default();
-        if hidden_ms > 0 {
-            // Until it can be received, or another is sent.
-            tokio::select! {
-                biased;
-                () = world.mail() => continue,
-                () = sleep(millis(hidden_ms)) => {}
-            }
-        }
-        let wait = world.lock().random.u64(100..3_000);
-        sleep(millis(wait)).await;
-        let now = world.now();
-        let batch = {
-            let mut state = world.lock();
-            let State { queues, random, faults, .. } = &mut *state;
-            let most = random.usize(1..=10);
-            queues.receive(CONFIRMATIONS, (most, true), now, random, faults)
-        };
-        if batch.is_empty() {
-            continue;
-        }
-        let cloud = cloud.clone();
-        world.start(async move { deliver(&cloud, batch).await });
-    }
-}
-
-async fn deliver(cloud: &Cloud, batch: Vec<Delivery>) {
-    let records: Vec<Value> = batch
-        .iter()
-        .map(|delivery| {
-            json!({
-                "messageId": delivery.id, "receiptHandle": delivery.receipt, "body": delivery.body,
-                "attributes": {
-                    "ApproximateReceiveCount": delivery.receives.to_string(),
-                    "SentTimestamp": delivery.sent_at.to_string(),
-                }, "messageAttributes": {},
-                "eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:confirmations",
-                "awsRegion": "us-east-1",
-            })
-        })
-        .collect();
-    let world = &cloud.world;
-    let ids: Vec<String> =
-        batch.iter().map(|delivery| format!("{} (receive {})", delivery.id, delivery.receives)).collect();
-    world.note(format_args!("the queue delivers {}", ids.join(", ")));
-    let Some(answer) = cloud.invoke(Function::Confirm, json!({ "Records": records })).await else { return };
-    world.note(format_args!("the batch is answered with {answer}"));
-    let mut state = world.lock();
-    for delivery in &batch {
-        let failed = answer["batchItemFailures"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .any(|failure| failure["itemIdentifier"] == delivery.id.as_str());
-        let State { queues, random, faults, .. } = &mut *state;
-        // A deletion that is lost brings the message once more.
-        if !failed && !faults.strikes(random, Fault::MessageTwice) {
-            queues.delete(&delivery.receipt);
-        }
-    }
-    drop(state);
-    world.check_promises();
 }
 
 /// Nothing goes wrong any more: everything must come to its end.
@@ -532,45 +389,6 @@ fn same_as_the_table(world: &World) {
         });
     drop(state);
     world.expect(same, "the_books_follow_the_table", || format!("{} items", items.len()));
-}
-
-/// An empty table like that of template.yaml, with its indexes or without: what is asked of an index is asked of a
-/// replica that lags, and the table itself needs none.
-fn database(indexed: bool) -> Result<Database, dynoxide::DynoxideError> {
-    let attribute = |name: &str, kind: &str| json!({ "AttributeName": name, "AttributeType": kind });
-    let key = |hash: &str, range: &str| json!([{ "AttributeName": hash, "KeyType": "HASH" }, { "AttributeName": range, "KeyType": "RANGE" }]);
-    let index = |name: &str, hash: &str, range: &str, projection: Value| json!({ "IndexName": name, "KeySchema": key(hash, range), "Projection": projection });
-    let releasing = json!({
-        "ProjectionType": "INCLUDE", "NonKeyAttributes": ["customer", "lines", "created_at", "expires_at", "status"],
-    });
-    let keys_only = json!({ "ProjectionType": "KEYS_ONLY" });
-    let mut request = json!({
-        "TableName": TABLE, "BillingMode": "PAY_PER_REQUEST",
-        "AttributeDefinitions": [attribute("pk", "S"), attribute("sk", "S")],
-        "KeySchema": key("pk", "sk"),
-    });
-    if indexed {
-        request["AttributeDefinitions"] = json!([
-            attribute("pk", "S"),
-            attribute("sk", "S"),
-            attribute("due_key", "S"),
-            attribute("due_at", "N"),
-            attribute("customer", "S"),
-            attribute("created_at", "N"),
-            attribute("state", "S"),
-            attribute("first_failed_at", "N"),
-        ]);
-        request["GlobalSecondaryIndexes"] = json!([
-            index("due", "due_key", "due_at", releasing),
-            index("customer", "customer", "created_at", keys_only.clone()),
-            index("failed", "state", "first_failed_at", keys_only),
-        ]);
-    }
-    let database = Database::memory()?;
-    match dynamo::carry_out(&database, "CreateTable", &request) {
-        Some((200, _)) => Ok(database),
-        other => Err(dynoxide::DynoxideError::InternalServerError(format!("{other:?}"))),
-    }
 }
 
 /// A time of the history as people read it.

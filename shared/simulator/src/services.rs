@@ -300,6 +300,38 @@ mod tests {
     }
 
     #[test]
+    fn a_receive_that_does_not_wait_may_miss_a_message_and_one_that_waits_does_not() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut faults = Faults { per_mille: [0; Fault::ALL.len()], on: true, injected: [0; Fault::ALL.len()] };
+        faults.per_mille[Fault::ShortPoll as usize] = 1_000;
+        let mut queues = Queues::default();
+        queues.send(FAILED, "a", 0);
+        let mut receive = |wait: Value| {
+            let request = json!({ "QueueUrl": FAILED, "MaxNumberOfMessages": 10, "WaitTimeSeconds": wait });
+            let answer = queues.carry_out("ReceiveMessage", &request, 0, &mut random, &mut faults);
+            answer.unwrap().1["Messages"].as_array().unwrap().len()
+        };
+        assert_eq!(receive(Value::Null), 0);
+        assert_eq!(receive(1.into()), 1);
+    }
+
+    #[test]
+    fn a_message_is_hidden_for_as_long_as_its_receiver_says() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut faults = Faults { per_mille: [0; Fault::ALL.len()], on: false, injected: [0; Fault::ALL.len()] };
+        let mut queues = Queues::default();
+        queues.send(CONFIRMATIONS, "a", 0);
+        let delivery = queues.receive(CONFIRMATIONS, (1, true), 0, &mut random, &mut faults).remove(0);
+        let hide = json!({ "QueueUrl": CONFIRMATIONS, "ReceiptHandle": delivery.receipt, "VisibilityTimeout": 900 });
+        let answer = queues.carry_out("ChangeMessageVisibility", &hide, 1_000, &mut random, &mut faults);
+        assert_eq!(answer.unwrap().0, 200);
+        assert_eq!(queues.next_visible(CONFIRMATIONS), Some(901_000));
+        let stale = json!({ "QueueUrl": CONFIRMATIONS, "ReceiptHandle": "r0", "VisibilityTimeout": 900 });
+        let answer = queues.carry_out("ChangeMessageVisibility", &stale, 1_000, &mut random, &mut faults);
+        assert_eq!(answer.unwrap().0, 400);
+    }
+
+    #[test]
     fn an_expression_names_its_second() {
         for (expression, seconds) in [
             ("at(1970-01-01T00:00:00)", 0),

@@ -381,3 +381,117 @@ pub(crate) fn leave_out(call: &mut Call) -> Option<(String, Value)> {
     let empty = unprocessed["Keys"].as_array().is_none_or(Vec::is_empty);
     (!empty).then(|| (table.clone(), unprocessed))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dynamo::database;
+    use crate::faults::Faults;
+
+    fn place(name: &str) -> Place {
+        (name.to_owned(), "-".to_owned())
+    }
+
+    fn call(operation: &str, request: Value) -> Call {
+        Call { by: "test".into(), operation: operation.to_owned(), request }
+    }
+
+    fn put(name: &str, condition: Option<&str>) -> Value {
+        let mut put = json!({ "TableName": TABLE, "Item": dynamo::key(&place(name)) });
+        if let Some(condition) = condition {
+            put["ConditionExpression"] = condition.into();
+        }
+        json!({ "Put": put })
+    }
+
+    fn transaction(actions: &[Value], token: &str) -> Call {
+        call("TransactWriteItems", json!({ "TransactItems": actions, "ClientRequestToken": token }))
+    }
+
+    /// In a world where only this goes wrong, always.
+    fn in_world<T>(fault: Option<Fault>, test: impl AsyncFnOnce(World) -> T) -> T {
+        let mut faults = Faults { per_mille: [0; Fault::ALL.len()], on: true, injected: [0; Fault::ALL.len()] };
+        if let Some(fault) = fault {
+            faults.per_mille[fault as usize] = 1_000;
+        }
+        let databases = (database(false).unwrap(), database(true).unwrap());
+        let (made, _to_fire) = tokio::sync::mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            test(World::new(fastrand::Rng::with_seed(1), faults, databases, made, None)).await
+        })
+    }
+
+    #[test]
+    fn a_transactions_items_are_seen_one_after_another_and_at_one_instant_only_when_all_are() {
+        let (partly, refused, whole) = in_world(Some(Fault::Partly), async |world| {
+            let writes = transaction(&[put("A", None), put("B", None)], "one");
+            let seen = async {
+                let (mut partly, mut refused, mut whole) = (false, false, 0);
+                for _ in 0..30 {
+                    let there = async |name: &str| {
+                        let get =
+                            json!({ "TableName": TABLE, "Key": dynamo::key(&place(name)), "ConsistentRead": true });
+                        world.carry_out(&call("GetItem", get), 0).await.1["Item"].is_object()
+                    };
+                    partly |= there("A").await != there("B").await;
+                    let gets = ["A", "B"]
+                        .map(|name| json!({ "Get": { "TableName": TABLE, "Key": dynamo::key(&place(name)) } }));
+                    let (status, body) =
+                        world.carry_out(&call("TransactGetItems", json!({ "TransactItems": gets })), 0).await;
+                    refused |= status == 400;
+                    let responses = body["Responses"].as_array().into_iter().flatten();
+                    let count = responses.filter(|one| one["Item"].is_object()).count();
+                    assert!(status == 400 || count != 1, "{body}");
+                    whole = whole.max(count);
+                    sleep(millis(1)).await;
+                }
+                (partly, refused, whole)
+            };
+            let ((status, body), seen) = tokio::join!(world.carry_out(&writes, 3), seen);
+            assert_eq!(status, 200, "{body}");
+            seen
+        });
+        assert!(partly && refused);
+        assert_eq!(whole, 2);
+    }
+
+    #[test]
+    fn where_transactions_meet_failed_conditions_may_be_told_or_not() {
+        let told: Vec<String> = in_world(None, async |world| {
+            let there = transaction(&[put("B", None)], "");
+            assert_eq!(world.carry_out(&there, 0).await.0, 200);
+            let first = transaction(&[put("A", None)], "one");
+            let second =
+                transaction(&[put("A", None), put("B", Some("attribute_not_exists(pk)")), put("C", None)], "two");
+            let meet = async {
+                let mut told = Vec::new();
+                for _ in 0..20 {
+                    let (status, body) = world.carry_out(&second, 1).await;
+                    assert_eq!(status, 400);
+                    let codes = body["CancellationReasons"].as_array().unwrap().iter();
+                    told.push(codes.map(|reason| reason["Code"].as_str().unwrap()).collect::<Vec<_>>().join(" "));
+                }
+                told
+            };
+            tokio::join!(world.carry_out(&first, 1_000), meet).1
+        });
+        for expected in ["TransactionConflict ConditionalCheckFailed None", "TransactionConflict None None"] {
+            assert!(told.iter().any(|told| told == expected), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_else_stops_a_transaction_may_hide_what_its_conditions_say() {
+        let mut seen = std::collections::BTreeSet::new();
+        in_world(None, async |world| {
+            for _ in 0..200 {
+                let mut body =
+                    json!({ "CancellationReasons": [{ "Code": "ConditionalCheckFailed" }, { "Code": "None" }] });
+                world.more_reasons(&mut body);
+                seen.insert(body["CancellationReasons"].to_string().contains("ConditionalCheckFailed"));
+            }
+        });
+        assert_eq!(seen.len(), 2);
+    }
+}

@@ -65,6 +65,7 @@ impl Store {
     where
         F: Future<Output = Result<(), Error>>,
     {
+        let began = self.clock.now();
         let mut attempts = self.attempts(deadline);
         let mut facts_age = FACTS_LIFETIME_MS;
         loop {
@@ -88,7 +89,7 @@ impl Store {
                 }
             };
             remind(draft.expires_at).await?;
-            if self.clock.now() >= draft.expires_at {
+            if self.clock.now() >= began.plus_seconds(draft.hold_seconds.get()) {
                 // The environment was frozen meanwhile: nobody is given a hold that is over.
                 return Err(attempts.unavailable("reserve"));
             }

@@ -88,7 +88,8 @@ impl Finality {
         let key = (id.to_owned(), case.asked.who.clone(), payment.to_owned());
         let promise = match (case.reply.status, case.reply.code()) {
             (409, "refund_required" | "already_confirmed") => Some("what_is_owed_back_buys_nothing"),
-            (404, "reservation_not_found") => Some("what_was_not_found_buys_nothing"),
+            // Not 404: it says that there is no such reservation, and one may be made. The payment is recorded, and settled
+            // if it becomes an order then; README tells when money may be given back.
             _ => None,
         };
         if case.reply.status == 200 && self.owed.get(&key).is_some_and(|(asked, _)| *asked < case.window.sent) {
