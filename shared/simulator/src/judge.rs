@@ -303,8 +303,8 @@ impl<'a> Case<'a> {
                     let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
                     match item["status"].as_str() {
                         Some("held") => ends <= most,
-                        // By its own clock it came in time, another's had it released, and the units are gone.
-                        Some("expired") => ends <= most || (ends > least && self.out_of_reach(item)),
+                        // Released, by whatever clock: it stays so for whoever has not paid.
+                        Some("expired") => true,
                         _ => false,
                     }
                 };

@@ -170,13 +170,13 @@ impl Failure {
 impl FailedConfirmation {
     /// Whether this reservation is the order that it asked for.
     fn is_order(&self, reservation: &Reservation) -> bool {
-        // One that was accepted before the hold was made is about an earlier hold under the same key.
+        // Without a payment, one that was accepted before the hold was made is about an earlier hold under the same key.
         let its_hold =
             self.requested_at.is_none_or(|at| reservation.created_at <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
         Some(&reservation.customer) == self.customer.as_ref()
-            && its_hold
             && reservation.status == Status::Confirmed
-            && (self.payment_reference.is_none() || reservation.payment_reference == self.payment_reference)
+            && (reservation.payment_reference == self.payment_reference
+                || self.payment_reference.is_none() && its_hold)
     }
 }
 
