@@ -91,6 +91,8 @@ pub(crate) struct Books {
     shown: BTreeMap<Place, Vec<(Moment, Option<Shown>)>>,
     /// Every reservation that there ever was of a product.
     holds: BTreeMap<String, BTreeSet<String>>,
+    /// Payments that an admin gave back: reservation, when it was made, payment.
+    given_back: BTreeSet<(String, i64, String)>,
     /// What was said for good.
     pub(crate) finality: Finality,
     /// What was asked and answered.
@@ -247,7 +249,25 @@ impl Books {
         let changed = settled(before) && before != after;
         self.check(now, !changed, "settled_stays_settled", || format!("{place:?}: {before:?} became {after:?}"));
         self.check(now, after.is_some(), "no_payment_is_lost", || format!("{place:?} is gone"));
+        if let (Some(before), Some(after)) = (before, after) {
+            let became = || format!("{before} became {after}");
+            // A refusal is better news than that there was no answer, and the first request is the one that counts.
+            let open = before["state"] == "open";
+            let worse = open && before["reason"] != "not_confirmed" && after["reason"] == "not_confirmed";
+            self.check(now, !worse, "better_news_stays", became);
+            let asked = |item: &Value| item["requested_at"].as_i64().unwrap_or(i64::MAX);
+            self.check(now, asked(after) <= asked(before), "better_news_stays", became);
+            let owner = before["failed_customer"] == after["failed_customer"];
+            self.check(now, owner, "better_news_stays", became);
+        }
         if let Some(item) = after.filter(|item| item["state"] == "resolved") {
+            // Of what was said while there was no such reservation, or another, this one knows nothing.
+            if let Some((id, Some(payment))) = self.about(&place.1)
+                && let Some(found) = self.reservations.get(&id)
+                && item["failed_customer"] == found.customer.as_str()
+            {
+                self.given_back.insert((id, found.created_at.as_millis(), payment));
+            }
             let asked = self.asked.resolve.contains(&place.1);
             self.check(now, asked, "settled_stays_settled", || format!("no admin resolved {item}"));
             touched.paid.extend(item["reservation_id"].as_str().map(str::to_owned));
@@ -260,13 +280,9 @@ impl Books {
             return;
         };
         let Some(payment) = reservation.payment_reference.clone() else { return };
-        // What was said before this reservation was made, of none or of one that was cleaned up, nobody knows.
-        let of_this_one = |item: &Value| {
-            item["settled_at"].as_i64().is_some_and(|at| at + SKEW_MS >= reservation.created_at.as_millis())
-        };
-        let mut all = self.failed_of(id, payment.as_str());
-        let given_back = all.any(|item| item["state"] == "resolved" && of_this_one(item));
-        drop(all);
+        let key = (id.to_owned(), reservation.created_at.as_millis(), payment.to_string());
+        let given_back = self.given_back.contains(&key);
+        self.check(now, !given_back, "given_back_or_an_order", || format!("{payment} for {id} is both"));
         let owed = self.items.get(&hold(id)).is_some_and(|item| owed_back(item).contains(payment.as_str()));
         self.check(now, !owed, "given_back_or_an_order", || format!("{payment} for {id} is to be given back"));
         self.check(now, !given_back, "given_back_or_an_order", || format!("{payment} for {id} is both"));
@@ -443,7 +459,10 @@ impl Books {
                 });
             }
             (Status::Expired, Status::Confirmed) => {
-                let right = new.confirmed_late && asked_at.is_some();
+                // No later than the product allows, by the clock of whoever accepted it.
+                let latest = old.expires_at.plus_seconds(i64::from(old.late_payment_seconds)).as_millis();
+                let allowed = asked_at.is_some_and(|at| at - SKEW_MS < latest);
+                let right = new.confirmed_late && allowed;
                 self.check(now, right, "no_confirm_after_the_end", became);
             }
             (Status::Held, Status::Cancelled) => {

@@ -300,6 +300,8 @@ impl Machine for Reservations {
                 }
                 vec![lifted]
             }
+            // Where there is nothing to note it on, nothing knows of it later (an assumption of docs/reliability.md).
+            Act::Resolve(_) if state.status == Status::None => stays(true),
             Act::Resolve(payment) => match (reply.status, payment) {
                 (200, Some(payment)) => {
                     let own = state.status == Status::Confirmed && state.paid.as_ref() == Some(payment);
@@ -339,6 +341,7 @@ impl Machine for Reservations {
                 after.push(lifted);
                 after
             }
+            Act::Resolve(_) if state.status == Status::None => Vec::new(),
             Act::Resolve(Some(payment)) => vec![state.owes(payment)],
             Act::Resolve(None) => vec![Reservation { closed: state.closed.max(request.sent), ..state.clone() }],
             _ => Vec::new(),

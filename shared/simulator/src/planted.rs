@@ -217,6 +217,43 @@ fn stock(call: &Call, function: &str, body: &mut Value, units: u32) {
     }
 }
 
+/// A query of a function's for what is overdue finds nothing.
+fn nothing_is_due(call: &Call, function: &str, body: &mut Value) {
+    let due = call.operation == "Query" && call.request["IndexName"] == "due";
+    if due && call.by.starts_with(function) {
+        body["Items"] = json!([]);
+        body.as_object_mut().map(|body| body.remove("LastEvaluatedKey"));
+    }
+}
+
+/// A snapshot of a function's misses what its answer must rest on.
+fn forgets(call: &Call, function: &str, prefix: &str, body: &mut Value) {
+    if call.operation != "TransactGetItems" || !call.by.starts_with(function) {
+        return;
+    }
+    let wanted = call.request["TransactItems"].as_array().into_iter().flatten();
+    let found = body["Responses"].as_array_mut().into_iter().flatten();
+    for (wanted, found) in wanted.zip(found) {
+        if wanted["Get"]["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with(prefix)) {
+            *found = json!({});
+        }
+    }
+}
+
+/// Whether a write only moves units from shard to shard.
+fn gathers(call: &Call) -> bool {
+    let places = dynamo::places(&call.operation, &call.request);
+    call.operation == "TransactWriteItems" && places.iter().all(|(pk, _)| pk.starts_with("STOCK#"))
+}
+
+/// A refusal in place of a reply.
+fn refuse(reply: &mut Value, code: &str, more: Value) {
+    let mut problem = more;
+    problem["code"] = code.into();
+    reply["statusCode"] = 409.into();
+    reply["body"] = problem.to_string().into();
+}
+
 /// The conditions of a confirmation in time.
 const CONFIRMS: &str = "#confirmed_at = :now";
 
@@ -381,6 +418,141 @@ pub static ALL: &[Planted] = &[
     hears("retake-sees-nothing", "a late confirmation owes a refund although units are free", |call, _, body| {
         stock(call, "confirm", body, 0);
     }),
+    // ---- refusals that are final, and what is read last
+    asks("refund-not-noted", "a refund is due, and the reservation does not note it", |call| {
+        plain_update(call, "ADD #owed_back", " ADD #owed_back :owed_back", "")
+    }),
+    asks("refund-noted-whatever-it-is", "a refund is noted without asking what the reservation is by now", |call| {
+        plain(call, "ADD #owed_back", "#status = :status AND ", "")
+    }),
+    says("refund-beside-an-order", "a copy of a late confirmation is told that a refund is due", |_, event, reply| {
+        let order = body(reply);
+        let copy = order["confirmed_late"] == true && order["confirmed_at"] != order["server_time"];
+        if event["rawPath"].as_str().is_some_and(|path| path.ends_with("/confirm")) && copy {
+            refuse(reply, "refund_required", json!({}));
+        }
+    }),
+    asks("retry-does-not-lift", "a retry sends the payment through the queue, and lifts no refusal", |call| {
+        for part in parts(call, "HOLD#") {
+            if part["UpdateExpression"] == "DELETE #owed_back :owed_back" {
+                part["ExpressionAttributeNames"]["#nothing"] = "nothing".into();
+                rewrite(part, "UpdateExpression", "DELETE #owed_back :owed_back", "REMOVE #nothing");
+            }
+        }
+        None
+    }),
+    asks(
+        "closed-and-not-remembered",
+        "an admin settles what had no payment, and its reservation does not know",
+        |call| {
+            if deed(call) == Deed::Resolve && call.request.to_string().contains("#unpaid_closed_at") {
+                return without(call, Deed::Resolve, "HOLD#");
+            }
+            None
+        },
+    ),
+    hears("late-for-ever", "a payment makes an order however late it comes", |call, _, body| {
+        let items = [&["Item"][..], &["Attributes"][..]];
+        for path in items {
+            let item = &mut body[path[0]];
+            if call.by.starts_with("confirm") && item["late_payment_seconds"].is_object() {
+                item["late_payment_seconds"] = json!({ "N": "2592000000" });
+            }
+        }
+    }),
+    hears("overdue-is-the-sweeps", "a reserve refuses before it has released what is overdue", |call, _, body| {
+        nothing_is_due(call, "reserve", body);
+    }),
+    hears("late-payer-loses", "a late confirmation is refused before what is overdue is released", |call, _, body| {
+        nothing_is_due(call, "confirm", body);
+    }),
+    hears("adjust-before-release", "an adjustment is refused before what is overdue is released", |call, _, body| {
+        nothing_is_due(call, "admin", body);
+    }),
+    hears("shown-as-reserved", "the catalogue shows units of holds that are over as reserved", |call, _, body| {
+        if call.by.starts_with("catalog") && call.request["IndexName"] == "due" {
+            for item in body["Items"].as_array_mut().into_iter().flatten() {
+                item["due_at"] = json!({ "N": "4000000000000" });
+            }
+        }
+    }),
+    hears("refused-without-its-key", "a reserve is refused without another look whether it exists", |call, _, body| {
+        forgets(call, "reserve", "HOLD#", body);
+    }),
+    hears("adjusted-without-its-key", "an adjustment is refused without another look at its key", |call, _, body| {
+        forgets(call, "admin", "ADJUST#", body);
+    }),
+    asks("counts-only-under-a-limit", "units are counted only while there is a limit", |call| {
+        if deed(call) == Deed::Reserve {
+            let unlimited = |part: &Value| {
+                let room = part["ExpressionAttributeValues"][":room"]["N"].as_str();
+                room.and_then(|room| room.parse().ok()).is_some_and(|room: i64| room > 1_000_000)
+            };
+            let actions = call.request["TransactItems"].as_array_mut()?;
+            actions.retain(|action| !action["Update"].is_object() || !unlimited(&action["Update"]));
+        }
+        None
+    }),
+    asks("worse-news-wins", "that there was no answer takes the place of a refusal", |call| {
+        let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
+        let again = call.request["ExpressionAttributeValues"][":failures"]["N"].as_str().is_some_and(|n| n != "1");
+        if call.operation == "UpdateItem" && update.contains("#first_failed_at") && again {
+            call.request["ExpressionAttributeValues"][":reason"] = json!({ "S": "not_confirmed" });
+        }
+        None
+    }),
+    asks("a-later-request-counts", "the time of a later request takes the place of the first one's", |call| {
+        let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
+        if call.operation == "UpdateItem" && update.contains("#first_failed_at") {
+            number(&mut call.request, ":requested_at", |at| at + 1_000);
+        }
+        None
+    }),
+    hears(
+        "an-order-shown-as-open",
+        "the list of failed confirmations does not look at the reservations",
+        |call, _, body| {
+            let holds = call.request["RequestItems"].to_string().contains("HOLD#");
+            if call.by.starts_with("admin") && call.operation == "BatchGetItem" && holds {
+                for (_, items) in body["Responses"].as_object_mut().into_iter().flatten() {
+                    *items = json!([]);
+                }
+            }
+        },
+    ),
+    Planted {
+        name: "crumbs-are-sold-out",
+        what: "what lies in too many crumbs for one transaction is said to be sold out",
+        asks: Some(|call| gathers(call).then(|| (400, crate::world::error("TransactionConflictException")))),
+        hears: None,
+        says: Some(|function, event, reply| {
+            let creates = event["rawPath"] == "/reservations" && event["requestContext"]["http"]["method"] == "POST";
+            if function == Function::Reserve && creates && reply["statusCode"] == 503 {
+                let asked = event["body"].as_str().and_then(|body| serde_json::from_str::<Value>(body).ok());
+                let lines = asked.as_ref().and_then(|asked| asked["lines"].as_array()).cloned().unwrap_or_default();
+                let short = |line: &Value| json!({ "product_id": line["product_id"], "requested": line["quantity"], "available": 0 });
+                refuse(reply, "insufficient_stock", json!({ "lines": lines.iter().map(short).collect::<Vec<_>>() }));
+            }
+        }),
+        ignores: None,
+    },
+    hears("cancel-shows-what-was", "a cancelled hold is shown as it was before it was extended", |call, _, body| {
+        if call.by.starts_with("reserve") && call.operation == "GetItem" && body["Item"]["due_at"].is_object() {
+            let earlier = body["Item"]["expires_at"]["N"].as_str().and_then(|at| at.parse::<i64>().ok());
+            body["Item"]["expires_at"]["N"] = (earlier.unwrap_or_default() - 1).to_string().into();
+        }
+    }),
+    says(
+        "already-confirmed-without-a-refund",
+        "a second payment for an order is told that none is due",
+        |_, _, reply| {
+            let mut problem = body(reply);
+            if problem["refund_required"] == true {
+                problem["refund_required"] = false.into();
+                reply["body"] = problem.to_string().into();
+            }
+        },
+    ),
     // ---- queues
     asks("forgets-the-queue", "confirm says that the queue has it, and never sent it", |call| {
         let sends = call.operation == "SendMessage" && call.request["QueueUrl"].as_str()?.ends_with("/confirmations");

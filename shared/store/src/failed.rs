@@ -505,6 +505,20 @@ impl Store {
         Ok(Page { items: found, next: start.map(Cursor::new) })
     }
 
+    /// Settles every open failed confirmation whose reservation is the order that it asked for: the sweep does so, so that
+    /// what is open is owed an answer also while nobody looks. Goes on until time runs out; how many were open.
+    pub async fn settle_open(&self, now: Timestamp, deadline: Deadline) -> Result<u64, Error> {
+        let (mut open, mut cursor) = (0, None);
+        loop {
+            let page = self.failed_confirmations(Some(FailedState::Open), 100, cursor, now, deadline).await?;
+            open += page.items.len() as u64;
+            cursor = page.next;
+            if cursor.is_none() || deadline.passed() {
+                return Ok(open);
+            }
+        }
+    }
+
     /// These failed confirmations, with those settled whose reservations are the orders that they asked for.
     async fn settle_ordered(
         &self,

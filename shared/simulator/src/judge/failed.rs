@@ -22,11 +22,20 @@ impl<'a> Case<'a> {
         (found["customer"] == item["failed_customer"]).then_some(found)
     }
 
-    /// Whether the reservation is an order of this very payment: then there is nothing left of it to settle.
+    /// Whether the reservation is the order that was asked for: then there is nothing left to settle. One that was asked
+    /// for before the hold was made, by ten seconds or more, was about an earlier one under the same key.
     fn is_order(&self, item: &Value, at: Moment) -> bool {
         self.about(item, at).is_some_and(|found| {
-            found["status"] == "confirmed" && found["payment_reference"] == item["payment_reference"]
+            let paid = &item["payment_reference"];
+            found["status"] == "confirmed"
+                && (paid.is_null() || found["payment_reference"] == *paid)
+                && Self::its_hold(item, found)
         })
+    }
+
+    fn its_hold(item: &Value, found: &Value) -> bool {
+        let made = found["created_at"].as_i64().unwrap_or_default();
+        item["requested_at"].as_i64().is_none_or(|asked| made <= asked + 10_000)
     }
 
     /// Whether this is so of a failed confirmation and its reservation at one moment of the window.
@@ -82,7 +91,8 @@ impl<'a> Case<'a> {
                     // What an admin has seen to confirms nothing any more.
                     let known = match (self.about(item, at), item["payment_reference"].as_str()) {
                         (Some(found), Some(payment)) => owed(found, payment),
-                        (Some(found), None) => found["unpaid_closed_at"].is_i64() || found["status"] == "confirmed",
+                        // What is about an earlier hold closes nothing of this one.
+                        (Some(found), None) => found["unpaid_closed_at"].is_i64() || !Self::its_hold(item, found),
                         (None, _) => true,
                     };
                     word && known
