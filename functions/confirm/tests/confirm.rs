@@ -264,7 +264,7 @@ async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else()
     for body in shop.wire.messages(FAILED) {
         match serde_json::from_str::<Confirmation>(&body) {
             Ok(confirmation) => {
-                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, confirmation.reason))
+                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, confirmation.reason));
             }
             Err(_) => unreadable.push(body),
         }
@@ -370,13 +370,14 @@ async fn a_batch_ends_before_the_functions_time_whatever_is_slow_and_nothing_slo
         message(&refused, Some(payment("pay_2"))),
         "not JSON".to_owned(),
     ];
-    // The table for one of them, and the whole of SQS: each of these alone takes all the time that it is given.
-    let id = slow.reservation_id.to_string();
-    shop.wire.script(move |call| {
-        let sqs = ["SendMessage", "ChangeMessageVisibility"].contains(&call.operation.as_str());
-        (sqs || call.request.to_string().contains(&id)).then_some(Fault::Silence)
-    });
+    // For one of them the table says nothing, for another it says no after a while; and SQS says nothing at all.
+    let (slow_id, refused_id) = (slow.reservation_id.to_string(), refused.reservation_id.to_string());
     let started = Instant::now();
+    shop.wire.script(move |call| {
+        let (sqs, request) = (call.request["QueueUrl"].is_string(), call.request.to_string());
+        let late = request.contains(&refused_id) && started.elapsed() < Duration::from_millis(2_500);
+        if sqs || request.contains(&slow_id) { Some(Fault::Silence) } else { late.then_some(Fault::Throttled) }
+    });
     assert_eq!(shop.batch(&bodies).await, ["m0", "m2", "m3"]);
     assert!(started.elapsed() + Duration::from_millis(500) < TIMEOUT, "{:?}", started.elapsed());
     assert_eq!(shop.stored(&held).await.status, Status::Confirmed);

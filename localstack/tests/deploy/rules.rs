@@ -435,8 +435,11 @@ fn tokens(template: &Expanded) -> Findings {
     findings
 }
 
-/// Each rule, broken in each way that it names: what is done to the template, and the rule that must see it.
-pub(crate) fn breaches() -> Vec<(&'static str, &'static str, fn(&mut Value))> {
+/// The rule that must see it, what it is called, and what is done to the template.
+type Breach = (&'static str, &'static str, fn(&mut Value));
+
+/// Each rule, broken in each way that it names.
+pub(crate) fn breaches() -> Vec<Breach> {
     fn of<'a>(root: &'a mut Value, id: &str) -> &'a mut Value {
         &mut root["Resources"][id]["Properties"]
     }

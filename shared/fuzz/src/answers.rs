@@ -19,8 +19,9 @@ const OF_INPUT: [&str; 9] = [
     "unauthenticated",
 ];
 
-/// Refusals of a confirmation. They write a payment down that has to be given back.
-const WITH_A_REFUND: [&str; 3] = ["already_confirmed", "refund_required", "reservation_not_found"];
+/// Refusals of a confirmation. They write down a payment that has to be given back, or that the confirmation will never
+/// be carried out.
+const FINAL: [&str; 4] = ["already_confirmed", "hold_expired", "refund_required", "reservation_not_found"];
 
 /// Checks an answer to API Gateway, and the calls behind it: the store answered, so there is no excuse for a 5xx; a
 /// refusal is a documented problem, and changes nothing; what is shown is within its limits.
@@ -48,7 +49,7 @@ pub(crate) fn check(answer: &Value, calls: &[Call]) {
     for call in calls.iter().filter(|call| writes(call)) {
         assert!(!OF_INPUT.contains(&code), "refused with {code}, and yet {call:?}");
         // A reminder is made before its hold, which may be refused then: it finds nothing to do.
-        let may = WITH_A_REFUND.contains(&code) || call.operation == "CreateSchedule";
+        let may = FINAL.contains(&code) || call.operation == "CreateSchedule";
         assert!(may || !worked(call), "refused with {code}, and yet {call:?}");
     }
 }

@@ -9,11 +9,12 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use axum::Router;
-use holdfast_domain::{HoldSeconds, PaymentReference, Product, ProductStatus, ReservationId};
+use holdfast_domain::{Clock, HoldSeconds, PaymentReference, Product, ProductStatus, ReservationId};
 use holdfast_http::{Authenticator, serve};
 use holdfast_store::{Failure, Store};
 use holdfast_testkit::fixtures::{
-    Hands, NOW, basket, customer, payment, product, queues, reserve, schedules, soon, stocked, store, table,
+    Hands, NOW, TABLE, basket, client, customer, payment, product, queues, reserve, schedules, soon, stocked, store,
+    table,
 };
 use holdfast_testkit::wire::{Call, Wire};
 use tokio::runtime::{Builder, Runtime};
@@ -136,9 +137,11 @@ async fn open() -> Shop {
     let shelf = store(&wire, 1);
     // Held 600 s ago: over by now.
     let over = NOW.plus_seconds(-HoldSeconds::DEFAULT.get());
+    // By a clock that said so then: nobody is given a hold that is over already.
+    let then = Store::new(client(&wire), TABLE, Clock::new(move || over));
     for known in Known::ALL {
-        let at = if known == Known::Expired { over } else { NOW };
-        reserve(&shelf, &basket("alice", known.key(), &[(TEE, 1)]), at).await.expect("a hold");
+        let (store, at) = if known == Known::Expired { (&then, over) } else { (&shelf, NOW) };
+        reserve(store, &basket("alice", known.key(), &[(TEE, 1)]), at).await.expect("a hold");
     }
     let paid = payment(PAID);
     shelf.confirm(&Known::Confirmed.id(), &alice, Some(&paid), NOW, NOW, soon()).await.expect("an order");

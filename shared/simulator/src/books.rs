@@ -24,6 +24,9 @@ pub(crate) const SKEW_MS: i64 = 5_000;
 /// what a clock may be off.
 pub(crate) const BOUND_MS: i64 = 60_000 + 20_000 + SKEW_MS;
 
+/// In seconds since the epoch: for ever.
+const YEAR_9999: i64 = 253_370_764_800;
+
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -318,6 +321,7 @@ impl Books {
         touched: &mut Touched,
     ) {
         let id = place.0.trim_start_matches("HOLD#").to_owned();
+        touched.reservations += 1;
         let parsed = after.map(|item| serde_json::from_value::<Reservation>(item.clone()).ok());
         let sane = parsed.as_ref().is_none_or(Option::is_some);
         self.check(now, sane, "item_makes_sense", || format!("{id}: {after:?}"));
@@ -347,8 +351,9 @@ impl Books {
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
             let kept = matches!(new.status, Status::Held | Status::Confirmed);
-            let noted = !owed_back(item).is_empty() || item["unpaid_closed_at"].is_i64();
-            let right = if item["ttl"].is_null() { kept || noted } else { !kept };
+            // What was written down and taken back again may be kept as well.
+            let noted = item["kept_until"].is_i64();
+            let right = if item["ttl"].is_null() { kept || noted } else { !kept && remembered(item) };
             self.check(now, right, "only_ended_holds_are_cleaned_up", || format!("{item}"));
             for line in &new.lines {
                 let taken: u32 = line.takes.iter().map(|take| take.units).sum();
@@ -402,8 +407,6 @@ impl Books {
             let asked = all.into_iter().any(|id| self.asked.retry.contains(id));
             self.check(now, asked, "settled_stays_settled", || format!("no admin retried {payment}: {}", became()));
         }
-        let kept = after["ttl"].is_null() || (new.is_empty() && !after["unpaid_closed_at"].is_i64());
-        self.check(now, kept, "only_ended_holds_are_cleaned_up", became);
         let closed = |item: &Value| item["unpaid_closed_at"].as_i64();
         self.check(now, closed(before) <= closed(after), "settled_stays_settled", became);
     }
@@ -468,9 +471,8 @@ impl Books {
             self.check(now, known, "only_the_owner", || format!("nobody paid like that: {new:?}"));
             if let Some((id, payment)) = paid {
                 let broken = self.finality.must_not_buy(&(id, new.customer.to_string(), payment));
-                self.check(now, broken.is_none(), "what_is_owed_back_buys_nothing", || {
-                    format!("{broken:?}: {}", became())
-                });
+                let promise = broken.as_ref().map_or("what_is_owed_back_buys_nothing", |(promise, _)| *promise);
+                self.check(now, broken.is_none(), promise, || format!("{broken:?}: {}", became()));
             }
         }
     }
@@ -537,7 +539,9 @@ impl Books {
         }
         let mut by_product: BTreeMap<&str, i64> = BTreeMap::new();
         for ((product, shard), &moved) in &touched.on_shard {
-            let adjusted = touched.totals.contains(product);
+            // Crumbs are gathered from shard to shard, while nothing else happens to the product.
+            let gathered = touched.reservations == 0 && touched.moved(product) == 0;
+            let adjusted = touched.totals.contains(product) || gathered;
             *by_product.entry(product).or_default() += moved;
             self.check(now, adjusted || moved == 0, "units_have_their_shard", || {
                 format!("{moved} units of {product} moved onto shard {shard}")
@@ -631,10 +635,10 @@ impl Books {
         self.shown.entry(place.clone()).or_default().push((at, shown));
     }
 
-    /// What the indexes showed of an item at each moment of these.
+    /// What the indexes showed of an item at any moment of these: also what they came to show within the first one.
     fn shown(&self, place: &Place, from: Moment, to: Moment) -> impl Iterator<Item = Option<Shown>> {
         let all = self.shown.get(place).map(Vec::as_slice).unwrap_or_default();
-        let first = all.partition_point(|(at, _)| *at <= from).saturating_sub(1);
+        let first = all.partition_point(|(at, _)| *at < from).saturating_sub(1);
         all[first..].iter().take_while(move |(at, _)| *at <= to).map(|(_, shown)| *shown)
     }
 
@@ -650,10 +654,14 @@ impl Books {
             .map(|(place, _)| place)
     }
 
-    /// Until when the index of holds showed this very hold at a moment, if it did.
+    /// Until when the index of holds showed this very hold during a whole moment, if it did.
     pub(crate) fn due(&self, id: &str, item: &Value, at: Moment) -> Option<i64> {
-        let shown = self.shown(&hold(id), at, at).next().flatten()?;
-        shown.due_at.filter(|_| shown.created_at == item["created_at"].as_i64())
+        let due = |shown: Option<Shown>| {
+            let shown = shown.filter(|shown| shown.created_at == item["created_at"].as_i64())?;
+            shown.due_at
+        };
+        let all: Option<Vec<i64>> = self.shown(&hold(id), at, at).map(due).collect();
+        all?.into_iter().max()
     }
 
     /// The times that the index of holds showed for it at any of these moments.
@@ -698,11 +706,16 @@ impl Books {
     }
 }
 
+/// Whether an ended reservation is kept for as long as it matters: where it owes a payment back, for ever.
+fn remembered(item: &Value) -> bool {
+    owed_back(item).is_empty() || item["ttl"].as_i64() >= Some(YEAR_9999)
+}
+
 /// A reservation without what is written down beside it.
 fn without_notes(item: &Value) -> Value {
     let mut item = item.clone();
     if let Some(item) = item.as_object_mut() {
-        for name in ["owed_back", "paid_back", "unpaid_closed_at", "ttl"] {
+        for name in ["owed_back", "unpaid_closed_at", "kept_until", "ttl"] {
             item.remove(name);
         }
     }
@@ -717,9 +730,18 @@ struct Touched {
     entries: BTreeMap<String, i64>,
     on_shard: BTreeMap<(String, u32), i64>,
     limits: BTreeSet<(String, String)>,
+    /// How many reservations.
+    reservations: usize,
     made: Vec<String>,
     /// Holds that end at another time than before.
     ends_anew: Vec<String>,
     /// Reservations whose payment, or what an admin said of it, may have changed.
     paid: BTreeSet<String>,
+}
+
+impl Touched {
+    /// How many units more of a product lie on its shards, and in its reservations.
+    fn moved(&self, product: &str) -> i64 {
+        self.on_shard.iter().filter(|((of, _), _)| of == product).map(|(_, moved)| moved).sum()
+    }
 }

@@ -215,7 +215,7 @@ impl<'a> Case<'a> {
             moments.into_iter().map(move |at| self.item(place, at).map(Value::to_string))
         });
         format!(
-            "{}: {} {} {} => {} {}, asked at {} and answered at {} (clock off by {skew:?}); it was {:?}",
+            "{}: {} {} {} => {} {}, asked at {} and answered at {} (clock off by {skew:?}); it was {:?} {}",
             asked.who,
             asked.method,
             asked.path,
@@ -224,7 +224,8 @@ impl<'a> Case<'a> {
             reply.body,
             window.sent_ms,
             window.answered_ms,
-            states.collect::<Vec<_>>()
+            states.collect::<Vec<_>>(),
+            self.bounds()
         )
     }
 
@@ -316,15 +317,21 @@ impl<'a> Case<'a> {
     /// Whether a payment that is owed back was so before, or there was a reason for it while the request went on.
     fn owed_for_a_reason(&self, id: &str, payment: &str) -> bool {
         let place = hold(id);
-        if self.item(&place, self.window.sent).is_some_and(|item| owed(item, payment)) {
+        let resolved = |(_, item): (&String, &Value)| {
+            item["state"] == "resolved" && item["reservation_id"] == id && item["payment_reference"] == payment
+        };
+        // Known before; or an admin has just given it back.
+        if self.item(&place, self.window.sent).is_some_and(|item| owed(item, payment))
+            || self.books.failed_confirmations().any(resolved)
+        {
             return true;
         }
         let (least, most) = self.clock();
         self.hold_once(id, |item| {
             let Some(item) = item else { return false };
             let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
-            let late = item["late_payment_seconds"].as_i64().map(|seconds| ends + seconds * 1_000);
-            let too_late = late.is_some_and(|until| until < most);
+            let late = item["late_payment_seconds"].as_i64().unwrap_or_default() * 1_000;
+            let too_late = ends + late <= most;
             match item["status"].as_str() {
                 Some("cancelled") => true,
                 Some("expired") => too_late || (ends > least || ends <= most) && self.out_of_reach(item),
@@ -457,8 +464,7 @@ pub(crate) fn owed(item: &Value, payment: &str) -> bool {
 
 /// All of those.
 pub(crate) fn owed_back(item: &Value) -> BTreeSet<&str> {
-    let noted = item["owed_back"].as_array().or(item["paid_back"].as_array());
-    noted.into_iter().flatten().filter_map(Value::as_str).collect()
+    item["owed_back"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// What was asked for: product and units, each product once.

@@ -197,8 +197,8 @@ impl Reservations {
         let mut after = Vec::new();
         match (state.status, payment) {
             (_, Some(payment)) if state.owed.contains(payment) => {}
-            (Status::None, None) | (Status::Cancelled, None) => {}
-            (Status::None | Status::Cancelled, Some(payment)) => after.push(state.owes(payment)),
+            (Status::None, _) | (Status::Cancelled, None) => {}
+            (Status::Cancelled, Some(payment)) => after.push(state.owes(payment)),
             // Late, but with the units where they are; or in time.
             (Status::Held, _) if !closed => {
                 after.extend([state.order(payment, false), state.order(payment, true)]);
@@ -270,7 +270,8 @@ impl Machine for Reservations {
                         state.status == Status::Confirmed && state.paid.as_ref().is_some_and(|paid| paid != payment);
                     if other { vec![state.owes(payment)] } else { Vec::new() }
                 }
-                (404, _, Some(payment)) if state.status == Status::None => vec![state.owes(payment)],
+                // Whether such a payment may buy anything later is a promise of its own (`what_was_not_found_...`).
+                (404, _, Some(_)) => stays(state.status == Status::None),
                 (404 | 409 | 410, _, None) => ended(false),
                 _ => Vec::new(),
             },

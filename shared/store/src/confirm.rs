@@ -210,7 +210,7 @@ impl Store {
         let until = seen.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
         let update = Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]);
         let condition = Expression::new(
-            "#status = :expired AND #created_at = :created",
+            format!("#status = :expired AND #created_at = :created AND {CLOSED_EARLIER}"),
             vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
         );
         match self.update_reservation(&seen.reservation_id, update, condition, attempts).await? {
@@ -381,6 +381,9 @@ fn wanted<'a>(facts: &'a BTreeMap<ProductId, Product>, line: &Line) -> Result<Wa
 
 /// The most payments that a reservation notes as owed back. Each may have 255 bytes, and an item of DynamoDB 400 KB.
 const MAX_OWED_BACK: usize = 500;
+
+/// Part of a condition: what `:until` closes is not closed for longer already.
+pub(crate) const CLOSED_EARLIER: &str = "(attribute_not_exists(#unpaid_closed_at) OR #unpaid_closed_at <= :until)";
 
 /// Part of a condition: `:payment` is not owed back.
 const NOT_OWED_BACK: &str = "(attribute_not_exists(#owed_back) OR NOT contains(#owed_back, :payment))";

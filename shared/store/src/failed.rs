@@ -18,7 +18,7 @@ use holdfast_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::confirm::to_owed_back;
+use crate::confirm::{CLOSED_EARLIER, to_owed_back};
 use crate::error::{Attempts, fault};
 use crate::items::{self, number, text, time};
 use crate::page::Part;
@@ -584,7 +584,10 @@ fn settled_elsewhere(seen: &FailedConfirmation, found: &Reservation, now: Timest
             let until = found.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
             (
                 Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]),
-                Expression::new("#created_at = :created AND #status <> :confirmed", values),
+                Expression::new(
+                    format!("#created_at = :created AND #status <> :confirmed AND {CLOSED_EARLIER}"),
+                    values,
+                ),
             )
         }
     }

@@ -107,9 +107,10 @@ impl<'a> Case<'a> {
 
     pub(super) fn redrive(&self) -> Ruling {
         let body = &self.reply.body;
-        let (Some(retried), Some(more)) = (body["retried"].as_u64(), body["more"].as_bool()) else {
+        let Some(retried) = body["retried"].as_u64().filter(|_| self.reply.status == 202) else {
             return (false, "only_documented_refusals");
         };
+        let more = !body["next_cursor"].is_null() || self.asked.query("cursor").is_some();
         let all: Vec<&String> = self.books.failed_confirmations().map(|(id, _)| id).collect();
         // None that failed for want of an answer before it was asked, and is still open, was passed over.
         let over = all.iter().find(|id| {

@@ -10,10 +10,12 @@ use crate::past::Moment;
 /// What has been said for good.
 #[derive(Debug, Default)]
 pub(crate) struct Finality {
-    /// Holds that somebody was told are over, by reservation and the time when they were made: when that was said.
-    over: BTreeMap<(String, i64), Moment>,
-    /// Payments that somebody was told have to be given back, by reservation, customer and payment: when that was asked.
-    owed: BTreeMap<(String, String, String), Moment>,
+    /// Holds that somebody was told are over, by reservation and the time when they were made: when that was said, and
+    /// what is broken by one that is held after that. A refusal ends a hold; a look at one only shows it.
+    over: BTreeMap<(String, i64), (Moment, &'static str)>,
+    /// Payments that somebody was told have to be given back, by reservation, customer and payment: when that was asked,
+    /// and what is broken by an order of it.
+    owed: BTreeMap<(String, String, String), (Moment, &'static str)>,
     /// When admins asked for such a payment to be tried again, and when that was over; where nobody said, it may still
     /// be done at any time.
     lifted: BTreeMap<(String, String, String), Vec<(Moment, Option<Moment>)>>,
@@ -34,12 +36,12 @@ impl Finality {
         lifts.filter(|(since, _)| *since == asked).for_each(|(_, until)| *until = Some(at));
     }
 
-    /// Why a payment must not make an order now.
-    pub(crate) fn must_not_buy(&self, payment: &Payment) -> Option<String> {
-        let asked = self.owed.get(payment)?;
+    /// Why a payment must not make an order now, and the promise that it would break.
+    pub(crate) fn must_not_buy(&self, payment: &Payment) -> Broken {
+        let (asked, promise) = self.owed.get(payment)?;
         let lifts = self.lifted.get(payment).map(Vec::as_slice).unwrap_or_default();
         let lifted = lifts.iter().any(|(_, until)| until.is_none_or(|until| until >= *asked));
-        (!lifted).then(|| format!("{payment:?} was to be given back, and no admin had it tried again"))
+        (!lifted).then(|| (*promise, format!("{payment:?} was to be given back, and no admin had it tried again")))
     }
 
     /// Judges an answer by those before it, and keeps what it says for good.
@@ -55,11 +57,12 @@ impl Finality {
                 continue;
             };
             let key = (id.to_owned(), made);
-            if body["status"] == "held" && self.over.get(&key).is_some_and(|over| *over <= case.window.sent) {
-                return Some(("what_has_ended_stays_ended", format!("it was over: {}", case.told())));
+            let over = self.over.get(&key).filter(|(over, _)| *over <= case.window.sent);
+            if let Some((_, promise)) = over.filter(|_| body["status"] == "held") {
+                return Some((promise, format!("it was over: {}", case.told())));
             }
             if body["status"] == "expired" || body["status"] == "cancelled" {
-                self.over.entry(key).or_insert(case.window.answered);
+                self.over.entry(key).or_insert((case.window.answered, "what_was_shown_over_stays_over"));
             }
         }
         let (Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id)) = case.asked.route() else { return None };
@@ -71,7 +74,9 @@ impl Finality {
             made.dedup();
             // Where it was cleaned up and made once more meanwhile, nobody knows which of the two it was said of.
             if let [made] = made[..] {
-                self.over.entry((id.to_owned(), made)).or_insert(case.window.answered);
+                let ended = (case.window.answered, "what_has_ended_stays_ended");
+                let over = self.over.entry((id.to_owned(), made)).or_insert(ended);
+                over.1 = ended.1;
             }
         }
         None
@@ -81,24 +86,23 @@ impl Finality {
         let Route::Confirm(id) = case.asked.route() else { return None };
         let payment = case.asked.body["payment_reference"].as_str()?;
         let key = (id.to_owned(), case.asked.who.clone(), payment.to_owned());
-        let owed = matches!(
-            (case.reply.status, case.reply.code()),
-            (409, "refund_required") | (409, "already_confirmed") | (404, "reservation_not_found")
-        );
-        if case.reply.status == 200 && self.owed.get(&key).is_some_and(|asked| *asked < case.window.sent) {
-            let broken = self.must_not_buy(&key)?;
-            return Some(("what_is_owed_back_buys_nothing", format!("{broken}: {}", case.told())));
+        let promise = match (case.reply.status, case.reply.code()) {
+            (409, "refund_required" | "already_confirmed") => Some("what_is_owed_back_buys_nothing"),
+            // Not 404: it says that there is no such reservation, and one may be made. The payment is recorded, and settled
+            // if it becomes an order then; README tells when money may be given back.
+            _ => None,
+        };
+        if case.reply.status == 200 && self.owed.get(&key).is_some_and(|(asked, _)| *asked < case.window.sent) {
+            let (promise, broken) = self.must_not_buy(&key)?;
+            return Some((promise, format!("{broken}: {}", case.told())));
         }
-        if owed {
-            self.owed.insert(key.clone(), case.window.sent);
+        if let Some(promise) = promise {
+            self.owed.insert(key.clone(), (case.window.sent, promise));
             let order = case.books.items.get(&hold(id)).filter(|item| is_order_of(item, &key));
             if order.is_some()
-                && let Some(broken) = self.must_not_buy(&key)
+                && let Some((promise, broken)) = self.must_not_buy(&key)
             {
-                return Some((
-                    "what_is_owed_back_buys_nothing",
-                    format!("{broken}, and it is an order: {}", case.told()),
-                ));
+                return Some((promise, format!("{broken}, and it is an order: {}", case.told())));
             }
         }
         None

@@ -52,24 +52,14 @@ impl<'a> Case<'a> {
         limited || self.sold_out(&wanted, None)
     }
 
-    /// The least that a look at the shards may have found: first what is overdue goes back, then each shard is read, at
-    /// an instant of its own. (Units that wander from one shard to another meanwhile may be overlooked: that much is an
-    /// assumption of docs/reliability.md.)
+    /// The least that was to be had at any one moment: what lay on the shards, and what is to be given back first.
     fn least_in_reach(&self, product: &str, from: Moment) -> i64 {
-        let to = self.window.answered;
         let shards = self.books.shard_places(product);
         let holds: Vec<Place> = self.books.holds_of(product).map(hold).collect();
-        let moments = self.books.past.moments(shards.iter().chain(&holds), from, to);
-        let mut least = vec![i64::MAX; shards.len()];
-        let mut found = i64::MAX;
-        for &at in moments.iter().rev() {
-            for (least, shard) in least.iter_mut().zip(&shards) {
-                *least =
-                    (*least).min(self.item(shard, at).and_then(|item| item["available"].as_i64()).unwrap_or_default());
-            }
-            found = found.min(least.iter().sum::<i64>() + self.overdue(product, None, at));
-        }
-        found
+        let moments = self.books.past.moments(shards.iter().chain(&holds), from, self.window.answered);
+        let free =
+            |at: Moment| -> i64 { shards.iter().filter_map(|shard| self.item(shard, at)?["available"].as_i64()).sum() };
+        moments.into_iter().map(|at| free(at) + self.overdue(product, None, at)).min().unwrap_or_default()
     }
 
     /// Units of a product in holds at a moment that were over when the window began, and that the index showed so then:
@@ -111,6 +101,26 @@ impl<'a> Case<'a> {
                     counted - self.overdue(product, Some(&self.asked.who), at) + quantity > limit
                 })
             })
+    }
+
+    /// The numbers between which those of the answer have to be, for whoever reads why they are not.
+    pub(super) fn bounds(&self) -> String {
+        let body = &self.reply.body;
+        let lines = body["lines"].as_array().map_or(std::slice::from_ref(body), Vec::as_slice);
+        let of = |body: &Value| {
+            let id = body["product_id"].as_str()?;
+            let (remembered, sent) = (self.window.remembered, self.window.sent);
+            Some(format!(
+                "{id}: {:?} available, {:?} reserved; {} in reach, {:?} on shards since a second ago; at once {:?}, {:?}",
+                self.in_reach(id, remembered),
+                self.reserved(id, remembered),
+                self.least_in_reach(id, remembered),
+                self.on_shards(id, remembered),
+                self.in_reach(id, sent),
+                self.reserved(id, sent)
+            ))
+        };
+        lines.iter().filter_map(of).collect::<Vec<_>>().join("; ")
     }
 
     pub(super) fn limited(&self, id: &str, wanted: &[(String, u64)]) -> bool {
