@@ -270,7 +270,6 @@ impl Machine for Reservations {
                         state.status == Status::Confirmed && state.paid.as_ref().is_some_and(|paid| paid != payment);
                     if other { vec![state.owes(payment)] } else { Vec::new() }
                 }
-                // Whether such a payment may buy anything later is a promise of its own (`what_was_not_found_...`).
                 (404, _, Some(_)) => stays(state.status == Status::None),
                 (404 | 409 | 410, _, None) => ended(false),
                 _ => Vec::new(),
@@ -290,6 +289,11 @@ impl Machine for Reservations {
                 _ => ended(true),
             },
             Act::Get { order } => match reply.status {
+                // A look ends nothing: by the clock of whoever looks, a hold may be over that is not by another's.
+                200 if body["status"] == "expired" && state.status == Status::Held => {
+                    let told = state.is(Status::Expired).told(body);
+                    told.map(|told| told.is(Status::Held)).into_iter().collect()
+                }
                 200 => state.told(body).into_iter().collect(),
                 _ => stays(state.status == Status::None || *order && state.status != Status::Confirmed),
             },
@@ -351,7 +355,9 @@ impl Machine for Reservations {
     fn lingers(&self, request: &Request<Act>) -> bool {
         let unclear = |reply: &Reply| reply.status == 202 || !reply.clear();
         let unclear = request.answered.as_ref().is_none_or(|(_, _, reply)| unclear(reply));
-        unclear || matches!(request.act, Act::Reserve(_))
+        // That there is no such reservation says nothing of one that is made later (README, "Giving money back").
+        let not_found = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 404);
+        unclear || matches!(request.act, Act::Reserve(_)) || not_found && matches!(request.act, Act::Confirm(_))
     }
 
     fn ages(&self, state: &Reservation, now: i64) -> Vec<Reservation> {

@@ -485,8 +485,9 @@ pub static ALL: &[Planted] = &[
     asks("counts-only-under-a-limit", "units are counted only while there is a limit", |call| {
         if deed(call) == Deed::Reserve {
             let unlimited = |part: &Value| {
+                let limit = part["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("LIMIT#"));
                 let room = part["ExpressionAttributeValues"][":room"]["N"].as_str();
-                room.and_then(|room| room.parse().ok()).is_some_and(|room: i64| room > 1_000_000)
+                limit && room.and_then(|room| room.parse().ok()).is_none_or(|room: i64| room > 1_000_000)
             };
             let actions = call.request["TransactItems"].as_array_mut()?;
             actions.retain(|action| !action["Update"].is_object() || !unlimited(&action["Update"]));
@@ -536,12 +537,6 @@ pub static ALL: &[Planted] = &[
         }),
         ignores: None,
     },
-    hears("cancel-shows-what-was", "a cancelled hold is shown as it was before it was extended", |call, _, body| {
-        if call.by.starts_with("reserve") && call.operation == "GetItem" && body["Item"]["due_at"].is_object() {
-            let earlier = body["Item"]["expires_at"]["N"].as_str().and_then(|at| at.parse::<i64>().ok());
-            body["Item"]["expires_at"]["N"] = (earlier.unwrap_or_default() - 1).to_string().into();
-        }
-    }),
     says(
         "already-confirmed-without-a-refund",
         "a second payment for an order is told that none is due",

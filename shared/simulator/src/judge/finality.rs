@@ -10,9 +10,8 @@ use crate::past::Moment;
 /// What has been said for good.
 #[derive(Debug, Default)]
 pub(crate) struct Finality {
-    /// Holds that somebody was told are over, by reservation and the time when they were made: when that was said, and
-    /// what is broken by one that is held after that. A refusal ends a hold; a look at one only shows it.
-    over: BTreeMap<(String, i64), (Moment, &'static str)>,
+    /// Holds that somebody was told are over, by reservation and the time when they were made: when that was said.
+    over: BTreeMap<(String, i64), Moment>,
     /// Payments that somebody was told have to be given back, by reservation, customer and payment: when that was asked,
     /// and what is broken by an order of it.
     owed: BTreeMap<(String, String, String), (Moment, &'static str)>,
@@ -57,12 +56,14 @@ impl Finality {
                 continue;
             };
             let key = (id.to_owned(), made);
-            let over = self.over.get(&key).filter(|(over, _)| *over <= case.window.sent);
-            if let Some((_, promise)) = over.filter(|_| body["status"] == "held") {
-                return Some((promise, format!("it was over: {}", case.told())));
+            if body["status"] == "held" && self.over.get(&key).is_some_and(|over| *over <= case.window.sent) {
+                return Some(("what_has_ended_stays_ended", format!("it was over: {}", case.told())));
             }
-            if body["status"] == "expired" || body["status"] == "cancelled" {
-                self.over.entry(key).or_insert((case.window.answered, "what_was_shown_over_stays_over"));
+            // A look ends nothing. By the clock of whoever looks a hold may be over, and by another's not yet: README and
+            // the assumption about clocks say so. Where the table says that it is over, it is for everybody.
+            let ended = case.books.items.get(&hold(id)).is_some_and(|item| item["status"] != "held");
+            if ended && (body["status"] == "expired" || body["status"] == "cancelled") {
+                self.over.entry(key).or_insert(case.window.answered);
             }
         }
         let (Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id)) = case.asked.route() else { return None };
@@ -74,9 +75,7 @@ impl Finality {
             made.dedup();
             // Where it was cleaned up and made once more meanwhile, nobody knows which of the two it was said of.
             if let [made] = made[..] {
-                let ended = (case.window.answered, "what_has_ended_stays_ended");
-                let over = self.over.entry((id.to_owned(), made)).or_insert(ended);
-                over.1 = ended.1;
+                self.over.entry((id.to_owned(), made)).or_insert(case.window.answered);
             }
         }
         None
