@@ -80,4 +80,10 @@ async fn take_in(app: &App, deadline: Deadline) {
         Ok(Ingested { messages, complete }) => tracing::warn!(messages, complete, "failed confirmations taken in"),
         Err(error) => tracing::error!(%error, "failed confirmations are left in the queue"),
     }
+    // What has become an order meanwhile is not open any more.
+    match app.store.settle_open(app.clock.now(), deadline).await {
+        Ok(0) => {}
+        Ok(open) => tracing::warn!(open, "failed confirmations wait for a person"),
+        Err(error) => tracing::error!(%error, "open failed confirmations were not compared with their reservations"),
+    }
 }

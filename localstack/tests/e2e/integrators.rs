@@ -187,8 +187,7 @@ pub(crate) async fn parameters_that_no_route_knows_are_refused_unless_it_is_publ
     let unknown = "utm_source=x&_=1&utm_source=y";
     let (mut public, mut refused) = (0, 0);
     for (pattern, operations) in document["paths"].as_object().unwrap() {
-        let path =
-            pattern.replace("{product_id}", "walked").replace("{file}", "page.js").replace('{', "").replace('}', "");
+        let path = pattern.replace("{product_id}", "walked").replace("{file}", "page.js").replace(['{', '}'], "");
         for (method, operation) in operations.as_object().unwrap() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let ask = async |query: &str, who: Who<'_>| {

@@ -10,8 +10,8 @@ use crate::Invalid;
 /// Where "now" comes from, for what remembers things and has to know how old they are: the system in production, anything
 /// in a test. The rules never ask it; `now` is an argument to them.
 ///
-/// It is a wall clock, and may step backwards. A monotonic clock would not do: it stands still while Lambda freezes an
-/// environment, so that minutes look like nothing.
+/// It is a wall clock, and may step backwards. A monotonic clock alone would not do: it stands still while Lambda freezes
+/// an environment, so that minutes look like nothing.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 

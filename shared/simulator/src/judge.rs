@@ -306,8 +306,8 @@ impl<'a> Case<'a> {
                     match item["status"].as_str() {
                         Some("held" | "expired") if closed => true,
                         Some("held") => ends <= most,
-                        // By its own clock it came in time, another's had it released, and the units are gone.
-                        Some("expired") => ends <= most || (ends > least && self.out_of_reach(item)),
+                        // Released, by whatever clock: it stays so for whoever has not paid.
+                        Some("expired") => true,
                         _ => false,
                     }
                 };

@@ -1,6 +1,6 @@
 //! `cargo local simulate`: many seeds, with progress, a summary, and what is needed to replay one that fails.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +11,10 @@ use clap::Parser;
 use holdfast_simulator::planted::{self, Planted};
 use holdfast_simulator::{Fault, Outcome, Part, PerFault, history, seconds, shrink};
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Every call to AWS is hundreds of small pieces of JSON and of configuration.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 #[command(
@@ -40,6 +44,9 @@ struct Cli {
     /// Print the whole history of each seed
     #[arg(long)]
     history: bool,
+    /// Go on after a failure, and count at the end which promises broke in which seeds
+    #[arg(long)]
+    tally: bool,
     /// Plant a bug, by its name, or `all`: play seeds until each is caught
     #[arg(long)]
     planted: Option<String>,
@@ -63,6 +70,8 @@ struct Summary {
     checks: u64,
     injected: PerFault,
     failed: Option<(u64, Outcome)>,
+    /// The seeds that broke each promise.
+    broken: BTreeMap<&'static str, BTreeSet<u64>>,
     /// Whole minutes of progress that a log has been told of.
     minutes: u64,
 }
@@ -154,10 +163,13 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
                         all.minutes = minutes;
                         eprintln!("{minutes} min: {} seeds, {} calls to AWS", all.histories, all.calls);
                     }
+                    if let Some(violation) = &outcome.violation {
+                        all.broken.entry(violation.invariant).or_default().insert(seed);
+                    }
                     let first = all.failed.as_ref().is_none_or(|(other, _)| seed < *other);
                     if outcome.violation.is_some() && first {
                         all.failed = Some((seed, outcome));
-                        stop.store(true, Ordering::Relaxed);
+                        stop.store(!cli.tally, Ordering::Relaxed);
                     }
                 }
             });

@@ -62,11 +62,8 @@ impl World {
                 let State { faults, random, .. } = &mut *state;
                 faults.strikes(random, Fault::Partly)
             };
-            let before: Vec<Option<Value>> = if partly {
-                places.iter().map(|place| dynamo::item(&state.database, TABLE, place)).collect()
-            } else {
-                Vec::new()
-            };
+            let before: Vec<Option<Value>> =
+                if partly { places.iter().map(|place| state.items.get(place).cloned()).collect() } else { Vec::new() };
             let answer = self.apply(&mut state, call, now);
             let mut unseen: Vec<(u64, Place)> = Vec::new();
             if partly && answer.0 == 200 {
@@ -164,6 +161,10 @@ impl World {
         let mut changed = Vec::with_capacity(places.len());
         for place in places {
             let item = dynamo::item(&state.database, TABLE, &place);
+            match &item {
+                Some(item) => _ = state.items.insert(place.clone(), item.clone()),
+                None => _ = state.items.remove(&place),
+            }
             if place.0.starts_with("HOLD#") || place.0 == "FAILED" {
                 self.swept();
                 self.replicate(state, place.clone(), item.clone());
@@ -277,18 +278,21 @@ impl State {
 
     /// Carries an operation out. What a read outside of transactions is not to see yet is as it was meanwhile.
     fn with_unseen(&self, operation: &str, request: &Value) -> Option<(u16, Value)> {
-        let reads = matches!(operation, "GetItem" | "BatchGetItem" | "Query" | "Scan");
-        if self.unseen.is_empty() || !reads {
+        let seen = |place: &Place| match self.unseen.get(place) {
+            Some((_, before)) => before.as_ref(),
+            None => self.items.get(place),
+        };
+        if let Some(body) = dynamo::by_key(operation, request, seen) {
+            return Some((200, body));
+        }
+        if self.unseen.is_empty() || !matches!(operation, "Query" | "Scan") {
             return dynamo::carry_out(&self.database, operation, request);
         }
-        let after: Vec<_> = self.unseen.keys().map(|place| dynamo::item(&self.database, TABLE, place)).collect();
         self.unseen.iter().for_each(|(place, (_, before))| {
             dynamo::put(&self.database, TABLE, place, before.as_ref());
         });
         let answer = dynamo::carry_out(&self.database, operation, request);
-        self.unseen.keys().zip(&after).for_each(|(place, after)| {
-            dynamo::put(&self.database, TABLE, place, after.as_ref());
-        });
+        self.unseen.keys().for_each(|place| dynamo::put(&self.database, TABLE, place, self.items.get(place)));
         answer
     }
 

@@ -61,6 +61,8 @@ pub(crate) struct State {
     pub(crate) random: fastrand::Rng,
     pub(crate) faults: Faults,
     pub(crate) database: Database,
+    /// What the database has, item by item: reads by key cost nothing here, and most calls are such.
+    pub(crate) items: BTreeMap<Place, Value>,
     /// What the indexes show: the table a little or a good while ago.
     pub(crate) replica: Database,
     pub(crate) replicated: BTreeMap<Place, u64>,
@@ -126,6 +128,7 @@ impl World {
             random,
             faults,
             database,
+            items: BTreeMap::new(),
             replica,
             replicated: BTreeMap::new(),
             writes: 0,

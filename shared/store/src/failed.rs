@@ -170,13 +170,13 @@ impl Failure {
 impl FailedConfirmation {
     /// Whether this reservation is the order that it asked for.
     fn is_order(&self, reservation: &Reservation) -> bool {
-        // One that was accepted before the hold was made is about an earlier hold under the same key.
+        // Without a payment, one that was accepted before the hold was made is about an earlier hold under the same key.
         let its_hold =
             self.requested_at.is_none_or(|at| reservation.created_at <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
         Some(&reservation.customer) == self.customer.as_ref()
-            && its_hold
             && reservation.status == Status::Confirmed
-            && (self.payment_reference.is_none() || reservation.payment_reference == self.payment_reference)
+            && (reservation.payment_reference == self.payment_reference
+                || self.payment_reference.is_none() && its_hold)
     }
 }
 
@@ -503,6 +503,20 @@ impl Store {
             }
         }
         Ok(Page { items: found, next: start.map(Cursor::new) })
+    }
+
+    /// Settles every open failed confirmation whose reservation is the order that it asked for: the sweep does so, so that
+    /// what is open is owed an answer also while nobody looks. Goes on until time runs out; how many were open.
+    pub async fn settle_open(&self, now: Timestamp, deadline: Deadline) -> Result<u64, Error> {
+        let (mut open, mut cursor) = (0, None);
+        loop {
+            let page = self.failed_confirmations(Some(FailedState::Open), 100, cursor, now, deadline).await?;
+            open += page.items.len() as u64;
+            cursor = page.next;
+            if cursor.is_none() || deadline.passed() {
+                return Ok(open);
+            }
+        }
     }
 
     /// These failed confirmations, with those settled whose reservations are the orders that they asked for.

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
 use futures_util::future::try_join_all;
-use holdfast_domain::{Product, ProductChange, ProductId, Refusal, Timestamp, shards};
+use holdfast_domain::{Clock, Product, ProductChange, ProductId, Refusal, Timestamp, shards};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::error::{Fault, fault};
 use crate::items::{self, number, text};
@@ -22,18 +23,38 @@ pub(crate) const FACTS_LIFETIME_MS: i64 = 5_000;
 /// then. It applies to facts ("not on sale") as to stock ("sold out"), and keeps a herd from reading.
 pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
 
-/// What an environment remembers of a product. All its ages go by the wall clock: a monotonic one stands still while the
-/// environment is frozen.
+/// When something was read. Its age is the greater one by two clocks: the wall clock may be set back, and a monotonic one
+/// stands still while Lambda freezes the environment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dated {
+    wall: Timestamp,
+    monotonic: Instant,
+}
+
+impl Dated {
+    pub(crate) fn now(clock: &Clock) -> Self {
+        Self { wall: clock.now(), monotonic: Instant::now() }
+    }
+
+    /// Whether it is less than so many milliseconds old.
+    pub(crate) fn within(self, millis: i64, clock: &Clock) -> bool {
+        let elapsed = i64::try_from(self.monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
+        elapsed < millis && self.wall.within(millis, clock.now())
+    }
+}
+
+/// What an environment remembers of a product.
 #[derive(Debug)]
 pub(crate) struct CachedProduct {
     product: Product,
-    read_at: Timestamp,
+    /// When its facts were read; nothing where they have to be read before they count.
+    read_at: Option<Dated>,
     home: u32,
     available: Vec<Option<u64>>,
     /// When all shards were last seen to have no more than is remembered, after all that was overdue was released.
-    pub(crate) exhausted_at: Option<Timestamp>,
-    /// Looked for overdue holds of it at the first of these times: none ends before the second.
-    pub(crate) no_overdue: Option<(Timestamp, Timestamp)>,
+    pub(crate) exhausted_at: Option<Dated>,
+    /// When overdue holds of it were looked for, and until when none ends.
+    pub(crate) no_overdue: Option<(Dated, Timestamp)>,
 }
 
 impl CachedProduct {
@@ -99,7 +120,7 @@ struct Held {
 /// product is kept together with its stock, so that the units add up to the total that is shown with them.
 #[derive(Debug, Default)]
 pub(crate) struct CatalogSnapshot {
-    read_at: Option<Timestamp>,
+    read_at: Option<Dated>,
     held: HashMap<ProductId, Held>,
     products: HashMap<ProductId, (Product, Stock)>,
 }
@@ -116,10 +137,12 @@ impl Store {
         let mut facts = BTreeMap::new();
         let mut missing = Vec::new();
         {
-            let now = self.clock.now();
             let cached = lock(&self.cached);
             for id in ids {
-                match cached.get(id).filter(|cached| cached.read_at.within(max_age_ms, now)) {
+                let fresh = |cached: &&CachedProduct| {
+                    cached.read_at.is_some_and(|read_at| read_at.within(max_age_ms, &self.clock))
+                };
+                match cached.get(id).filter(fresh) {
                     Some(cached) => _ = facts.insert(id.clone(), cached.product.clone()),
                     None => missing.push(keys::product(id)),
                 }
@@ -129,16 +152,16 @@ impl Store {
             return Ok(facts);
         }
         // Before the reading: what it says may be as old as that.
-        let read_at = self.clock.now();
+        let read_at = Dated::now(&self.clock);
         for item in self.get_many(missing, deadline).await? {
             let product: Product = items::read("product", item)?;
-            self.remember(&product, read_at);
+            self.remember(&product, Some(read_at));
             facts.insert(product.product_id.clone(), product);
         }
         Ok(facts)
     }
 
-    fn remember(&self, product: &Product, read_at: Timestamp) {
+    fn remember(&self, product: &Product, read_at: Option<Dated>) {
         let home = self.random_below(product.shards);
         let mut cached = lock(&self.cached);
         let entry = cached.entry(product.product_id.clone()).or_insert_with(|| CachedProduct {
@@ -156,7 +179,7 @@ impl Store {
     /// Makes sure that something is remembered of a product, if only that it exists: its facts are read when they count.
     pub(crate) fn ensure_cached(&self, product: &Product) {
         if !lock(&self.cached).contains_key(&product.product_id) {
-            self.remember(product, Timestamp::from_millis(0));
+            self.remember(product, None);
         }
     }
 
@@ -222,11 +245,11 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Page<(Product, Stock)>, Error> {
         let (page, mut lately) = loop {
-            let read_at = self.clock.now();
+            let read_at = Dated::now(&self.clock);
             let page = self.products(limit, cursor.clone(), deadline).await?;
             let lately = self.lately(deadline).await?;
             // Where the environment was frozen in between, the page is older than what it would be remembered with.
-            if read_at.within(SNAPSHOT_LIFETIME_MS, self.clock.now()) || deadline.passed() {
+            if read_at.within(SNAPSHOT_LIFETIME_MS, &self.clock) || deadline.passed() {
                 break (page, lately);
             }
         };
@@ -237,11 +260,10 @@ impl Store {
     /// this environment wait for its count: a herd of readers reads once.
     async fn lately(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, CatalogSnapshot>, Error> {
         let mut lately = self.attempts(deadline).call(self.catalog.lock()).await?;
-        let now = self.clock.now();
-        if lately.read_at.is_none_or(|at| !at.within(SNAPSHOT_LIFETIME_MS, now)) {
+        if lately.read_at.is_none_or(|at| !at.within(SNAPSHOT_LIFETIME_MS, &self.clock)) {
             // Before the reading: what it says may be as old as that.
-            *lately =
-                CatalogSnapshot { held: self.held(deadline).await?, products: HashMap::new(), read_at: Some(now) };
+            let read_at = Some(Dated::now(&self.clock));
+            *lately = CatalogSnapshot { held: self.held(deadline).await?, products: HashMap::new(), read_at };
         }
         Ok(lately)
     }
@@ -421,10 +443,10 @@ impl Store {
                 Err(fault) => attempts.pause(fault).await?,
             }
         }
-        let read_at = self.clock.now();
+        let read_at = Dated::now(&self.clock);
         let changed = self.product(id, deadline).await?;
         self.raise_shards(&changed, deadline).await?;
-        self.remember(&changed, read_at);
+        self.remember(&changed, Some(read_at));
         Ok(changed)
     }
 

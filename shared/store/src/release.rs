@@ -13,6 +13,7 @@ use holdfast_domain::{Cancel, CustomerId, Product, Refusal, Reservation, Reserva
 use crate::error::Attempts;
 use crate::items::{self, Hold, number, text, time, ttl};
 use crate::keys::Key;
+use crate::products::Dated;
 use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, contention_fault};
 use crate::units::give;
 use crate::{Deadline, Error, Item, Store, keys};
@@ -175,16 +176,15 @@ impl Store {
         // The request may have begun a while ago: what has ended since then is over too.
         let now = now.max(self.clock.now());
         let quiet = |product: &&Product| {
-            let clock = self.clock.now();
             let no_overdue = self.with_cached(&product.product_id, |cached| cached.no_overdue).flatten();
-            no_overdue.is_some_and(|(looked_at, until)| looked_at <= clock && now < until)
+            no_overdue.is_some_and(|(looked_at, until)| looked_at.within(LOOK_AHEAD_MS, &self.clock) && now < until)
         };
         let products: Vec<&Product> = products.iter().filter(|product| !quiet(product)).copied().collect();
         let mut swept = Swept { complete: true, ..Swept::default() };
         if products.is_empty() {
             return Ok(swept);
         }
-        let looked_at = self.clock.now();
+        let looked_at = Dated::now(&self.clock);
         // Holds that end within the next second are seen too: until the first of them does, nobody has to look again.
         let horizon = Timestamp::from_millis(now.as_millis().saturating_add(LOOK_AHEAD_MS));
         let partitions = (0..self.due_partitions).map(|k| self.overdue_of(&products, k, horizon, deadline));

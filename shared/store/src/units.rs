@@ -12,7 +12,7 @@ use std::time::Duration;
 use holdfast_domain::{Product, ProductId, Shortage, Take, Timestamp};
 
 use crate::items::{self, ShardItem, number};
-use crate::products::REFUSAL_LIFETIME_MS;
+use crate::products::{Dated, REFUSAL_LIFETIME_MS};
 use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, contention_fault};
 use crate::{Deadline, Error, Item, Store, keys};
 
@@ -102,7 +102,7 @@ impl Store {
                 released = Some(part.complete);
                 continue;
             };
-            let shortages = self.read_stock_at_one_instant(&short, deadline).await?;
+            let shortages = self.read_stock_at_one_instant(&short, complete, deadline).await?;
             if !shortages.is_empty() {
                 if !complete {
                     return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
@@ -146,10 +146,11 @@ impl Store {
     }
 
     /// Reads all shards of what falls short, of as many products as one snapshot can have, and remembers them. What falls
-    /// short then is returned, and known to be exhausted.
+    /// short then is returned, and, if all that was overdue is `released`, known to be exhausted.
     async fn read_stock_at_one_instant(
         &self,
         short: &[Wanted<'_>],
+        released: bool,
         deadline: Deadline,
     ) -> Result<Vec<Shortage>, Error> {
         let mut keys = Vec::new();
@@ -162,7 +163,7 @@ impl Store {
             }
         }
         // Before the reading: what it says may be as old as that.
-        let seen_at = self.clock.now();
+        let seen_at = Dated::now(&self.clock);
         let mut items = self.snapshot(&keys, &mut self.attempts(deadline)).await?.into_iter();
         let mut shortages = Vec::new();
         for one in part {
@@ -175,7 +176,7 @@ impl Store {
             }
             self.with_cached(&one.product.product_id, |cached| {
                 cached.set_stock(available);
-                cached.exhausted_at = falls_short.then_some(seen_at);
+                cached.exhausted_at = (falls_short && released).then_some(seen_at);
             });
         }
         Ok(shortages)
@@ -255,9 +256,8 @@ impl Store {
     /// Whether this environment has seen within the last second, after all that was overdue was released, that the
     /// product has no more than what is remembered of it.
     fn is_exhausted(&self, product: &Product) -> bool {
-        let now = self.clock.now();
         let exhausted_at = self.with_cached(&product.product_id, |cached| cached.exhausted_at).flatten();
-        exhausted_at.is_some_and(|at| at.within(REFUSAL_LIFETIME_MS, now))
+        exhausted_at.is_some_and(|at| at.within(REFUSAL_LIFETIME_MS, &self.clock))
     }
 }
 

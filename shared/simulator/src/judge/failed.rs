@@ -22,14 +22,13 @@ impl<'a> Case<'a> {
         (found["customer"] == item["failed_customer"]).then_some(found)
     }
 
-    /// Whether the reservation is the order that was asked for: then there is nothing left to settle. One without a
-    /// payment that was asked for before the hold was made, by ten seconds or more, was about an earlier one under the same
-    /// key; a payment is in the order or is not.
+    /// Whether the reservation is the order that was asked for: then there is nothing left to settle. Without a payment, one
+    /// that was asked for before the hold was made, by ten seconds or more, was about an earlier one under the same key.
     fn is_order(&self, item: &Value, at: Moment) -> bool {
         self.about(item, at).is_some_and(|found| {
             let paid = &item["payment_reference"];
             found["status"] == "confirmed"
-                && if paid.is_null() { Self::its_hold(item, found) } else { found["payment_reference"] == *paid }
+                && (found["payment_reference"] == *paid || paid.is_null() && Self::its_hold(item, found))
         })
     }
 

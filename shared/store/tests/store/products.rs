@@ -559,7 +559,7 @@ async fn lists_come_in_pages_and_miss_nothing() {
 
 /// The key at which the last query ended, as a cursor says it.
 fn end_of_last_query(calls: &[Call]) -> Option<Value> {
-    let query = calls.iter().rfind(|call| call.operation == "Query").expect("a query");
+    let query = calls.iter().rfind(|call| call.operation == "Query").unwrap();
     let key = query.response.as_ref().unwrap().get("LastEvaluatedKey")?.as_object().unwrap();
     let parts = key.iter().map(|(name, value)| {
         let (kind, text) = value.as_object().unwrap().iter().next().unwrap();
