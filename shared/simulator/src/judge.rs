@@ -269,7 +269,7 @@ impl<'a> Case<'a> {
     fn confirm(&self, id: &str) -> Ruling {
         let payment = self.asked.body["payment_reference"].as_str();
         let body = &self.reply.body;
-        let (least, most) = self.clock();
+        let (_, most) = self.clock();
         match (self.reply.status, self.reply.code()) {
             (200, _) => {
                 let paid = |item: &Value| payment.is_none_or(|payment| item["payment_reference"] == payment);
