@@ -169,6 +169,15 @@ impl Reservation {
         Self { status: Status::Confirmed, paid: payment.cloned(), late, ..self.clone() }
     }
 
+    /// The same to somebody who only looks. That ends nothing: by the clock of whoever looks a hold may be over that is not
+    /// by another's.
+    fn seen(&self, body: &Value) -> Option<Self> {
+        if body["status"] == "expired" && self.status == Status::Held {
+            return Some(self.is(Status::Expired).told(body)?.is(Status::Held));
+        }
+        self.told(body)
+    }
+
     /// The same, with what an answer says of it; nothing where it says something else.
     fn told(&self, body: &Value) -> Option<Self> {
         let status = match body["status"].as_str()? {
@@ -245,7 +254,7 @@ impl Machine for Reservations {
                 (Status::None, status) => stays(status >= 400),
                 (_, 201) => {
                     let same = state.lines.as_ref().is_none_or(|known| known == lines);
-                    state.told(body).filter(|_| same).into_iter().collect()
+                    state.seen(body).filter(|_| same).into_iter().collect()
                 }
                 (_, 422) => stays(code == "idempotency_key_reused" && state.lines.as_ref() != Some(lines)),
                 _ => Vec::new(),
@@ -289,12 +298,7 @@ impl Machine for Reservations {
                 _ => ended(true),
             },
             Act::Get { order } => match reply.status {
-                // A look ends nothing: by the clock of whoever looks, a hold may be over that is not by another's.
-                200 if body["status"] == "expired" && state.status == Status::Held => {
-                    let told = state.is(Status::Expired).told(body);
-                    told.map(|told| told.is(Status::Held)).into_iter().collect()
-                }
-                200 => state.told(body).into_iter().collect(),
+                200 => state.seen(body).into_iter().collect(),
                 _ => stays(state.status == Status::None || *order && state.status != Status::Confirmed),
             },
             Act::Retry(payment) => {
