@@ -195,6 +195,19 @@ impl Api {
         tokio::time::timeout(PATIENCE, confirmed).await.expect("the queue delivered nothing")
     }
 
+    /// The failed confirmations of a payment, from all pages: other tests leave some too.
+    pub(crate) async fn failed(&self, payment: &str) -> Vec<Value> {
+        let (mut found, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = self.get(&format!("/admin/failed-confirmations?limit=100{cursor}"), Who::Admin).await;
+            page.is(200, "");
+            let items = page.body["items"].as_array().unwrap().iter();
+            found.extend(items.filter(|item| item["payment_reference"] == payment).cloned());
+            let Some(next) = page.body["next_cursor"].as_str() else { return found };
+            cursor = format!("&cursor={next}");
+        }
+    }
+
     /// Waits until the reservation's own time is over, by the clock that it was given.
     pub(crate) async fn until_overdue(&self, reservation: &Answer) {
         let seconds = reservation.body["expires_in_seconds"].as_u64().unwrap();

@@ -1,7 +1,7 @@
 //! The life of a hold, by every way that it can end.
 
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::api::{Api, Who};
 
@@ -140,13 +140,7 @@ pub(crate) async fn paid_late_and_gone_is_a_failed_confirmation_that_an_admin_se
     for _ in 0..3 {
         api.confirm("alice", &id, Some("pay_gone")).await.is(409, "refund_required");
     }
-    let found = |list: &Value| -> Vec<Value> {
-        let items = list["items"].as_array().unwrap().iter();
-        items.filter(|item| item["payment_reference"] == "pay_gone").cloned().collect()
-    };
-    let list = api.get("/admin/failed-confirmations?state=open&limit=100", Who::Admin).await;
-    list.is(200, "");
-    let failed = found(&list.body);
+    let failed = api.failed("pay_gone").await;
     assert_eq!(failed.len(), 1, "{failed:#?}");
     assert_eq!((&failed[0]["reason"], &failed[0]["customer"]), (&json!("refund_required"), &json!("alice")));
     let path = format!("/admin/failed-confirmations/{}", failed[0]["id"].as_str().unwrap());
@@ -155,8 +149,7 @@ pub(crate) async fn paid_late_and_gone_is_a_failed_confirmation_that_an_admin_se
     api.post(&format!("{path}/retry"), Who::Admin, json!({})).await.is(202, "");
     let back = async {
         loop {
-            let list = api.get("/admin/failed-confirmations?limit=100", Who::Admin).await;
-            if found(&list.body)[0]["state"] == "open" {
+            if api.failed("pay_gone").await[0]["state"] == "open" {
                 return;
             }
         }

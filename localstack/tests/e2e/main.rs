@@ -17,6 +17,7 @@ mod described;
 mod docs;
 mod integrators;
 mod life;
+mod money;
 mod outages;
 mod peers;
 mod permissions;
@@ -83,6 +84,14 @@ fn main() -> ExitCode {
             paid_late_is_honoured_while_there_is_stock,
             paid_late_and_gone_is_a_failed_confirmation_that_an_admin_settles,
             lists_show_the_customers_own,
+        },
+        money::{
+            copies_of_one_late_payment_have_one_answer,
+            a_payment_that_is_owed_back_stays_so_whatever_comes_free,
+            an_overdue_hold_stands_in_nobodys_way,
+            copies_of_one_adjustment_have_one_answer,
+            two_products_in_crumbs_are_sold_together,
+            a_payment_for_nothing_is_written_down,
         },
         races::{
             two_hundred_callers_for_the_last_unit,

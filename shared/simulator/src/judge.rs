@@ -269,7 +269,7 @@ impl<'a> Case<'a> {
     fn confirm(&self, id: &str) -> Ruling {
         let payment = self.asked.body["payment_reference"].as_str();
         let body = &self.reply.body;
-        let (least, most) = self.clock();
+        let (_, most) = self.clock();
         match (self.reply.status, self.reply.code()) {
             (200, _) => {
                 let paid = |item: &Value| payment.is_none_or(|payment| item["payment_reference"] == payment);
@@ -301,10 +301,7 @@ impl<'a> Case<'a> {
             (410, "hold_expired") => {
                 let expired = |item: &Value| {
                     let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
-                    // It was settled that nothing without a payment confirms it any more.
-                    let closed = item["unpaid_closed_at"].as_i64() >= Some(least);
                     match item["status"].as_str() {
-                        Some("held" | "expired") if closed => true,
                         Some("held") => ends <= most,
                         // Released, by whatever clock: it stays so for whoever has not paid.
                         Some("expired") => true,

@@ -102,6 +102,13 @@ fn play(cli: &Cli, part: &Part, planted: Option<&'static Planted>) -> ExitCode {
     let summary = seeds(cli, part, planted, began);
     let elapsed = began.elapsed();
     println!("{}", told(&summary, elapsed));
+    if cli.tally && !summary.broken.is_empty() {
+        for (promise, seeds) in &summary.broken {
+            let first: Vec<String> = seeds.iter().take(12).map(u64::to_string).collect();
+            println!("  {:>10} {promise}: seeds {}", seeds.len(), first.join(", "));
+        }
+        return ExitCode::FAILURE;
+    }
     let Some((seed, outcome)) = summary.failed else {
         println!("no promise was broken");
         return ExitCode::SUCCESS;

@@ -165,7 +165,8 @@ impl Plan {
         }
         let served: Vec<bool> = (0..customers).map(|_| random.u32(0..6) == 0).collect();
         // A back end acts for customers, and for guests that have no token of their own.
-        let name = |n: usize| if served[n] && n % 2 == 0 { format!("guest:{n}") } else { format!("customer-{n}") };
+        let name =
+            |n: usize| if served[n] && n.is_multiple_of(2) { format!("guest:{n}") } else { format!("customer-{n}") };
         let names: Vec<String> = (0..customers).map(name).collect();
         for (n, &served) in served.iter().enumerate() {
             let plan = customer(n, &names, &mut random, &products, &mut number);

@@ -242,8 +242,9 @@ fn explained(world: &World) {
     state.books.expect(now, wrong.is_empty(), "the_model_explains_every_answer", || wrong.join("\n"));
 }
 
-/// Every queue drains: within the longest delay between two tries, and an admin's look, a message is settled or a failed confirmation.
+/// Every queue drains: once a message that failed comes back, and an admin looks, it is settled or a failed confirmation.
 async fn drain(world: &World, admin: &Client<'_>) {
+    // What failed last is hidden for a quarter of an hour.
     let until = Instant::now() + Duration::from_secs(20 * 60);
     let waiting = || world.lock().queues.of(CONFIRMATIONS).next().is_some();
     while waiting() && Instant::now() < until {

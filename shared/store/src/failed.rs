@@ -175,8 +175,7 @@ impl FailedConfirmation {
             self.requested_at.is_none_or(|at| reservation.created_at <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
         Some(&reservation.customer) == self.customer.as_ref()
             && reservation.status == Status::Confirmed
-            && (reservation.payment_reference == self.payment_reference
-                || self.payment_reference.is_none() && its_hold)
+            && (reservation.payment_reference == self.payment_reference || self.payment_reference.is_none() && its_hold)
     }
 }
 

@@ -17,11 +17,13 @@ pub(crate) struct Finality {
     owed: BTreeMap<(String, String, String), (Moment, &'static str)>,
     /// When admins asked for such a payment to be tried again, and when that was over; where nobody said, it may still
     /// be done at any time.
-    lifted: BTreeMap<(String, String, String), Vec<(Moment, Option<Moment>)>>,
+    lifted: BTreeMap<Payment, Vec<Lifted>>,
 }
 
 /// A payment: its reservation, its customer, itself.
 pub(crate) type Payment = (String, String, String);
+/// When an admin asked for a payment to be tried again, and when that was over.
+type Lifted = (Moment, Option<Moment>);
 
 impl Finality {
     /// An admin asks for a payment to be tried again.

@@ -502,7 +502,7 @@ async fn copies_of_one_adjustment_have_one_answer_whichever_call_the_other_overt
             };
             let both = tokio::select! {
                 biased;
-                both = join(async { copy.await }, other) => Some(both),
+                both = join(copy, other) => Some(both),
                 // The copy makes fewer calls than that.
                 () = idle() => None,
             };

@@ -1,0 +1,96 @@
+//! Answers about money and stock that a shop acts on: what outside trials of the running service found wrong once.
+
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::api::{Answer, Api, Who};
+
+pub(crate) async fn copies_of_one_late_payment_have_one_answer(api: Api) {
+    let products: Vec<String> = (0..8).map(|n| format!("copies-{n}")).collect();
+    join_all(products.iter().map(async |id| {
+        api.product(id, 1, json!({"hold_seconds": 10})).await;
+        let held = api.reserve("alice", id, &[(id, 1)]).await;
+        api.until_overdue(&held).await;
+        let held = held.id();
+        let copies = join_all((0..4).map(|_| api.confirm("alice", &held, Some("pay_1")))).await;
+        copies.iter().for_each(|copy| _ = copy.is(200, ""));
+        assert_eq!(api.book(id).await.sold, 1);
+    }))
+    .await;
+}
+
+pub(crate) async fn a_payment_that_is_owed_back_stays_so_whatever_comes_free(api: Api) {
+    api.product("final", 1, json!({"hold_seconds": 10})).await;
+    let alices = api.reserve("alice", "final", &[("final", 1)]).await;
+    api.until_overdue(&alices).await;
+    let bobs = api.reserve("bob", "final", &[("final", 1)]).await;
+    bobs.is(201, "");
+    api.confirm("alice", &alices.id(), Some("pay_final")).await.is(409, "refund_required");
+    api.cancel("bob", &bobs.id()).await.is(200, "");
+    // The provider sends its webhook again.
+    api.confirm("alice", &alices.id(), Some("pay_final")).await.is(409, "refund_required");
+    let book = api.book("final").await;
+    assert_eq!((book.available, book.sold), (1, 0));
+}
+
+pub(crate) async fn an_overdue_hold_stands_in_nobodys_way(api: Api) {
+    let limited = json!({"hold_seconds": 10, "max_per_customer": 1});
+    api.product("overdue-a", 2, limited).await;
+    api.product("overdue-b", 10, json!({"hold_seconds": 10, "shards": 2})).await;
+    api.product("overdue-c", 1, json!({"hold_seconds": 10})).await;
+    let late = api.reserve("alice", "overdue-c", &[("overdue-c", 1)]).await;
+    api.reserve("alice", "overdue-a", &[("overdue-a", 1)]).await.is(201, "");
+    api.until_overdue(&late).await;
+    // Bob's hold of the same unit is over too when alice's payment arrives.
+    let bobs = api.reserve("bob", "overdue-c", &[("overdue-c", 1)]).await;
+    bobs.is(201, "");
+    api.reserve("alice", "overdue-a2", &[("overdue-a", 1)]).await.is(201, "");
+    let last = api.reserve("alice", "overdue-b", &[("overdue-b", 4)]).await;
+    api.until_overdue(&last).await;
+    let shown = api.get("/admin/products?limit=100", Who::Admin).await;
+    let shown = shown.body["items"].as_array().unwrap().iter().find(|item| item["product_id"] == "overdue-b").cloned();
+    let shown = shown.unwrap();
+    assert_eq!((&shown["available"], &shown["reserved"], &shown["sold"]), (&json!(10), &json!(0), &json!(0)));
+    adjust(&api, "overdue-b", "k", json!({"delta": -10, "reason": "lost"})).await.is(200, "");
+    api.confirm("alice", &late.id(), Some("pay_1")).await.is(200, "");
+}
+
+pub(crate) async fn copies_of_one_adjustment_have_one_answer(api: Api) {
+    for (n, more) in [json!({"delta": 5, "expected_total": 5}), json!({"delta": -5})].into_iter().enumerate() {
+        let id = format!("adjusted-once-{n}");
+        api.product(&id, 5, json!({})).await;
+        let mut body = more;
+        body["reason"] = "counted".into();
+        let copies = join_all((0..6).map(|_| adjust(&api, &id, "k", body.clone()))).await;
+        for copy in &copies {
+            copy.is(200, "");
+            assert_eq!(copy.body, copies[0].body);
+        }
+        assert_eq!(api.book(&id).await.total, [10, 0][n]);
+    }
+}
+
+pub(crate) async fn two_products_in_crumbs_are_sold_together(api: Api) {
+    for id in ["crumbs-a", "crumbs-b"] {
+        api.product(id, 64, json!({"shards": 64, "max_per_customer": null})).await;
+    }
+    api.reserve("alice", "crumbs", &[("crumbs-a", 50), ("crumbs-b", 50)]).await.is(201, "");
+    assert_eq!((api.book("crumbs-a").await.held, api.book("crumbs-b").await.held), (50, 50));
+    let short = api.reserve("bob", "crumbs", &[("crumbs-a", 50), ("crumbs-b", 50)]).await;
+    short.is(409, "insufficient_stock");
+    assert_eq!(short.body["lines"][0]["available"], 14);
+}
+
+pub(crate) async fn a_payment_for_nothing_is_written_down(api: Api) {
+    let nothing = format!("rsv_{}", "a".repeat(52));
+    api.confirm("alice", &nothing, Some("pay_nothing")).await.is(404, "reservation_not_found");
+    let found = api.failed("pay_nothing").await;
+    assert_eq!(found.len(), 1);
+    assert_eq!((&found[0]["reason"], &found[0]["reservation_id"]), (&json!("reservation_not_found"), &json!(nothing)));
+}
+
+async fn adjust(api: &Api, id: &str, key: &str, body: Value) -> Answer {
+    let path = format!("/admin/products/{id}/stock");
+    api.raw(Method::POST, &path, Who::Admin, &[("idempotency-key", key)], Some(body.to_string())).await
+}
