@@ -63,8 +63,16 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
 }
 
 /// What takes hundreds of seeds to meet. `cargo local simulate --planted all` shows that these are caught too.
-const RARE: [&str; 4] =
-    ["expiry-checked-only-on-read", "release-without-created-at", "retrying-for-ever", "settled-opens-again"];
+const RARE: [&str; 8] = [
+    "expiry-checked-only-on-read",
+    "release-without-created-at",
+    "retrying-for-ever",
+    "settled-opens-again",
+    "refund-noted-whatever-it-is",
+    "retry-does-not-lift",
+    "closed-and-not-remembered",
+    "late-payer-loses",
+];
 
 #[test]
 fn planted_bugs_are_caught() {
