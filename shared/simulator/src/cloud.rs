@@ -104,7 +104,8 @@ enum Handler {
 pub(crate) struct Off {
     /// How far it is off.
     pub(crate) skew_ms: i64,
-    /// How far it was set back, at most, since the environment remembers anything.
+    /// How far it was set back, at most, since the environment remembers anything, without its monotonic clock telling:
+    /// that one stood still for at least as long.
     pub(crate) set_back_ms: i64,
 }
 
@@ -152,7 +153,8 @@ impl Cloud {
         let environment = self.environment(function);
         let kill_after = self.doom(function, &environment);
         let Environment { skew_ms, most_skew_ms, .. } = environment;
-        let off = Off { skew_ms, set_back_ms: most_skew_ms - skew_ms };
+        let still_ms = lock(&environment.vitals).still_ms;
+        let off = Off { skew_ms, set_back_ms: (most_skew_ms - skew_ms).min(still_ms) };
         let work = run(&environment.handler, event.clone());
         let alive = Alive { vitals: &environment.vitals, thaw: None, work: Box::pin(work) };
         let time = kill_after.unwrap_or(function.timeout_ms()).min(function.timeout_ms());

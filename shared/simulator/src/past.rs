@@ -79,8 +79,8 @@ impl Past {
         Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered, remembered_ms, opened }
     }
 
-    /// And is answered, by an environment that tells how old its memories are by a clock that was set back so far. (Clocks
-    /// are within some seconds of the true time: that much is an assumption of docs/reliability.md.)
+    /// And is answered, by an environment whose clock was set back so far while it was frozen: what it remembers may be as
+    /// much older (an assumption of docs/reliability.md).
     pub(crate) fn answer(&self, window: &mut Window, now: i64, set_back_ms: i64) {
         (window.answered_ms, window.answered) = (now, self.now());
         window.remembered_ms -= set_back_ms;
