@@ -31,6 +31,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::books::SKEW_MS;
 use crate::faults::Fault;
+use crate::plan::Plan;
 use crate::world::{Answer, Call, World, go, millis};
 
 /// The functions.
@@ -60,9 +61,6 @@ impl Function {
     }
 }
 
-/// The planted bug whose environments tell the age of a memory by a clock that stands still with them.
-const MEMORY_STANDS_STILL: &str = "memory-stands-still";
-
 /// What will happen to an environment at one of its calls.
 #[derive(Debug, Clone, Copy)]
 enum Doom {
@@ -81,10 +79,6 @@ struct Vitals {
     doom: Option<(u32, Doom)>,
     /// How far its wall clock is off.
     skew_ms: i64,
-    /// For how long it has been frozen in all: a monotonic clock stood still meanwhile.
-    still_ms: i64,
-    /// Since when it is frozen because nobody uses it.
-    idle_since: i64,
 }
 
 /// An environment's wire.
@@ -132,13 +126,14 @@ pub(crate) struct Cloud {
     idle: Arc<Mutex<BTreeMap<Function, Vec<Environment>>>>,
     /// How often each customer may ask for changes.
     pub(crate) rate: Option<RateLimit>,
+    due_partitions: u32,
 }
 
 impl Cloud {
-    /// With a limit on each customer's changes, if one is given: a second, and at once.
-    pub(crate) fn new(world: World, rate: Option<(u32, u32)>) -> Self {
-        let rate = rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
-        Self { world, idle: Arc::default(), rate }
+    /// As a plan has it: with a limit on each customer's changes or without, and so many partitions of the index of holds.
+    pub(crate) fn new(world: World, plan: &Plan) -> Self {
+        let rate = plan.rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
+        Self { world, idle: Arc::default(), rate, due_partitions: plan.due_partitions }
     }
 
     fn idle(&self) -> MutexGuard<'_, BTreeMap<Function, Vec<Environment>>> {
@@ -176,10 +171,7 @@ impl Cloud {
             }
         };
         if survives {
-            {
-                let mut vitals = lock(&environment.vitals);
-                (vitals.doom, vitals.idle_since) = (None, self.world.now());
-            }
+            lock(&environment.vitals).doom = None;
             self.idle().entry(function).or_default().push(environment);
         }
         let mut answer = answer?;
@@ -208,7 +200,6 @@ impl Cloud {
             }
             let mut vitals = lock(&environment.vitals);
             vitals.skew_ms = environment.skew_ms;
-            vitals.still_ms += self.world.now() - vitals.idle_since;
             drop(vitals);
             return environment;
         }
@@ -251,22 +242,9 @@ fn wall_clock(world: &World, vitals: &Arc<Mutex<Vitals>>) -> Clock {
     Clock::new(move || world.clock(lock(&vitals).skew_ms))
 }
 
-/// What tells it how old a memory is: the same, unless a bug is planted, and then one that stands still while the
-/// environment is frozen.
-fn clock_of_memories(world: &World, vitals: &Arc<Mutex<Vitals>>) -> Clock {
-    if world.lock().planted.is_none_or(|planted| planted.name != MEMORY_STANDS_STILL) {
-        return wall_clock(world, vitals);
-    }
-    let (world, vitals) = (world.clone(), vitals.clone());
-    Clock::new(move || {
-        let vitals = lock(&vitals);
-        world.clock(vitals.skew_ms - vitals.still_ms)
-    })
-}
-
 impl Environment {
     fn start(cloud: &Cloud, function: Function, number: u16, skew_ms: i64, seed: u64) -> Self {
-        let (world, rate) = (&cloud.world, cloud.rate);
+        let (world, rate, partitions) = (&cloud.world, cloud.rate, cloud.due_partitions);
         let name: Arc<str> = format!("{}-{number:04x}", function.name()).into();
         let vitals = Arc::new(Mutex::new(Vitals { skew_ms, ..Vitals::default() }));
         let connection = Connection { world: world.clone(), name: name.clone(), vitals: vitals.clone() };
@@ -288,11 +266,11 @@ impl Environment {
             };
         }
         let queues = || Queues::new(own!(aws.sqs(), aws_sdk_sqs), CONFIRMATIONS.to_owned(), FAILED.to_owned());
-        let (clock, memories) = (wall_clock(world, &vitals), clock_of_memories(world, &vitals));
+        let clock = wall_clock(world, &vitals);
         let store = || {
-            Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, memories.clone())
+            Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, clock.clone())
                 .seeded(seed)
-                .with_due_partitions(2)
+                .with_due_partitions(partitions)
         };
         let http = |router| serve(router, Authenticator::default());
         let limiter = || rate.map(|rate| Limiter::new(store(), clock.clone(), rate));
@@ -402,7 +380,6 @@ impl Connection {
             match doom {
                 Doom::KilledBefore | Doom::KilledAfter => vitals.killed = true,
                 Doom::FrozenBefore(ms) | Doom::FrozenAfter(ms) => {
-                    vitals.still_ms += i64::try_from(ms).unwrap_or_default();
                     vitals.frozen_until = Some(Instant::now() + millis(ms));
                 }
             }

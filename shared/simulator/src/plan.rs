@@ -120,6 +120,8 @@ pub(crate) struct Plan {
     pub(crate) away_ms: u64,
     /// How often a customer may ask for changes, if that is limited: a second, and at once.
     pub(crate) rate: Option<(u32, u32)>,
+    /// The partitions of the index of holds. Seldom two: each is asked for again and again.
+    pub(crate) due_partitions: u32,
 }
 
 /// What is left of a plan: everything, unless a smaller history is looked for or replayed.
@@ -193,7 +195,8 @@ impl Plan {
             [[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2][random.usize(0..12)]];
 
         let rate = (random.u32(0..8) == 0).then(|| (random.u32(1..=3), random.u32(1..=4)));
-        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate }
+        let due_partitions = if random.u32(0..4) == 0 { 2 } else { 1 };
+        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions }
     }
 
     /// The kinds of trouble that this plan has.

@@ -168,14 +168,18 @@ impl Failure {
 }
 
 impl FailedConfirmation {
+    /// Whether it is about this reservation. Without a payment, one that was accepted before the hold was made is about an
+    /// earlier hold under the same key.
+    fn is_about(&self, reservation: &Reservation) -> bool {
+        let made = reservation.created_at;
+        let its_hold = self.requested_at.is_none_or(|at| made <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
+        Some(&reservation.customer) == self.customer.as_ref() && (self.payment_reference.is_some() || its_hold)
+    }
+
     /// Whether this reservation is the order that it asked for.
     fn is_order(&self, reservation: &Reservation) -> bool {
-        // Without a payment, one that was accepted before the hold was made is about an earlier hold under the same key.
-        let its_hold =
-            self.requested_at.is_none_or(|at| reservation.created_at <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
-        Some(&reservation.customer) == self.customer.as_ref()
-            && reservation.status == Status::Confirmed
-            && (reservation.payment_reference == self.payment_reference || self.payment_reference.is_none() && its_hold)
+        let paid = self.payment_reference.is_none() || reservation.payment_reference == self.payment_reference;
+        self.is_about(reservation) && reservation.status == Status::Confirmed && paid
     }
 }
 
@@ -341,7 +345,7 @@ impl Store {
             if seen.state.is_settled() {
                 return Err(Refusal::AlreadySettled.into());
             }
-            let found = self.reservation_of(&seen, deadline).await?;
+            let found = self.reservation_of(&seen, deadline).await?.filter(|found| seen.is_about(found));
             if found.as_ref().is_some_and(|found| seen.is_order(found)) {
                 self.settle_if_ordered(seen, now, deadline).await?;
                 return Err(Refusal::AlreadySettled.into());

@@ -326,6 +326,20 @@ async fn an_unpaid_confirmation_that_fails_again_after_it_was_settled_is_another
 }
 
 #[tokio::test]
+async fn an_unpaid_confirmation_of_an_earlier_hold_is_settled_without_the_later_one() {
+    let (_, shop, _) = shop(product("tee", 2, 1)).await;
+    let month = NOW.plus_seconds(31 * 86_400);
+    let alice = hold(&shop, "alice", 1, month).await;
+    let earlier = failure(&alice, "alice", None, NOT_CONFIRMED, NOW);
+    shop.record_failure(&earlier, month, soon()).await.unwrap();
+    let order = shop.confirm(&alice.reservation_id, &alice.customer, None, month, month, soon()).await.unwrap();
+    assert_eq!(shop.failed(&earlier.id(), soon()).await.unwrap().state, FailedState::Open);
+    let resolved = shop.resolve_failed(&earlier.id(), "admin", Some("long gone"), month, soon()).await.unwrap();
+    assert_eq!(resolved.state, FailedState::Resolved);
+    assert_eq!(shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap(), order);
+}
+
+#[tokio::test]
 async fn a_retry_lifts_only_a_refusal_that_the_admin_has_seen_and_counts_as_news() {
     let (_, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 1, 1) }).await;
     let alice = hold(&shop, "alice", 1, NOW).await;
