@@ -99,22 +99,10 @@ enum Handler {
     Expire(Arc<expire::App>),
 }
 
-/// How an environment's clock is.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Off {
-    /// How far it is off.
-    pub(crate) skew_ms: i64,
-    /// How far it was set back, at most, since the environment remembers anything, without its monotonic clock telling:
-    /// that one stood still for at least as long.
-    pub(crate) set_back_ms: i64,
-}
-
 struct Environment {
     name: Arc<str>,
     /// How far its clock is off, until it is set.
     skew_ms: i64,
-    /// How far it was off at most since it started: so much it may have been set back.
-    most_skew_ms: i64,
     vitals: Arc<Mutex<Vitals>>,
     handler: Handler,
 }
@@ -145,16 +133,14 @@ impl Cloud {
         self.invoke_by(function, event).await.map(|(answer, _)| answer)
     }
 
-    /// The same, and how the clock is of the environment that answered.
-    pub(crate) async fn invoke_by(&self, function: Function, event: Value) -> Option<(Value, Off)> {
+    /// The same, and how far the clock is off of the environment that answered.
+    pub(crate) async fn invoke_by(&self, function: Function, event: Value) -> Option<(Value, i64)> {
         if self.world.lock().planted.is_some_and(|planted| planted.ignored(function, &event)) {
-            return Some((Value::Null, Off::default()));
+            return Some((Value::Null, 0));
         }
         let environment = self.environment(function);
         let kill_after = self.doom(function, &environment);
-        let Environment { skew_ms, most_skew_ms, .. } = environment;
-        let still_ms = lock(&environment.vitals).still_ms;
-        let off = Off { skew_ms, set_back_ms: (most_skew_ms - skew_ms).min(still_ms) };
+        let skew_ms = environment.skew_ms;
         let work = run(&environment.handler, event.clone());
         let alive = Alive { vitals: &environment.vitals, thaw: None, work: Box::pin(work) };
         let time = kill_after.unwrap_or(function.timeout_ms()).min(function.timeout_ms());
@@ -178,7 +164,7 @@ impl Cloud {
         if let Some(planted) = self.world.lock().planted {
             planted.replied(function, &event, &mut answer);
         }
-        Some((answer, off))
+        Some((answer, skew_ms))
     }
 
     fn environment(&self, function: Function) -> Environment {
@@ -192,7 +178,6 @@ impl Cloud {
             let mut environment = idle.swap_remove(at);
             if faults.strikes(random, Fault::ClockSet) {
                 environment.skew_ms = skew(random);
-                environment.most_skew_ms = environment.most_skew_ms.max(environment.skew_ms);
                 state.history.note(
                     self.world.at(),
                     format_args!("{} has its clock set: it is off by {} ms", environment.name, environment.skew_ms),
@@ -296,7 +281,7 @@ impl Environment {
             }
         };
         world.note(format_args!("{name} starts, its clock off by {skew_ms} ms"));
-        Self { name, skew_ms, most_skew_ms: skew_ms, vitals, handler }
+        Self { name, skew_ms, vitals, handler }
     }
 }
 
