@@ -667,7 +667,8 @@ impl Books {
         let of_kind = all.take_while(move |(place, _)| place.0.starts_with(kind));
         of_kind
             .filter(move |(_, shown)| {
-                let first = shown.partition_point(|(since, _)| *since <= at);
+                // What came to be shown within that moment may have come after it was asked.
+                let first = shown.partition_point(|(since, _)| *since < at);
                 first > 0 && shown[first - 1..].iter().all(|(_, shown)| shown.is_some())
             })
             .map(|(place, _)| place)
@@ -679,8 +680,9 @@ impl Books {
             let shown = shown.filter(|shown| shown.created_at == item["created_at"].as_i64())?;
             shown.due_at
         };
+        let before = self.shown.get(&hold(id))?.first().is_some_and(|(since, _)| *since < at);
         let all: Option<Vec<i64>> = self.shown(&hold(id), at, at).map(due).collect();
-        all?.into_iter().max()
+        all.filter(|_| before)?.into_iter().max()
     }
 
     /// The times that the index of holds showed for it at any of these moments.

@@ -12,7 +12,7 @@ use holdfast_testkit::fixtures::NOW;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use crate::cloud::{Cloud, Function, Off};
+use crate::cloud::{Cloud, Function};
 pub(crate) use crate::judge::Reply;
 use crate::judge::{Case, Question, Route, judge, shown};
 use crate::past::Window;
@@ -127,7 +127,7 @@ impl<'a> Client<'a> {
             let event = event(self.actor, method, path, key, body);
             let (mut window, tick) = self.asks(&asked);
             let answer = timeout(millis(GATEWAY_MS), self.cloud.invoke_by(function, event)).await.ok().flatten();
-            let off = answer.as_ref().map(|(_, off)| *off);
+            let skew = answer.as_ref().map(|(_, skew)| *skew);
             let reply = answer.map(|(answer, _)| Reply {
                 status: answer["statusCode"].as_u64().unwrap_or_default(),
                 body: answer["body"].as_str().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default(),
@@ -138,7 +138,7 @@ impl<'a> Client<'a> {
             let sent = body.map(Value::to_string).unwrap_or_default();
             let under = key.map(|key| format!(" key {key}")).unwrap_or_default();
             self.cloud.world.note(format_args!("{}: {method} {path}{under} {sent} => {said}", self.actor.name));
-            self.hears(&asked, &mut window, tick, reply.as_ref(), off);
+            self.hears(&asked, &mut window, tick, reply.as_ref(), skew);
             if let Some(reply) = reply {
                 // A planted bug has to break more than an answer.
                 let right = reply.status != 500 || self.cloud.world.lock().planted.is_some();
@@ -185,12 +185,11 @@ impl<'a> Client<'a> {
     }
 
     /// Its answer is there, or will never be: it is judged, and written down.
-    fn hears(&self, asked: &Question, window: &mut Window, tick: u64, reply: Option<&Reply>, off: Option<Off>) {
+    fn hears(&self, asked: &Question, window: &mut Window, tick: u64, reply: Option<&Reply>, skew: Option<i64>) {
         let now = self.cloud.world.now();
         let mut state = self.cloud.world.lock();
         let books = &mut state.books;
-        books.past.answer(window, now, off.map_or(0, |off| off.set_back_ms));
-        let skew = off.map(|off| off.skew_ms);
+        books.past.answer(window, now);
         if let Some(reply) = reply {
             let case = Case { books, asked, reply, window: *window, skew };
             let mut broken = judge(&case);

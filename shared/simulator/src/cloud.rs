@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
+use aws_sdk_dynamodb::config::StalledStreamProtectionConfig;
 use aws_sdk_dynamodb::config::retry::RetryPartition;
 use aws_smithy_runtime_api::client::auth::AuthSchemeId;
 use aws_smithy_runtime_api::client::http::{
@@ -31,6 +32,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::books::SKEW_MS;
 use crate::faults::Fault;
+use crate::plan::Plan;
 use crate::world::{Answer, Call, World, go, millis};
 
 /// The functions.
@@ -60,9 +62,6 @@ impl Function {
     }
 }
 
-/// The planted bug whose environments tell the age of a memory by a clock that stands still with them.
-const MEMORY_STANDS_STILL: &str = "memory-stands-still";
-
 /// What will happen to an environment at one of its calls.
 #[derive(Debug, Clone, Copy)]
 enum Doom {
@@ -81,10 +80,6 @@ struct Vitals {
     doom: Option<(u32, Doom)>,
     /// How far its wall clock is off.
     skew_ms: i64,
-    /// For how long it has been frozen in all: a monotonic clock stood still meanwhile.
-    still_ms: i64,
-    /// Since when it is frozen because nobody uses it.
-    idle_since: i64,
 }
 
 /// An environment's wire.
@@ -105,21 +100,10 @@ enum Handler {
     Expire(Arc<expire::App>),
 }
 
-/// How an environment's clock is.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Off {
-    /// How far it is off.
-    pub(crate) skew_ms: i64,
-    /// How far it was set back, at most, since the environment remembers anything.
-    pub(crate) set_back_ms: i64,
-}
-
 struct Environment {
     name: Arc<str>,
     /// How far its clock is off, until it is set.
     skew_ms: i64,
-    /// How far it was off at most since it started: so much it may have been set back.
-    most_skew_ms: i64,
     vitals: Arc<Mutex<Vitals>>,
     handler: Handler,
 }
@@ -131,13 +115,14 @@ pub(crate) struct Cloud {
     idle: Arc<Mutex<BTreeMap<Function, Vec<Environment>>>>,
     /// How often each customer may ask for changes.
     pub(crate) rate: Option<RateLimit>,
+    due_partitions: u32,
 }
 
 impl Cloud {
-    /// With a limit on each customer's changes, if one is given: a second, and at once.
-    pub(crate) fn new(world: World, rate: Option<(u32, u32)>) -> Self {
-        let rate = rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
-        Self { world, idle: Arc::default(), rate }
+    /// As a plan has it: with a limit on each customer's changes or without, and so many partitions of the index of holds.
+    pub(crate) fn new(world: World, plan: &Plan) -> Self {
+        let rate = plan.rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
+        Self { world, idle: Arc::default(), rate, due_partitions: plan.due_partitions }
     }
 
     fn idle(&self) -> MutexGuard<'_, BTreeMap<Function, Vec<Environment>>> {
@@ -149,15 +134,14 @@ impl Cloud {
         self.invoke_by(function, event).await.map(|(answer, _)| answer)
     }
 
-    /// The same, and how the clock is of the environment that answered.
-    pub(crate) async fn invoke_by(&self, function: Function, event: Value) -> Option<(Value, Off)> {
+    /// The same, and how far the clock is off of the environment that answered.
+    pub(crate) async fn invoke_by(&self, function: Function, event: Value) -> Option<(Value, i64)> {
         if self.world.lock().planted.is_some_and(|planted| planted.ignored(function, &event)) {
-            return Some((Value::Null, Off::default()));
+            return Some((Value::Null, 0));
         }
         let environment = self.environment(function);
         let kill_after = self.doom(function, &environment);
-        let Environment { skew_ms, most_skew_ms, .. } = environment;
-        let off = Off { skew_ms, set_back_ms: most_skew_ms - skew_ms };
+        let skew_ms = environment.skew_ms;
         let work = run(&environment.handler, event.clone());
         let alive = Alive { vitals: &environment.vitals, thaw: None, work: Box::pin(work) };
         let time = kill_after.unwrap_or(function.timeout_ms()).min(function.timeout_ms());
@@ -174,17 +158,14 @@ impl Cloud {
             }
         };
         if survives {
-            {
-                let mut vitals = lock(&environment.vitals);
-                (vitals.doom, vitals.idle_since) = (None, self.world.now());
-            }
+            lock(&environment.vitals).doom = None;
             self.idle().entry(function).or_default().push(environment);
         }
         let mut answer = answer?;
         if let Some(planted) = self.world.lock().planted {
             planted.replied(function, &event, &mut answer);
         }
-        Some((answer, off))
+        Some((answer, skew_ms))
     }
 
     fn environment(&self, function: Function) -> Environment {
@@ -198,7 +179,6 @@ impl Cloud {
             let mut environment = idle.swap_remove(at);
             if faults.strikes(random, Fault::ClockSet) {
                 environment.skew_ms = skew(random);
-                environment.most_skew_ms = environment.most_skew_ms.max(environment.skew_ms);
                 state.history.note(
                     self.world.at(),
                     format_args!("{} has its clock set: it is off by {} ms", environment.name, environment.skew_ms),
@@ -206,7 +186,6 @@ impl Cloud {
             }
             let mut vitals = lock(&environment.vitals);
             vitals.skew_ms = environment.skew_ms;
-            vitals.still_ms += self.world.now() - vitals.idle_since;
             drop(vitals);
             return environment;
         }
@@ -249,29 +228,17 @@ fn wall_clock(world: &World, vitals: &Arc<Mutex<Vitals>>) -> Clock {
     Clock::new(move || world.clock(lock(&vitals).skew_ms))
 }
 
-/// What tells it how old a memory is: the same, unless a bug is planted, and then one that stands still while the
-/// environment is frozen.
-fn clock_of_memories(world: &World, vitals: &Arc<Mutex<Vitals>>) -> Clock {
-    if world.lock().planted.is_none_or(|planted| planted.name != MEMORY_STANDS_STILL) {
-        return wall_clock(world, vitals);
-    }
-    let (world, vitals) = (world.clone(), vitals.clone());
-    Clock::new(move || {
-        let vitals = lock(&vitals);
-        world.clock(vitals.skew_ms - vitals.still_ms)
-    })
-}
-
 impl Environment {
     fn start(cloud: &Cloud, function: Function, number: u16, skew_ms: i64, seed: u64) -> Self {
-        let (world, rate) = (&cloud.world, cloud.rate);
+        let (world, rate, partitions) = (&cloud.world, cloud.rate, cloud.due_partitions);
         let name: Arc<str> = format!("{}-{number:04x}", function.name()).into();
         let vitals = Arc::new(Mutex::new(Vitals { skew_ms, ..Vitals::default() }));
         let connection = Connection { world: world.clone(), name: name.clone(), vitals: vitals.clone() };
         let aws = AwsEnvironment::of_emulator("us-east-1", "http://aws.test").over(SharedHttpClient::new(connection));
         // The SDKs share their retry quota within a process, and draw tokens from a thread's chance: an environment is
         // a process of its own.
-        // And they do not sign: nobody here looks at a signature, and it is a tenth of the time that a call takes.
+        // And they do not sign, and do not watch how fast a body goes over the wire: nobody here looks at a signature, a
+        // body is there at once, and both cost time at every call.
         macro_rules! own {
             ($client:expr, $sdk:ident) => {
                 $sdk::Client::from_conf(
@@ -280,17 +247,18 @@ impl Environment {
                         .to_builder()
                         .retry_partition(RetryPartition::custom("own").build())
                         .allow_no_auth()
+                        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
                         .auth_scheme_preference([AuthSchemeId::from("no_auth")])
                         .build(),
                 )
             };
         }
         let queues = || Queues::new(own!(aws.sqs(), aws_sdk_sqs), CONFIRMATIONS.to_owned(), FAILED.to_owned());
-        let (clock, memories) = (wall_clock(world, &vitals), clock_of_memories(world, &vitals));
+        let clock = wall_clock(world, &vitals);
         let store = || {
-            Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, memories.clone())
+            Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, clock.clone())
                 .seeded(seed)
-                .with_due_partitions(2)
+                .with_due_partitions(partitions)
         };
         let http = |router| serve(router, Authenticator::default());
         let limiter = || rate.map(|rate| Limiter::new(store(), clock.clone(), rate));
@@ -316,7 +284,7 @@ impl Environment {
             }
         };
         world.note(format_args!("{name} starts, its clock off by {skew_ms} ms"));
-        Self { name, skew_ms, most_skew_ms: skew_ms, vitals, handler }
+        Self { name, skew_ms, vitals, handler }
     }
 }
 
@@ -400,7 +368,6 @@ impl Connection {
             match doom {
                 Doom::KilledBefore | Doom::KilledAfter => vitals.killed = true,
                 Doom::FrozenBefore(ms) | Doom::FrozenAfter(ms) => {
-                    vitals.still_ms += i64::try_from(ms).unwrap_or_default();
                     vitals.frozen_until = Some(Instant::now() + millis(ms));
                 }
             }

@@ -422,3 +422,84 @@ impl Machine for Adjustments {
 pub(crate) fn adjustment(requests: &[Request<Value>]) -> Option<usize> {
     unexplained(&Adjustments, None, requests)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn reply(status: u64, body: Value) -> Reply {
+        Reply { status, body }
+    }
+
+    /// Requests with the ticks at which they were asked and answered.
+    fn asked<A>(requests: Vec<(A, u64, u64, Reply)>) -> Vec<Request<A>> {
+        let request =
+            |(act, sent, tick, reply)| Request { act, sent, answered: Some((tick, 1_763_700_010_000, reply)) };
+        requests.into_iter().map(request).collect()
+    }
+
+    fn shows(status: &str, payment: Option<&str>, late: bool) -> Reply {
+        let body = json!({
+            "status": status, "created_at": "2025-11-21T04:40:00Z", "expires_at": "2025-11-21T04:40:10Z",
+            "lines": [{ "product_id": "p", "quantity": 1 }], "payment_reference": payment, "confirmed_late": late,
+        });
+        reply(if status == "held" { 201 } else { 200 }, body)
+    }
+
+    fn refused(status: u64, code: &str) -> Reply {
+        reply(status, json!({ "code": code }))
+    }
+
+    fn reserved() -> (Act, u64, u64, Reply) {
+        (Act::Reserve(vec![("p".to_owned(), 1)]), 1, 2, shows("held", None, false))
+    }
+
+    fn pays() -> Act {
+        Act::Confirm(Some("pay".to_owned()))
+    }
+
+    #[test]
+    fn a_refund_beside_an_order_of_the_same_payment_is_never_explained() {
+        let refund = |sent, tick| (pays(), sent, tick, refused(409, "refund_required"));
+        let order = |sent, tick| (pays(), sent, tick, shows("confirmed", Some("pay"), true));
+        for two in [[refund(3, 4), order(5, 6)], [refund(3, 6), order(4, 5)], [order(3, 4), refund(5, 6)]] {
+            let requests = asked([vec![reserved()], two.to_vec()].concat());
+            assert!(reservation(&requests).is_some(), "{requests:?}");
+        }
+        // An admin had it tried again in between.
+        let retried = (Act::Retry(Some("pay".to_owned())), 5, 6, reply(202, json!({})));
+        assert_eq!(reservation(&asked(vec![reserved(), refund(3, 4), retried, order(7, 8)])), None);
+    }
+
+    #[test]
+    fn what_somebody_was_told_is_over_is_neither_held_nor_confirmed_without_a_payment() {
+        let over = || (Act::Extend, 3, 4, refused(410, "hold_expired"));
+        for (act, reply) in [
+            (Act::Get { order: false }, reply(200, shows("held", None, false).body)),
+            (Act::Cancel, shows("cancelled", None, false)),
+            (pays(), shows("confirmed", Some("pay"), false)),
+        ] {
+            assert!(reservation(&asked(vec![reserved(), over(), (act, 5, 6, reply)])).is_some());
+        }
+        assert_eq!(
+            reservation(&asked(vec![reserved(), over(), (pays(), 5, 6, shows("confirmed", Some("pay"), true))])),
+            None
+        );
+    }
+
+    #[test]
+    fn copies_of_an_adjustment_have_one_outcome() {
+        let body = json!({ "delta": 5 });
+        let made = |sent, tick, entry: &str| (body.clone(), sent, tick, reply(200, json!({ "entry_id": entry })));
+        let no = |sent, tick| (body.clone(), sent, tick, refused(409, "version_mismatch"));
+        assert_eq!(adjustment(&asked(vec![no(1, 2), made(3, 4, "e"), made(5, 6, "e")])), None);
+        // At once, the refusal first.
+        assert_eq!(adjustment(&asked(vec![made(1, 4, "e"), no(2, 3)])), None);
+        assert_eq!(adjustment(&asked(vec![made(1, 2, "e"), no(3, 4)])), Some(1));
+        assert_eq!(adjustment(&asked(vec![made(1, 2, "e"), made(3, 4, "other")])), Some(1));
+        let other = (json!({ "delta": 6 }), 3, 4, refused(422, "idempotency_key_reused"));
+        assert_eq!(adjustment(&asked(vec![made(1, 2, "e"), other.clone()])), None);
+        assert_eq!(adjustment(&asked(vec![other])), Some(0));
+    }
+}

@@ -28,8 +28,6 @@ pub(crate) struct Window {
     pub(crate) answered: Moment,
     /// What an environment may remember when the question arrives.
     pub(crate) remembered: Moment,
-    pub(crate) remembered_ms: i64,
-    opened: Moment,
 }
 
 /// Everything that is not so any more.
@@ -75,24 +73,20 @@ impl Past {
         let sent = unseen_since.map_or(self.now(), |at| self.at(at - 1)).min(self.now());
         let remembered = self.at(now - MEMORY_MS).min(sent);
         *self.open.entry(remembered).or_default() += 1;
-        let (opened, remembered_ms) = (remembered, now - MEMORY_MS);
-        Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered, remembered_ms, opened }
+        Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered }
     }
 
-    /// And is answered, by an environment that tells how old its memories are by a clock that was set back so far. (Clocks
-    /// are within some seconds of the true time: that much is an assumption of docs/reliability.md.)
-    pub(crate) fn answer(&self, window: &mut Window, now: i64, set_back_ms: i64) {
+    /// And is answered.
+    pub(crate) fn answer(&self, window: &mut Window, now: i64) {
         (window.answered_ms, window.answered) = (now, self.now());
-        window.remembered_ms -= set_back_ms;
-        window.remembered = self.at(window.remembered_ms).min(window.remembered);
     }
 
     /// The answer has been judged.
     pub(crate) fn close(&mut self, window: &Window) {
-        if let Some(count) = self.open.get_mut(&window.opened) {
+        if let Some(count) = self.open.get_mut(&window.remembered) {
             *count -= 1;
             if *count == 0 {
-                self.open.remove(&window.opened);
+                self.open.remove(&window.remembered);
             }
         }
     }

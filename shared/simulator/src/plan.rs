@@ -120,6 +120,8 @@ pub(crate) struct Plan {
     pub(crate) away_ms: u64,
     /// How often a customer may ask for changes, if that is limited: a second, and at once.
     pub(crate) rate: Option<(u32, u32)>,
+    /// The partitions of the index of holds. Seldom two: each is asked for again and again.
+    pub(crate) due_partitions: u32,
 }
 
 /// What is left of a plan: everything, unless a smaller history is looked for or replayed.
@@ -187,13 +189,15 @@ impl Plan {
                 }
             }
         }
-        // Shorter than anybody's patience; for minutes; or for so long that everybody's patience ends.
+        // Shorter than anybody's patience; for minutes; or for so long that everybody's patience ends, which costs thousands
+        // of calls.
         let hour = random.u64(HOUR_MS..HOUR_MS + 600_000);
+        let long = random.u32(0..40);
         let away_ms = [random.u64(500..40_000), random.u64(60_000..600_000), hour]
-            [[0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2][random.usize(0..12)]];
-
+            [if long == 0 { 2 } else { usize::from(long < 11) }];
         let rate = (random.u32(0..8) == 0).then(|| (random.u32(1..=3), random.u32(1..=4)));
-        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate }
+        let due_partitions = if random.u32(0..4) == 0 { 2 } else { 1 };
+        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions }
     }
 
     /// The kinds of trouble that this plan has.

@@ -657,7 +657,7 @@ pub static ALL: &[Planted] = &[
         }
         None
     }),
-    // Its environments' clocks are the bug: `cloud` asks for it by its name.
+    // It has to know what was read before: `world` does, and asks for it by its name.
     ignores(
         "memory-stands-still",
         "memories age by a clock that stands still while the environment is frozen",

@@ -60,7 +60,7 @@ async fn play(plan: &Plan, databases: (Database, Database), planted: Option<&'st
     let faults = Faults { per_mille: plan.per_mille, on: false, injected: [0; Fault::ALL.len()] };
     let (made, to_fire) = mpsc::unbounded_channel();
     let world = World::new(random.fork(), faults, databases, made, planted);
-    let cloud = Cloud::new(world.clone(), plan.rate);
+    let cloud = Cloud::new(world.clone(), plan);
     world.note(format_args!("seed {}", plan.seed));
 
     let story = async {

@@ -66,6 +66,9 @@ pub(crate) struct State {
     /// What the indexes show: the table a little or a good while ago.
     pub(crate) replica: Database,
     pub(crate) replicated: BTreeMap<Place, u64>,
+    /// The partitions of the index of holds that it shows a reservation in, and how many each has.
+    pub(crate) due: BTreeMap<Place, String>,
+    pub(crate) due_keys: BTreeMap<String, usize>,
     pub(crate) writes: u64,
     /// Items that a running transaction is on, and its token.
     pub(crate) locked: BTreeMap<Place, String>,
@@ -85,6 +88,8 @@ pub(crate) struct State {
     /// When which service is away: operations of it between two moments.
     pub(crate) away: Option<(Service, i64, i64)>,
     pub(crate) planted: Option<&'static Planted>,
+    /// What environments read first, by what they asked: for one of the planted bugs.
+    remembered: BTreeMap<(Arc<str>, String), Value>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +136,8 @@ impl World {
             items: BTreeMap::new(),
             replica,
             replicated: BTreeMap::new(),
+            due: BTreeMap::new(),
+            due_keys: BTreeMap::new(),
             writes: 0,
             locked: BTreeMap::new(),
             unseen: BTreeMap::new(),
@@ -145,6 +152,7 @@ impl World {
             background: 0,
             away: None,
             planted,
+            remembered: BTreeMap::new(),
         };
         let (mail, sweeps) = (Notify::new(), Notify::new());
         Self(Arc::new(Shared { began: Instant::now(), mail, sweeps, state: Mutex::new(state) }))
@@ -282,8 +290,12 @@ impl World {
         if fate == Some(Fault::LateCopy) && status == 200 {
             self.copy_later(who, &call);
         }
-        if let Some(planted) = self.lock().planted {
-            planted.answered(&call, status, &mut body);
+        {
+            let mut state = self.lock();
+            if let Some(planted) = state.planted {
+                planted.answered(&call, status, &mut body);
+                state.not_aged(&call, status, &mut body);
+            }
         }
         let answer = match fate {
             Some(Fault::ErrorAfter) => Answer::Of(500, error("InternalServerError")),
@@ -413,6 +425,16 @@ impl State {
         let travel = if fate == Some(Fault::Slow) { random.u64(1_900..30_000) } else { random.u64(0..7) };
         let carry = if call.operation == "TransactWriteItems" { random.u64(0..9) } else { random.u64(0..2) };
         (fate, travel, carry, random.u64(0..7))
+    }
+
+    /// With one of the planted bugs an environment goes by what it read first, however long ago that was: its memory ages
+    /// by a clock that stands still while it is frozen.
+    fn not_aged(&mut self, call: &Call, status: u16, body: &mut Value) {
+        let bug = self.planted.is_some_and(|planted| planted.name == "memory-stands-still");
+        if bug && status == 200 && call.operation == "BatchGetItem" && call.by.starts_with("reserve") {
+            let asked = (call.by.clone(), call.request.to_string());
+            *body = self.remembered.entry(asked).or_insert_with(|| body.clone()).clone();
+        }
     }
 
     /// Whether a sweep finds anything.

@@ -69,13 +69,17 @@ impl<'a> Case<'a> {
     }
 
     pub(super) fn retry(&self, id: &str) -> Ruling {
-        let body = &self.reply.body;
-        match (self.reply.status, self.reply.code()) {
-            (202, _) => {
-                (self.failed_once(id, |item, _| item.is_some_and(|item| shows(item, body))), "answers_are_the_table")
-            }
-            _ => self.not_settled(id),
+        if self.reply.status != 202 {
+            return self.not_settled(id);
         }
+        let shown = self.failed_once(id, |item, _| item.is_some_and(|item| shows(item, &self.reply.body)));
+        // It may be refused again at once, but it was lifted. What got no answer was not refused to anybody.
+        let lifted = self.failed_once(id, |item, at| {
+            let refused = item.filter(|item| item["reason"] != "not_confirmed");
+            let owing = refused.and_then(|item| Some((self.about(item, at)?, item["payment_reference"].as_str()?)));
+            owing.is_none_or(|(found, payment)| !owed(found, payment))
+        });
+        if lifted { (shown, "answers_are_the_table") } else { (false, "a_retry_lifts_the_refusal") }
     }
 
     pub(super) fn resolve(&self, id: &str) -> Ruling {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Case, Ruling, hold, lines, shown};
 use crate::dynamo::Place;
-use crate::past::Moment;
+use crate::past::{MEMORY_MS, Moment};
 
 /// Where a product lies.
 pub(crate) fn product_place(id: &str) -> Place {
@@ -15,11 +15,6 @@ pub(crate) fn product_place(id: &str) -> Place {
 type Bounds = (i64, i64);
 
 impl<'a> Case<'a> {
-    /// How old a memory may be.
-    fn memory_ms(&self) -> i64 {
-        self.window.sent_ms - self.window.remembered_ms
-    }
-
     /// The versions of a product that an environment may have in mind.
     fn facts(&self, id: &str, from: Moment) -> Vec<&'a Value> {
         let place = product_place(id);
@@ -70,7 +65,7 @@ impl<'a> Case<'a> {
     /// Units of a product in holds at a moment that were over when the window began, and that the index showed so then:
     /// whoever refuses has to give them back first. Those of one customer, or all.
     fn overdue(&self, product: &str, customer: Option<&str>, at: Moment) -> i64 {
-        let over_at = self.clock().0 - self.memory_ms();
+        let over_at = self.clock().0 - MEMORY_MS;
         let overdue = self.books.holds_of(product).filter_map(|id| {
             let item = self.item(&hold(id), at)?;
             let over = item["status"] == "held" && item["expires_at"].as_i64()? <= over_at;
@@ -218,7 +213,7 @@ impl<'a> Case<'a> {
     /// Units in holds that are over, or are not, by the index: at every moment from `from` on, and at any.
     fn in_holds(&self, product: &str, from: Moment, over: bool) -> Bounds {
         let (first, last) = self.clock();
-        let first = if from < self.window.sent { first - self.memory_ms() } else { first };
+        let first = if from < self.window.sent { first - MEMORY_MS } else { first };
         let mut bounds = (0, 0);
         for id in self.books.holds_of(product) {
             let place = hold(id);
