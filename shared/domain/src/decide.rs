@@ -35,6 +35,10 @@ pub enum Confirm {
     Refuse(Refusal),
 }
 
+/// The most payments that a reservation notes as owed back. Each may have 255 bytes, and an item of DynamoDB 400 KB. A
+/// reservation that has ended and has so many takes no further payment: what cannot be noted has to stay refused too.
+pub const MAX_OWED_BACK: usize = 500;
+
 /// Decides a confirmation that was accepted at `at`: the moment that the request came in, also where a queue carries
 /// it out later (`queued`).
 ///
@@ -48,6 +52,10 @@ pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at
         return Confirm::Refuse(Refusal::ReservationNotFound);
     }
     if payment.is_some_and(|payment| reservation.owed_back.contains(payment)) {
+        return Confirm::Refuse(Refusal::RefundRequired);
+    }
+    let ended = matches!(reservation.status, Status::Expired | Status::Cancelled);
+    if payment.is_some() && ended && reservation.owed_back.len() >= MAX_OWED_BACK {
         return Confirm::Refuse(Refusal::RefundRequired);
     }
     let closed = payment.is_none() && reservation.unpaid_closed_at.is_some_and(|closed_at| at <= closed_at);
@@ -235,6 +243,24 @@ mod tests {
                 let decide = |payment| confirm(&found, Some(payment), now, false);
                 assert_eq!(decide(&owed), Confirm::Refuse(Refusal::RefundRequired), "{status:?}");
                 assert_eq!(decide(&other), confirm(&reservation(status, None), Some(&other), now, false), "{status:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_ended_and_notes_all_the_payments_that_it_can_takes_no_other() {
+        let pay: PaymentReference = "pay".try_into().unwrap();
+        let owed_back: BTreeSet<PaymentReference> =
+            (0..MAX_OWED_BACK).map(|n| format!("pay_{n}").as_str().try_into().unwrap()).collect();
+        for status in STATUSES {
+            let full = Reservation { owed_back: owed_back.clone(), ..reservation(status, None) };
+            let one_less = Reservation { owed_back: owed_back.iter().skip(1).cloned().collect(), ..full.clone() };
+            for now in TIMES.map(|(now, _)| Timestamp::from_millis(now)) {
+                let usual = confirm(&one_less, Some(&pay), now, true);
+                let ended = matches!(status, Status::Expired | Status::Cancelled);
+                let wanted = if ended { Confirm::Refuse(Refusal::RefundRequired) } else { usual.clone() };
+                assert_ne!(usual, Confirm::Refuse(Refusal::RefundRequired));
+                assert_eq!(confirm(&full, Some(&pay), now, true), wanted, "{status:?}");
             }
         }
     }

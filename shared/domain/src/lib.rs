@@ -22,8 +22,8 @@ pub mod text;
 mod time;
 
 pub use decide::{
-    CLOCK_TOLERANCE_SECONDS, Cancel, Confirm, Expire, Extend, MAX_EXTENSIONS_OF_FIRST_HOLD, cancel, confirm, expire,
-    extend,
+    CLOCK_TOLERANCE_SECONDS, Cancel, Confirm, Expire, Extend, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK, cancel,
+    confirm, expire, extend,
 };
 pub use draft::{Basket, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
 pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};

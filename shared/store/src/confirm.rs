@@ -91,8 +91,8 @@ impl Store {
             }
             tried = match (confirm(&reservation, payment, at, command.queued()), payment) {
                 (Confirm::Done, _) => return Ok(reservation),
-                // First it is ended: no clock that is behind can confirm it afterwards.
-                (Confirm::Refuse(Refusal::HoldExpired), _)
+                // First it is ended: no clock that is behind can show it as held, or confirm it, afterwards.
+                (Confirm::Refuse(Refusal::HoldExpired) | Confirm::OweBack, _)
                     if reservation.status == Status::Held && reservation.overdue(now) =>
                 {
                     self.end_overdue(&reservation, now, deadline).await?;
@@ -180,10 +180,6 @@ impl Store {
         payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
     ) -> Result<Tried, Error> {
-        if seen.owed_back.len() >= MAX_OWED_BACK {
-            // An item has an end. The payment is recorded as a failed confirmation all the same.
-            return Err(Refusal::RefundRequired.into());
-        }
         let condition = Expression::new(
             "#status = :status AND #created_at = :created AND #expires_at = :expires",
             vec![
@@ -378,9 +374,6 @@ fn wanted<'a>(facts: &'a BTreeMap<ProductId, Product>, line: &Line) -> Result<Wa
     let product = facts.get(&line.product_id).ok_or_else(|| Error::internal("product", "it is not there"))?;
     Ok(Wanted { product, quantity: line.quantity })
 }
-
-/// The most payments that a reservation notes as owed back. Each may have 255 bytes, and an item of DynamoDB 400 KB.
-const MAX_OWED_BACK: usize = 500;
 
 /// Part of a condition: what `:until` closes is not closed for longer already.
 pub(crate) const CLOSED_EARLIER: &str = "(attribute_not_exists(#unpaid_closed_at) OR #unpaid_closed_at <= :until)";

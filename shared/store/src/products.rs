@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use futures_util::future::try_join_all;
 use holdfast_domain::{Clock, Product, ProductChange, ProductId, Refusal, Timestamp, shards};
 use serde::Deserialize;
@@ -437,26 +437,26 @@ impl Store {
         }
         let changed = current.changed(change)?;
         let mut attempts = self.attempts(deadline);
-        loop {
+        let (changed, read_at) = loop {
+            let read_at = Dated::now(&self.clock);
             match self.write_facts(&changed, seen, &mut attempts).await? {
-                Ok(()) => break,
+                Ok(changed) => break (changed, read_at),
                 Err(fault) => attempts.pause(fault).await?,
             }
-        }
-        let read_at = Dated::now(&self.clock);
-        let changed = self.product(id, deadline).await?;
+        };
         self.raise_shards(&changed, deadline).await?;
         self.remember(&changed, Some(read_at));
         Ok(changed)
     }
 
-    /// Writes everything of `product` but its total, which only adjustments touch.
+    /// Writes everything of `product` but its total, which only adjustments touch. Returns it with the total that it has at
+    /// that moment, and never with what somebody else has changed since.
     async fn write_facts(
         &self,
         product: &Product,
         seen: u64,
         attempts: &mut crate::error::Attempts<'_>,
-    ) -> Result<Result<(), Fault>, Error> {
+    ) -> Result<Result<Product, Fault>, Error> {
         const OPTIONAL: [&str; 3] = ["max_per_customer", "sale_starts_at", "sale_ends_at"];
         const ALWAYS: [&str; 6] = ["name", "price_minor", "hold_seconds", "late_payment_seconds", "status", "version"];
         let item = items::product(product)?;
@@ -480,9 +480,13 @@ impl Store {
             .update_expression(&update)
             .condition_expression(condition)
             .set_expression_attribute_names(Some(crate::transact::names(&[&update, condition])))
-            .set_expression_attribute_values(Some(values));
+            .set_expression_attribute_values(Some(values))
+            .return_values(ReturnValue::AllNew);
         match attempts.call(request.send()).await? {
-            Ok(_) => Ok(Ok(())),
+            Ok(updated) => {
+                let item = updated.attributes.ok_or_else(|| Error::internal("UpdateItem", "it has no attributes"))?;
+                Ok(Ok(items::read("product", item)?))
+            }
             Err(error)
                 if error.as_service_error().is_some_and(UpdateItemError::is_conditional_check_failed_exception) =>
             {
@@ -490,7 +494,7 @@ impl Store {
                 // It may be our own write: the SDK repeats a call whose answer was lost, and says nothing of it. If it
                 // is another's, it is the very same change, made on the same version.
                 if (Product { total: product.total, ..current.clone() }) == *product {
-                    return Ok(Ok(()));
+                    return Ok(Ok(current));
                 }
                 self.raise_shards(&current, attempts.deadline()).await?;
                 if attempts.ambiguous {

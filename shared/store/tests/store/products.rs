@@ -349,6 +349,27 @@ async fn a_change_whose_answer_is_lost_is_known_again_beside_an_adjustment() {
     assert_eq!((changed.version, changed.price_minor, changed.total), (2, 1, 15));
 }
 
+#[tokio::test]
+async fn a_change_is_answered_with_what_it_made_beside_another_admins_next_one() {
+    let (wire, one) = tee(10, 2).await;
+    let other = holdfast_testkit::fixtures::store(&wire, 2);
+    let price = |price_minor| ProductChange { price_minor: Some(price_minor), ..ProductChange::default() };
+    let id = product_id("tee");
+    let mut written = false;
+    let gate = wire.gate(move |call| {
+        let before = written;
+        written |= call.operation == "UpdateItem";
+        before
+    });
+    let (changed, ()) = tokio::join!(one.change_product(&id, 1, price(7), soon()), async {
+        gate.arrived().await;
+        other.change_product(&id, 2, price(8), soon()).await.unwrap();
+        gate.open();
+    });
+    let changed = changed.unwrap();
+    assert_eq!((changed.version, changed.price_minor), (2, 7));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_change_whose_answers_are_lost_happens_once_and_reaches_every_shard() {
     // Once or twice, the SDK itself repeats the call, and the store never hears of it; five times, it does.
