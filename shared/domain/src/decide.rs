@@ -71,7 +71,7 @@ pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at
         (Status::Cancelled, Some(_)) => Confirm::OweBack,
         (Status::Held, None) if closed && in_time && !queued => Confirm::AskAgain,
         (Status::Held | Status::Expired, None) if closed => Confirm::Refuse(Refusal::HoldExpired),
-        (Status::Expired, None) if !queued => Confirm::CloseUnpaid,
+        (Status::Expired, None) if !queued && !reservation.closed_to_unpaid() => Confirm::CloseUnpaid,
         (Status::Held, _) if in_time => Confirm::InTime,
         (Status::Expired, _) if in_time => Confirm::LateRetake,
         (Status::Held | Status::Expired, None) => Confirm::Refuse(Refusal::HoldExpired),

@@ -133,6 +133,12 @@ impl Reservation {
     pub fn too_late_to_pay(&self, now: Timestamp) -> bool {
         now >= self.expires_at.plus_seconds(i64::from(self.late_payment_seconds))
     }
+
+    /// Whether no confirmation without a payment makes an order of it any more, once it has expired: all that was accepted
+    /// in time was accepted before its end, by whatever clock.
+    pub fn closed_to_unpaid(&self) -> bool {
+        self.unpaid_closed_at.is_some_and(|closed_at| closed_at >= self.expires_at)
+    }
 }
 
 #[cfg(test)]

@@ -99,10 +99,12 @@ impl Store {
                     Tried::Changed(None)
                 }
                 (Confirm::Refuse(refusal), _) => return Err(refusal.into()),
-                (Confirm::CloseUnpaid, _) => self.close_unpaid(&reservation, command, &mut attempts).await?,
+                (Confirm::CloseUnpaid, _) => match self.close_unpaid(&reservation, &mut attempts).await? {
+                    Ok(()) => return Err(Refusal::HoldExpired.into()),
+                    Err(newer) => Tried::Changed(newer),
+                },
                 (Confirm::AskAgain, _) => {
-                    let last = "an admin has just settled an earlier confirmation".to_owned();
-                    return Err(Error::Unavailable { during: "confirm", last });
+                    return Err(Error::TryLater { why: "an admin has just settled an earlier confirmation" });
                 }
                 (Confirm::InTime, _) => self.confirm_in_time(id, customer, command, &mut attempts).await?,
                 (Confirm::LateStillHeld, _) => self.confirm_still_held(&reservation, command, &mut attempts).await?,
@@ -180,7 +182,7 @@ impl Store {
         payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
     ) -> Result<Tried, Error> {
-        let condition = Expression::new(
+        let mut condition = Expression::new(
             "#status = :status AND #created_at = :created AND #expires_at = :expires",
             vec![
                 (":status", text(seen.status.as_str())),
@@ -188,31 +190,37 @@ impl Store {
                 (":expires", time(seen.expires_at)),
             ],
         );
-        match self.update_reservation(&seen.reservation_id, to_owed_back(payment), condition, attempts).await? {
+        let mut update = to_owed_back(payment);
+        if seen.status == Status::Expired && !seen.closed_to_unpaid() {
+            // Nor is it to become an order for nothing, by a confirmation without a payment that waits in the queue.
+            update.text = update.text.replacen("SET ", "SET #unpaid_closed_at = :until, ", 1);
+            update.values.push((":until", time(seen.expires_at)));
+            condition.text = format!("{} AND {CLOSED_EARLIER}", condition.text);
+        }
+        match self.update_reservation(&seen.reservation_id, update, condition, attempts).await? {
             Ok(_) => Err(Refusal::RefundRequired.into()),
             Err(newer) => Ok(Tried::Changed(newer)),
         }
     }
 
-    /// Refuses a confirmation without a payment, for good: what was accepted by now, and waits in the queue, makes no order
-    /// after somebody was told that the hold has expired.
-    async fn close_unpaid(
+    /// Closes an expired hold to confirmations without a payment, before its customer is told that it has expired: one that
+    /// was accepted in time and waits in the queue makes no order of it afterwards. Where it has changed since it was seen,
+    /// the inner error is what it is, if that is known.
+    pub(crate) async fn close_unpaid(
         &self,
         seen: &Reservation,
-        command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
-        let until = command.now.plus_seconds(CLOCK_TOLERANCE_SECONDS);
-        let until = seen.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
+    ) -> Result<Result<(), Option<Reservation>>, Error> {
+        if seen.closed_to_unpaid() {
+            return Ok(Ok(()));
+        }
+        let until = seen.expires_at;
         let update = Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]);
         let condition = Expression::new(
             format!("#status = :expired AND #created_at = :created AND {CLOSED_EARLIER}"),
             vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
         );
-        match self.update_reservation(&seen.reservation_id, update, condition, attempts).await? {
-            Ok(_) => Err(Refusal::HoldExpired.into()),
-            Err(newer) => Ok(Tried::Changed(newer)),
-        }
+        Ok(self.update_reservation(&seen.reservation_id, update, condition, attempts).await?.map(drop))
     }
 
     /// Refuses a confirmation whose units are gone, if the reservation is still as it was seen.

@@ -168,12 +168,22 @@ impl Failure {
 }
 
 impl FailedConfirmation {
-    /// Whether it is about this reservation. Without a payment, one that was accepted before the hold was made is about an
-    /// earlier hold under the same key.
+    /// Whether it is about this reservation. A payment is, whoever was named with it: it buys this reservation under its
+    /// owner's name, or is given back. Without a payment, only its owner's is, and not one that was accepted before the hold
+    /// was made: that is about an earlier hold under the same key.
     fn is_about(&self, reservation: &Reservation) -> bool {
         let made = reservation.created_at;
         let its_hold = self.requested_at.is_none_or(|at| made <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
-        Some(&reservation.customer) == self.customer.as_ref() && (self.payment_reference.is_some() || its_hold)
+        self.payment_reference.is_some() || (self.is_of(&reservation.customer) && its_hold)
+    }
+
+    fn is_of(&self, customer: &CustomerId) -> bool {
+        self.customer.as_ref() == Some(customer)
+    }
+
+    /// Whether it was settled by the same admin with the same words.
+    fn is_resolution_of(&self, other: &Self) -> bool {
+        self.state == FailedState::Resolved && self.settled_by == other.settled_by && self.note == other.note
     }
 
     /// Whether this reservation is the order that it asked for.
@@ -278,6 +288,7 @@ impl Store {
                 && seen.reason != NOT_CONFIRMED
                 && let Some(payment) = &seen.payment_reference
                 && let Some(found) = self.reservation_of(&seen, deadline).await?
+                && seen.is_of(&found.customer)
                 && found.owed_back.contains(payment)
             {
                 let owed_back = AttributeValue::Ss(vec![payment.to_string()]);
@@ -338,9 +349,9 @@ impl Store {
                 note: note.map(str::to_owned),
                 ..seen.clone()
             };
-            if seen == resolved {
-                // Our own earlier try, whose answer was lost.
-                return Ok(resolved);
+            if seen.is_resolution_of(&resolved) {
+                // The same admin's own, whose answer was lost.
+                return Ok(seen);
             }
             if seen.state.is_settled() {
                 return Err(Refusal::AlreadySettled.into());
@@ -406,18 +417,15 @@ impl Store {
         }
     }
 
-    /// The reservation that a failed confirmation is about, if it is there and its customer's.
+    /// The reservation that a failed confirmation names, if it is there. It may be another customer's.
     async fn reservation_of(
         &self,
         failed: &FailedConfirmation,
         deadline: Deadline,
     ) -> Result<Option<Reservation>, Error> {
-        let (Some(id), Some(customer)) = (&failed.reservation_id, &failed.customer) else { return Ok(None) };
-        match self.reservation(id, customer, deadline).await {
-            Ok(found) => Ok(Some(found)),
-            Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Some(id) = &failed.reservation_id else { return Ok(None) };
+        let found = self.get(keys::reservation(id), deadline).await?;
+        found.map(|item| items::read("reservation", item)).transpose()
     }
 
     /// Carries the transaction out: whether it was. If not, what it rests on has changed.

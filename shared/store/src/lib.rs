@@ -45,7 +45,7 @@ pub use release::Swept;
 pub use reserve::Reserved;
 pub use stock::{Adjusted, Adjustment, LedgerEntry};
 
-use error::{Attempts, fault};
+use error::{Attempts, LostWrites, fault};
 
 /// A stored item.
 pub(crate) type Item = HashMap<String, AttributeValue>;
@@ -67,8 +67,9 @@ pub struct Store {
 impl Store {
     /// A store over `table`. `clock` tells how old is what it remembers, and nothing else: every command has its own `now`.
     pub fn new(client: Client, table: impl Into<String>, clock: Clock) -> Self {
+        let watched = client.config().to_builder().interceptor(LostWrites).build();
         Self {
-            client,
+            client: Client::from_conf(watched),
             table: table.into(),
             clock,
             cached: Mutex::default(),

@@ -70,8 +70,8 @@ impl Store {
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
             match cancel(&reservation, now) {
-                Cancel::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
-                    if self.end_overdue(&reservation, now, deadline).await? {
+                Cancel::Refuse(Refusal::HoldExpired) => {
+                    if self.ended_for_good(&reservation, now, deadline).await? {
                         return Err(Refusal::HoldExpired.into());
                     }
                     continue;
@@ -93,6 +93,22 @@ impl Store {
                 return Err(self.attempts(deadline).unavailable("cancel"));
             }
         }
+    }
+
+    /// Before its customer is told that it has expired: ends a hold whose time is over, and closes one that has ended to what
+    /// waits in the queue without a payment. Whether nothing but a payment can change it now; if not, it has to be read again.
+    pub(crate) async fn ended_for_good(
+        &self,
+        seen: &Reservation,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        if seen.status == Status::Held {
+            self.end_overdue(seen, now, deadline).await?;
+        } else if self.close_unpaid(seen, &mut self.attempts(deadline)).await?.is_ok() {
+            return Ok(true);
+        }
+        if deadline.passed() { Err(self.attempts(deadline).unavailable("release")) } else { Ok(false) }
     }
 
     /// Ends a hold whose time is over, before anybody is told that it has expired: no clock that is behind can confirm it
@@ -364,10 +380,17 @@ impl Store {
             };
             let mut condition = "#status = :held AND #created_at = :seen".to_owned();
             let mut values = vec![(":held", text(Status::Held.as_str())), (":seen", time(hold.created_at))];
-            if end == End::Expired {
-                // It may have been extended since the index was read.
-                condition.push_str(" AND #expires_at <= :now");
-                values.push((":now", time(now)));
+            // It may have been extended since it was read.
+            match end {
+                End::Expired => {
+                    condition.push_str(" AND #expires_at <= :now");
+                    values.push((":now", time(now)));
+                }
+                // The answer shows the hold as it was read.
+                End::Cancelled => {
+                    condition.push_str(" AND #expires_at = :expires");
+                    values.push((":expires", time(hold.due_at)));
+                }
             }
             transaction.update(
                 Action::Hold(at),

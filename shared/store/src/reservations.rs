@@ -77,8 +77,8 @@ impl Store {
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
             let until = match extend(&reservation, hold_seconds, now) {
-                Extend::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
-                    if self.end_overdue(&reservation, now, deadline).await? {
+                Extend::Refuse(Refusal::HoldExpired) => {
+                    if self.ended_for_good(&reservation, now, deadline).await? {
                         return Err(Refusal::HoldExpired.into());
                     }
                     continue;

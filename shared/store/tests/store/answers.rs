@@ -281,7 +281,7 @@ async fn what_was_resolved_without_a_payment_is_no_order_by_a_retry_that_is_stil
         let now = NOW.plus_seconds(7);
         let close = shop.confirm(id, owner, None, now, now, soon()).await;
         match close {
-            Err(Error::Unavailable { .. }) if !released => {}
+            Err(Error::TryLater { .. }) if !released => {}
             Err(Error::Refused(Refusal::HoldExpired)) if released => {}
             other => panic!("{other:?}"),
         }
@@ -312,6 +312,92 @@ async fn an_unpaid_confirmation_that_was_told_hold_expired_makes_no_order_by_its
         // A payment is honoured all the same.
         assert_eq!(pay(&shop, &alice, "pay_1", LATE.plus_seconds(2)).await.unwrap().status, Status::Confirmed);
     }
+}
+
+#[tokio::test]
+async fn after_any_refusal_that_a_hold_has_ended_what_waits_in_the_queue_without_a_payment_makes_no_order() {
+    for (asks, released) in ["cancel", "extend", "pay"].into_iter().flat_map(|asks| [(asks, true), (asks, false)]) {
+        let (wire, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 2, 1) }).await;
+        let alice = hold(&shop, "alice", 1, NOW).await;
+        if released {
+            shop.release_overdue(LATE, soon()).await.unwrap();
+        }
+        let (id, owner) = (&alice.reservation_id, &alice.customer);
+        let (told, wanted) = match asks {
+            "cancel" => (shop.cancel(id, owner, LATE, soon()).await, Refusal::HoldExpired),
+            "extend" => {
+                let seconds = holdfast_domain::HoldSeconds::DEFAULT;
+                let extended = shop.extend(id, owner, seconds, LATE, soon(), |_| async { Ok(()) }).await;
+                (extended, Refusal::HoldExpired)
+            }
+            // Its units may be free again when the queue comes: an order for nothing, beside a payment that is given back.
+            _ => (pay(&shop, &alice, "pay_1", LATE).await, Refusal::RefundRequired),
+        };
+        assert_eq!(refusal(told), wanted, "{asks} {released}");
+        // By whatever clock it was accepted in time, and however long after the request that was refused began.
+        for accepted in [NOW, NOW.plus_seconds(599)] {
+            let queued = shop.confirm(id, owner, None, accepted, LATE.plus_seconds(1), soon()).await;
+            assert_eq!(refusal(queued), Refusal::HoldExpired, "{asks} {released}");
+        }
+        assert_eq!(books(&wire).await["tee"].available, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_was_said_before_costs_no_write() {
+    let (wire, shop, _) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    for writes in [2, 0] {
+        wire.take_calls();
+        assert_eq!(
+            refusal(shop.cancel(&alice.reservation_id, &alice.customer, LATE, soon()).await),
+            Refusal::HoldExpired
+        );
+        let calls = wire.take_calls();
+        assert_eq!(calls.iter().filter(|call| !call.operation.contains("Get")).count(), writes, "{calls:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hold_that_is_extended_while_it_is_cancelled_is_shown_as_it_ended() {
+    let (wire, one, two) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&one, "alice", 1, NOW).await;
+    let (id, owner) = (&alice.reservation_id, &alice.customer);
+    let gate = wire.gate(|call| call.operation == "TransactWriteItems");
+    let (cancelled, ()) = join(one.cancel(id, owner, NOW, soon()), async {
+        gate.arrived().await;
+        let longer = holdfast_domain::HoldSeconds::try_from(900).unwrap();
+        two.extend(id, owner, longer, NOW, soon(), |_| async { Ok(()) }).await.unwrap();
+        gate.open();
+    })
+    .await;
+    let cancelled = cancelled.unwrap();
+    assert_eq!((cancelled.status, cancelled.expires_at), (Status::Cancelled, NOW.plus_seconds(900)));
+    assert_eq!(two.reservation(id, owner, soon()).await.unwrap(), cancelled);
+}
+
+#[tokio::test]
+async fn a_payment_is_given_back_or_an_order_whoever_was_named_with_it() {
+    // First recorded for a customer that was named by mistake, then an order of its owner's.
+    let (_, shop, _) = self::shop(product("tee", 3, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    let mistaken = failure(&alice, "bob", Some("pay_1"), "reservation_not_found", NOW);
+    shop.record_failure(&mistaken, NOW, soon()).await.unwrap();
+    pay(&shop, &alice, "pay_1", NOW).await.unwrap();
+    let resolved = shop.resolve_failed(&mistaken.id(), "admin", Some("refunded"), NOW, soon()).await;
+    assert_eq!(refusal(resolved), Refusal::AlreadySettled);
+    assert_eq!(shop.failed(&mistaken.id(), soon()).await.unwrap().state, FailedState::Confirmed);
+    // First given back.
+    let carol = hold(&shop, "carol", 1, NOW).await;
+    let mistaken = failure(&carol, "bob", Some("pay_2"), "reservation_not_found", NOW);
+    shop.record_failure(&mistaken, NOW, soon()).await.unwrap();
+    shop.resolve_failed(&mistaken.id(), "admin", Some("refunded"), NOW, soon()).await.unwrap();
+    assert_eq!(refusal(pay(&shop, &carol, "pay_2", NOW).await), Refusal::RefundRequired);
+    // A retry of the one that names the wrong customer lifts nothing.
+    let again = failure(&carol, "dave", Some("pay_2"), "reservation_not_found", NOW);
+    shop.record_failure(&again, NOW, soon()).await.unwrap();
+    shop.begin_retry(&again.id(), true, soon()).await.unwrap();
+    assert_eq!(refusal(pay(&shop, &carol, "pay_2", NOW).await), Refusal::RefundRequired);
 }
 
 #[tokio::test]
@@ -395,6 +481,53 @@ async fn nobody_is_refused_while_an_earlier_try_may_still_be_carried_out() {
         wire.fail("TransactWriteItems", 0, Fault::LostBefore);
         hold(&two, "bob", 1, NOW).await;
         wire.fail("TransactWriteItems", 1, Fault::LostBefore);
+        gate.open();
+    })
+    .await;
+    assert!(matches!(answer, Err(Error::Unavailable { .. })), "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_while_a_try_that_the_sdk_made_by_itself_may_still_be_carried_out() {
+    for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled] {
+        let (wire, one, two) = shop(product("tee", 5, 1)).await;
+        wire.fail("TransactWriteItems", 1, fault);
+        let mut writes = 0;
+        let gate = wire.gate(move |call| {
+            writes += usize::from(call.operation == "TransactWriteItems");
+            writes == 2
+        });
+        let ask = adjustment(-5, None, "admin", "k");
+        let (answer, ()) = join(one.adjust(&ask, NOW, soon()), async {
+            gate.arrived().await;
+            hold(&two, "bob", 1, NOW).await;
+            gate.open();
+        })
+        .await;
+        match (fault, answer) {
+            // What was refused for its rate was not carried out, and will not be.
+            (Fault::Throttled, Err(Error::Refused(Refusal::InsufficientStock { .. }))) => {}
+            (Fault::LostBefore | Fault::ServerError, Err(Error::Unavailable { .. })) => {}
+            (fault, answer) => panic!("{fault:?}: {answer:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_was_made_is_not_refused_for_the_version_that_it_made() {
+    let (wire, one, two) = shop(product("tee", 5, 1)).await;
+    let price = |price_minor| holdfast_domain::ProductChange { price_minor: Some(price_minor), ..Default::default() };
+    let tee = product_id("tee");
+    // The answer to the SDK's first try is lost; another admin sees the change, and makes the next.
+    wire.fail("UpdateItem", 1, Fault::LostAfter);
+    let mut writes = 0;
+    let gate = wire.gate(move |call| {
+        writes += usize::from(call.operation == "UpdateItem");
+        writes == 2
+    });
+    let (answer, ()) = join(one.change_product(&tee, 1, price(7), soon()), async {
+        gate.arrived().await;
+        two.change_product(&tee, 2, price(8), soon()).await.unwrap();
         gate.open();
     })
     .await;
