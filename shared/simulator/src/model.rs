@@ -138,7 +138,8 @@ struct Reservation {
     owed: BTreeSet<String>,
     /// DynamoDB's clean-up took it: then even a write that was answered long ago may arrive once more.
     cleaned_up: bool,
-    /// An admin has settled it without a payment: requests until that tick, and without one, confirm it no more.
+    /// An admin has settled it without a payment, or its customer was told that it has ended: requests without a payment
+    /// until that tick confirm it no more.
     closed: u64,
 }
 
@@ -163,6 +164,11 @@ impl Reservation {
         let mut owing = self.clone();
         owing.owed.insert(payment.to_owned());
         owing
+    }
+
+    /// Ended, as its customer is told at that tick.
+    fn ended(&self, tick: u64) -> Self {
+        Self { closed: self.closed.max(tick), ..self.is(Status::Expired) }
     }
 
     fn order(&self, payment: Option<&String>, late: bool) -> Self {
@@ -238,13 +244,14 @@ impl Machine for Reservations {
             return vec![state.clone()];
         }
         let (body, code) = (&reply.body, reply.code());
+        let tick = request.answered.as_ref().map_or(0, |(tick, ..)| *tick);
         let stays = |so: bool| if so { vec![state.clone()] } else { Vec::new() };
         let ended = |so: bool| match (state.status, code) {
             (Status::None, "reservation_not_found") => stays(true),
             (Status::Confirmed, "already_confirmed") => stays(so),
             (Status::Cancelled, "reservation_cancelled") => stays(true),
             // Said once, it is so from then on.
-            (Status::Held | Status::Expired, "hold_expired") => vec![state.is(Status::Expired)],
+            (Status::Held | Status::Expired, "hold_expired") => vec![state.ended(tick)],
             _ => Vec::new(),
         };
         match &request.act {
@@ -263,17 +270,18 @@ impl Machine for Reservations {
                 (200, ..) => {
                     let again = state.status == Status::Confirmed
                         && payment.as_ref().is_none_or(|payment| state.paid.as_ref() == Some(payment));
-                    let after = if again { stays(true) } else { Self::confirm(state, payment.as_ref(), false) };
+                    // Nobody who waits for the answer is promised an ended hold that nobody paid for.
+                    let closed = payment.is_none() && (state.status == Status::Expired || request.sent < state.closed);
+                    let after = if again { stays(true) } else { Self::confirm(state, payment.as_ref(), closed) };
                     after.iter().filter_map(|after| after.told(body)).collect()
                 }
                 (202, ..) => stays(true),
-                (409, "refund_required", Some(payment)) => {
-                    let known = state.owed.contains(payment)
-                        || matches!(state.status, Status::Held | Status::Expired | Status::Cancelled);
-                    let over = if state.status == Status::Held { state.is(Status::Expired) } else { state.clone() };
-                    let own = state.status == Status::Confirmed && state.paid.as_ref() == Some(payment);
-                    if known && !own { vec![over.owes(payment)] } else { Vec::new() }
-                }
+                (409, "refund_required", Some(payment)) => match state.status {
+                    _ if state.owed.contains(payment) => stays(true),
+                    Status::Held | Status::Expired => vec![state.ended(tick).owes(payment)],
+                    Status::Cancelled => vec![state.owes(payment)],
+                    Status::None | Status::Confirmed => Vec::new(),
+                },
                 (409, "already_confirmed", Some(payment)) => {
                     let other =
                         state.status == Status::Confirmed && state.paid.as_ref().is_some_and(|paid| paid != payment);
@@ -486,6 +494,23 @@ mod tests {
             reservation(&asked(vec![reserved(), over(), (pays(), 5, 6, shows("confirmed", Some("pay"), true))])),
             None
         );
+    }
+
+    #[test]
+    fn once_it_was_told_that_it_has_ended_no_queued_confirmation_without_a_payment_makes_an_order() {
+        let waits = |sent, tick| (Act::Confirm(None), sent, tick, reply(202, json!({ "status": "queued" })));
+        let look = |sent, tick, late| (Act::Get { order: false }, sent, tick, shows("confirmed", None, late));
+        assert_eq!(reservation(&asked(vec![reserved(), waits(3, 4), look(7, 8, true)])), None);
+        for told in [
+            (Act::Cancel, 5, 6, refused(410, "hold_expired")),
+            (Act::Extend, 5, 6, refused(410, "hold_expired")),
+            (pays(), 5, 6, refused(409, "refund_required")),
+        ] {
+            assert!(reservation(&asked(vec![reserved(), waits(3, 4), told, look(7, 8, true)])).is_some());
+        }
+        let again = (Act::Confirm(None), 5, 6, shows("confirmed", None, true));
+        let over = (Act::Extend, 3, 4, refused(410, "hold_expired"));
+        assert!(reservation(&asked(vec![reserved(), over, again])).is_some());
     }
 
     #[test]

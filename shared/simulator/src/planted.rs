@@ -73,6 +73,19 @@ const fn ignores(name: &'static str, what: &'static str, ignores: fn(Function, &
     Planted { name, what, asks: None, hears: None, says: None, ignores: Some(ignores) }
 }
 
+/// A function's closing of an ended hold has no effect.
+fn closes_nothing(call: &mut Call, by: &str) -> Pretended {
+    let closing = call.operation == "UpdateItem"
+        && call.by.starts_with(by)
+        && call.request["UpdateExpression"]
+            .as_str()
+            .is_some_and(|update| update.contains("#unpaid_closed_at = :until"));
+    if closing {
+        call.request["ExpressionAttributeValues"][":until"] = json!({ "N": "0" });
+    }
+    None
+}
+
 /// What a write is for, told by its actions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deed {
@@ -450,6 +463,14 @@ pub static ALL: &[Planted] = &[
             }
             None
         },
+    ),
+    asks("told-and-not-closed", "who is told that a hold has ended leaves what waits in the queue open", |call| {
+        closes_nothing(call, "reserve")
+    }),
+    asks(
+        "refunded-and-not-closed",
+        "a payment is owed back, and what waits in the queue still makes an order",
+        |call| closes_nothing(call, "confirm"),
     ),
     hears("late-for-ever", "a payment makes an order however late it comes", |call, _, body| {
         let items = [&["Item"][..], &["Attributes"][..]];

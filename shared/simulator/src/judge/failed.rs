@@ -16,10 +16,10 @@ pub(crate) fn settled(item: &Value) -> bool {
 }
 
 impl<'a> Case<'a> {
-    /// The reservation that a failed confirmation is about, where it is its customer's.
+    /// The reservation that a failed confirmation is about: whoever was named with a payment, or its customer's.
     fn about(&self, item: &Value, at: Moment) -> Option<&'a Value> {
         let found = self.item(&hold(item["reservation_id"].as_str()?), at)?;
-        (found["customer"] == item["failed_customer"]).then_some(found)
+        (item["payment_reference"].is_string() || found["customer"] == item["failed_customer"]).then_some(found)
     }
 
     /// Whether the reservation is the order that was asked for: then there is nothing left to settle. Without a payment, one
@@ -76,8 +76,12 @@ impl<'a> Case<'a> {
         // It may be refused again at once, but it was lifted. What got no answer was not refused to anybody.
         let lifted = self.failed_once(id, |item, at| {
             let refused = item.filter(|item| item["reason"] != "not_confirmed");
-            let owing = refused.and_then(|item| Some((self.about(item, at)?, item["payment_reference"].as_str()?)));
-            owing.is_none_or(|(found, payment)| !owed(found, payment))
+            let owing =
+                refused.and_then(|item| Some((item, self.about(item, at)?, item["payment_reference"].as_str()?)));
+            owing.is_none_or(|(item, found, payment)| {
+                // What names somebody else lifts nothing of the owner's.
+                found["customer"] != item["failed_customer"] || !owed(found, payment)
+            })
         });
         if lifted { (shown, "answers_are_the_table") } else { (false, "a_retry_lifts_the_refusal") }
     }
@@ -90,7 +94,7 @@ impl<'a> Case<'a> {
                     let Some(item) = item.filter(|item| item["state"] == "resolved" && shows(item, body)) else {
                         return false;
                     };
-                    let word = item["note"] == self.asked.body["note"] && item["settled_by"] == self.asked.who.as_str();
+                    let word = self.is_own(item);
                     // What an admin has seen to confirms nothing any more.
                     let known = match (self.about(item, at), item["payment_reference"].as_str()) {
                         (Some(found), Some(payment)) => owed(found, payment),
@@ -102,8 +106,19 @@ impl<'a> Case<'a> {
                 });
                 (right, "given_back_or_an_order")
             }
+            // Whoever asks again is not refused for what they did themselves.
+            (409, _) if !self.failed_once(id, |item, _| !item.is_some_and(|item| self.is_own(item))) => {
+                (false, "only_true_refusals")
+            }
             _ => self.not_settled(id),
         }
+    }
+
+    /// Whether it was resolved by this admin with this note.
+    fn is_own(&self, item: &Value) -> bool {
+        item["state"] == "resolved"
+            && item["note"] == self.asked.body["note"]
+            && item["settled_by"] == self.asked.who.as_str()
     }
 
     /// What retrying and resolving are refused for.
