@@ -12,20 +12,14 @@ use holdfast_domain::{
     ReservationId, Status, Take, Timestamp, confirm,
 };
 
+use crate::cache::CachedProduct;
 use crate::error::Attempts;
 use crate::items::{self, for_ever, text, time};
 use crate::reserve::{LimitSeen, limit_keys};
-use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
-use crate::units::{Found, Memory, Wanted, take_limit, take_units};
+use crate::transact::{Outcome, Reason, Transaction, contention_fault};
+use crate::units::{Found, Memory, TakeAction, Wanted};
+use crate::update::{Expression, Updated};
 use crate::{Deadline, Error, Store, keys};
-
-/// What an action of a late confirmation stands for.
-#[derive(Debug, Clone, Copy)]
-enum Action {
-    Reservation,
-    Shard,
-    Limit { line: usize },
-}
 
 /// One confirmation: what does not change from one try to the next.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +43,15 @@ enum Tried {
     Confirmed(Reservation),
     /// It is something else than was assumed, if that is known: decide again.
     Changed(Option<Reservation>),
+}
+
+impl From<Updated<Reservation>> for Tried {
+    fn from(updated: Updated<Reservation>) -> Self {
+        match updated {
+            Updated::Applied(order) => Self::Confirmed(order),
+            Updated::ConditionFailed(newer) => Self::Changed(newer),
+        }
+    }
 }
 
 impl Store {
@@ -137,7 +140,7 @@ impl Store {
             command,
         );
         let updated = self.update_reservation(id, to_confirmed(command, None)?, condition, attempts).await?;
-        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
+        Ok(updated.into())
     }
 
     /// Paid late, and nobody has given the units back: they stay.
@@ -154,7 +157,7 @@ impl Store {
         );
         let update = to_confirmed(command, Some(&seen.lines))?;
         let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
-        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
+        Ok(updated.into())
     }
 
     /// Confirmed without a payment, and now there is one: write it down.
@@ -170,7 +173,7 @@ impl Store {
             vec![(":confirmed", text(Status::Confirmed.as_str())), (":payment", text(payment.as_str()))],
         );
         let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
-        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
+        Ok(updated.into())
     }
 
     /// Refuses a payment that can buy nothing, for good: the reservation notes it, if it is still as it was seen.
@@ -189,8 +192,8 @@ impl Store {
             ],
         );
         match self.update_reservation(&seen.reservation_id, to_owed_back(payment), condition, attempts).await? {
-            Ok(_) => Err(Refusal::RefundRequired.into()),
-            Err(newer) => Ok(Tried::Changed(newer)),
+            Updated::Applied(_) => Err(Refusal::RefundRequired.into()),
+            Updated::ConditionFailed(newer) => Ok(Tried::Changed(newer)),
         }
     }
 
@@ -210,8 +213,8 @@ impl Store {
             vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
         );
         match self.update_reservation(&seen.reservation_id, update, condition, attempts).await? {
-            Ok(_) => Err(Refusal::HoldExpired.into()),
-            Err(newer) => Ok(Tried::Changed(newer)),
+            Updated::Applied(_) => Err(Refusal::HoldExpired.into()),
+            Updated::ConditionFailed(newer) => Ok(Tried::Changed(newer)),
         }
     }
 
@@ -255,7 +258,7 @@ impl Store {
         let lines: Vec<Line> = seen.lines.iter().zip(takes).map(with).collect();
         let transaction = self.retake_transaction(seen, &lines, &wanted, command)?;
         let reasons = match self.transact(&transaction, attempts).await? {
-            Ok(()) => {
+            Outcome::Applied => {
                 return Ok(Tried::Confirmed(Reservation {
                     lines,
                     status: Status::Confirmed,
@@ -265,16 +268,13 @@ impl Store {
                     ..seen.clone()
                 }));
             }
-            Err(Cancelled::Fault(fault)) => {
-                attempts.pause(fault).await?;
-                return Ok(Tried::Changed(None));
-            }
-            Err(Cancelled::Because(reasons)) => reasons,
+            Outcome::TryAgain => return Ok(Tried::Changed(None)),
+            Outcome::Cancelled(reasons) => reasons,
         };
         for line in &lines {
-            self.with_cached(&line.product_id, crate::products::CachedProduct::invalidate_stock);
+            self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
         }
-        let of_reservation = reasons.iter().find(|(action, _)| matches!(action, Action::Reservation));
+        let of_reservation = reasons.iter().find(|(action, _)| matches!(action, TakeAction::Reservation));
         match of_reservation {
             Some((_, Reason::Condition(_))) => return Ok(Tried::Changed(None)),
             // It may be an order by now: what the others say is not enough to refuse it.
@@ -285,13 +285,16 @@ impl Store {
             None => {}
         }
         let over_limit = reasons.iter().find_map(|(action, reason)| match (action, reason) {
-            (&Action::Limit { line }, Reason::Condition(_)) => Some(line),
+            (&TakeAction::Limit { line }, Reason::Condition(_)) => Some(line),
             _ => None,
         });
         if let Some(line) = over_limit {
             return self.refuse_for_limit_of(seen, wanted[line], command, attempts).await;
         }
-        if reasons.iter().any(|(action, reason)| matches!((action, reason), (Action::Shard, Reason::Condition(_)))) {
+        if reasons
+            .iter()
+            .any(|(action, reason)| matches!((action, reason), (TakeAction::Shard { .. }, Reason::Condition(_))))
+        {
             let products: Vec<&Product> = facts.values().collect();
             self.refresh_stock(&products, deadline).await?;
             attempts.count();
@@ -333,10 +336,10 @@ impl Store {
         lines: &[Line],
         wanted: &[Wanted<'_>],
         command: Command<'_>,
-    ) -> Result<Transaction<Action>, Error> {
+    ) -> Result<Transaction<TakeAction>, Error> {
         let mut transaction = Transaction::new();
         transaction.update(
-            Action::Reservation,
+            TakeAction::Reservation,
             &self.table,
             &keys::reservation(&seen.reservation_id),
             to_confirmed(command, Some(lines))?,
@@ -346,25 +349,8 @@ impl Store {
                 command,
             ),
         )?;
-        for (at, line) in lines.iter().enumerate() {
-            for take in &line.takes {
-                let (update, mut condition) = take_units(take.units);
-                if line.limited {
-                    // The price was settled when the hold was made; the limit is the product's as it is now.
-                    condition.text.push_str(" AND #product_version <= :v");
-                    condition.values.push((":v", items::number(wanted[at].product.version)));
-                }
-                let key = keys::shard(&line.product_id, take.shard);
-                transaction.update(Action::Shard, &self.table, &key, update, condition)?;
-            }
-            if line.limited {
-                // A limit that was lifted meanwhile still has to count what a later release will give back.
-                let limit = wanted[at].product.max_per_customer.unwrap_or(u32::MAX);
-                let (update, condition) = take_limit(line.quantity, limit);
-                let key = keys::limit(&line.product_id, &seen.customer);
-                transaction.update(Action::Limit { line: at }, &self.table, &key, update, condition)?;
-            }
-        }
+        // The price was settled when the hold was made; the limit is the product's as it is now.
+        self.take_lines(&mut transaction, &seen.customer, lines, wanted, |line| line.limited)?;
         Ok(transaction)
     }
 }

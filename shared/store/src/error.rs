@@ -147,6 +147,11 @@ impl<'a> Attempts<'a> {
         Error::Unavailable { during, last: self.last.clone() }
     }
 
+    /// The refusal, unless an earlier try may have been applied, or may still be: then nobody is told "no".
+    pub(crate) fn refuse(&self, refusal: Refusal) -> Error {
+        if self.ambiguous { self.unavailable("an earlier try") } else { refusal.into() }
+    }
+
     /// Awaits `call`, but not past the deadline. What a call that is given up did stays unknown.
     pub(crate) async fn call<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Error> {
         match tokio::time::timeout_at(self.deadline.0, call).await {

@@ -10,8 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
+use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{
     CLOCK_TOLERANCE_SECONDS, CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Status, Timestamp,
     digest_id,
@@ -19,10 +18,10 @@ use holdfast_domain::{
 use serde::{Deserialize, Serialize};
 
 use crate::confirm::{CLOSED_EARLIER, to_owed_back};
-use crate::error::{Attempts, fault};
 use crate::items::{self, number, text, time};
 use crate::page::Part;
-use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault, names, values};
+use crate::transact::Transaction;
+use crate::update::{Expression, Updated};
 use crate::{Cursor, Deadline, Error, Page, Store, keys};
 
 /// The reason of a confirmation that used up its tries without an answer: every other one is the code of a refusal, or
@@ -246,7 +245,7 @@ impl Store {
             }
             let condition = seen.as_ref().map_or_else(|| Expression::new("attribute_not_exists(#pk)", vec![]), as_seen);
             let recorded = failure.after(seen, now);
-            match self.change_failed(&id, to_recorded(&recorded), condition, deadline).await? {
+            match self.update_failed(&id, to_recorded(&recorded), condition, deadline).await? {
                 Some(recorded) => return self.settle_if_ordered(recorded, now, deadline).await,
                 // Others wrote it meanwhile, or this was written and its answer lost: once more costs a count.
                 None if deadline.passed() => return Err(attempts.unavailable("record failure")),
@@ -289,7 +288,7 @@ impl Store {
                     Expression::new("#created_at = :created", vec![(":created", time(found.created_at))]),
                 )?;
             }
-            if self.transact_or_wait(&transaction, &mut attempts).await? {
+            if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(FailedConfirmation { state: FailedState::Open, failures: next, ..seen });
             }
         }
@@ -307,7 +306,7 @@ impl Store {
     ) -> Result<FailedConfirmation, Error> {
         let next = number(seen.failures + 1);
         let update = Expression::new("SET #state = :retrying, #failures = :next", vec![(":next", next)]);
-        if let Some(marked) = self.change_failed(&seen.id, update, as_seen(seen), deadline).await? {
+        if let Some(marked) = self.update_failed(&seen.id, update, as_seen(seen), deadline).await? {
             return Ok(marked);
         }
         let current = self.failed(&seen.id, deadline).await?;
@@ -356,7 +355,7 @@ impl Store {
                 let (update, condition) = settled_elsewhere(&seen, found, now);
                 transaction.update((), &self.table, &keys::reservation(&found.reservation_id), update, condition)?;
             }
-            if self.transact_or_wait(&transaction, &mut attempts).await? {
+            if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(resolved);
             }
         }
@@ -374,7 +373,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let id = failed_id(reservation, customer, payment, Some(requested_at));
-        self.change_failed(&id, to_confirmed(now), Expression::new(UNSETTLED, unsettled()), deadline).await.map(drop)
+        self.update_failed(&id, to_confirmed(now), Expression::new(UNSETTLED, unsettled()), deadline).await.map(drop)
     }
 
     /// The failed confirmation, settled if its reservation is the order that it asked for.
@@ -400,7 +399,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<FailedConfirmation, Error> {
         let condition = Expression::new(UNSETTLED, unsettled());
-        match self.change_failed(&failed.id, to_confirmed(now), condition, deadline).await? {
+        match self.update_failed(&failed.id, to_confirmed(now), condition, deadline).await? {
             Some(settled) => Ok(settled),
             None => self.failed(&failed.id, deadline).await,
         }
@@ -418,26 +417,6 @@ impl Store {
             Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Carries the transaction out: whether it was. If not, what it rests on has changed.
-    async fn transact_or_wait(
-        &self,
-        transaction: &Transaction<()>,
-        attempts: &mut Attempts<'_>,
-    ) -> Result<bool, Error> {
-        match self.transact(transaction, attempts).await? {
-            Ok(()) => return Ok(true),
-            Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
-            Err(Cancelled::Because(reasons)) => {
-                if reasons.iter().any(|((), reason)| matches!(reason, Reason::Condition(_))) {
-                    attempts.count();
-                } else {
-                    attempts.pause(contention_fault(&reasons)).await?;
-                }
-            }
-        }
-        if attempts.deadline().passed() { Err(attempts.unavailable("failed confirmation")) } else { Ok(false) }
     }
 
     /// One failed confirmation.
@@ -548,39 +527,16 @@ impl Store {
         Ok(settled)
     }
 
-    /// Changes a failed confirmation where `condition` holds: what it is then, or nothing where it does not hold.
-    async fn change_failed(
+    async fn update_failed(
         &self,
         id: &str,
         update: Expression,
         condition: Expression,
         deadline: Deadline,
     ) -> Result<Option<FailedConfirmation>, Error> {
-        let mut attempts = self.attempts(deadline);
-        let (update_text, condition_text) = (update.text.clone(), condition.text.clone());
-        let values = values([update, condition]);
-        loop {
-            let request = self
-                .client
-                .update_item()
-                .table_name(&self.table)
-                .set_key(Some(keys::failed(id).item()))
-                .update_expression(&update_text)
-                .condition_expression(&condition_text)
-                .set_expression_attribute_names(Some(names(&[&update_text, &condition_text])))
-                .set_expression_attribute_values(Some(values.clone()))
-                .return_values(ReturnValue::AllNew);
-            match attempts.call(request.send()).await? {
-                Ok(answer) => {
-                    return items::read("failed confirmation", answer.attributes.unwrap_or_default()).map(Some);
-                }
-                Err(error)
-                    if error.as_service_error().is_some_and(UpdateItemError::is_conditional_check_failed_exception) =>
-                {
-                    return Ok(None);
-                }
-                Err(error) => attempts.pause(fault("UpdateItem", &error)).await?,
-            }
+        match self.update(&keys::failed(id), update, condition, &mut self.attempts(deadline)).await? {
+            Updated::Applied(item) => items::read("failed confirmation", item).map(Some),
+            Updated::ConditionFailed(_) => Ok(None),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::{Error, Item};
 pub(crate) const RETENTION_DAYS: i64 = 30;
 
 /// A shard of a product's stock.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ShardItem {
     pub(crate) available: u64,
     pub(crate) product_version: u64,

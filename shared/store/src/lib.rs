@@ -9,11 +9,13 @@
 //!
 //! - [`keys`]: every key, index and attribute name
 //! - `items`: domain values to items and back
-//! - `transact`: transactions, and cancellation reasons by position
+//! - `update`, `transact`: conditional updates of one item, and transactions with their cancellation reasons by position
 //! - `units`: which shards serve a quantity, and when it is certain that none do
 //! - `reserve`, `confirm`, `release`, `reservations`, `products`, `stock`, `failed`, `rate`: one command each, or one
 //!   family
 
+mod cache;
+mod catalog;
 mod confirm;
 mod error;
 mod failed;
@@ -28,6 +30,7 @@ mod reserve;
 mod stock;
 mod transact;
 mod units;
+mod update;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,10 +40,10 @@ use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::{Clock, ProductId};
 
+pub use catalog::Stock;
 pub use error::{Deadline, Error};
 pub use failed::{FailedConfirmation, FailedState, Failure, NOT_CONFIRMED};
 pub use page::{Cursor, Page};
-pub use products::Stock;
 pub use release::Swept;
 pub use reserve::Reserved;
 pub use stock::{Adjusted, Adjustment, LedgerEntry};
@@ -58,8 +61,8 @@ pub struct Store {
     client: Client,
     table: String,
     clock: Clock,
-    cached: Mutex<HashMap<ProductId, products::CachedProduct>>,
-    catalog: tokio::sync::Mutex<products::CatalogSnapshot>,
+    cached: Mutex<HashMap<ProductId, cache::CachedProduct>>,
+    catalog: tokio::sync::Mutex<catalog::CatalogSnapshot>,
     random: Mutex<fastrand::Rng>,
     due_partitions: u32,
 }

@@ -14,13 +14,13 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{ReturnValuesOnConditionCheckFailure, ThrottlingReason};
+use aws_sdk_dynamodb::types::ThrottlingReason;
 use holdfast_domain::{Admission, CustomerId, Micros, RateLimit, Timestamp};
 use serde::Deserialize;
 
 use crate::error::fault;
 use crate::items::{self, number};
-use crate::transact::{Expression, names, values};
+use crate::update::{Expression, condition_failed};
 use crate::{Deadline, Error, Store, keys};
 
 /// For how long a customer is refused whose item throttles. No TAT is known then; DynamoDB counts by the second.
@@ -69,25 +69,15 @@ impl Store {
                 ),
                 Admission::Refused(wait) => return Ok(Err(wait)),
             };
-            let request = self
-                .client
-                .update_item()
-                .table_name(&self.table)
-                .set_key(Some(keys::rate(customer).item()))
-                .update_expression(&update.text)
-                .condition_expression(&condition.text)
-                .set_expression_attribute_names(Some(names(&[&update.text, &condition.text])))
-                .set_expression_attribute_values(Some(values([update, condition])))
-                .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+            let request = self.update_request(&keys::rate(customer), update, condition);
             let error = match attempts.call(request.send()).await {
                 Ok(Ok(_)) => return Ok(Ok(())),
                 Ok(Err(error)) => error,
                 Err(_) if throttled => return Ok(Err(THROTTLED_WAIT)),
                 Err(error) => return Err(error),
             };
-            if let Some(UpdateItemError::ConditionalCheckFailedException(failed)) = error.as_service_error() {
-                // None: it was cleaned up between the two updates.
-                let old = failed.item().filter(|item| !item.is_empty()).cloned();
+            // No item: it was cleaned up between the two updates.
+            if let Some(old) = error.as_service_error().and_then(condition_failed) {
                 let old = old.map(|item| items::read::<RateItem>("rate", item)).transpose()?;
                 admission = limit.decide(old.map(|old| old.tat), now);
                 continue;

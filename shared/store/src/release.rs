@@ -10,12 +10,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use holdfast_domain::{Cancel, CustomerId, Product, Refusal, Reservation, ReservationId, Status, Timestamp, cancel};
 
+use crate::cache::{CachedProduct, Dated};
 use crate::error::Attempts;
-use crate::items::{self, Hold, number, text, time, ttl};
+use crate::items::{self, Hold, text, time, ttl};
 use crate::keys::Key;
-use crate::products::Dated;
-use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, contention_fault};
-use crate::units::give;
+use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_fault};
+use crate::units::{give_limit, give_units};
+use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
 
 /// The most holds that share a transaction. More would save more writes (the shard's are shared), but a transaction
@@ -84,7 +85,7 @@ impl Store {
             if released.holds == 1 {
                 // Units are free again: this environment must not go on saying "sold out".
                 for line in &reservation.lines {
-                    self.with_cached(&line.product_id, super::products::CachedProduct::invalidate_stock);
+                    self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
                 }
                 return Ok(Reservation { status: Status::Cancelled, ..reservation });
             }
@@ -304,16 +305,13 @@ impl Store {
         while !holds.is_empty() {
             let transaction = self.release_transaction(&holds, end, now)?;
             let reasons = match self.transact(&transaction, &mut attempts).await? {
-                Ok(()) => {
+                Outcome::Applied => {
                     swept.holds += holds.len() as u64;
                     swept.units += units(&holds);
                     break;
                 }
-                Err(Cancelled::Fault(fault)) => {
-                    attempts.pause(fault).await?;
-                    continue;
-                }
-                Err(Cancelled::Because(reasons)) => reasons,
+                Outcome::TryAgain => continue,
+                Outcome::Cancelled(reasons) => reasons,
             };
             let mut ended = vec![false; holds.len()];
             let mut lacking = false;
@@ -383,12 +381,10 @@ impl Store {
         }
         for (key, amount) in given_back(holds) {
             let (update, condition) = match amount {
-                Amount::Shard(units) => (give(units), "attribute_exists(#pk)"),
-                Amount::Limit(units) => {
-                    (Expression::new("SET #units = #units - :q", vec![(":q", number(units))]), "#units >= :q")
-                }
+                Amount::Shard(units) => give_units(units),
+                Amount::Limit(units) => give_limit(units),
             };
-            transaction.update(Action::Units, &self.table, &key, update, Expression::new(condition, vec![]))?;
+            transaction.update(Action::Units, &self.table, &key, update, condition)?;
         }
         Ok(transaction)
     }

@@ -1,7 +1,5 @@
 //! Reading reservations, listing them, and extending their holds.
 
-use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use holdfast_domain::{
     CustomerId, Extend, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp, extend,
 };
@@ -9,12 +7,12 @@ use holdfast_domain::{
 use crate::error::{Attempts, fault};
 use crate::items::{self, text, time};
 use crate::page::Part;
-use crate::transact::{Expression, names, values};
+use crate::update::{Expression, Updated};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
 /// The most pages of an index or of the table that one request reads to fill its own page. A list whose filter leaves
 /// little goes on in the next request.
-const MOST_READS: u32 = 10;
+const MAX_READS: u32 = 10;
 
 impl Store {
     /// One of the customer's own reservations. Another's does not exist for them.
@@ -97,7 +95,7 @@ impl Store {
                     (":seen", time(reservation.expires_at)),
                 ],
             );
-            if let Ok(extended) = self.update_reservation(id, update, condition, &mut attempts).await? {
+            if let Updated::Applied(extended) = self.update_reservation(id, update, condition, &mut attempts).await? {
                 return Ok(extended);
             }
             if deadline.passed() {
@@ -106,40 +104,14 @@ impl Store {
         }
     }
 
-    /// Updates one reservation under a condition, in one round trip. Where the condition fails, the inner error is the
-    /// reservation as it is, if the answer carries it.
     pub(crate) async fn update_reservation(
         &self,
         id: &ReservationId,
         update: Expression,
         condition: Expression,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Result<Reservation, Option<Reservation>>, Error> {
-        let (update_text, condition_text) = (update.text.clone(), condition.text.clone());
-        let values = values([update, condition]);
-        loop {
-            let request = self
-                .client
-                .update_item()
-                .table_name(&self.table)
-                .set_key(Some(keys::reservation(id).item()))
-                .update_expression(&update_text)
-                .condition_expression(&condition_text)
-                .set_expression_attribute_names(Some(names(&[&update_text, &condition_text])))
-                .set_expression_attribute_values(Some(values.clone()))
-                .return_values(ReturnValue::AllNew)
-                .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
-                .return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-            let error = match attempts.call(request.send()).await? {
-                Ok(answer) => return items::read("reservation", answer.attributes.unwrap_or_default()).map(Ok),
-                Err(error) => error,
-            };
-            if let Some(UpdateItemError::ConditionalCheckFailedException(failed)) = error.as_service_error() {
-                let old = failed.item().filter(|item| !item.is_empty()).cloned();
-                return old.map(|item| items::read("reservation", item)).transpose().map(Err);
-            }
-            attempts.pause(fault("UpdateItem", &error)).await?;
-        }
+    ) -> Result<Updated<Reservation>, Error> {
+        self.update(&keys::reservation(id), update, condition, attempts).await?.read("reservation")
     }
 
     /// A page of the customer's own reservations, the newest first, of one status or of all.
@@ -168,7 +140,7 @@ impl Store {
             .expression_attribute_values(":customer", text(customer.as_str()))
             .scan_index_forward(false);
         let mut found: Vec<Reservation> = Vec::new();
-        for _ in 0..MOST_READS {
+        for _ in 0..MAX_READS {
             // No more than still fits: the page then ends at a key that the index gave. An index promises no order among
             // equal sort keys, so behind any other key a reservation of the same millisecond could be missed.
             let fits = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
@@ -211,7 +183,7 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let mut found: Vec<Reservation> = Vec::new();
         let mut reads = 0;
-        while reads < MOST_READS {
+        while reads < MAX_READS {
             let request = self
                 .client
                 .scan()

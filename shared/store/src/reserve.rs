@@ -8,11 +8,11 @@ use holdfast_domain::{
 };
 use serde::Deserialize;
 
+use crate::cache::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
 use crate::error::Attempts;
-use crate::items::{self, ShardItem, number};
-use crate::products::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
-use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
-use crate::units::{Found, Memory, Wanted, take_limit};
+use crate::items::{self, ShardItem};
+use crate::transact::{Outcome, Reason, Transaction, contention_fault};
+use crate::units::{Found, Memory, TakeAction, Wanted};
 use crate::{Deadline, Error, Item, Store, keys};
 
 /// A reservation that was made, now or before.
@@ -22,14 +22,6 @@ pub struct Reserved {
     pub reservation: Reservation,
     /// Whether an earlier request made it.
     pub replayed: bool,
-}
-
-/// What an action of the transaction stands for.
-#[derive(Debug, Clone, Copy)]
-enum Action {
-    Reservation,
-    Shard { line: usize, take: Take },
-    Limit { line: usize },
 }
 
 /// What a cancelled reserve means, in the order of precedence.
@@ -94,47 +86,56 @@ impl Store {
                 return Err(attempts.unavailable("reserve"));
             }
             let reservation = held(basket, &draft, takes, now);
-            let Err(cancelled) = self.try_reserve(&reservation, &draft, &mut attempts).await? else {
-                return Ok(Reserved { reservation, replayed: false });
+            let reasons = match self.try_reserve(&reservation, &wanted, &mut attempts).await? {
+                Outcome::Applied => return Ok(Reserved { reservation, replayed: false }),
+                Outcome::TryAgain => continue,
+                Outcome::Cancelled(reasons) => reasons,
             };
-            let reasons = match cancelled {
-                Cancelled::Fault(fault) => {
-                    attempts.pause(fault).await?;
-                    continue;
-                }
-                Cancelled::Because(reasons) => reasons,
-            };
-            match self.learn(&draft, &reasons)? {
-                Verdict::Exists(Some(item)) => {
-                    return self.replay(basket, items::read("reservation", item)?, now, &attempts).await;
-                }
-                // Some emulators leave the old item out.
-                Verdict::Exists(None) => {
-                    let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], &mut attempts).await?;
-                    if let Some(item) = found.into_iter().next().flatten() {
-                        return self.replay(basket, items::read("reservation", item)?, now, &attempts).await;
-                    }
-                    attempts.count();
-                }
-                Verdict::Stale => {
-                    facts.keys().for_each(|id| self.forget(id));
-                    attempts.count();
-                }
-                Verdict::Limit { line } => {
-                    let line = &draft.lines[line];
-                    let wanted = Wanted { product: &line.product, quantity: line.quantity };
-                    if let Some(found) = self.refuse_for_limit(basket, wanted, now, &mut attempts).await? {
-                        return Ok(found);
-                    }
-                    attempts.count();
-                }
-                Verdict::Short => attempts.count(),
-                Verdict::Contention => attempts.pause(contention_fault(&reasons)).await?,
+            if let Some(found) = self.answer_cancelled(basket, &wanted, &reasons, now, &mut attempts).await? {
+                return Ok(found);
             }
             if deadline.passed() {
                 return Err(attempts.unavailable("reserve"));
             }
         }
+    }
+
+    /// The answer that a cancelled transaction allows: a replay or a refusal; nothing where to try again, after a pause if
+    /// other transactions were in the way.
+    async fn answer_cancelled(
+        &self,
+        basket: &Basket,
+        wanted: &[Wanted<'_>],
+        reasons: &[(TakeAction, Reason)],
+        now: Timestamp,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Option<Reserved>, Error> {
+        match self.learn(wanted, reasons)? {
+            Verdict::Exists(Some(item)) => {
+                return self.replay(basket, items::read("reservation", item)?, now, attempts).await.map(Some);
+            }
+            // Some emulators leave the old item out.
+            Verdict::Exists(None) => {
+                let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], attempts).await?;
+                if let Some(item) = found.into_iter().next().flatten() {
+                    return self.replay(basket, items::read("reservation", item)?, now, attempts).await.map(Some);
+                }
+                attempts.count();
+            }
+            Verdict::Stale => {
+                wanted.iter().for_each(|one| self.forget(&one.product.product_id));
+                attempts.count();
+            }
+            Verdict::Limit { line } => {
+                if let Some(found) = self.refuse_for_limit(basket, wanted[line], now, attempts).await? {
+                    return Ok(Some(found));
+                }
+                attempts.count();
+            }
+            Verdict::Short => attempts.count(),
+            Verdict::Contention => attempts.pause(contention_fault(reasons)).await?,
+        }
+        Ok(None)
     }
 
     /// Refuses for the customer's limit, if that is so: by the product as it is now, with all that is overdue released, and
@@ -170,7 +171,7 @@ impl Store {
             None => Ok(None),
             Some(limit) => {
                 let refusal = Refusal::CustomerLimitReached { product_id: product_id.clone(), limit };
-                Err(unless_ambiguous(refusal, attempts))
+                Err(attempts.refuse(refusal))
             }
         }
     }
@@ -180,33 +181,15 @@ impl Store {
     async fn try_reserve(
         &self,
         reservation: &Reservation,
-        draft: &Draft,
+        wanted: &[Wanted<'_>],
         attempts: &mut Attempts<'_>,
-    ) -> Result<Result<(), Cancelled<Action>>, Error> {
+    ) -> Result<Outcome<TakeAction>, Error> {
         let mut transaction = Transaction::new();
         let item = items::reservation(reservation, self.due_partitions)?;
-        transaction.put(Action::Reservation, &self.table, item, "attribute_not_exists(#pk)")?;
-        for (at, line) in reservation.lines.iter().enumerate() {
-            let version = number(draft.lines[at].product.version);
-            for &take in &line.takes {
-                transaction.update(
-                    Action::Shard { line: at, take },
-                    &self.table,
-                    &keys::shard(&line.product_id, take.shard),
-                    Expression::new("SET #available = #available - :q", vec![(":q", number(take.units))]),
-                    Expression::new("#available >= :q AND #product_version <= :v", vec![(":v", version.clone())]),
-                )?;
-            }
-            if line.limited {
-                // Where there is no limit yet, one that is set later counts this too.
-                let limit = draft.lines[at].product.max_per_customer.unwrap_or(u32::MAX);
-                let (update, condition) = take_limit(line.quantity, limit);
-                let key = keys::limit(&line.product_id, &reservation.customer);
-                transaction.update(Action::Limit { line: at }, &self.table, &key, update, condition)?;
-            }
-        }
+        transaction.put(TakeAction::Reservation, &self.table, item, "attribute_not_exists(#pk)")?;
+        self.take_lines(&mut transaction, &reservation.customer, &reservation.lines, wanted, |_| true)?;
         let outcome = self.transact(&transaction, attempts).await?;
-        if outcome.is_ok() {
+        if matches!(outcome, Outcome::Applied) {
             for line in &reservation.lines {
                 self.with_cached(&line.product_id, |cached| {
                     line.takes.iter().for_each(|take| cached.took(take.shard, take.units));
@@ -217,7 +200,7 @@ impl Store {
     }
 
     /// What the reasons mean, in the order of precedence; and what they say of the stock is remembered.
-    fn learn(&self, draft: &Draft, reasons: &[(Action, Reason)]) -> Result<Verdict, Error> {
+    fn learn(&self, wanted: &[Wanted<'_>], reasons: &[(TakeAction, Reason)]) -> Result<Verdict, Error> {
         let mut stale = false;
         let mut short = false;
         let mut limit = None;
@@ -225,10 +208,10 @@ impl Store {
         let mut hidden = false;
         for (action, reason) in reasons {
             match (action, reason) {
-                (Action::Reservation, Reason::Condition(item)) => exists = Some(item.clone()),
-                (&Action::Limit { line }, Reason::Condition(_)) => limit = limit.or(Some(line)),
-                (&Action::Shard { line, take }, Reason::Condition(item)) => {
-                    let product = &draft.lines[line].product;
+                (TakeAction::Reservation, Reason::Condition(item)) => exists = Some(item.clone()),
+                (&TakeAction::Limit { line }, Reason::Condition(_)) => limit = limit.or(Some(line)),
+                (&TakeAction::Shard { line, take }, Reason::Condition(item)) => {
+                    let product = wanted[line].product;
                     let shard = item.clone().map(|item| items::read::<ShardItem>("shard", item)).transpose()?;
                     // A shard that does not answer with its item is read instead.
                     let (available, version) = shard.map_or((0, 0), |shard| (shard.available, shard.product_version));
@@ -239,14 +222,14 @@ impl Store {
                         cached.invalidate_stock();
                     });
                 }
-                (&Action::Shard { line, take: _ }, Reason::Conflict) => {
+                (&TakeAction::Shard { line, take: _ }, Reason::Conflict) => {
                     // Somebody else is at home here: move, and leave each other in peace from now on.
-                    let product = &draft.lines[line].product;
+                    let product = wanted[line].product;
                     let home = self.random_below(product.shards);
                     self.with_cached(&product.product_id, |cached| cached.move_home(home));
                 }
                 // It may exist: what the others say is not enough to refuse anybody.
-                (Action::Reservation, Reason::Conflict | Reason::Throttled) => hidden = true,
+                (TakeAction::Reservation, Reason::Conflict | Reason::Throttled) => hidden = true,
                 (_, Reason::Conflict | Reason::Throttled) => {}
             }
         }
@@ -273,7 +256,7 @@ impl Store {
         let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], attempts).await?;
         match found.into_iter().next().flatten() {
             Some(item) => self.replay(basket, items::read("reservation", item)?, now, attempts).await,
-            None => Err(unless_ambiguous(refusal, attempts)),
+            None => Err(attempts.refuse(refusal)),
         }
     }
 
@@ -293,11 +276,6 @@ impl Store {
         let reservation = self.ended_if_overdue(reservation, now, attempts.deadline()).await?;
         Ok(Reserved { reservation, replayed })
     }
-}
-
-/// The refusal, unless an earlier try of this request may still be carried out: then nobody is told "no".
-pub(crate) fn unless_ambiguous(refusal: Refusal, attempts: &Attempts<'_>) -> Error {
-    if attempts.ambiguous { attempts.unavailable("an earlier try") } else { refusal.into() }
 }
 
 /// The keys that a refusal for a customer's limit rests on.

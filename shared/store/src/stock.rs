@@ -7,12 +7,13 @@ use holdfast_domain::{
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
+use crate::cache::CachedProduct;
 use crate::error::Attempts;
 use crate::items::{self, number, text};
 use crate::page::Part;
-use crate::reserve::unless_ambiguous;
-use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
-use crate::units::{give, take_units, units_on};
+use crate::transact::Transaction;
+use crate::units::{give_units, take_units, units_on};
+use crate::update::Expression;
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
 /// A change of a product's total: stock that came in, or was lost, or was counted.
@@ -102,7 +103,7 @@ impl Seen {
         };
         match adjustment.expected_total {
             Some(expected) if expected != product.total => {
-                Err(unless_ambiguous(Refusal::VersionMismatch { current: product.total }, attempts))
+                Err(attempts.refuse(Refusal::VersionMismatch { current: product.total }))
             }
             _ => Ok(Decided::On(product)),
         }
@@ -114,15 +115,6 @@ fn made_before(entry: LedgerEntry, now: Timestamp, attempts: &Attempts<'_>) -> A
     // Our own earlier try whose answer was lost is the first answer, not a replay.
     let replayed = !(attempts.ambiguous && entry.created_at == now);
     Adjusted { entry, replayed }
-}
-
-/// What an action of the transaction stands for.
-#[derive(Debug, Clone, Copy)]
-enum Action {
-    Key,
-    Product,
-    Shard,
-    Ledger,
 }
 
 impl LedgerEntry {
@@ -230,22 +222,10 @@ impl Store {
             };
             let record = KeyRecord { fingerprint: fingerprint.clone(), entry };
             let transaction = self.adjustment(&record_id, &record, &product, &takes)?;
-            match self.transact(&transaction, &mut attempts).await? {
-                Ok(()) => {
-                    self.with_cached(id, crate::products::CachedProduct::invalidate_stock);
-                    return Ok(Adjusted { entry: record.entry, replayed: false });
-                }
-                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
-                Err(Cancelled::Because(reasons)) => {
-                    // Whatever a condition failed on is read again above; other transactions are waited for.
-                    match reasons.iter().find(|(_, reason)| matches!(reason, Reason::Condition(_))) {
-                        Some((Action::Key | Action::Product | Action::Shard | Action::Ledger, _)) => attempts.count(),
-                        None => attempts.pause(contention_fault(&reasons)).await?,
-                    }
-                }
-            }
-            if deadline.passed() {
-                return Err(attempts.unavailable("adjust"));
+            // Whatever a condition failed on is read again.
+            if self.transact_or_wait("adjust", &transaction, &mut attempts).await? {
+                self.with_cached(id, CachedProduct::invalidate_stock);
+                return Ok(Adjusted { entry: record.entry, replayed: false });
             }
         }
     }
@@ -296,7 +276,7 @@ impl Store {
             requested: u32::try_from(units).unwrap_or(u32::MAX),
             available: seen.available.iter().sum(),
         };
-        Err(unless_ambiguous(Refusal::InsufficientStock { shortages: vec![shortage] }, attempts))
+        Err(attempts.refuse(Refusal::InsufficientStock { shortages: vec![shortage] }))
     }
 
     /// Which shards get or give how much; nothing where they seem to hold too little. Units are dealt over all shards at
@@ -327,28 +307,25 @@ impl Store {
         record: &KeyRecord,
         product: &Product,
         takes: &[Take],
-    ) -> Result<Transaction<Action>, Error> {
+    ) -> Result<Transaction<()>, Error> {
         let mut transaction = Transaction::new();
         let (id, entry) = (&product.product_id, &record.entry);
         let absent = "attribute_not_exists(#pk)";
         let key_item = items::write("adjustment", &keys::adjustment(record_id), record)?;
-        transaction.put(Action::Key, &self.table, key_item, absent)?;
+        transaction.put((), &self.table, key_item, absent)?;
         transaction.update(
-            Action::Product,
+            (),
             &self.table,
             &keys::product(id),
             Expression::new("SET #total = :after", vec![(":after", number(entry.total_after))]),
             Expression::new("#total = :seen", vec![(":seen", number(product.total))]),
         )?;
         for take in takes {
-            let (update, condition) = if entry.delta > 0 {
-                (give(u64::from(take.units)), Expression::new("attribute_exists(#pk)", vec![]))
-            } else {
-                take_units(take.units)
-            };
-            transaction.update(Action::Shard, &self.table, &keys::shard(id, take.shard), update, condition)?;
+            let (update, condition) =
+                if entry.delta > 0 { give_units(take.units.into()) } else { take_units(take.units, None) };
+            transaction.update((), &self.table, &keys::shard(id, take.shard), update, condition)?;
         }
-        transaction.put(Action::Ledger, &self.table, entry.item(id)?, absent)?;
+        transaction.put((), &self.table, entry.item(id)?, absent)?;
         Ok(transaction)
     }
 

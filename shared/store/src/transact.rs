@@ -12,12 +12,13 @@ use aws_sdk_dynamodb::error::BuildError;
 use aws_sdk_dynamodb::operation::transact_get_items::TransactGetItemsError;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{
-    AttributeValue, CancellationReason, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
-    TransactGetItem, TransactWriteItem, Update,
+    CancellationReason, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure, TransactGetItem,
+    TransactWriteItem, Update,
 };
 
 use crate::error::{Attempts, Fault, fault};
 use crate::keys::Key;
+use crate::update::{Expression, names, values};
 use crate::{Error, Item, Store};
 
 /// The code of a reason: another transaction was on the item.
@@ -27,37 +28,6 @@ const THROTTLED: [&str; 2] = ["ThrottlingError", "ProvisionedThroughputExceeded"
 
 /// The most actions of one transaction.
 pub(crate) const MAX_ACTIONS: usize = 100;
-
-/// An expression with its values. Attribute names stand in the expression as `#name`, and are derived from it.
-pub(crate) struct Expression {
-    pub(crate) text: String,
-    pub(crate) values: Vec<(&'static str, AttributeValue)>,
-}
-
-impl Expression {
-    pub(crate) fn new(text: impl Into<String>, values: Vec<(&'static str, AttributeValue)>) -> Self {
-        Self { text: text.into(), values }
-    }
-}
-
-/// Every `#name` in the expressions, each standing for the attribute of that name. All names go through this, so that
-/// none can meet one of DynamoDB's reserved words.
-pub(crate) fn names(expressions: &[&str]) -> std::collections::HashMap<String, String> {
-    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    expressions
-        .iter()
-        .flat_map(|text| text.split('#').skip(1))
-        .map(|rest| rest.split(|c| !is_name(c)).next().unwrap_or_default())
-        .map(|name| (format!("#{name}"), name.to_owned()))
-        .collect()
-}
-
-/// The values of several expressions.
-pub(crate) fn values(
-    expressions: impl IntoIterator<Item = Expression>,
-) -> std::collections::HashMap<String, AttributeValue> {
-    expressions.into_iter().flat_map(|e| e.values).map(|(name, value)| (name.to_owned(), value)).collect()
-}
 
 /// Actions that happen together or not at all; each with the `A` that it stands for.
 pub(crate) struct Transaction<A> {
@@ -82,12 +52,14 @@ pub(crate) enum Reason {
     Throttled,
 }
 
-/// What a transaction that was not carried out says: the actions that stopped it.
-pub(crate) enum Cancelled<A> {
-    /// Cancelled: at least one action stopped it, and nothing was applied.
-    Because(Vec<(A, Reason)>),
-    /// No such answer.
-    Fault(Fault),
+/// What came of a transaction.
+pub(crate) enum Outcome<A> {
+    /// All of it was applied.
+    Applied,
+    /// No answer says whether it was applied, or DynamoDB asked for a pause. The pause is over: try again.
+    TryAgain,
+    /// Nothing was applied. These actions stopped it: at least one.
+    Cancelled(Vec<(A, Reason)>),
 }
 
 impl<A: Clone> Transaction<A> {
@@ -179,25 +151,42 @@ impl Store {
         }
     }
 
-    /// Carries the transaction out, or says what stopped it. The SDK gives each call one ClientRequestToken and keeps
-    /// it over its own retries, so a retry after a lost answer cannot apply it twice.
+    /// Applies the transaction, or says what stopped it. The SDK gives each call one ClientRequestToken and keeps it over
+    /// its own retries, so a retry after a lost answer cannot apply it twice.
     pub(crate) async fn transact<A: Clone>(
         &self,
         transaction: &Transaction<A>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Result<(), Cancelled<A>>, Error> {
+    ) -> Result<Outcome<A>, Error> {
         let actions = transaction.actions.iter().map(|(_, action)| action.clone()).collect();
         let request = self.client.transact_write_items().set_transact_items(Some(actions));
         let request = request.return_consumed_capacity(ReturnConsumedCapacity::Indexes);
         let error = match attempts.call(request.send()).await? {
-            Ok(_) => return Ok(Ok(())),
+            Ok(_) => return Ok(Outcome::Applied),
             Err(error) => error,
         };
         if let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() {
-            let reasons = by_position(&transaction.actions, cancelled.cancellation_reasons())?;
-            return Ok(Err(Cancelled::Because(reasons)));
+            return Ok(Outcome::Cancelled(by_position(&transaction.actions, cancelled.cancellation_reasons())?));
         }
-        Ok(Err(Cancelled::Fault(fault("TransactWriteItems", &error))))
+        attempts.pause(fault("TransactWriteItems", &error)).await?;
+        Ok(Outcome::TryAgain)
+    }
+
+    /// Applies the transaction if its conditions hold, and returns whether it was applied. If not, what it was decided on
+    /// may have changed, or another transaction was on one of its items and has been waited for: read and decide again.
+    pub(crate) async fn transact_or_wait<A: Clone>(
+        &self,
+        during: &'static str,
+        transaction: &Transaction<A>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<bool, Error> {
+        match self.transact(transaction, attempts).await? {
+            Outcome::Applied => return Ok(true),
+            Outcome::TryAgain => {}
+            Outcome::Cancelled(reasons) if any_condition_failed(&reasons) => attempts.count(),
+            Outcome::Cancelled(reasons) => attempts.pause(contention_fault(&reasons)).await?,
+        }
+        if attempts.deadline().passed() { Err(attempts.unavailable(during)) } else { Ok(false) }
     }
 }
 
@@ -224,6 +213,11 @@ fn by_position<A: Clone>(
         return Err(Error::internal("cancelled transaction", "no reason given"));
     }
     Ok(stopped)
+}
+
+/// Whether the condition of an action is known to have failed.
+pub(crate) fn any_condition_failed<A>(reasons: &[(A, Reason)]) -> bool {
+    reasons.iter().any(|(_, reason)| matches!(reason, Reason::Condition(_)))
 }
 
 /// The fault of a transaction that no condition stopped, as far as anybody can say.
@@ -260,13 +254,5 @@ mod tests {
         assert!(by_position(&actions(2), &[reason("ConditionalCheckFailed")]).is_err());
         assert!(by_position(&actions(1), &[reason("None")]).is_err());
         assert!(by_position(&actions(1), &[reason("ItemCollectionSizeLimitExceeded")]).is_err());
-    }
-
-    #[test]
-    fn names_are_taken_from_the_expressions() {
-        let found = names(&["SET #status = :a, #due_at=:b REMOVE #ttl", "attribute_not_exists(#pk)"]);
-        let mut found: Vec<_> = found.into_values().collect();
-        found.sort();
-        assert_eq!(found, ["due_at", "pk", "status", "ttl"]);
     }
 }

@@ -9,11 +9,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use holdfast_domain::{Product, ProductId, Shortage, Take, Timestamp};
+use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
 
+use crate::cache::{Dated, REFUSAL_LIFETIME_MS};
 use crate::items::{self, ShardItem, number};
-use crate::products::{Dated, REFUSAL_LIFETIME_MS};
-use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, contention_fault};
+use crate::transact::{MAX_ACTIONS, Transaction};
+use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
 
 /// How long a request that found too little may spend on releasing what is overdue.
@@ -42,6 +43,14 @@ pub(crate) enum Memory {
     Trusted,
     /// It may not: a payment depends on it.
     Checked,
+}
+
+/// What an action of a transaction that takes units for a reservation stands for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TakeAction {
+    Reservation,
+    Shard { line: usize, take: Take },
+    Limit { line: usize },
 }
 
 /// What the remembered stock says of a basket.
@@ -225,32 +234,44 @@ impl Store {
             let moved: u64 = sources.iter().map(|take| u64::from(take.units)).sum();
             let mut transaction = Transaction::new();
             let target = keys::shard(id, target.shard);
-            transaction.update(
-                (),
-                &self.table,
-                &target,
-                give(moved),
-                Expression::new("attribute_exists(#pk)", vec![]),
-            )?;
+            let (update, condition) = give_units(moved);
+            transaction.update((), &self.table, &target, update, condition)?;
             for take in sources {
-                let (update, condition) = take_units(take.units);
+                let (update, condition) = take_units(take.units, None);
                 transaction.update((), &self.table, &keys::shard(id, take.shard), update, condition)?;
             }
-            match self.transact(&transaction, &mut attempts).await? {
-                Ok(()) => return self.refresh_stock(&[wanted.product], deadline).await,
-                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
-                Err(Cancelled::Because(reasons)) => {
-                    if reasons.iter().any(|((), reason)| matches!(reason, Reason::Condition(_))) {
-                        attempts.count();
-                    } else {
-                        attempts.pause(contention_fault(&reasons)).await?;
-                    }
-                }
-            }
-            if deadline.passed() {
-                return Err(attempts.unavailable("gather"));
+            if self.transact_or_wait("gather", &transaction, &mut attempts).await? {
+                return self.refresh_stock(&[wanted.product], deadline).await;
             }
         }
+    }
+
+    /// Adds the actions that take the units of `lines` and count them for the customer; `wanted` has the product of each
+    /// line. Where `of_version` says so, only from shards that know no newer version of it.
+    pub(crate) fn take_lines(
+        &self,
+        transaction: &mut Transaction<TakeAction>,
+        customer: &CustomerId,
+        lines: &[Line],
+        wanted: &[Wanted<'_>],
+        of_version: impl Fn(&Line) -> bool,
+    ) -> Result<(), Error> {
+        for (at, (line, wanted)) in lines.iter().zip(wanted).enumerate() {
+            let version = of_version(line).then_some(wanted.product.version);
+            for &take in &line.takes {
+                let (update, condition) = take_units(take.units, version);
+                let key = keys::shard(&line.product_id, take.shard);
+                transaction.update(TakeAction::Shard { line: at, take }, &self.table, &key, update, condition)?;
+            }
+            if line.limited {
+                // Counted also without a limit: one that is set later counts these units, and a release gives them back.
+                let limit = wanted.product.max_per_customer.unwrap_or(u32::MAX);
+                let (update, condition) = take_limit(line.quantity, limit);
+                let key = keys::limit(&line.product_id, customer);
+                transaction.update(TakeAction::Limit { line: at }, &self.table, &key, update, condition)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether this environment has seen within the last second, after all that was overdue was released, that the
@@ -270,24 +291,38 @@ pub(crate) fn units_on(item: Option<Item>) -> Result<u64, Error> {
     item.map_or(Ok(0), |item| Ok(items::read::<ShardItem>("shard", item)?.available))
 }
 
-/// The update that gives a shard units.
-pub(crate) fn give(units: u64) -> Expression {
-    Expression::new("SET #available = #available + :q", vec![(":q", number(units))])
-}
-
-/// The update that takes units from a shard, and the condition that they are there.
-pub(crate) fn take_units(units: u32) -> (Expression, Expression) {
+/// The update that gives units to a shard, and the condition that there is one.
+pub(crate) fn give_units(units: u64) -> (Expression, Expression) {
     (
-        Expression::new("SET #available = #available - :q", vec![(":q", number(units))]),
-        Expression::new("#available >= :q", vec![]),
+        Expression::new("SET #available = #available + :q", vec![(":q", number(units))]),
+        Expression::new("attribute_exists(#pk)", vec![]),
     )
 }
 
-/// Counts `quantity` more units of a customer, where that stays within `limit`.
+/// The update that takes units from a shard, and the condition that it has them; with `version`, also that the shard has
+/// not been raised to a newer version of its product.
+pub(crate) fn take_units(units: u32, version: Option<u64>) -> (Expression, Expression) {
+    let update = Expression::new("SET #available = #available - :q", vec![(":q", number(units))]);
+    let condition = match version {
+        None => Expression::new("#available >= :q", vec![]),
+        Some(version) => Expression::new("#available >= :q AND #product_version <= :v", vec![(":v", number(version))]),
+    };
+    (update, condition)
+}
+
+/// The update that counts `quantity` more units of a customer, and the condition that they stay within `limit`.
 pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) {
     let room = number(i64::from(limit) - i64::from(quantity));
     (
         Expression::new("ADD #units :q", vec![(":q", number(quantity))]),
         Expression::new("attribute_not_exists(#units) OR #units <= :room", vec![(":room", room)]),
+    )
+}
+
+/// The update that counts `quantity` fewer units of a customer, and the condition that so many are counted.
+pub(crate) fn give_limit(quantity: u64) -> (Expression, Expression) {
+    (
+        Expression::new("SET #units = #units - :q", vec![(":q", number(quantity))]),
+        Expression::new("#units >= :q", vec![]),
     )
 }

@@ -1,0 +1,155 @@
+//! What an environment remembers of the products: their facts, and what it last saw of their stock.
+//!
+//! It makes a warm reserve one round trip, and is never more than a guess: the condition on the write decides.
+
+use std::collections::BTreeMap;
+
+use holdfast_domain::{Clock, Product, ProductId, Take, Timestamp, shards};
+use tokio::time::Instant;
+
+use crate::{Deadline, Error, Store, items, keys, lock};
+
+/// How long an environment trusts the facts of a product without reading them, in milliseconds. A newer version on a
+/// shard overrules them at once, so this only bounds how often they are read.
+pub(crate) const FACTS_LIFETIME_MS: i64 = 5_000;
+/// How old what an environment remembers may be where somebody is refused for it, in milliseconds: no shard is asked
+/// then. It applies to facts ("not on sale") as to stock ("sold out"), and keeps a herd from reading.
+pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
+
+/// When something was read. Its age is the greater one by two clocks: the wall clock may be set back, and a monotonic one
+/// stands still while Lambda freezes the environment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dated {
+    wall: Timestamp,
+    monotonic: Instant,
+}
+
+impl Dated {
+    pub(crate) fn now(clock: &Clock) -> Self {
+        Self { wall: clock.now(), monotonic: Instant::now() }
+    }
+
+    /// Whether it is less than so many milliseconds old.
+    pub(crate) fn within(self, millis: i64, clock: &Clock) -> bool {
+        let elapsed = i64::try_from(self.monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
+        elapsed < millis && self.wall.within(millis, clock.now())
+    }
+}
+
+/// What an environment remembers of a product.
+#[derive(Debug)]
+pub(crate) struct CachedProduct {
+    product: Product,
+    /// When its facts were read; nothing where they have to be read before they count.
+    read_at: Option<Dated>,
+    home: u32,
+    available: Vec<Option<u64>>,
+    /// When all shards were last seen to have no more than is remembered, after all that was overdue was released.
+    pub(crate) exhausted_at: Option<Dated>,
+    /// When overdue holds of it were looked for, and until when none ends.
+    pub(crate) no_overdue: Option<(Dated, Timestamp)>,
+}
+
+impl CachedProduct {
+    pub(crate) fn choose(&self, quantity: u32) -> Option<Vec<Take>> {
+        shards::choose(quantity, &self.available, self.home)
+    }
+
+    pub(crate) fn free(&self) -> u64 {
+        self.available.iter().flatten().sum()
+    }
+
+    pub(crate) fn set_stock(&mut self, available: Vec<u64>) {
+        self.available = available.into_iter().map(Some).collect();
+    }
+
+    pub(crate) fn saw(&mut self, shard: u32, available: u64) {
+        if let Some(units) = self.available.get_mut(shard as usize) {
+            *units = Some(available);
+        }
+    }
+
+    pub(crate) fn took(&mut self, shard: u32, units: u32) {
+        if let Some(Some(available)) = self.available.get_mut(shard as usize) {
+            *available = available.saturating_sub(u64::from(units));
+        }
+    }
+
+    /// "Sold out" is no longer certain: the next one has to read the shards.
+    pub(crate) fn invalidate_stock(&mut self) {
+        self.exhausted_at = None;
+    }
+
+    pub(crate) fn move_home(&mut self, home: u32) {
+        self.home = home;
+    }
+}
+
+impl Store {
+    /// The facts of these products, read where they are not remembered or older than `max_age_ms`. Unknown ones are left
+    /// out.
+    pub(crate) async fn facts(
+        &self,
+        ids: impl Iterator<Item = &ProductId>,
+        max_age_ms: i64,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, Product>, Error> {
+        let mut facts = BTreeMap::new();
+        let mut missing = Vec::new();
+        {
+            let cached = lock(&self.cached);
+            for id in ids {
+                let fresh = |cached: &&CachedProduct| {
+                    cached.read_at.is_some_and(|read_at| read_at.within(max_age_ms, &self.clock))
+                };
+                match cached.get(id).filter(fresh) {
+                    Some(cached) => _ = facts.insert(id.clone(), cached.product.clone()),
+                    None => missing.push(keys::product(id)),
+                }
+            }
+        }
+        if missing.is_empty() {
+            return Ok(facts);
+        }
+        // Before the reading: what it says may be as old as that.
+        let read_at = Dated::now(&self.clock);
+        for item in self.get_many(missing, deadline).await? {
+            let product: Product = items::read("product", item)?;
+            self.remember(&product, Some(read_at));
+            facts.insert(product.product_id.clone(), product);
+        }
+        Ok(facts)
+    }
+
+    pub(crate) fn remember(&self, product: &Product, read_at: Option<Dated>) {
+        let home = self.random_below(product.shards);
+        let mut cached = lock(&self.cached);
+        let entry = cached.entry(product.product_id.clone()).or_insert_with(|| CachedProduct {
+            product: product.clone(),
+            read_at,
+            home,
+            available: vec![None; product.shards as usize],
+            exhausted_at: None,
+            no_overdue: None,
+        });
+        entry.product = product.clone();
+        entry.read_at = read_at;
+    }
+
+    /// Makes sure that something is remembered of a product, if only that it exists: its facts are read when they count.
+    pub(crate) fn ensure_cached(&self, product: &Product) {
+        if !lock(&self.cached).contains_key(&product.product_id) {
+            self.remember(product, None);
+        }
+    }
+
+    /// Forgets a product: the next request reads its facts.
+    pub(crate) fn forget(&self, id: &ProductId) {
+        lock(&self.cached).remove(id);
+    }
+
+    /// What is remembered of a product whose facts were just read.
+    pub(crate) fn with_cached<T>(&self, id: &ProductId, look: impl FnOnce(&mut CachedProduct) -> T) -> Option<T> {
+        lock(&self.cached).get_mut(id).map(look)
+    }
+}

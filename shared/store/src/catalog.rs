@@ -1,0 +1,189 @@
+//! The catalogue: products with their stock, for those who only look.
+//!
+//! What is shown may be a second old, so that a herd of readers costs one read of the table, and is never what a
+//! reservation is decided on.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::future::try_join_all;
+use holdfast_domain::{Product, ProductId, Timestamp};
+use serde::Deserialize;
+
+use crate::cache::Dated;
+use crate::items::text;
+use crate::{Cursor, Deadline, Error, Page, Store, items, keys};
+
+/// How much of a product is where, by the clock: units of a hold whose time is over are available, also where nobody has
+/// released it yet, since whoever asks for them gets them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stock {
+    /// Units that may be reserved.
+    pub available: u64,
+    /// Units in holds.
+    pub reserved: u64,
+    /// Units in orders.
+    pub sold: u64,
+}
+
+/// How old what [`Store::product_lately`] and [`Store::products_lately`] say may be, in milliseconds.
+const SNAPSHOT_LIFETIME_MS: i64 = 1_000;
+
+/// Units of a product in holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    /// Their time is not over.
+    reserved: u64,
+    /// Their time is over, and nobody has released them yet.
+    overdue: u64,
+}
+
+/// What an environment read of the products and their stock at one time, and since then: for those who only look. A
+/// product is kept together with its stock, so that the units add up to the total that is shown with them.
+#[derive(Debug, Default)]
+pub(crate) struct CatalogSnapshot {
+    read_at: Option<Dated>,
+    held: HashMap<ProductId, Held>,
+    products: HashMap<ProductId, (Product, Stock)>,
+}
+
+impl Store {
+    /// One product and its stock, as they were at most a second ago.
+    pub async fn product_lately(&self, id: &ProductId, deadline: Deadline) -> Result<(Product, Stock), Error> {
+        let mut lately = self.lately(deadline).await?;
+        if let Some(known) = lately.products.get(id) {
+            return Ok(known.clone());
+        }
+        let product = self.product(id, deadline).await?;
+        let mut read = self.read_lately(&mut lately, vec![product], deadline).await?;
+        read.pop().ok_or_else(|| Error::internal("product", "it was read, and is not there"))
+    }
+
+    /// A page of all products, in the order of their ids, each with its stock, as they were at most a second ago.
+    pub async fn products_lately(
+        &self,
+        limit: u32,
+        cursor: Option<Cursor>,
+        deadline: Deadline,
+    ) -> Result<Page<(Product, Stock)>, Error> {
+        let (page, mut lately) = loop {
+            let read_at = Dated::now(&self.clock);
+            let page = self.products(limit, cursor.clone(), deadline).await?;
+            let lately = self.lately(deadline).await?;
+            // Where the environment was frozen in between, the page is older than what it would be remembered with.
+            if read_at.within(SNAPSHOT_LIFETIME_MS, &self.clock) || deadline.passed() {
+                break (page, lately);
+            }
+        };
+        Ok(Page { items: self.read_lately(&mut lately, page.items, deadline).await?, next: page.next })
+    }
+
+    /// What is remembered, with all holds counted within the last second. While one request counts them the others of
+    /// this environment wait for its count: a herd of readers reads once.
+    async fn lately(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, CatalogSnapshot>, Error> {
+        let mut lately = self.attempts(deadline).call(self.catalog.lock()).await?;
+        if lately.read_at.is_none_or(|at| !at.within(SNAPSHOT_LIFETIME_MS, &self.clock)) {
+            // Before the reading: what it says may be as old as that.
+            let read_at = Some(Dated::now(&self.clock));
+            *lately = CatalogSnapshot { held: self.held(deadline).await?, products: HashMap::new(), read_at };
+        }
+        Ok(lately)
+    }
+
+    /// These products with their stock: remembered, or read now and remembered.
+    async fn read_lately(
+        &self,
+        lately: &mut CatalogSnapshot,
+        products: Vec<Product>,
+        deadline: Deadline,
+    ) -> Result<Vec<(Product, Stock)>, Error> {
+        let missing: Vec<&Product> =
+            products.iter().filter(|product| !lately.products.contains_key(&product.product_id)).collect();
+        if !missing.is_empty() {
+            let mut stock = self.stock_beside(&lately.held, &missing, deadline).await?;
+            for product in missing {
+                let stock = stock.remove(&product.product_id).unwrap_or_default();
+                lately.products.insert(product.product_id.clone(), (product.clone(), stock));
+            }
+        }
+        Ok(products.iter().filter_map(|product| lately.products.get(&product.product_id).cloned()).collect())
+    }
+
+    /// Where the units of these products are. The parts are read one after another while sales go on, so under way
+    /// they may be a moment apart; `sold` is what is left of the total, and never negative.
+    pub async fn stock(&self, products: &[&Product], deadline: Deadline) -> Result<BTreeMap<ProductId, Stock>, Error> {
+        self.stock_beside(&self.held(deadline).await?, products, deadline).await
+    }
+
+    /// Where the units are that are not in these holds.
+    async fn stock_beside(
+        &self,
+        held: &HashMap<ProductId, Held>,
+        products: &[&Product],
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, Stock>, Error> {
+        let shards = self.shards(products, deadline).await?;
+        let stock = products.iter().map(|product| {
+            let id = &product.product_id;
+            let free: u64 = shards.get(id).map(|units| units.iter().sum()).unwrap_or_default();
+            let Held { reserved, overdue } = held.get(id).copied().unwrap_or_default();
+            let available = free.saturating_add(overdue).min(product.total);
+            let sold = product.total.saturating_sub(available).saturating_sub(reserved);
+            (id.clone(), Stock { available, reserved, sold })
+        });
+        Ok(stock.collect())
+    }
+
+    /// The units of all holds, by product: everything in the index `due`.
+    async fn held(&self, deadline: Deadline) -> Result<HashMap<ProductId, Held>, Error> {
+        /// Only the part of a hold that counts here.
+        #[derive(Deserialize)]
+        struct DueHold {
+            due_at: Timestamp,
+            lines: Vec<DueLine>,
+        }
+        #[derive(Deserialize)]
+        struct DueLine {
+            product_id: ProductId,
+            quantity: u32,
+        }
+        let partition = async |k: u32| -> Result<Vec<DueHold>, Error> {
+            let request = self
+                .client
+                .query()
+                .index_name(keys::DUE_INDEX)
+                .key_condition_expression("#due_key = :key")
+                .expression_attribute_names("#due_key", keys::DUE_KEY)
+                .expression_attribute_names("#due_at", keys::DUE_AT)
+                .expression_attribute_names("#lines", "lines")
+                .expression_attribute_values(":key", text(keys::due_key(k)))
+                .projection_expression("#due_at, #lines");
+            let mut start = None;
+            let mut found = Vec::new();
+            loop {
+                let (items, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
+                for item in items {
+                    found.push(items::read("hold", item)?);
+                }
+                if next.is_none() {
+                    return Ok(found);
+                }
+                start = next;
+            }
+        };
+        let mut units: HashMap<ProductId, Held> = HashMap::new();
+        let holds = try_join_all((0..self.due_partitions).map(partition)).await?;
+        let now = self.clock.now();
+        for hold in holds.into_iter().flatten() {
+            for line in hold.lines {
+                let held = units.entry(line.product_id).or_default();
+                let quantity = u64::from(line.quantity);
+                if hold.due_at <= now {
+                    held.overdue += quantity;
+                } else {
+                    held.reserved += quantity;
+                }
+            }
+        }
+        Ok(units)
+    }
+}
