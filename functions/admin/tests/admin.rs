@@ -3,13 +3,14 @@
 
 use admin::{App, router};
 use axum::Router;
-use holdfast_aws::queues::Confirmation;
+use holdfast_aws::queues::DeadLetter;
 use holdfast_domain::{Product, Refusal, Reservation, Timestamp};
 use holdfast_http::{Authenticator, serve};
 use holdfast_store::Error;
 use holdfast_testkit::event::{Answer, asking, at, event, in_role, names, saying, send, with_header};
 use holdfast_testkit::fixtures::{
-    CONFIRMATIONS, FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
+    CONFIRMATIONS, FAILED, Hands, NOW, basket, books, confirmation, payment, product, queues, reserve, soon, stocked,
+    store, table,
 };
 use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
@@ -72,14 +73,9 @@ impl Shop {
     }
 
     fn message(&self, paid: &str, reason: Option<&str>) -> String {
-        let confirmation = Confirmation {
-            reservation_id: self.held.reservation_id.clone(),
-            customer: self.held.customer.clone(),
-            payment_reference: Some(payment(paid)),
-            requested_at_ms: NOW,
-            reason: reason.map(str::to_owned),
-        };
-        serde_json::to_string(&confirmation).unwrap()
+        let (id, customer) = (&self.held.reservation_id, &self.held.customer);
+        let confirmation = confirmation(id, customer, Some(&payment(paid)), NOW);
+        serde_json::to_string(&DeadLetter { confirmation, reason: reason.map(str::to_owned) }).unwrap()
     }
 
     /// The hold is over, its units are back, and the customer's payment takes them again.
@@ -88,7 +84,7 @@ impl Shop {
         let (store, held) = (store(&self.wire, 5), &self.held);
         store.release_overdue(LATE, soon()).await.unwrap();
         let (id, customer, payment) = (&held.reservation_id, &held.customer, payment(paid));
-        let order = store.confirm(id, customer, Some(&payment), LATE, LATE, soon()).await.unwrap();
+        let order = store.confirm(&confirmation(id, customer, Some(&payment), LATE), LATE, soon()).await.unwrap();
         assert!(order.confirmed_late);
     }
 }
@@ -312,7 +308,7 @@ async fn nobody_is_told_to_refund_what_has_become_an_order() {
     assert_eq!(shop.listed("open").await.len(), 1);
     let (held, paid) = (&shop.held, payment("pay_123"));
     let store = store(&shop.wire, 5);
-    store.confirm(&held.reservation_id, &held.customer, Some(&paid), NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&held.reservation_id, &held.customer, Some(&paid), NOW), NOW, soon()).await.unwrap();
     shop.resolve(ID, json!("refunded")).await.problem(409, "already_settled");
     assert_eq!(shop.listed("confirmed").await.len(), 1);
 }
@@ -391,7 +387,7 @@ async fn a_retry_lifts_the_refusal_and_nothing_else_does() {
     let store = store(&shop.wire, 5);
     let confirm = async || {
         let (id, customer) = (&held.reservation_id, &held.customer);
-        store.confirm(id, customer, Some(&paid), LATE, LATE.plus_seconds(1), soon()).await
+        store.confirm(&confirmation(id, customer, Some(&paid), LATE), LATE.plus_seconds(1), soon()).await
     };
     let refused = |answer| matches!(answer, Err(Error::Refused(Refusal::RefundRequired)));
     // Over, and all 100 tees are another's.

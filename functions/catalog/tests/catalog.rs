@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use holdfast_domain::Product;
 use holdfast_http::{Authenticator, serve};
 use holdfast_testkit::event::{Answer, asking, at, event, names, saying, send, with_header};
-use holdfast_testkit::fixtures::{NOW, basket, product, reserve, soon, stocked, store, table};
+use holdfast_testkit::fixtures::{NOW, basket, confirmation, product, reserve, soon, stocked, store, table};
 use holdfast_testkit::wire::{Call, Fault, Wire};
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ async fn shop() -> Shop {
     let store = store(&wire, 2);
     reserve(&store, &basket("alice", "k1", &[("tee-black", 3)]), NOW).await.unwrap();
     let sold = reserve(&store, &basket("bob", "k2", &[("tee-black", 2)]), NOW).await.unwrap().reservation;
-    store.confirm(&sold.reservation_id, &sold.customer, None, NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&sold.reservation_id, &sold.customer, None, NOW), NOW, soon()).await.unwrap();
     let router = function(&wire);
     wire.take_calls();
     Shop { wire, router }

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use axum::Router;
 use confirm::{App, handle, router};
-use holdfast_aws::queues::Confirmation;
-use holdfast_domain::{Clock, PaymentReference, RateLimit, Reservation, Status, Timestamp};
+use holdfast_aws::queues::DeadLetter;
+use holdfast_domain::{Clock, Confirmation, Failure, PaymentReference, RateLimit, Reservation, Status, Timestamp};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
-use holdfast_store::Failure;
 use holdfast_testkit::event::{Answer, at, by, event, in_role, names, saying, with_header};
 use holdfast_testkit::fixtures::{
     CONFIRMATIONS, FAILED, Hands, NOW, basket, books, customer, payment, product, queues, reserve, soon, stocked,
@@ -87,7 +86,7 @@ impl Shop {
         store(&self.wire, 4).reservation(&held.reservation_id, &held.customer, soon()).await.unwrap()
     }
 
-    fn queued(&self, url: &str) -> Vec<Confirmation> {
+    fn queued(&self, url: &str) -> Vec<DeadLetter> {
         self.wire.messages(url).iter().map(|body| serde_json::from_str(body).unwrap()).collect()
     }
 }
@@ -106,7 +105,7 @@ fn batch(bodies: &[String]) -> Value {
 
 fn message(held: &Reservation, payment_reference: Option<PaymentReference>) -> String {
     let (reservation_id, customer) = (held.reservation_id.clone(), held.customer.clone());
-    let confirmation = Confirmation { reservation_id, customer, payment_reference, requested_at_ms: NOW, reason: None };
+    let confirmation = Confirmation { reservation_id, customer, payment_reference, requested_at: NOW };
     serde_json::to_string(&confirmation).unwrap()
 }
 
@@ -201,8 +200,11 @@ async fn paid_late_and_gone_is_spoken_only_after_it_is_written_down() {
     shop.pay(&held, "pay_123").await.problem(409, "refund_required");
     let failed = shop.queued(FAILED);
     assert_eq!(failed.len(), 1);
-    assert_eq!((&failed[0].reservation_id, &failed[0].customer), (&held.reservation_id, &held.customer));
-    assert_eq!(failed[0].payment_reference, Some(payment("pay_123")));
+    assert_eq!(
+        (&failed[0].confirmation.reservation_id, &failed[0].confirmation.customer),
+        (&held.reservation_id, &held.customer)
+    );
+    assert_eq!(failed[0].confirmation.payment_reference, Some(payment("pay_123")));
     assert_eq!(failed[0].reason.as_deref(), Some("refund_required"));
     assert_eq!(books(&shop.wire).await["tee-black"].held, 3, "Bob keeps his");
 }
@@ -222,7 +224,7 @@ async fn a_second_payment_for_an_order_is_written_down_and_a_repeated_one_is_not
     let problem = shop.pay(&held, "pay_456").await.problem(409, "already_confirmed");
     assert_eq!(problem["refund_required"], true);
     let failed = shop.queued(FAILED);
-    assert_eq!((failed.len(), &failed[0].payment_reference), (1, &Some(payment("pay_456"))));
+    assert_eq!((failed.len(), &failed[0].confirmation.payment_reference), (1, &Some(payment("pay_456"))));
     assert_eq!(failed[0].reason.as_deref(), Some("already_confirmed"));
     assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")));
 }
@@ -262,9 +264,9 @@ async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else()
     assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")));
     let (mut unreadable, mut refused) = (Vec::new(), Vec::new());
     for body in shop.wire.messages(FAILED) {
-        match serde_json::from_str::<Confirmation>(&body) {
-            Ok(confirmation) => {
-                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, confirmation.reason));
+        match serde_json::from_str::<DeadLetter>(&body) {
+            Ok(DeadLetter { confirmation, reason }) => {
+                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, reason));
             }
             Err(_) => unreadable.push(body),
         }
@@ -422,9 +424,10 @@ async fn a_payment_for_what_is_not_there_is_written_down_before_anybody_is_told(
     // Whoever pays for another's reservation has paid all the same.
     shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
     let failed = shop.queued(FAILED);
-    let said: Vec<_> = failed.iter().map(|one| (one.customer.as_str(), one.reason.as_deref().unwrap())).collect();
+    let said: Vec<_> =
+        failed.iter().map(|one| (one.confirmation.customer.as_str(), one.reason.as_deref().unwrap())).collect();
     assert_eq!(said, [("alice", "reservation_not_found"), ("bob", "reservation_not_found")]);
-    assert_eq!(failed[0].payment_reference, Some(payment("pay_1")));
+    assert_eq!(failed[0].confirmation.payment_reference, Some(payment("pay_1")));
     // Where nothing was paid, there is nothing to write down.
     let path = format!("/reservations/{}/confirm", nobodys.reservation_id);
     let unpaid = saying(at(event("confirm/confirm"), "POST", &path), "{}");
@@ -438,10 +441,12 @@ async fn what_an_admin_closed_without_a_payment_is_closed_to_the_queue_and_open_
     let held = shop.hold("alice", KEY, 1).await;
     let store = store(&shop.wire, 3);
     let failure = Failure {
-        reservation_id: Some(held.reservation_id.clone()),
-        customer: Some(held.customer.clone()),
-        payment_reference: None,
-        requested_at: Some(NOW),
+        confirmation: Some(Confirmation {
+            reservation_id: held.reservation_id.clone(),
+            customer: held.customer.clone(),
+            payment_reference: None,
+            requested_at: NOW,
+        }),
         reason: "not_confirmed".to_owned(),
         body: message(&held, None),
     };
@@ -533,7 +538,7 @@ async fn a_service_confirms_for_the_customer_that_it_names() {
     shop.wire.fail_all(WRITES, Fault::LostBefore);
     let path = format!("/reservations/{}/confirm", other.reservation_id);
     assert_eq!(shop.http(at(named(service(), "alice"), "POST", &path)).await.status, 202);
-    assert_eq!(shop.queued(CONFIRMATIONS)[0].customer, customer("alice"));
+    assert_eq!(shop.queued(CONFIRMATIONS)[0].confirmation.customer, customer("alice"));
 }
 
 #[tokio::test]

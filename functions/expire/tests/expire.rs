@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use expire::{App, Released, handle};
-use holdfast_domain::{Status, Timestamp};
-use holdfast_store::{Error, FailedConfirmation, FailedState};
+use holdfast_domain::{FailedConfirmation, FailedState, Status, Timestamp};
+use holdfast_store::Error;
 use holdfast_testkit::event::{event, names};
 use holdfast_testkit::fixtures::{
-    FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
+    FAILED, Hands, NOW, basket, books, confirmation, payment, product, queues, reserve, soon, stocked, store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ async fn shop() -> (Wire, Hands, App) {
         reserve(&store, &basket("alice", key, &[("tee-black", 2)]), at).await.unwrap();
     }
     let paid = basket("alice", "paid", &[("tee-black", 2)]);
-    store.confirm(&paid.reservation_id, &paid.customer, None, NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&paid.reservation_id, &paid.customer, None, NOW), NOW, soon()).await.unwrap();
     let app = App { store, failed: queues(&wire).failed().clone(), clock: hands.clock() };
     (wire, hands, app)
 }

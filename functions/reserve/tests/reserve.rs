@@ -5,7 +5,9 @@ use axum::Router;
 use holdfast_domain::Timestamp;
 use holdfast_http::{Authenticator, serve};
 use holdfast_testkit::event::{Answer, asking, at, by, event, in_role, names, saying, send, with_header};
-use holdfast_testkit::fixtures::{Hands, NOW, basket, books, product, schedules, soon, stocked, store, table};
+use holdfast_testkit::fixtures::{
+    Hands, NOW, basket, books, confirmation, product, schedules, soon, stocked, store, table,
+};
 use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
 use reserve::{App, router};
@@ -64,7 +66,7 @@ async fn every_event_file_is_answered_with_its_success() {
         }
         if name.starts_with("order") {
             let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
-            store(&shop.wire, 2).confirm(&id, &alice, None, NOW, NOW, soon()).await.unwrap();
+            store(&shop.wire, 2).confirm(&confirmation(&id, &alice, None, NOW), NOW, soon()).await.unwrap();
         }
         if name == "extend" {
             shop.hands.set(NOW.plus_seconds(60));
@@ -244,7 +246,7 @@ async fn a_service_does_what_the_customer_could_that_it_names() {
         }
         if name.starts_with("order") {
             let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
-            store(&shop.wire, 2).confirm(&id, &alice, None, NOW, NOW, soon()).await.unwrap();
+            store(&shop.wire, 2).confirm(&confirmation(&id, &alice, None, NOW), NOW, soon()).await.unwrap();
         }
         // For the wrong customer it meets what that customer would: nothing, and nothing is changed.
         let wrong = shop.send(service(&name, "bob")).await;

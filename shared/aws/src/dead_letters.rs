@@ -4,20 +4,20 @@
 //! may run at once: what one left is another's, and what both took in is one failed confirmation.
 
 use futures_util::future::join_all;
-use holdfast_domain::Clock;
-use holdfast_store::{Deadline, Error, Failure, NOT_CONFIRMED, Store};
+use holdfast_domain::{Clock, Failure, NOT_CONFIRMED};
+use holdfast_store::{Deadline, Error, Store};
 
 use crate::Unanswered;
-use crate::queues::{Confirmation, FailedQueue, Received};
+use crate::queues::{DeadLetter, FailedQueue, Received};
 
 /// The reason of a message that cannot be read.
 pub const UNREADABLE: &str = "unreadable";
 
 /// How many receives one intake spends: ten messages each. What is left is the next one's.
-const MOST_RECEIVES: usize = 20;
+const MAX_RECEIVES: usize = 20;
 /// The longest body that is kept, in characters of up to four bytes: an item of DynamoDB may have 400 KB. Those of
 /// Holdfast's own messages are far shorter.
-const MOST_BODY_CHARACTERS: usize = 64 * 1_024;
+const MAX_BODY_CHARACTERS: usize = 64 * 1_024;
 
 /// What an intake did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub async fn ingest_dead_letters(
     deadline: Deadline,
 ) -> Result<Ingested, IngestError> {
     let mut ingested = Ingested::default();
-    for _ in 0..MOST_RECEIVES {
+    for _ in 0..MAX_RECEIVES {
         if deadline.passed() {
             return Ok(ingested);
         }
@@ -83,24 +83,17 @@ async fn ingest(
 
 /// What a message of the dead-letter queue says.
 fn failure(body: &str) -> Failure {
-    match serde_json::from_str::<Confirmation>(body) {
-        Ok(confirmation) => Failure {
+    match serde_json::from_str::<DeadLetter>(body) {
+        Ok(DeadLetter { confirmation, reason }) => Failure {
             // Stored without its reason, so that it is a confirmation like any other when it is sent again.
-            body: serde_json::to_string(&Confirmation { reason: None, ..confirmation.clone() })
-                .unwrap_or_else(|_| body.to_owned()),
-            reservation_id: Some(confirmation.reservation_id),
-            customer: Some(confirmation.customer),
-            payment_reference: confirmation.payment_reference,
-            requested_at: Some(confirmation.requested_at_ms),
-            reason: confirmation.reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
+            body: serde_json::to_string(&confirmation).unwrap_or_else(|_| body.to_owned()),
+            confirmation: Some(confirmation),
+            reason: reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
         },
         Err(_) => Failure {
-            reservation_id: None,
-            customer: None,
-            payment_reference: None,
-            requested_at: None,
+            confirmation: None,
             reason: UNREADABLE.to_owned(),
-            body: body.chars().take(MOST_BODY_CHARACTERS).collect(),
+            body: body.chars().take(MAX_BODY_CHARACTERS).collect(),
         },
     }
 }

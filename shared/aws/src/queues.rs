@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
-use holdfast_domain::{CustomerId, PaymentReference, ReservationId, Timestamp};
+use holdfast_domain::Confirmation;
 use holdfast_store::Deadline;
 use serde::{Deserialize, Serialize};
 
@@ -29,20 +29,13 @@ pub fn retry_delay(receives: u32) -> Duration {
     Duration::from_secs(RETRY_SECONDS[nth])
 }
 
-/// A confirmation on its way through the queues.
+/// What Holdfast itself puts into the dead-letter queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Confirmation {
-    /// The reservation.
-    pub reservation_id: ReservationId,
-    /// Its customer.
-    pub customer: CustomerId,
-    /// The payment, if one was taken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payment_reference: Option<PaymentReference>,
-    /// When the customer asked: decides whether it was in time.
-    pub requested_at_ms: Timestamp,
-    /// Why it failed: the code of a refusal. Only in the dead-letter queue, and only where it did not get there by
-    /// using up its tries.
+pub struct DeadLetter {
+    /// The confirmation that failed.
+    #[serde(flatten)]
+    pub confirmation: Confirmation,
+    /// Why: the code of a refusal. Absent where it used up its tries, so that SQS itself moved it here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -97,8 +90,8 @@ impl Queues {
         reason: &str,
         deadline: Deadline,
     ) -> Result<(), Unanswered> {
-        let failed = Confirmation { reason: Some(reason.to_owned()), ..confirmation.clone() };
-        self.failed.0.send(&text(&failed)?, deadline).await
+        let letter = DeadLetter { confirmation: confirmation.clone(), reason: Some(reason.to_owned()) };
+        self.failed.0.send(&text(&letter)?, deadline).await
     }
 
     /// Leaves a message for a person that cannot be read, as it is. When this returns, it is durable.
@@ -154,8 +147,8 @@ impl Queue {
     }
 }
 
-fn text(confirmation: &Confirmation) -> Result<String, Unanswered> {
-    serde_json::to_string(confirmation).map_err(|error| Unanswered::new("SendMessage", &error))
+fn text(message: &impl Serialize) -> Result<String, Unanswered> {
+    serde_json::to_string(message).map_err(|error| Unanswered::new("SendMessage", &error))
 }
 
 /// The answer to a call, if it comes before the deadline.

@@ -5,13 +5,17 @@
 //!
 //! - [`draft`](fn@draft) decides whether a hold may be made, and at what price,
 //! - [`shards::choose`] decides from which slices of the stock,
-//! - [`confirm`](fn@confirm), [`cancel`](fn@cancel), [`extend`](fn@extend) and [`expire`](fn@expire) decide what a
-//!   command does to a reservation,
+//! - [`decide`] has what a command does to a reservation: one function for each command,
+//! - [`Failure::record`], [`FailedConfirmation::retry`] and [`FailedConfirmation::resolve`] decide what becomes of a
+//!   confirmation that failed,
 //! - [`RateLimit`] decides whether a customer asks too often,
 //! - [`Refusal`] names every "no", in the order in which they outrank one another.
 
-mod decide;
+mod adjustment;
+mod confirmation;
+pub mod decide;
 mod draft;
+mod failed;
 mod ids;
 mod product;
 mod rate;
@@ -21,11 +25,13 @@ pub mod shards;
 pub mod text;
 mod time;
 
-pub use decide::{
-    CLOCK_TOLERANCE_SECONDS, Cancel, Confirm, Expire, Extend, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK, cancel,
-    confirm, expire, extend,
+pub use adjustment::Adjustment;
+pub use confirmation::Confirmation;
+pub use decide::{CLOCK_TOLERANCE_SECONDS, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK};
+pub use draft::{Basket, BasketError, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
+pub use failed::{
+    FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, RecordDecision, ResolveDecision, RetryDecision,
 };
-pub use draft::{Basket, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
 pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
 pub use product::{
     Currency, DEFAULT_LATE_PAYMENT_SECONDS, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product,

@@ -3,7 +3,7 @@
 use iso_currency::Currency as Iso4217;
 use serde::{Deserialize, Serialize};
 
-use crate::text::is_line;
+use crate::text::{LINE_RULE, MAX_LINE, is_line};
 use crate::{HoldSeconds, Invalid, ProductId, Refusal, Timestamp};
 
 /// The highest price of one unit: 10^11 minor units. Twenty lines of 1,000 units at this price stay below 2^53, so a
@@ -20,8 +20,6 @@ pub const DEFAULT_LATE_PAYMENT_SECONDS: u32 = 86_400;
 pub const MAX_LATE_PAYMENT_SECONDS: u32 = 2_592_000;
 /// The shards of a product that names no other number.
 const DEFAULT_SHARDS: u32 = 16;
-/// The longest name, in characters.
-const MAX_NAME: usize = 200;
 
 /// A currency of ISO 4217 that prices can be in: one with a minor unit, which gold and "no currency" do not have.
 ///
@@ -172,11 +170,8 @@ impl Product {
 
     /// The product itself, if every field is within its limits.
     pub fn checked(self) -> Result<Self, Invalid> {
-        if !is_line(&self.name, MAX_NAME) {
-            return Err(Invalid::new(
-                "name",
-                "must be 1 to 200 characters, some of them visible, none a control character",
-            ));
+        if !is_line(&self.name, MAX_LINE) {
+            return Err(Invalid::new("name", LINE_RULE));
         }
         if self.price_minor > MAX_PRICE_MINOR {
             return Err(Invalid::new("price_minor", "must be a whole number from 0 to 100000000000"));

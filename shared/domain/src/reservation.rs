@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Currency, CustomerId, HoldSeconds, PaymentReference, ProductId, ReservationId, Timestamp};
+use crate::{
+    CLOCK_TOLERANCE_SECONDS, Currency, CustomerId, HoldSeconds, PaymentReference, ProductId, ReservationId, Timestamp,
+};
 
 /// Where a reservation stands. It leaves `Held` once and for all, but for one way back from `Expired`: a payment that
 /// was taken too late may take the units again and make it `Confirmed`.
@@ -109,6 +111,34 @@ fn default_late_payment_seconds() -> u32 {
 }
 
 impl Reservation {
+    /// A hold that begins at `now`, without a fingerprint and with the default time for late payments.
+    pub fn held(
+        reservation_id: ReservationId,
+        customer: CustomerId,
+        lines: Vec<Line>,
+        currency: Currency,
+        hold_seconds: HoldSeconds,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            reservation_id,
+            customer,
+            lines,
+            currency,
+            status: Status::Held,
+            created_at: now,
+            expires_at: now.plus_seconds(hold_seconds.get()),
+            late_payment_seconds: crate::DEFAULT_LATE_PAYMENT_SECONDS,
+            hold_seconds,
+            fingerprint: String::new(),
+            confirmed_at: None,
+            confirmed_late: false,
+            payment_reference: None,
+            owed_back: BTreeSet::new(),
+            unpaid_closed_at: None,
+        }
+    }
+
     /// The price of everything, in minor units.
     ///
     /// Cannot overflow for lines within the limits (20 lines x 1,000 units x 10^11); saturates for any others.
@@ -129,6 +159,18 @@ impl Reservation {
         now >= self.expires_at
     }
 
+    /// Whether it is the order of this very payment; without one, whether it is an order.
+    pub fn is_order_of(&self, payment: Option<&PaymentReference>) -> bool {
+        self.status == Status::Confirmed && (payment.is_none() || self.payment_reference.as_ref() == payment)
+    }
+
+    /// The `unpaid_closed_at` that closes it to every confirmation without a payment that was accepted by `at`, whichever
+    /// clock dated that: never earlier than it is closed already.
+    pub fn unpaid_closed_by(&self, at: Timestamp) -> Timestamp {
+        let until = at.plus_seconds(CLOCK_TOLERANCE_SECONDS);
+        self.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until))
+    }
+
     /// Whether `now` is too late even for a payment. Where `late_payment_seconds` is 0, that is as soon as the hold is over.
     pub fn too_late_to_pay(&self, now: Timestamp) -> bool {
         now >= self.expires_at.plus_seconds(i64::from(self.late_payment_seconds))
@@ -136,11 +178,11 @@ impl Reservation {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::{DEFAULT_LATE_PAYMENT_SECONDS, IdempotencyKey};
+    use crate::IdempotencyKey;
 
-    fn held(lines: &[(u32, u64)]) -> Reservation {
+    pub(crate) fn held(lines: &[(u32, u64)]) -> Reservation {
         let customer = CustomerId::try_from("alice").unwrap();
         let line = |&(quantity, unit_price_minor): &(u32, u64)| Line {
             product_id: ProductId::try_from("tee").unwrap(),
@@ -150,23 +192,10 @@ mod tests {
             limited: false,
             takes: vec![Take { shard: 0, units: quantity }],
         };
-        Reservation {
-            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap()),
-            customer,
-            lines: lines.iter().map(line).collect(),
-            currency: "EUR".to_owned().try_into().unwrap(),
-            status: Status::Held,
-            created_at: Timestamp::from_millis(0),
-            expires_at: Timestamp::from_millis(600_000),
-            hold_seconds: HoldSeconds::DEFAULT,
-            late_payment_seconds: DEFAULT_LATE_PAYMENT_SECONDS,
-            fingerprint: String::new(),
-            confirmed_at: None,
-            confirmed_late: false,
-            payment_reference: None,
-            owed_back: BTreeSet::new(),
-            unpaid_closed_at: None,
-        }
+        let reservation_id = ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap());
+        let currency = "EUR".to_owned().try_into().unwrap();
+        let lines = lines.iter().map(line).collect();
+        Reservation::held(reservation_id, customer, lines, currency, HoldSeconds::DEFAULT, Timestamp::from_millis(0))
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub fn is_visible(text: &str) -> bool {
     })
 }
 
+/// The longest line, in characters.
+pub const MAX_LINE: usize = 200;
+/// What a line must be, in a sentence for the caller; see [`is_line`].
+pub const LINE_RULE: &str = "must be 1 to 200 characters, some of them visible, none a control character";
+
 /// Whether it is a text of one line for people: visible, at most `longest` characters, none of them a control character.
 pub fn is_line(text: &str, longest: usize) -> bool {
     text.chars().count() <= longest && !text.chars().any(char::is_control) && is_visible(text)

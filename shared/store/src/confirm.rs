@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
+use holdfast_domain::decide::{self, ConfirmDecision};
 use holdfast_domain::{
-    CLOCK_TOLERANCE_SECONDS, Confirm, CustomerId, Line, PaymentReference, Product, ProductId, Refusal, Reservation,
-    ReservationId, Status, Take, Timestamp, confirm,
+    CLOCK_TOLERANCE_SECONDS, Confirmation, Line, PaymentReference, Product, ProductId, Refusal, Reservation, Status,
+    Take, Timestamp,
 };
 
 use crate::cache::CachedProduct;
@@ -21,20 +22,16 @@ use crate::units::{Found, Memory, TakeAction, Wanted};
 use crate::update::{Expression, Updated};
 use crate::{Deadline, Error, Store, keys};
 
-/// One confirmation: what does not change from one try to the next.
+/// A confirmation that is carried out.
 #[derive(Debug, Clone, Copy)]
 struct Command<'a> {
-    payment: Option<&'a PaymentReference>,
-    /// When it was accepted.
-    at: Timestamp,
-    /// When it is carried out.
+    confirmation: &'a Confirmation,
     now: Timestamp,
 }
 
 impl Command<'_> {
-    /// Whether a queue lies between the two.
-    fn queued(&self) -> bool {
-        self.at != self.now
+    fn payment(&self) -> Option<&PaymentReference> {
+        self.confirmation.payment_reference.as_ref()
     }
 }
 
@@ -57,25 +54,23 @@ impl From<Updated<Reservation>> for Tried {
 impl Store {
     /// Makes an order of a hold. Repeating it with the same payment changes nothing.
     ///
-    /// `at` is when the confirmation was accepted, and decides whether it was in time; `now` is when it is carried
-    /// out. They differ where a queue lies between, and are the same where the caller waits for the answer.
+    /// `now` is when the confirmation is carried out. It is later than `requested_at` where a queue lies between, and the
+    /// same where the caller waits for the answer.
     ///
     /// # Errors
     /// Every refusal that confirming can meet. Where [`Refusal::owes_refund`], the caller records that before it
     /// answers.
     pub async fn confirm(
         &self,
-        id: &ReservationId,
-        customer: &CustomerId,
-        payment: Option<&PaymentReference>,
-        at: Timestamp,
+        confirmation: &Confirmation,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
-        let command = Command { payment, at, now };
+        let command = Command { confirmation, now };
+        let Confirmation { reservation_id: id, customer, .. } = confirmation;
         let mut attempts = self.attempts(deadline);
         // The usual case takes one round trip: the condition repeats what `decide` would ask of a reservation.
-        let mut tried = self.confirm_in_time(id, customer, command, &mut attempts).await?;
+        let mut tried = self.confirm_in_time(command, &mut attempts).await?;
         loop {
             let seen = match tried {
                 Tried::Confirmed(order) => return Ok(order),
@@ -92,29 +87,33 @@ impl Store {
             if reservation.customer != *customer {
                 return Err(Refusal::ReservationNotFound.into());
             }
-            tried = match (confirm(&reservation, payment, at, command.queued()), payment) {
-                (Confirm::Done, _) => return Ok(reservation),
+            tried = match (decide::confirmation(&reservation, confirmation, now), command.payment()) {
+                (ConfirmDecision::Done, _) => return Ok(reservation),
                 // First it is ended: no clock that is behind can show it as held, or confirm it, afterwards.
-                (Confirm::Refuse(Refusal::HoldExpired) | Confirm::OweBack, _)
+                (ConfirmDecision::Refuse(Refusal::HoldExpired) | ConfirmDecision::OweBack, _)
                     if reservation.status == Status::Held && reservation.overdue(now) =>
                 {
                     self.end_overdue(&reservation, now, deadline).await?;
                     Tried::Changed(None)
                 }
-                (Confirm::Refuse(refusal), _) => return Err(refusal.into()),
-                (Confirm::CloseUnpaid, _) => self.close_unpaid(&reservation, command, &mut attempts).await?,
-                (Confirm::AskAgain, _) => {
+                (ConfirmDecision::Refuse(refusal), _) => return Err(refusal.into()),
+                (ConfirmDecision::CloseUnpaid, _) => self.close_unpaid(&reservation, command, &mut attempts).await?,
+                (ConfirmDecision::AskAgain, _) => {
                     let last = "an admin has just settled an earlier confirmation".to_owned();
                     return Err(Error::Unavailable { during: "confirm", last });
                 }
-                (Confirm::InTime, _) => self.confirm_in_time(id, customer, command, &mut attempts).await?,
-                (Confirm::LateStillHeld, _) => self.confirm_still_held(&reservation, command, &mut attempts).await?,
-                (Confirm::LateRetake, _) => self.retake(&reservation, command, &mut attempts).await?,
-                (Confirm::AttachPayment, Some(payment)) => {
+                (ConfirmDecision::InTime, _) => self.confirm_in_time(command, &mut attempts).await?,
+                (ConfirmDecision::LateStillHeld, _) => {
+                    self.confirm_still_held(&reservation, command, &mut attempts).await?
+                }
+                (ConfirmDecision::LateRetake, _) => self.retake(&reservation, command, &mut attempts).await?,
+                (ConfirmDecision::AttachPayment, Some(payment)) => {
                     self.attach_payment(&reservation, payment, &mut attempts).await?
                 }
-                (Confirm::OweBack, Some(payment)) => self.owe_back(&reservation, payment, &mut attempts).await?,
-                (decision @ (Confirm::AttachPayment | Confirm::OweBack), None) => {
+                (ConfirmDecision::OweBack, Some(payment)) => {
+                    self.owe_back(&reservation, payment, &mut attempts).await?
+                }
+                (decision @ (ConfirmDecision::AttachPayment | ConfirmDecision::OweBack), None) => {
                     return Err(Error::internal("confirm", format!("{decision:?} without a payment")));
                 }
             };
@@ -122,20 +121,15 @@ impl Store {
     }
 
     /// The order, or what the reservation is instead, as far as the answer says.
-    async fn confirm_in_time(
-        &self,
-        id: &ReservationId,
-        customer: &CustomerId,
-        command: Command<'_>,
-        attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    async fn confirm_in_time(&self, command: Command<'_>, attempts: &mut Attempts<'_>) -> Result<Tried, Error> {
+        let id = &command.confirmation.reservation_id;
         let condition = unless_settled(
             "#customer = :customer AND #status = :held AND #expires_at > :at AND #created_at <= :latest",
             vec![
-                (":customer", text(customer.as_str())),
+                (":customer", text(command.confirmation.customer.as_str())),
                 (":held", text(Status::Held.as_str())),
-                (":at", time(command.at)),
-                (":latest", time(command.at.plus_seconds(CLOCK_TOLERANCE_SECONDS))),
+                (":at", time(command.confirmation.requested_at)),
+                (":latest", time(command.confirmation.requested_at.plus_seconds(CLOCK_TOLERANCE_SECONDS))),
             ],
             command,
         );
@@ -205,9 +199,7 @@ impl Store {
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
     ) -> Result<Tried, Error> {
-        let until = command.now.plus_seconds(CLOCK_TOLERANCE_SECONDS);
-        let until = seen.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
-        let update = Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]);
+        let update = to_unpaid_closed(seen.unpaid_closed_by(command.now));
         let condition = Expression::new(
             format!("#status = :expired AND #created_at = :created AND {CLOSED_EARLIER}"),
             vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
@@ -225,7 +217,7 @@ impl Store {
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
     ) -> Result<Tried, Error> {
-        if let Some(payment) = command.payment {
+        if let Some(payment) = command.payment() {
             return self.owe_back(seen, payment, attempts).await;
         }
         // Accepted in time, without a payment: nothing is owed.
@@ -264,7 +256,7 @@ impl Store {
                     status: Status::Confirmed,
                     confirmed_at: Some(command.now),
                     confirmed_late: true,
-                    payment_reference: command.payment.cloned(),
+                    payment_reference: command.payment().cloned(),
                     ..seen.clone()
                 }));
             }
@@ -374,13 +366,13 @@ fn unless_settled(
     mut values: Vec<(&'static str, AttributeValue)>,
     command: Command<'_>,
 ) -> Expression {
-    match command.payment {
+    match command.payment() {
         Some(payment) => {
             values.push((":payment", text(payment.as_str())));
             Expression::new(format!("{condition} AND {NOT_OWED_BACK}"), values)
         }
         None => {
-            values.push((":accepted", time(command.at)));
+            values.push((":accepted", time(command.confirmation.requested_at)));
             let open = "(attribute_not_exists(#unpaid_closed_at) OR #unpaid_closed_at < :accepted)";
             Expression::new(format!("{condition} AND {open}"), values)
         }
@@ -396,11 +388,16 @@ pub(crate) fn to_owed_back(payment: &PaymentReference) -> Expression {
     )
 }
 
+/// The update that closes a reservation to confirmations without a payment that were accepted by then.
+pub(crate) fn to_unpaid_closed(until: Timestamp) -> Expression {
+    Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))])
+}
+
 /// The update that makes an order. `late` is given for a confirmation that came too late: the lines that it has now.
 fn to_confirmed(command: Command<'_>, late: Option<&[Line]>) -> Result<Expression, Error> {
     let mut update = "SET #status = :confirmed, #confirmed_at = :now".to_owned();
     let mut values = vec![(":confirmed", text(Status::Confirmed.as_str())), (":now", time(command.now))];
-    if let Some(payment) = command.payment {
+    if let Some(payment) = command.payment() {
         update.push_str(", #payment_reference = :payment");
         values.push((":payment", text(payment.as_str())));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use holdfast_domain::{Invalid, Refusal};
+use holdfast_domain::{BasketError, Invalid, Refusal};
 use tokio::time::Instant;
 
 use crate::lock;
@@ -35,6 +35,15 @@ pub enum Error {
         /// What went wrong: for the log, never for the caller.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl From<BasketError> for Error {
+    fn from(error: BasketError) -> Self {
+        match error {
+            BasketError::Invalid(invalid) => invalid.into(),
+            BasketError::Refused(refusal) => refusal.into(),
+        }
+    }
 }
 
 impl Error {

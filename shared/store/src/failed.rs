@@ -12,191 +12,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{
-    CLOCK_TOLERANCE_SECONDS, CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Status, Timestamp,
-    digest_id,
+    Confirmation, FailedConfirmation, FailedState, Failure, RecordDecision, Refusal, Reservation, ReservationId,
+    ResolveDecision, RetryDecision, Status, Timestamp,
 };
-use serde::{Deserialize, Serialize};
 
-use crate::confirm::{CLOSED_EARLIER, to_owed_back};
+use crate::confirm::{CLOSED_EARLIER, to_owed_back, to_unpaid_closed};
 use crate::items::{self, number, text, time};
 use crate::page::Part;
 use crate::transact::Transaction;
 use crate::update::{Expression, Updated};
 use crate::{Cursor, Deadline, Error, Page, Store, keys};
 
-/// The reason of a confirmation that used up its tries without an answer: every other one is the code of a refusal, or
-/// `unreadable`.
-pub const NOT_CONFIRMED: &str = "not_confirmed";
 /// The most pages of the index that one request reads to fill its own page.
 const MAX_INDEX_READS: u32 = 10;
-
-/// What arrived in the dead-letter queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// The reservation, if the message could be read.
-    pub reservation_id: Option<ReservationId>,
-    /// Its customer.
-    pub customer: Option<CustomerId>,
-    /// The payment.
-    pub payment_reference: Option<PaymentReference>,
-    /// When the confirmation was accepted.
-    pub requested_at: Option<Timestamp>,
-    /// Why it failed: a refusal's code, [`NOT_CONFIRMED`] or `unreadable`.
-    pub reason: String,
-    /// The message as it arrived.
-    pub body: String,
-}
-
-/// Where a failed confirmation stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailedState {
-    /// Somebody has to look at it.
-    Open,
-    /// It is in the queue again.
-    Retrying,
-    /// Settled: the reservation is confirmed.
-    Confirmed,
-    /// Settled: an admin has seen to it, for instance with a refund.
-    Resolved,
-}
-
-impl FailedState {
-    /// The name that is stored and sent.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Retrying => "retrying",
-            Self::Confirmed => "confirmed",
-            Self::Resolved => "resolved",
-        }
-    }
-
-    /// Whether nothing is left to do.
-    pub const fn is_settled(self) -> bool {
-        matches!(self, Self::Confirmed | Self::Resolved)
-    }
-}
-
-/// A failed confirmation as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FailedConfirmation {
-    /// Its id.
-    pub id: String,
-    /// See [`Failure::reservation_id`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reservation_id: Option<ReservationId>,
-    /// See [`Failure::customer`].
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "failed_customer")]
-    pub customer: Option<CustomerId>,
-    /// See [`Failure::payment_reference`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payment_reference: Option<PaymentReference>,
-    /// When the confirmation was accepted: the earliest of its copies.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub requested_at: Option<Timestamp>,
-    /// See [`Failure::reason`].
-    pub reason: String,
-    /// See [`Failure::body`].
-    pub body: String,
-    /// Where it stands.
-    pub state: FailedState,
-    /// When it was first seen.
-    pub first_failed_at: Timestamp,
-    /// When it was last seen.
-    pub last_failed_at: Timestamp,
-    /// How often it was written down: tells one failure from the next, which no clock can.
-    #[serde(default)]
-    pub failures: u64,
-    /// Who settled it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub settled_by: Option<String>,
-    /// When it was settled.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub settled_at: Option<Timestamp>,
-    /// What the admin wrote about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-}
-
-impl Failure {
-    /// The id: of the customer's payment for the reservation, or of the body where it could not be read.
-    pub fn id(&self) -> String {
-        match (&self.reservation_id, &self.customer) {
-            (Some(reservation), Some(customer)) => {
-                failed_id(reservation, customer, self.payment_reference.as_ref(), self.requested_at)
-            }
-            _ => digest_id("fc_", &[&self.body]),
-        }
-    }
-
-    /// What is known after this failure. Earlier news is kept where it is better: the code of a refusal says more than that
-    /// there was no answer, and the earliest time decides whether the confirmation was in time.
-    fn after(&self, seen: Option<FailedConfirmation>, now: Timestamp) -> FailedConfirmation {
-        let Some(seen) = seen else {
-            return FailedConfirmation {
-                id: self.id(),
-                reservation_id: self.reservation_id.clone(),
-                customer: self.customer.clone(),
-                payment_reference: self.payment_reference.clone(),
-                requested_at: self.requested_at,
-                reason: self.reason.clone(),
-                body: self.body.clone(),
-                state: FailedState::Open,
-                first_failed_at: now,
-                last_failed_at: now,
-                failures: 1,
-                settled_by: None,
-                settled_at: None,
-                note: None,
-            };
-        };
-        // While it is being retried, what it was refused for before does not count any more.
-        let says_less = self.reason == NOT_CONFIRMED && seen.state == FailedState::Open;
-        let reason = if says_less { seen.reason } else { self.reason.clone() };
-        let earlier = match (self.requested_at, seen.requested_at) {
-            (Some(this), Some(other)) => this < other,
-            (this, None) => this.is_some(),
-            (None, Some(_)) => false,
-        };
-        let (requested_at, body) =
-            if earlier { (self.requested_at, self.body.clone()) } else { (seen.requested_at, seen.body) };
-        let (state, failures) = (FailedState::Open, seen.failures + 1);
-        FailedConfirmation { requested_at, reason, body, state, failures, last_failed_at: now, ..seen }
-    }
-}
-
-impl FailedConfirmation {
-    /// Whether it is about this reservation. Without a payment, one that was accepted before the hold was made is about an
-    /// earlier hold under the same key.
-    fn is_about(&self, reservation: &Reservation) -> bool {
-        let made = reservation.created_at;
-        let its_hold = self.requested_at.is_none_or(|at| made <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
-        Some(&reservation.customer) == self.customer.as_ref() && (self.payment_reference.is_some() || its_hold)
-    }
-
-    /// Whether this reservation is the order that it asked for.
-    fn is_order(&self, reservation: &Reservation) -> bool {
-        let paid = self.payment_reference.is_none() || reservation.payment_reference == self.payment_reference;
-        self.is_about(reservation) && reservation.status == Status::Confirmed && paid
-    }
-}
-
-/// Copies of one confirmation have one id: a payment tells one from another, and where there is none, the time at which
-/// it was accepted. One that is asked for again, after an admin has settled the first, is another one.
-fn failed_id(
-    reservation: &ReservationId,
-    customer: &CustomerId,
-    payment: Option<&PaymentReference>,
-    requested_at: Option<Timestamp>,
-) -> String {
-    let (reservation, customer) = (reservation.as_str(), customer.as_str());
-    match (payment, requested_at) {
-        (Some(payment), _) => digest_id("fc_", &[reservation, customer, payment.as_str()]),
-        (None, Some(at)) => digest_id("fc_", &[reservation, customer, "", &at.as_millis().to_string()]),
-        (None, None) => digest_id("fc_", &[reservation, customer, ""]),
-    }
-}
 
 const UNSETTLED: &str = "(#state = :open OR #state = :retrying)";
 
@@ -227,8 +55,8 @@ fn to_resolved(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
 }
 
 impl Store {
-    /// Writes a failure down as open, or adds it to what is known. One that was settled stays settled: this is a late copy
-    /// of it. One whose reservation is the order that it asked for is settled by that.
+    /// Records a failure as open, or adds it to what is stored. One that was settled stays settled: this is a late copy of
+    /// it. One whose reservation is the order that it asked for is settled by that.
     pub async fn record_failure(
         &self,
         failure: &Failure,
@@ -238,14 +66,16 @@ impl Store {
         let id = failure.id();
         let attempts = self.attempts(deadline);
         loop {
-            let seen = self.get(keys::failed(&id), deadline).await?;
-            let seen = seen.map(|item| items::read::<FailedConfirmation>("failed confirmation", item)).transpose()?;
-            if let Some(settled) = seen.as_ref().filter(|seen| seen.state.is_settled()) {
-                return Ok(settled.clone());
-            }
-            let condition = seen.as_ref().map_or_else(|| Expression::new("attribute_not_exists(#pk)", vec![]), as_seen);
-            let recorded = failure.after(seen, now);
-            match self.update_failed(&id, to_recorded(&recorded), condition, deadline).await? {
+            let stored = self.get(keys::failed(&id), deadline).await?;
+            let stored =
+                stored.map(|item| items::read::<FailedConfirmation>("failed confirmation", item)).transpose()?;
+            let absent = || Expression::new("attribute_not_exists(#pk)", vec![]);
+            let condition = stored.as_ref().map_or_else(absent, as_seen);
+            let record = match failure.record(stored, now) {
+                RecordDecision::Record(record) => record,
+                RecordDecision::Settled(settled) => return Ok(settled),
+            };
+            match self.update_failed(&id, to_recorded(&record), condition, deadline).await? {
                 Some(recorded) => return self.settle_if_ordered(recorded, now, deadline).await,
                 // Others wrote it meanwhile, or this was written and its answer lost: once more costs a count.
                 None if deadline.passed() => return Err(attempts.unavailable("record failure")),
@@ -266,16 +96,15 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         loop {
             let seen = self.failed(id, deadline).await?;
-            if seen.state.is_settled() {
-                return Err(Refusal::AlreadySettled.into());
-            }
+            let lift = match seen.retry(lift) {
+                RetryDecision::Retry { lift } => lift,
+                RetryDecision::Refuse(refusal) => return Err(refusal.into()),
+            };
             let next = seen.failures + 1;
             let open = Expression::new("SET #state = :open, #failures = :next", vec![(":next", number(next))]);
             let mut transaction = Transaction::new();
             transaction.update((), &self.table, &keys::failed(id), open, as_seen(&seen))?;
-            if lift
-                && seen.reason != NOT_CONFIRMED
-                && let Some(payment) = &seen.payment_reference
+            if let Some(payment) = &lift
                 && let Some(found) = self.reservation_of(&seen, deadline).await?
                 && found.owed_back.contains(payment)
             {
@@ -330,29 +159,21 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         loop {
             let seen = self.failed(id, deadline).await?;
-            let resolved = FailedConfirmation {
-                state: FailedState::Resolved,
-                settled_by: Some(actor.to_owned()),
-                settled_at: Some(now),
-                note: note.map(str::to_owned),
-                ..seen.clone()
+            let found = if seen.state.is_settled() { None } else { self.reservation_of(&seen, deadline).await? };
+            let resolved = match seen.resolve(found.as_ref(), actor, note, now) {
+                ResolveDecision::Resolve(resolved) => resolved,
+                // An earlier try of this call, whose answer was lost.
+                ResolveDecision::Done(resolved) => return Ok(resolved),
+                ResolveDecision::SettleAsConfirmed => {
+                    self.settle_if_ordered(seen, now, deadline).await?;
+                    return Err(Refusal::AlreadySettled.into());
+                }
+                ResolveDecision::Refuse(refusal) => return Err(refusal.into()),
             };
-            if seen == resolved {
-                // Our own earlier try, whose answer was lost.
-                return Ok(resolved);
-            }
-            if seen.state.is_settled() {
-                return Err(Refusal::AlreadySettled.into());
-            }
-            let found = self.reservation_of(&seen, deadline).await?.filter(|found| seen.is_about(found));
-            if found.as_ref().is_some_and(|found| seen.is_order(found)) {
-                self.settle_if_ordered(seen, now, deadline).await?;
-                return Err(Refusal::AlreadySettled.into());
-            }
             let mut transaction = Transaction::new();
             transaction.update((), &self.table, &keys::failed(id), to_resolved(actor, note, now), as_seen(&seen))?;
-            if let Some(found) = &found {
-                let (update, condition) = settled_elsewhere(&seen, found, now);
+            if let Some(found) = found.filter(|found| seen.is_about(found)) {
+                let (update, condition) = settled_elsewhere(&seen, &found, now);
                 transaction.update((), &self.table, &keys::reservation(&found.reservation_id), update, condition)?;
             }
             if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
@@ -361,19 +182,15 @@ impl Store {
         }
     }
 
-    /// Settles the failed confirmation of this payment, or of this confirmation without one, if there is one: the
-    /// reservation has been confirmed by it.
+    /// Settles the failed confirmation of this confirmation, if there is one: the reservation has been confirmed by it.
     pub async fn settle_as_confirmed(
         &self,
-        reservation: &ReservationId,
-        customer: &CustomerId,
-        payment: Option<&PaymentReference>,
-        requested_at: Timestamp,
+        confirmation: &Confirmation,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let id = failed_id(reservation, customer, payment, Some(requested_at));
-        self.update_failed(&id, to_confirmed(now), Expression::new(UNSETTLED, unsettled()), deadline).await.map(drop)
+        let (id, condition) = (confirmation.failed_id(), Expression::new(UNSETTLED, unsettled()));
+        self.update_failed(&id, to_confirmed(now), condition, deadline).await.map(drop)
     }
 
     /// The failed confirmation, settled if its reservation is the order that it asked for.
@@ -387,7 +204,7 @@ impl Store {
             return Ok(failed);
         }
         match self.reservation_of(&failed, deadline).await? {
-            Some(found) if failed.is_order(&found) => self.settle(failed, now, deadline).await,
+            Some(found) if failed.is_settled_by(&found) => self.settle(failed, now, deadline).await,
             _ => Ok(failed),
         }
     }
@@ -521,7 +338,7 @@ impl Store {
         let mut settled = Vec::with_capacity(page.len());
         for failed in page {
             let reservation = failed.reservation_id.as_ref().and_then(|id| reservations.get(id));
-            let ordered = !failed.state.is_settled() && reservation.is_some_and(|found| failed.is_order(found));
+            let ordered = !failed.state.is_settled() && reservation.is_some_and(|found| failed.is_settled_by(found));
             settled.push(if ordered { self.settle(failed, now, deadline).await? } else { failed });
         }
         Ok(settled)
@@ -553,10 +370,8 @@ fn settled_elsewhere(seen: &FailedConfirmation, found: &Reservation, now: Timest
         None => {
             // Whatever clock dated it.
             let asked = seen.requested_at.map_or(now, |at| at.max(now));
-            let until = asked.plus_seconds(CLOCK_TOLERANCE_SECONDS);
-            let until = found.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
             (
-                Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]),
+                to_unpaid_closed(found.unpaid_closed_by(asked)),
                 Expression::new(
                     format!("#created_at = :created AND #status <> :confirmed AND {CLOSED_EARLIER}"),
                     values,

@@ -114,33 +114,23 @@ pub(crate) fn reservation(reservation: &Reservation, due_partitions: u32) -> Res
 mod tests {
     use super::*;
     use holdfast_domain::{HoldSeconds, IdempotencyKey, Take};
-    use std::collections::BTreeSet;
 
     fn held() -> Reservation {
         let customer = CustomerId::try_from("alice").unwrap();
+        let reservation_id = ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap());
+        let line = Line {
+            product_id: "tee-black".try_into().unwrap(),
+            quantity: 2,
+            name: "Black tee".to_owned(),
+            unit_price_minor: 2_500,
+            limited: false,
+            takes: vec![Take { shard: 3, units: 2 }],
+        };
+        let (currency, now) = ("EUR".to_owned().try_into().unwrap(), Timestamp::from_millis(1_763_700_000_123));
         Reservation {
-            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap()),
-            customer,
-            lines: vec![Line {
-                product_id: "tee-black".try_into().unwrap(),
-                quantity: 2,
-                name: "Black tee".to_owned(),
-                unit_price_minor: 2_500,
-                limited: false,
-                takes: vec![Take { shard: 3, units: 2 }],
-            }],
-            currency: "EUR".to_owned().try_into().unwrap(),
-            status: Status::Held,
-            created_at: Timestamp::from_millis(1_763_700_000_123),
-            expires_at: Timestamp::from_millis(1_763_700_600_123),
-            hold_seconds: HoldSeconds::DEFAULT,
             late_payment_seconds: 0,
             fingerprint: "f".repeat(52),
-            confirmed_at: None,
-            confirmed_late: false,
-            payment_reference: None,
-            owed_back: BTreeSet::new(),
-            unpaid_closed_at: None,
+            ..Reservation::held(reservation_id, customer, vec![line], currency, HoldSeconds::DEFAULT, now)
         }
     }
 

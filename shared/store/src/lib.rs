@@ -42,11 +42,11 @@ use holdfast_domain::{Clock, ProductId};
 
 pub use catalog::Stock;
 pub use error::{Deadline, Error};
-pub use failed::{FailedConfirmation, FailedState, Failure, NOT_CONFIRMED};
 pub use page::{Cursor, Page};
+pub use rate::Admitted;
 pub use release::Swept;
 pub use reserve::Reserved;
-pub use stock::{Adjusted, Adjustment, LedgerEntry};
+pub use stock::{Adjusted, LedgerEntry};
 
 use error::{Attempts, fault};
 

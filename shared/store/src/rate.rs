@@ -29,6 +29,15 @@ const THROTTLED_WAIT: Duration = Duration::from_secs(1);
 /// How long after its last use an item may be cleaned up, beyond the time that it means anything.
 const KEPT_SECONDS: i64 = 3_600;
 
+/// Whether a request is admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// It is, and it is counted.
+    Yes,
+    /// It is not, nor will one be before this time is over.
+    RetryAfter(Duration),
+}
+
 #[derive(Deserialize)]
 struct RateItem {
     tat: Micros,
@@ -45,7 +54,7 @@ impl Store {
         limit: RateLimit,
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Result<(), Duration>, Error> {
+    ) -> Result<Admitted, Error> {
         let now = now.as_millis() * 1_000;
         let mut admission = Admission::Idle;
         let mut attempts = self.attempts(deadline);
@@ -67,13 +76,13 @@ impl Store {
                     // Not lower than now either: others may only have raised it.
                     Expression::new("#tat <= :latest", vec![(":latest", number(limit.latest(now)))]),
                 ),
-                Admission::Refused(wait) => return Ok(Err(wait)),
+                Admission::Refused(wait) => return Ok(Admitted::RetryAfter(wait)),
             };
             let request = self.update_request(&keys::rate(customer), update, condition);
             let error = match attempts.call(request.send()).await {
-                Ok(Ok(_)) => return Ok(Ok(())),
+                Ok(Ok(_)) => return Ok(Admitted::Yes),
                 Ok(Err(error)) => error,
-                Err(_) if throttled => return Ok(Err(THROTTLED_WAIT)),
+                Err(_) if throttled => return Ok(Admitted::RetryAfter(THROTTLED_WAIT)),
                 Err(error) => return Err(error),
             };
             // No item: it was cleaned up between the two updates.
@@ -85,7 +94,7 @@ impl Store {
             throttled |= error.as_service_error().is_some_and(is_flood);
             match attempts.pause(fault("UpdateItem", &error)).await {
                 Ok(()) => {}
-                Err(Error::Unavailable { .. }) if throttled => return Ok(Err(THROTTLED_WAIT)),
+                Err(Error::Unavailable { .. }) if throttled => return Ok(Admitted::RetryAfter(THROTTLED_WAIT)),
                 Err(error) => return Err(error),
             }
         }

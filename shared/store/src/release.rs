@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use holdfast_domain::{Cancel, CustomerId, Product, Refusal, Reservation, ReservationId, Status, Timestamp, cancel};
+use holdfast_domain::decide::{self, CancelDecision};
+use holdfast_domain::{CustomerId, Product, Refusal, Reservation, ReservationId, Status, Timestamp};
 
 use crate::cache::{CachedProduct, Dated};
 use crate::error::Attempts;
@@ -70,16 +71,16 @@ impl Store {
     ) -> Result<Reservation, Error> {
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
-            match cancel(&reservation, now) {
-                Cancel::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
+            match decide::cancellation(&reservation, now) {
+                CancelDecision::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
                     if self.end_overdue(&reservation, now, deadline).await? {
                         return Err(Refusal::HoldExpired.into());
                     }
                     continue;
                 }
-                Cancel::Refuse(refusal) => return Err(refusal.into()),
-                Cancel::Done => return Ok(reservation),
-                Cancel::Release => {}
+                CancelDecision::Refuse(refusal) => return Err(refusal.into()),
+                CancelDecision::Done => return Ok(reservation),
+                CancelDecision::Release => {}
             }
             let released = self.release(vec![Hold::from(&reservation)], End::Cancelled, now, deadline).await?;
             if released.holds == 1 {
@@ -462,7 +463,6 @@ fn batches(mut holds: Vec<Hold>) -> Vec<Vec<Hold>> {
 mod tests {
     use super::*;
     use holdfast_domain::{HoldSeconds, IdempotencyKey, Line, Take};
-    use std::collections::BTreeSet;
 
     /// A hold of one unit from each of these shards of a product.
     fn hold(n: usize, product: &str, shards: impl IntoIterator<Item = u32>) -> Hold {
@@ -476,23 +476,9 @@ mod tests {
             limited: false,
             takes,
         };
-        Hold::from(&Reservation {
-            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from(format!("k{n}")).unwrap()),
-            customer,
-            lines: vec![line],
-            currency: "EUR".to_owned().try_into().unwrap(),
-            status: Status::Held,
-            created_at: Timestamp::from_millis(0),
-            expires_at: Timestamp::from_millis(600_000),
-            hold_seconds: HoldSeconds::DEFAULT,
-            late_payment_seconds: 0,
-            fingerprint: String::new(),
-            confirmed_at: None,
-            confirmed_late: false,
-            payment_reference: None,
-            owed_back: BTreeSet::new(),
-            unpaid_closed_at: None,
-        })
+        let reservation_id = ReservationId::derive(&customer, &IdempotencyKey::try_from(format!("k{n}")).unwrap());
+        let (currency, now) = ("EUR".to_owned().try_into().unwrap(), Timestamp::from_millis(0));
+        Hold::from(&Reservation::held(reservation_id, customer, vec![line], currency, HoldSeconds::DEFAULT, now))
     }
 
     fn sizes(holds: Vec<Hold>) -> Vec<usize> {

@@ -1,8 +1,7 @@
 //! Reading reservations, listing them, and extending their holds.
 
-use holdfast_domain::{
-    CustomerId, Extend, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp, extend,
-};
+use holdfast_domain::decide::{self, ExtendDecision};
+use holdfast_domain::{CustomerId, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp};
 
 use crate::error::{Attempts, fault};
 use crate::items::{self, text, time};
@@ -74,16 +73,16 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
-            let until = match extend(&reservation, hold_seconds, now) {
-                Extend::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
+            let until = match decide::extension(&reservation, hold_seconds, now) {
+                ExtendDecision::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
                     if self.end_overdue(&reservation, now, deadline).await? {
                         return Err(Refusal::HoldExpired.into());
                     }
                     continue;
                 }
-                Extend::Refuse(refusal) => return Err(refusal.into()),
-                Extend::Done => return Ok(reservation),
-                Extend::Until(until) => until,
+                ExtendDecision::Refuse(refusal) => return Err(refusal.into()),
+                ExtendDecision::Done => return Ok(reservation),
+                ExtendDecision::Until(until) => until,
             };
             remind(until).await?;
             let update = Expression::new("SET #expires_at = :until, #due_at = :until", vec![(":until", time(until))]);

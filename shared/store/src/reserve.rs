@@ -1,11 +1,6 @@
 //! Making a hold: one transaction, and in a warm environment nothing before it.
 
-use std::collections::BTreeSet;
-
-use holdfast_domain::{
-    Basket, CustomerId, Draft, Line, Product, ProductId, Refusal, Reservation, ReservationId, Status, Take, Timestamp,
-    draft,
-};
+use holdfast_domain::{Basket, CustomerId, Product, ProductId, Refusal, Reservation, ReservationId, Timestamp, draft};
 use serde::Deserialize;
 
 use crate::cache::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
@@ -85,7 +80,7 @@ impl Store {
                 // The environment was frozen meanwhile: nobody is given a hold that is over.
                 return Err(attempts.unavailable("reserve"));
             }
-            let reservation = held(basket, &draft, takes, now);
+            let reservation = draft.hold(basket, takes, now);
             let reasons = match self.try_reserve(&reservation, &wanted, &mut attempts).await? {
                 Outcome::Applied => return Ok(Reserved { reservation, replayed: false }),
                 Outcome::TryAgain => continue,
@@ -310,33 +305,5 @@ impl LimitSeen {
     pub(crate) fn limit_against(&self, quantity: u32) -> Option<u32> {
         let limit = self.product.as_ref()?.max_per_customer?;
         (self.counted + u64::from(quantity) > u64::from(limit)).then_some(limit)
-    }
-}
-
-fn held(basket: &Basket, draft: &Draft, takes: Vec<Vec<Take>>, now: Timestamp) -> Reservation {
-    let lines = draft.lines.iter().zip(takes).map(|(line, takes)| Line {
-        product_id: line.product.product_id.clone(),
-        quantity: line.quantity,
-        name: line.product.name.clone(),
-        unit_price_minor: line.product.price_minor,
-        limited: line.product.counts_per_customer,
-        takes,
-    });
-    Reservation {
-        reservation_id: basket.reservation_id.clone(),
-        customer: basket.customer.clone(),
-        lines: lines.collect(),
-        currency: draft.currency,
-        status: Status::Held,
-        created_at: now,
-        expires_at: draft.expires_at,
-        late_payment_seconds: draft.late_payment_seconds,
-        hold_seconds: draft.hold_seconds,
-        fingerprint: basket.fingerprint.clone(),
-        confirmed_at: None,
-        confirmed_late: false,
-        payment_reference: None,
-        owed_back: BTreeSet::new(),
-        unpaid_closed_at: None,
     }
 }

@@ -1,8 +1,7 @@
 //! An admin's adjustments of the stock, each with its reason in the ledger.
 
-use holdfast_domain::text::is_line;
 use holdfast_domain::{
-    IdempotencyKey, Invalid, MAX_TOTAL, Product, ProductId, Refusal, Shortage, Take, Timestamp, digest_id, shards,
+    Adjustment, Invalid, MAX_TOTAL, Product, ProductId, Refusal, Shortage, Take, Timestamp, digest_id, shards,
 };
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
@@ -15,25 +14,6 @@ use crate::transact::Transaction;
 use crate::units::{give_units, take_units, units_on};
 use crate::update::Expression;
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
-
-/// A change of a product's total: stock that came in, or was lost, or was counted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Adjustment {
-    /// The product.
-    pub product_id: ProductId,
-    /// Units added, or taken away where negative. Not 0.
-    pub delta: i64,
-    /// Why: 1 to 200 characters.
-    pub reason: String,
-    /// The document behind it, up to 200 characters.
-    pub reference: Option<String>,
-    /// The total that the caller believes in: if it is another, nothing happens.
-    pub expected_total: Option<u64>,
-    /// Who adjusts: the `sub` of the verified token.
-    pub actor: String,
-    /// The caller's key for this adjustment.
-    pub key: IdempotencyKey,
-}
 
 /// One entry of a product's ledger. Never changed, never removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,30 +122,6 @@ fn entry_id(now: Timestamp, digest: &str) -> String {
     let millis = u64::try_from(now.as_millis()).unwrap_or_default();
     let random = digest.bytes().take(16).fold(0_u128, |bits, byte| (bits << 5) | u128::from(byte & 31));
     Ulid::from_parts(millis, random).to_string()
-}
-
-impl Adjustment {
-    /// The adjustment itself, if every field is within its limits.
-    pub fn checked(self) -> Result<Self, Invalid> {
-        const LINE: &str = "must be 1 to 200 characters, some of them visible, none a control character";
-        if self.delta == 0 || self.delta.unsigned_abs() > MAX_TOTAL {
-            return Err(Invalid::new("delta", "must be a whole number from -1000000000 to 1000000000, and not 0"));
-        }
-        if !is_line(&self.reason, 200) {
-            return Err(Invalid::new("reason", LINE));
-        }
-        if self.reference.as_deref().is_some_and(|reference| !is_line(reference, 200)) {
-            return Err(Invalid::new("reference", LINE));
-        }
-        Ok(self)
-    }
-
-    fn fingerprint(&self) -> String {
-        let (delta, expected) = (self.delta.to_string(), self.expected_total.map(|total| total.to_string()));
-        let part = |text: Option<&str>| text.map_or_else(String::new, |text| format!("={text}"));
-        let (reference, expected) = (part(self.reference.as_deref()), part(expected.as_deref()));
-        digest_id("", &[self.product_id.as_str(), &delta, &self.reason, &reference, &expected])
-    }
 }
 
 impl Store {

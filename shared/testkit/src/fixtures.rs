@@ -16,8 +16,8 @@ use holdfast_aws::config::Environment;
 use holdfast_aws::queues::Queues;
 use holdfast_aws::schedules::{Schedules, Target};
 use holdfast_domain::{
-    Basket, CustomerId, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, IdempotencyKey, PaymentReference, Product,
-    ProductId, ProductStatus, Reservation, Status, Timestamp,
+    Basket, Confirmation, CustomerId, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, IdempotencyKey, PaymentReference,
+    Product, ProductId, ProductStatus, Reservation, ReservationId, Status, Timestamp,
 };
 use holdfast_store::{Deadline, Error, Reserved, Store, keys};
 
@@ -188,7 +188,22 @@ pub fn payment(reference: &str) -> PaymentReference {
 /// What `who` asks for under `key`.
 pub fn basket(who: &str, key: &str, lines: &[(&str, u32)]) -> Basket {
     let lines = lines.iter().map(|&(id, quantity)| (product_id(id), Some(quantity))).collect();
-    Basket::new(customer(who), &IdempotencyKey::try_from(key).unwrap(), lines).unwrap().unwrap()
+    Basket::new(customer(who), &IdempotencyKey::try_from(key).unwrap(), lines).unwrap()
+}
+
+/// A confirmation that was requested at `at`.
+pub fn confirmation(
+    reservation_id: &ReservationId,
+    customer: &CustomerId,
+    payment: Option<&PaymentReference>,
+    at: Timestamp,
+) -> Confirmation {
+    Confirmation {
+        reservation_id: reservation_id.clone(),
+        customer: customer.clone(),
+        payment_reference: payment.cloned(),
+        requested_at: at,
+    }
 }
 
 /// Makes products.

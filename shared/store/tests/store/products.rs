@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use data_encoding::BASE64URL_NOPAD;
-use holdfast_domain::{HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal, Status};
-use holdfast_store::{Adjusted, Adjustment, Cursor, Deadline, Error, Store, keys};
+use holdfast_domain::{
+    Adjustment, HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal, Status,
+};
+use holdfast_store::{Adjusted, Cursor, Deadline, Error, Store, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, confirmation, customer, product, product_id, reserve, soon, stocked, store,
+    table,
 };
 use holdfast_testkit::wire::{Call, Fault, Wire};
 use serde_json::{Value, json};
@@ -414,7 +417,7 @@ async fn stock_says_where_the_units_are() {
     let (_, store) = tee(10, 2).await;
     let held = reserve(&store, &basket("alice", "k1", &[("tee", 3)]), NOW).await.unwrap().reservation;
     reserve(&store, &basket("alice", "k2", &[("tee", 2)]), NOW).await.unwrap();
-    store.confirm(&held.reservation_id, &held.customer, None, NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&held.reservation_id, &held.customer, None, NOW), NOW, soon()).await.unwrap();
     let tee = store.product(&product_id("tee"), soon()).await.unwrap();
     let stock = store.stock(&[&tee], soon()).await.unwrap()[&product_id("tee")];
     assert_eq!((stock.available, stock.reserved, stock.sold), (5, 2, 3));

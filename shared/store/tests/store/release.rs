@@ -9,7 +9,8 @@ use futures_util::FutureExt;
 use holdfast_domain::{HoldSeconds, Product, Refusal, ReservationId, Status, Timestamp};
 use holdfast_store::{Deadline, Error, Store, Swept, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, confirmation, customer, product, product_id, reserve, soon, stocked, store,
+    table,
 };
 use holdfast_testkit::wire::{Call, Fault, Wire};
 
@@ -106,7 +107,7 @@ async fn one_that_was_confirmed_meanwhile_drops_out_alone() {
     }
     // Three are paid, and the index, which lags, still shows them.
     for hold in &holds[..3] {
-        store.confirm(&hold.reservation_id, &hold.customer, None, NOW, NOW, soon()).await.unwrap();
+        store.confirm(&confirmation(&hold.reservation_id, &hold.customer, None, NOW), NOW, soon()).await.unwrap();
         client(&wire)
             .update_item()
             .table_name(TABLE)
