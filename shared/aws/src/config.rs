@@ -16,9 +16,9 @@ use crate::schedules::{Schedules, Target};
 
 /// How long one try of a call may take. DynamoDB answers in milliseconds; a call that hangs must leave time for
 /// another within the request.
-const ATTEMPT: Duration = Duration::from_secs(2);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The tries of one call. What fails after these goes to the caller's own loop, or to a queue.
-const TRIES: u32 = 3;
+const MAX_ATTEMPTS: u32 = 3;
 /// The first wait between them. The SDK's own is a second after a throttle: longer than most requests last.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
 /// How long a request may go on trying before it must answer. The functions' timeout in `template.yaml` is 10 s: the
@@ -48,8 +48,8 @@ macro_rules! client {
                 .region(self.region.clone())
                 .credentials_provider(self.credentials.clone())
                 .http_client(self.http.clone())
-                .retry_config(RetryConfig::standard().with_max_attempts(TRIES).with_initial_backoff(INITIAL_BACKOFF))
-                .timeout_config(TimeoutConfig::builder().connect_timeout(ATTEMPT).operation_attempt_timeout(ATTEMPT).build());
+                .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS).with_initial_backoff(INITIAL_BACKOFF))
+                .timeout_config(TimeoutConfig::builder().connect_timeout(ATTEMPT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build());
             config.set_endpoint_url(self.endpoint_url.clone());
             $sdk::Client::from_conf(config.build())
         }
@@ -95,7 +95,7 @@ impl Environment {
 
     /// The same, with all calls sent through `http`: for tests that put faults into the wire.
     #[must_use]
-    pub fn over(self, http: SharedHttpClient) -> Self {
+    pub fn with_http_client(self, http: SharedHttpClient) -> Self {
         Self { http, ..self }
     }
 

@@ -1,5 +1,6 @@
 //! What surrounds the rules: the environment, the clock, the AWS clients, schedules, queues, and the way from the
 //! dead-letter queue into the table.
+#![warn(clippy::missing_errors_doc)]
 
 pub mod clock;
 pub mod config;

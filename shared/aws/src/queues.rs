@@ -16,7 +16,7 @@ use crate::Unanswered;
 /// not say that the queue is empty.
 const LONG_POLL_SECONDS: i32 = 1;
 /// SQS's limit for one receive.
-const MOST_AT_ONCE: i32 = 10;
+const MAX_MESSAGES: i32 = 10;
 
 /// After how many seconds a message that failed comes back, by how often it was received; from then on, the last.
 const RETRY_SECONDS: [u64; 6] = [30, 60, 120, 240, 480, 900];
@@ -123,7 +123,7 @@ impl FailedQueue {
     /// to give: all of its servers were asked.
     pub async fn receive(&self, deadline: Deadline) -> Result<Vec<Received>, Unanswered> {
         let Queue { client, url } = &self.0;
-        let request = client.receive_message().queue_url(url).max_number_of_messages(MOST_AT_ONCE);
+        let request = client.receive_message().queue_url(url).max_number_of_messages(MAX_MESSAGES);
         let answer = within("ReceiveMessage", deadline, request.wait_time_seconds(LONG_POLL_SECONDS).send()).await?;
         let messages = answer.messages.unwrap_or_default().into_iter();
         let received = messages.filter_map(|message| {

@@ -20,7 +20,7 @@ use time::macros::format_description;
 use crate::Unanswered;
 
 /// How many slots an environment remembers: an hour of them, the longest hold, at the default length.
-const REMEMBERED: usize = 360;
+const MAX_REMEMBERED_SLOTS: usize = 360;
 
 /// What `expire` is called with. It is a hint for the log: whatever calls it, it releases what is overdue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +80,7 @@ impl Schedules {
         self.create(slot).await?;
         let mut made = known();
         made.insert(slot);
-        while made.len() > REMEMBERED {
+        while made.len() > MAX_REMEMBERED_SLOTS {
             made.pop_first();
         }
         Ok(())

@@ -30,7 +30,7 @@ pub enum ConfirmDecision {
     /// an order of it any more, and refuse it.
     CloseUnpaid,
     /// Without a payment, and an admin has settled an earlier one so lately that no clock tells which came first.
-    AskAgain,
+    RetryLater,
     /// No.
     Refuse(Refusal),
 }
@@ -67,7 +67,7 @@ pub fn confirmation(reservation: &Reservation, confirmation: &Confirmation, now:
         (Status::Confirmed, _) => ConfirmDecision::Refuse(Refusal::AlreadyConfirmed { other_payment: true }),
         (Status::Cancelled, None) => ConfirmDecision::Refuse(Refusal::ReservationCancelled),
         (Status::Cancelled, Some(_)) => ConfirmDecision::OweBack,
-        (Status::Held, None) if closed && in_time && !queued => ConfirmDecision::AskAgain,
+        (Status::Held, None) if closed && in_time && !queued => ConfirmDecision::RetryLater,
         (Status::Held | Status::Expired, None) if closed => ConfirmDecision::Refuse(Refusal::HoldExpired),
         (Status::Expired, None) if !queued => ConfirmDecision::CloseUnpaid,
         (Status::Held, _) if in_time => ConfirmDecision::InTime,
@@ -295,7 +295,7 @@ mod tests {
         let (closed_at, pay): (_, PaymentReference) = (Timestamp::from_millis(5_000), "pay_1".try_into().unwrap());
         let refused = ConfirmDecision::Refuse(Refusal::HoldExpired);
         for (status, open, direct) in [
-            (Status::Held, ConfirmDecision::InTime, ConfirmDecision::AskAgain),
+            (Status::Held, ConfirmDecision::InTime, ConfirmDecision::RetryLater),
             (Status::Expired, ConfirmDecision::LateRetake, refused.clone()),
         ] {
             let found = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(status, None) };

@@ -10,6 +10,7 @@
 //!   confirmation that failed,
 //! - [`RateLimit`] decides whether a customer asks too often,
 //! - [`Refusal`] names every "no", in the order in which they outrank one another.
+#![warn(clippy::missing_errors_doc)]
 
 mod adjustment;
 mod confirmation;

@@ -13,7 +13,7 @@ use holdfast_domain::{Clock, Failure, HoldSeconds, Product, ProductStatus, Reser
 use holdfast_http::{Authenticator, serve};
 use holdfast_store::Store;
 use holdfast_testkit::fixtures::{
-    Hands, NOW, TABLE, basket, client, confirmation, customer, payment, product, queues, reserve, schedules, soon,
+    NOW, TABLE, TestClock, basket, client, confirmation, customer, payment, product, queues, reserve, schedules, soon,
     stocked, store, table,
 };
 use holdfast_testkit::wire::{Call, Wire};
@@ -119,7 +119,7 @@ pub(crate) fn worked(call: &Call) -> bool {
 }
 
 async fn open() -> Shop {
-    let (wire, hands) = (table().await, Hands::new());
+    let (wire, hands) = (table().await, TestClock::new());
     let dollars = "USD".to_owned().try_into().expect("a currency");
     stocked(
         &wire,

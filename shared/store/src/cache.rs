@@ -19,12 +19,12 @@ pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
 /// When something was read. Its age is the greater one by two clocks: the wall clock may be set back, and a monotonic one
 /// stands still while Lambda freezes the environment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Dated {
+pub(crate) struct ReadTime {
     wall: Timestamp,
     monotonic: Instant,
 }
 
-impl Dated {
+impl ReadTime {
     pub(crate) fn now(clock: &Clock) -> Self {
         Self { wall: clock.now(), monotonic: Instant::now() }
     }
@@ -41,13 +41,13 @@ impl Dated {
 pub(crate) struct CachedProduct {
     product: Product,
     /// When its facts were read; nothing where they have to be read before they count.
-    read_at: Option<Dated>,
+    read_at: Option<ReadTime>,
     home: u32,
     available: Vec<Option<u64>>,
     /// When all shards were last seen to have no more than is remembered, after all that was overdue was released.
-    pub(crate) exhausted_at: Option<Dated>,
+    pub(crate) exhausted_at: Option<ReadTime>,
     /// When overdue holds of it were looked for, and until when none ends.
-    pub(crate) no_overdue: Option<(Dated, Timestamp)>,
+    pub(crate) no_overdue: Option<(ReadTime, Timestamp)>,
 }
 
 impl CachedProduct {
@@ -63,13 +63,13 @@ impl CachedProduct {
         self.available = available.into_iter().map(Some).collect();
     }
 
-    pub(crate) fn saw(&mut self, shard: u32, available: u64) {
+    pub(crate) fn set_shard(&mut self, shard: u32, available: u64) {
         if let Some(units) = self.available.get_mut(shard as usize) {
             *units = Some(available);
         }
     }
 
-    pub(crate) fn took(&mut self, shard: u32, units: u32) {
+    pub(crate) fn subtract(&mut self, shard: u32, units: u32) {
         if let Some(Some(available)) = self.available.get_mut(shard as usize) {
             *available = available.saturating_sub(u64::from(units));
         }
@@ -112,7 +112,7 @@ impl Store {
             return Ok(facts);
         }
         // Before the reading: what it says may be as old as that.
-        let read_at = Dated::now(&self.clock);
+        let read_at = ReadTime::now(&self.clock);
         for item in self.get_many(missing, deadline).await? {
             let product: Product = items::read("product", item)?;
             self.remember(&product, Some(read_at));
@@ -121,7 +121,7 @@ impl Store {
         Ok(facts)
     }
 
-    pub(crate) fn remember(&self, product: &Product, read_at: Option<Dated>) {
+    pub(crate) fn remember(&self, product: &Product, read_at: Option<ReadTime>) {
         let home = self.random_below(product.shards);
         let mut cached = lock(&self.cached);
         let entry = cached.entry(product.product_id.clone()).or_insert_with(|| CachedProduct {

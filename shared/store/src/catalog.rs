@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use holdfast_domain::{Product, ProductId, Timestamp};
 use serde::Deserialize;
 
-use crate::cache::Dated;
+use crate::cache::ReadTime;
 use crate::items::text;
 use crate::{Cursor, Deadline, Error, Page, Store, items, keys};
 
@@ -25,7 +25,7 @@ pub struct Stock {
     pub sold: u64,
 }
 
-/// How old what [`Store::product_lately`] and [`Store::products_lately`] say may be, in milliseconds.
+/// How old what [`Store::product_with_stock`] and [`Store::products_with_stock`] say may be, in milliseconds.
 const SNAPSHOT_LIFETIME_MS: i64 = 1_000;
 
 /// Units of a product in holds.
@@ -41,71 +41,74 @@ struct Held {
 /// product is kept together with its stock, so that the units add up to the total that is shown with them.
 #[derive(Debug, Default)]
 pub(crate) struct CatalogSnapshot {
-    read_at: Option<Dated>,
+    read_at: Option<ReadTime>,
     held: HashMap<ProductId, Held>,
     products: HashMap<ProductId, (Product, Stock)>,
 }
 
 impl Store {
     /// One product and its stock, as they were at most a second ago.
-    pub async fn product_lately(&self, id: &ProductId, deadline: Deadline) -> Result<(Product, Stock), Error> {
-        let mut lately = self.lately(deadline).await?;
-        if let Some(known) = lately.products.get(id) {
+    pub async fn product_with_stock(&self, id: &ProductId, deadline: Deadline) -> Result<(Product, Stock), Error> {
+        let mut snapshot = self.catalog_snapshot(deadline).await?;
+        if let Some(known) = snapshot.products.get(id) {
             return Ok(known.clone());
         }
         let product = self.product(id, deadline).await?;
-        let mut read = self.read_lately(&mut lately, vec![product], deadline).await?;
+        let mut read = self.add_stock(&mut snapshot, vec![product], deadline).await?;
         read.pop().ok_or_else(|| Error::internal("product", "it was read, and is not there"))
     }
 
     /// A page of all products, in the order of their ids, each with its stock, as they were at most a second ago.
-    pub async fn products_lately(
+    pub async fn products_with_stock(
         &self,
         limit: u32,
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<(Product, Stock)>, Error> {
-        let (page, mut lately) = loop {
-            let read_at = Dated::now(&self.clock);
+        let (page, mut snapshot) = loop {
+            let read_at = ReadTime::now(&self.clock);
             let page = self.products(limit, cursor.clone(), deadline).await?;
-            let lately = self.lately(deadline).await?;
+            let snapshot = self.catalog_snapshot(deadline).await?;
             // Where the environment was frozen in between, the page is older than what it would be remembered with.
             if read_at.within(SNAPSHOT_LIFETIME_MS, &self.clock) || deadline.passed() {
-                break (page, lately);
+                break (page, snapshot);
             }
         };
-        Ok(Page { items: self.read_lately(&mut lately, page.items, deadline).await?, next: page.next })
+        Ok(Page { items: self.add_stock(&mut snapshot, page.items, deadline).await?, next: page.next })
     }
 
     /// What is remembered, with all holds counted within the last second. While one request counts them the others of
     /// this environment wait for its count: a herd of readers reads once.
-    async fn lately(&self, deadline: Deadline) -> Result<tokio::sync::MutexGuard<'_, CatalogSnapshot>, Error> {
-        let mut lately = self.attempts(deadline).call(self.catalog.lock()).await?;
-        if lately.read_at.is_none_or(|at| !at.within(SNAPSHOT_LIFETIME_MS, &self.clock)) {
+    async fn catalog_snapshot(
+        &self,
+        deadline: Deadline,
+    ) -> Result<tokio::sync::MutexGuard<'_, CatalogSnapshot>, Error> {
+        let mut snapshot = self.attempts(deadline).call(self.catalog.lock()).await?;
+        if snapshot.read_at.is_none_or(|at| !at.within(SNAPSHOT_LIFETIME_MS, &self.clock)) {
             // Before the reading: what it says may be as old as that.
-            let read_at = Some(Dated::now(&self.clock));
-            *lately = CatalogSnapshot { held: self.held(deadline).await?, products: HashMap::new(), read_at };
+            let read_at = Some(ReadTime::now(&self.clock));
+            *snapshot = CatalogSnapshot { held: self.held(deadline).await?, products: HashMap::new(), read_at };
         }
-        Ok(lately)
+        Ok(snapshot)
     }
 
     /// These products with their stock: remembered, or read now and remembered.
-    async fn read_lately(
+    async fn add_stock(
         &self,
-        lately: &mut CatalogSnapshot,
+        snapshot: &mut CatalogSnapshot,
         products: Vec<Product>,
         deadline: Deadline,
     ) -> Result<Vec<(Product, Stock)>, Error> {
         let missing: Vec<&Product> =
-            products.iter().filter(|product| !lately.products.contains_key(&product.product_id)).collect();
+            products.iter().filter(|product| !snapshot.products.contains_key(&product.product_id)).collect();
         if !missing.is_empty() {
-            let mut stock = self.stock_beside(&lately.held, &missing, deadline).await?;
+            let mut stock = self.stock_beside(&snapshot.held, &missing, deadline).await?;
             for product in missing {
                 let stock = stock.remove(&product.product_id).unwrap_or_default();
-                lately.products.insert(product.product_id.clone(), (product.clone(), stock));
+                snapshot.products.insert(product.product_id.clone(), (product.clone(), stock));
             }
         }
-        Ok(products.iter().filter_map(|product| lately.products.get(&product.product_id).cloned()).collect())
+        Ok(products.iter().filter_map(|product| snapshot.products.get(&product.product_id).cloned()).collect())
     }
 
     /// Where the units of these products are. The parts are read one after another while sales go on, so under way

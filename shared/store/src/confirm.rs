@@ -15,10 +15,10 @@ use holdfast_domain::{
 
 use crate::cache::CachedProduct;
 use crate::error::Attempts;
-use crate::items::{self, for_ever, text, time};
-use crate::reserve::{LimitSeen, limit_keys};
-use crate::transact::{Outcome, Reason, Transaction, contention_fault};
-use crate::units::{Found, Memory, TakeAction, Wanted};
+use crate::items::{self, forever, text, time};
+use crate::reserve::{LimitSnapshot, limit_keys};
+use crate::transact::{Outcome, Reason, Transaction, contention_error};
+use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
 use crate::update::{Expression, Updated};
 use crate::{Deadline, Error, Store, keys};
 
@@ -36,13 +36,13 @@ impl Command<'_> {
 }
 
 /// What came of one try.
-enum Tried {
+enum ConfirmOutcome {
     Confirmed(Reservation),
     /// It is something else than was assumed, if that is known: decide again.
     Changed(Option<Reservation>),
 }
 
-impl From<Updated<Reservation>> for Tried {
+impl From<Updated<Reservation>> for ConfirmOutcome {
     fn from(updated: Updated<Reservation>) -> Self {
         match updated {
             Updated::Applied(order) => Self::Confirmed(order),
@@ -70,11 +70,11 @@ impl Store {
         let Confirmation { reservation_id: id, customer, .. } = confirmation;
         let mut attempts = self.attempts(deadline);
         // The usual case takes one round trip: the condition repeats what `decide` would ask of a reservation.
-        let mut tried = self.confirm_in_time(command, &mut attempts).await?;
+        let mut outcome = self.confirm_in_time(command, &mut attempts).await?;
         loop {
-            let seen = match tried {
-                Tried::Confirmed(order) => return Ok(order),
-                Tried::Changed(seen) => seen,
+            let seen = match outcome {
+                ConfirmOutcome::Confirmed(order) => return Ok(order),
+                ConfirmOutcome::Changed(seen) => seen,
             };
             // It changed meanwhile: decide on what it is now.
             if deadline.passed() {
@@ -87,18 +87,18 @@ impl Store {
             if reservation.customer != *customer {
                 return Err(Refusal::ReservationNotFound.into());
             }
-            tried = match (decide::confirmation(&reservation, confirmation, now), command.payment()) {
+            outcome = match (decide::confirmation(&reservation, confirmation, now), command.payment()) {
                 (ConfirmDecision::Done, _) => return Ok(reservation),
                 // First it is ended: no clock that is behind can show it as held, or confirm it, afterwards.
                 (ConfirmDecision::Refuse(Refusal::HoldExpired) | ConfirmDecision::OweBack, _)
                     if reservation.status == Status::Held && reservation.overdue(now) =>
                 {
                     self.end_overdue(&reservation, now, deadline).await?;
-                    Tried::Changed(None)
+                    ConfirmOutcome::Changed(None)
                 }
                 (ConfirmDecision::Refuse(refusal), _) => return Err(refusal.into()),
                 (ConfirmDecision::CloseUnpaid, _) => self.close_unpaid(&reservation, command, &mut attempts).await?,
-                (ConfirmDecision::AskAgain, _) => {
+                (ConfirmDecision::RetryLater, _) => {
                     let last = "an admin has just settled an earlier confirmation".to_owned();
                     return Err(Error::Unavailable { during: "confirm", last });
                 }
@@ -121,7 +121,11 @@ impl Store {
     }
 
     /// The order, or what the reservation is instead, as far as the answer says.
-    async fn confirm_in_time(&self, command: Command<'_>, attempts: &mut Attempts<'_>) -> Result<Tried, Error> {
+    async fn confirm_in_time(
+        &self,
+        command: Command<'_>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<ConfirmOutcome, Error> {
         let id = &command.confirmation.reservation_id;
         let condition = unless_settled(
             "#customer = :customer AND #status = :held AND #expires_at > :at AND #created_at <= :latest",
@@ -133,7 +137,7 @@ impl Store {
             ],
             command,
         );
-        let updated = self.update_reservation(id, to_confirmed(command, None)?, condition, attempts).await?;
+        let updated = self.update_reservation(id, confirm_update(command, None)?, condition, attempts).await?;
         Ok(updated.into())
     }
 
@@ -143,13 +147,13 @@ impl Store {
         seen: &Reservation,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let condition = unless_settled(
             "#status = :held AND #created_at = :seen",
             vec![(":held", text(Status::Held.as_str())), (":seen", time(seen.created_at))],
             command,
         );
-        let update = to_confirmed(command, Some(&seen.lines))?;
+        let update = confirm_update(command, Some(&seen.lines))?;
         let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
         Ok(updated.into())
     }
@@ -160,7 +164,7 @@ impl Store {
         seen: &Reservation,
         payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let update = Expression::new("SET #payment_reference = :payment", vec![(":payment", text(payment.as_str()))]);
         let condition = Expression::new(
             format!("#status = :confirmed AND attribute_not_exists(#payment_reference) AND {NOT_OWED_BACK}"),
@@ -176,7 +180,7 @@ impl Store {
         seen: &Reservation,
         payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let condition = Expression::new(
             "#status = :status AND #created_at = :created AND #expires_at = :expires",
             vec![
@@ -185,9 +189,9 @@ impl Store {
                 (":expires", time(seen.expires_at)),
             ],
         );
-        match self.update_reservation(&seen.reservation_id, to_owed_back(payment), condition, attempts).await? {
+        match self.update_reservation(&seen.reservation_id, owe_back_update(payment), condition, attempts).await? {
             Updated::Applied(_) => Err(Refusal::RefundRequired.into()),
-            Updated::ConditionFailed(newer) => Ok(Tried::Changed(newer)),
+            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
     }
 
@@ -198,15 +202,15 @@ impl Store {
         seen: &Reservation,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
-        let update = to_unpaid_closed(seen.unpaid_closed_by(command.now));
+    ) -> Result<ConfirmOutcome, Error> {
+        let update = close_unpaid_update(seen.unpaid_closed_by(command.now));
         let condition = Expression::new(
             format!("#status = :expired AND #created_at = :created AND {CLOSED_EARLIER}"),
             vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
         );
         match self.update_reservation(&seen.reservation_id, update, condition, attempts).await? {
             Updated::Applied(_) => Err(Refusal::HoldExpired.into()),
-            Updated::ConditionFailed(newer) => Ok(Tried::Changed(newer)),
+            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
     }
 
@@ -216,7 +220,7 @@ impl Store {
         seen: &Reservation,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         if let Some(payment) = command.payment() {
             return self.owe_back(seen, payment, attempts).await;
         }
@@ -224,7 +228,7 @@ impl Store {
         let found = self.snapshot(&[keys::reservation(&seen.reservation_id)], attempts).await?;
         let found = found.into_iter().next().flatten();
         match found.map(|item| items::read::<Reservation>("reservation", item)).transpose()? {
-            Some(found) if found != *seen => Ok(Tried::Changed(Some(found))),
+            Some(found) if found != *seen => Ok(ConfirmOutcome::Changed(Some(found))),
             _ => Err(Refusal::HoldExpired.into()),
         }
     }
@@ -235,23 +239,23 @@ impl Store {
         seen: &Reservation,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let deadline = attempts.deadline();
         let ids = seen.lines.iter().map(|line| &line.product_id);
         // As they are now: a payment is not refused for good by a limit that was lifted a moment ago.
         let facts = self.facts(ids, 0, deadline).await?;
         let wanted = seen.lines.iter().map(|line| wanted(&facts, line)).collect::<Result<Vec<_>, Error>>()?;
         let others = 1 + seen.lines.iter().filter(|line| line.limited).count();
-        let takes = match self.find_units(&wanted, others, Memory::Checked, command.now, deadline).await? {
-            Found::Units(takes) => takes,
-            Found::Short(_) => return self.refuse_retake(seen, command, attempts).await,
+        let takes = match self.allocate_units(&wanted, others, RefusalBasis::Read, command.now, deadline).await? {
+            Allocation::Takes(takes) => takes,
+            Allocation::Short(_) => return self.refuse_retake(seen, command, attempts).await,
         };
         let with = |(line, takes): (&Line, Vec<Take>)| Line { takes, ..line.clone() };
         let lines: Vec<Line> = seen.lines.iter().zip(takes).map(with).collect();
         let transaction = self.retake_transaction(seen, &lines, &wanted, command)?;
         let reasons = match self.transact(&transaction, attempts).await? {
             Outcome::Applied => {
-                return Ok(Tried::Confirmed(Reservation {
+                return Ok(ConfirmOutcome::Confirmed(Reservation {
                     lines,
                     status: Status::Confirmed,
                     confirmed_at: Some(command.now),
@@ -260,7 +264,7 @@ impl Store {
                     ..seen.clone()
                 }));
             }
-            Outcome::TryAgain => return Ok(Tried::Changed(None)),
+            Outcome::TryAgain => return Ok(ConfirmOutcome::Changed(None)),
             Outcome::Cancelled(reasons) => reasons,
         };
         for line in &lines {
@@ -268,11 +272,11 @@ impl Store {
         }
         let of_reservation = reasons.iter().find(|(action, _)| matches!(action, TakeAction::Reservation));
         match of_reservation {
-            Some((_, Reason::Condition(_))) => return Ok(Tried::Changed(None)),
+            Some((_, Reason::Condition(_))) => return Ok(ConfirmOutcome::Changed(None)),
             // It may be an order by now: what the others say is not enough to refuse it.
             Some((_, Reason::Conflict | Reason::Throttled)) => {
-                attempts.pause(contention_fault(&reasons)).await?;
-                return Ok(Tried::Changed(None));
+                attempts.pause(contention_error(&reasons)).await?;
+                return Ok(ConfirmOutcome::Changed(None));
             }
             None => {}
         }
@@ -281,7 +285,7 @@ impl Store {
             _ => None,
         });
         if let Some(line) = over_limit {
-            return self.refuse_for_limit_of(seen, wanted[line], command, attempts).await;
+            return self.refuse_retake_for_limit(seen, wanted[line], command, attempts).await;
         }
         if reasons
             .iter()
@@ -291,33 +295,33 @@ impl Store {
             self.refresh_stock(&products, deadline).await?;
             attempts.count();
         } else {
-            attempts.pause(contention_fault(&reasons)).await?;
+            attempts.pause(contention_error(&reasons)).await?;
         }
-        Ok(Tried::Changed(None))
+        Ok(ConfirmOutcome::Changed(None))
     }
 
     /// Refuses a late confirmation for the customer's limit, if that is so once all that is overdue is released.
-    async fn refuse_for_limit_of(
+    async fn refuse_retake_for_limit(
         &self,
         seen: &Reservation,
         wanted: Wanted<'_>,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let customer = Some(&seen.customer);
         let swept = self.release_overdue_of(&[wanted.product], customer, command.now, attempts.deadline()).await?;
         if swept.holds > 0 {
             attempts.count();
-            return Ok(Tried::Changed(None));
+            return Ok(ConfirmOutcome::Changed(None));
         }
         if !swept.complete {
             return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }
         let keys = limit_keys(&seen.reservation_id, &wanted.product.product_id, &seen.customer);
-        let now = LimitSeen::read(self.snapshot(&keys, attempts).await?)?;
-        if now.reservation.as_ref() != Some(seen) || now.limit_against(wanted.quantity).is_none() {
+        let now = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
+        if now.reservation.as_ref() != Some(seen) || now.limit_exceeded_by(wanted.quantity).is_none() {
             attempts.count();
-            return Ok(Tried::Changed(now.reservation));
+            return Ok(ConfirmOutcome::Changed(now.reservation));
         }
         self.refuse_retake(seen, command, attempts).await
     }
@@ -334,7 +338,7 @@ impl Store {
             TakeAction::Reservation,
             &self.table,
             &keys::reservation(&seen.reservation_id),
-            to_confirmed(command, Some(lines))?,
+            confirm_update(command, Some(lines))?,
             unless_settled(
                 "#status = :expired AND #created_at = :seen",
                 vec![(":expired", text(Status::Expired.as_str())), (":seen", time(seen.created_at))],
@@ -381,20 +385,20 @@ fn unless_settled(
 
 /// The update that notes a payment as owed back. The reservation stays from then on: once it were cleaned up, its key and
 /// this payment could be used again.
-pub(crate) fn to_owed_back(payment: &PaymentReference) -> Expression {
+pub(crate) fn owe_back_update(payment: &PaymentReference) -> Expression {
     Expression::new(
         "SET #kept_until = :for_ever REMOVE #ttl ADD #owed_back :owed_back",
-        vec![(":for_ever", for_ever()), (":owed_back", AttributeValue::Ss(vec![payment.to_string()]))],
+        vec![(":for_ever", forever()), (":owed_back", AttributeValue::Ss(vec![payment.to_string()]))],
     )
 }
 
 /// The update that closes a reservation to confirmations without a payment that were accepted by then.
-pub(crate) fn to_unpaid_closed(until: Timestamp) -> Expression {
+pub(crate) fn close_unpaid_update(until: Timestamp) -> Expression {
     Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))])
 }
 
 /// The update that makes an order. `late` is given for a confirmation that came too late: the lines that it has now.
-fn to_confirmed(command: Command<'_>, late: Option<&[Line]>) -> Result<Expression, Error> {
+fn confirm_update(command: Command<'_>, late: Option<&[Line]>) -> Result<Expression, Error> {
     let mut update = "SET #status = :confirmed, #confirmed_at = :now".to_owned();
     let mut values = vec![(":confirmed", text(Status::Confirmed.as_str())), (":now", time(command.now))];
     if let Some(payment) = command.payment() {

@@ -81,7 +81,7 @@ impl Deadline {
 
 /// A failure that is worth another try, by what the next try should do differently.
 #[derive(Debug)]
-pub(crate) enum Fault {
+pub(crate) enum CallError {
     /// Another transaction was on the item: not applied, and the next try may come at once.
     Conflict,
     /// Refused for its rate: not applied, and the next try should wait.
@@ -94,28 +94,28 @@ pub(crate) enum Fault {
 
 /// What a failed call means, by its error code. Every code that is not named here is fatal: a new kind of refusal
 /// must not become a loop.
-pub(crate) fn fault<E>(during: &'static str, error: &SdkError<E, HttpResponse>) -> Fault
+pub(crate) fn call_error<E>(during: &'static str, error: &SdkError<E, HttpResponse>) -> CallError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     let SdkError::ServiceError(service) = error else {
         return match error {
-            SdkError::ConstructionFailure(_) => Fault::Fatal(Error::internal(during, chain(error))),
-            _ => Fault::NoAnswer(chain(error)),
+            SdkError::ConstructionFailure(_) => CallError::Fatal(Error::internal(during, chain(error))),
+            _ => CallError::NoAnswer(chain(error)),
         };
     };
     match service.err().code() {
-        Some("TransactionConflictException") => Fault::Conflict,
+        Some("TransactionConflictException") => CallError::Conflict,
         // The first try of this very transaction, whose answer was lost, is still running: it may be carried out yet.
-        Some("TransactionInProgressException") => Fault::NoAnswer(chain(error)),
+        Some("TransactionInProgressException") => CallError::NoAnswer(chain(error)),
         Some(
             "ProvisionedThroughputExceededException"
             | "ThrottlingException"
             | "RequestLimitExceeded"
             | "LimitExceededException",
-        ) => Fault::Throttled,
-        _ if service.raw().status().is_server_error() => Fault::NoAnswer(chain(error)),
-        _ => Fault::Fatal(Error::internal(during, chain(error))),
+        ) => CallError::Throttled,
+        _ if service.raw().status().is_server_error() => CallError::NoAnswer(chain(error)),
+        _ => CallError::Fatal(Error::internal(during, chain(error))),
     }
 }
 
@@ -170,19 +170,19 @@ impl<'a> Attempts<'a> {
     }
 
     /// Waits as long as `fault` asks for, or gives up where that would pass the deadline.
-    pub(crate) async fn pause(&mut self, fault: Fault) -> Result<(), Error> {
+    pub(crate) async fn pause(&mut self, error: CallError) -> Result<(), Error> {
         self.failed += 1;
-        let (base_ms, most_ms) = match fault {
-            Fault::Fatal(error) => return Err(error),
-            Fault::Conflict => {
+        let (base_ms, most_ms) = match error {
+            CallError::Fatal(error) => return Err(error),
+            CallError::Conflict => {
                 "another transaction was on the item".clone_into(&mut self.last);
                 (4, 200)
             }
-            Fault::Throttled => {
+            CallError::Throttled => {
                 "throttled".clone_into(&mut self.last);
                 (50, 1_000)
             }
-            Fault::NoAnswer(text) => {
+            CallError::NoAnswer(text) => {
                 self.last = text;
                 self.ambiguous = true;
                 (50, 1_000)
@@ -225,7 +225,7 @@ mod tests {
             (400, "AccessDeniedException", "Fatal"),
             (400, "ValidationException", "Fatal"),
         ] {
-            let found = format!("{:?}", fault("test", &answered(status, code)));
+            let found = format!("{:?}", call_error("test", &answered(status, code)));
             assert!(found.starts_with(wanted), "{code}: {found}");
         }
     }
@@ -233,21 +233,21 @@ mod tests {
     #[test]
     fn a_request_that_cannot_be_made_is_fatal_and_one_without_an_answer_is_not() {
         let unmade = SdkError::construction_failure("no region");
-        assert!(matches!(fault::<UpdateItemError>("test", &unmade), Fault::Fatal(Error::Internal { .. })));
+        assert!(matches!(call_error::<UpdateItemError>("test", &unmade), CallError::Fatal(Error::Internal { .. })));
         let lost = SdkError::timeout_error("gone");
-        let Fault::NoAnswer(text) = fault::<UpdateItemError>("test", &lost) else { panic!("not lost") };
+        let CallError::NoAnswer(text) = call_error::<UpdateItemError>("test", &lost) else { panic!("not lost") };
         assert!(text.ends_with(": gone"), "without its cause: {text}");
     }
 
     /// The longest that any of a hundred requests waits after its `nth` try.
-    async fn longest_pause(nth: u32, fault: fn() -> Fault) -> Duration {
+    async fn longest_pause(nth: u32, error: fn() -> CallError) -> Duration {
         let mut longest = Duration::ZERO;
         for seed in 0..100 {
             let random = Mutex::new(fastrand::Rng::with_seed(seed));
             let mut attempts = Attempts::new(Deadline::after(Duration::from_secs(60)), &random);
             (1..nth).for_each(|_| attempts.count());
             let started = Instant::now();
-            attempts.pause(fault()).await.unwrap();
+            attempts.pause(error()).await.unwrap();
             longest = longest.max(started.elapsed());
         }
         longest
@@ -257,9 +257,11 @@ mod tests {
     async fn pauses_grow_with_every_try_up_to_their_bound() {
         let millis = |most: u64| Duration::from_millis(most * 8 / 10)..=Duration::from_millis(most);
         for (nth, conflict, throttled) in [(1, 8, 100), (2, 16, 200), (4, 64, 800), (5, 128, 1_000), (30, 200, 1_000)] {
-            for (fault, most) in [((|| Fault::Conflict) as fn() -> Fault, conflict), (|| Fault::Throttled, throttled)] {
-                let longest = longest_pause(nth, fault).await;
-                assert!(millis(most).contains(&longest), "{:?} {nth}: {longest:?}", fault());
+            for (error, most) in
+                [((|| CallError::Conflict) as fn() -> CallError, conflict), (|| CallError::Throttled, throttled)]
+            {
+                let longest = longest_pause(nth, error).await;
+                assert!(millis(most).contains(&longest), "{:?} {nth}: {longest:?}", error());
             }
         }
     }
@@ -273,7 +275,7 @@ mod tests {
         assert!(attempts.unavailable("test").to_string().contains("out of date"));
         assert!(!attempts.ambiguous);
         let error = loop {
-            if let Err(error) = attempts.pause(Fault::NoAnswer("gone".to_owned())).await {
+            if let Err(error) = attempts.pause(CallError::NoAnswer("gone".to_owned())).await {
                 break error;
             }
         };

@@ -16,7 +16,7 @@ use holdfast_domain::{
     ResolveDecision, RetryDecision, Status, Timestamp,
 };
 
-use crate::confirm::{CLOSED_EARLIER, to_owed_back, to_unpaid_closed};
+use crate::confirm::{CLOSED_EARLIER, close_unpaid_update, owe_back_update};
 use crate::items::{self, number, text, time};
 use crate::page::Part;
 use crate::transact::Transaction;
@@ -33,7 +33,7 @@ fn unsettled() -> Vec<(&'static str, AttributeValue)> {
 }
 
 /// Not settled, and nothing new of it.
-fn as_seen(seen: &FailedConfirmation) -> Expression {
+fn unchanged_since(seen: &FailedConfirmation) -> Expression {
     let mut values = unsettled();
     if seen.failures == 0 {
         // Written before failures were counted.
@@ -43,7 +43,7 @@ fn as_seen(seen: &FailedConfirmation) -> Expression {
     Expression::new(format!("{UNSETTLED} AND #failures = :seen"), values)
 }
 
-fn to_resolved(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
+fn resolve_update(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
     let mut update = "SET #state = :resolved, #settled_by = :actor, #settled_at = :now".to_owned();
     let mut values =
         vec![(":resolved", text(FailedState::Resolved.as_str())), (":actor", text(actor)), (":now", time(now))];
@@ -70,12 +70,12 @@ impl Store {
             let stored =
                 stored.map(|item| items::read::<FailedConfirmation>("failed confirmation", item)).transpose()?;
             let absent = || Expression::new("attribute_not_exists(#pk)", vec![]);
-            let condition = stored.as_ref().map_or_else(absent, as_seen);
+            let condition = stored.as_ref().map_or_else(absent, unchanged_since);
             let record = match failure.record(stored, now) {
                 RecordDecision::Record(record) => record,
                 RecordDecision::Settled(settled) => return Ok(settled),
             };
-            match self.update_failed(&id, to_recorded(&record), condition, deadline).await? {
+            match self.update_failed(&id, record_update(&record), condition, deadline).await? {
                 Some(recorded) => return self.settle_if_ordered(recorded, now, deadline).await,
                 // Others wrote it meanwhile, or this was written and its answer lost: once more costs a count.
                 None if deadline.passed() => return Err(attempts.unavailable("record failure")),
@@ -103,7 +103,7 @@ impl Store {
             let next = seen.failures + 1;
             let open = Expression::new("SET #state = :open, #failures = :next", vec![(":next", number(next))]);
             let mut transaction = Transaction::new();
-            transaction.update((), &self.table, &keys::failed(id), open, as_seen(&seen))?;
+            transaction.update((), &self.table, &keys::failed(id), open, unchanged_since(&seen))?;
             if let Some(payment) = &lift
                 && let Some(found) = self.reservation_of(&seen, deadline).await?
                 && found.owed_back.contains(payment)
@@ -135,7 +135,7 @@ impl Store {
     ) -> Result<FailedConfirmation, Error> {
         let next = number(seen.failures + 1);
         let update = Expression::new("SET #state = :retrying, #failures = :next", vec![(":next", next)]);
-        if let Some(marked) = self.update_failed(&seen.id, update, as_seen(seen), deadline).await? {
+        if let Some(marked) = self.update_failed(&seen.id, update, unchanged_since(seen), deadline).await? {
             return Ok(marked);
         }
         let current = self.failed(&seen.id, deadline).await?;
@@ -171,9 +171,15 @@ impl Store {
                 ResolveDecision::Refuse(refusal) => return Err(refusal.into()),
             };
             let mut transaction = Transaction::new();
-            transaction.update((), &self.table, &keys::failed(id), to_resolved(actor, note, now), as_seen(&seen))?;
+            transaction.update(
+                (),
+                &self.table,
+                &keys::failed(id),
+                resolve_update(actor, note, now),
+                unchanged_since(&seen),
+            )?;
             if let Some(found) = found.filter(|found| seen.is_about(found)) {
-                let (update, condition) = settled_elsewhere(&seen, &found, now);
+                let (update, condition) = resolution_note(&seen, &found, now);
                 transaction.update((), &self.table, &keys::reservation(&found.reservation_id), update, condition)?;
             }
             if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
@@ -190,7 +196,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let (id, condition) = (confirmation.failed_id(), Expression::new(UNSETTLED, unsettled()));
-        self.update_failed(&id, to_confirmed(now), condition, deadline).await.map(drop)
+        self.update_failed(&id, settle_update(now), condition, deadline).await.map(drop)
     }
 
     /// The failed confirmation, settled if its reservation is the order that it asked for.
@@ -216,7 +222,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<FailedConfirmation, Error> {
         let condition = Expression::new(UNSETTLED, unsettled());
-        match self.update_failed(&failed.id, to_confirmed(now), condition, deadline).await? {
+        match self.update_failed(&failed.id, settle_update(now), condition, deadline).await? {
             Some(settled) => Ok(settled),
             None => self.failed(&failed.id, deadline).await,
         }
@@ -268,7 +274,7 @@ impl Store {
                     .key_condition_expression("#state = :state")
                     .expression_attribute_names("#state", keys::FAILED_STATE)
                     .expression_attribute_values(":state", text(state.as_str()));
-                (cursor.map(|cursor| cursor.over(&parts)).transpose()?, request)
+                (cursor.map(|cursor| cursor.into_key(&parts)).transpose()?, request)
             }
             None => {
                 let request = request
@@ -276,7 +282,7 @@ impl Store {
                     .expression_attribute_names("#pk", keys::PK)
                     .expression_attribute_values(":failed", text(keys::FAILED))
                     .consistent_read(true);
-                (cursor.map(|cursor| cursor.over(&[pk, sk])).transpose()?, request)
+                (cursor.map(|cursor| cursor.into_key(&[pk, sk])).transpose()?, request)
             }
         };
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -359,19 +365,19 @@ impl Store {
 }
 
 /// The update that notes on a reservation what an admin settled elsewhere, and the condition that it is not the order.
-fn settled_elsewhere(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> (Expression, Expression) {
+fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> (Expression, Expression) {
     let mut values = vec![(":created", time(found.created_at)), (":confirmed", text(Status::Confirmed.as_str()))];
     match &seen.payment_reference {
         Some(payment) => {
             values.push((":payment", text(payment.as_str())));
             let open = "#created_at = :created AND NOT (#status = :confirmed AND #payment_reference = :payment)";
-            (to_owed_back(payment), Expression::new(open, values))
+            (owe_back_update(payment), Expression::new(open, values))
         }
         None => {
             // Whatever clock dated it.
             let asked = seen.requested_at.map_or(now, |at| at.max(now));
             (
-                to_unpaid_closed(found.unpaid_closed_by(asked)),
+                close_unpaid_update(found.unpaid_closed_by(asked)),
                 Expression::new(
                     format!("#created_at = :created AND #status <> :confirmed AND {CLOSED_EARLIER}"),
                     values,
@@ -382,7 +388,7 @@ fn settled_elsewhere(seen: &FailedConfirmation, found: &Reservation, now: Timest
 }
 
 /// The update that writes down what is known of a failure.
-fn to_recorded(failed: &FailedConfirmation) -> Expression {
+fn record_update(failed: &FailedConfirmation) -> Expression {
     let mut update = "SET #id = :id, #reason = :reason, #body = :body, #state = :open, #failures = :failures, \
          #first_failed_at = :first, #last_failed_at = :last"
         .to_owned();
@@ -422,7 +428,7 @@ fn to_recorded(failed: &FailedConfirmation) -> Expression {
 }
 
 /// The update that settles one whose reservation is an order.
-fn to_confirmed(now: Timestamp) -> Expression {
+fn settle_update(now: Timestamp) -> Expression {
     Expression::new(
         "SET #state = :confirmed, #settled_at = :now, #settled_by = :queue",
         vec![(":confirmed", text(FailedState::Confirmed.as_str())), (":now", time(now)), (":queue", text("retry"))],

@@ -86,7 +86,7 @@ pub(crate) fn time(at: Timestamp) -> AttributeValue {
 
 /// The `kept_until` of a reservation that has to be remembered for ever, as the payments that it owes back: in 9999. It is
 /// the `ttl` that the reservation gets when it ends.
-pub(crate) fn for_ever() -> AttributeValue {
+pub(crate) fn forever() -> AttributeValue {
     number(253_370_764_800_i64)
 }
 

@@ -13,6 +13,7 @@
 //! - `units`: which shards serve a quantity, and when it is certain that none do
 //! - `reserve`, `confirm`, `release`, `reservations`, `products`, `stock`, `failed`, `rate`: one command each, or one
 //!   family
+#![warn(clippy::missing_errors_doc)]
 
 mod cache;
 mod catalog;
@@ -48,7 +49,7 @@ pub use release::Swept;
 pub use reserve::Reserved;
 pub use stock::{Adjusted, LedgerEntry};
 
-use error::{Attempts, fault};
+use error::{Attempts, call_error};
 
 /// A stored item.
 pub(crate) type Item = HashMap<String, AttributeValue>;
@@ -110,7 +111,7 @@ impl Store {
                 self.client.get_item().table_name(&self.table).set_key(Some(key.item())).consistent_read(true);
             match attempts.call(request.send()).await? {
                 Ok(answer) => return Ok(answer.item),
-                Err(error) => attempts.pause(fault("GetItem", &error)).await?,
+                Err(error) => attempts.pause(call_error("GetItem", &error)).await?,
             }
         }
     }
@@ -122,7 +123,7 @@ impl Store {
         loop {
             match attempts.call(request.clone().send()).await? {
                 Ok(answer) => return Ok((answer.items.unwrap_or_default(), answer.last_evaluated_key)),
-                Err(error) => attempts.pause(fault("Query", &error)).await?,
+                Err(error) => attempts.pause(call_error("Query", &error)).await?,
             }
         }
     }
@@ -147,12 +148,12 @@ impl Store {
                     let before = left.len();
                     left.extend(unprocessed.flat_map(|keys| keys.keys));
                     if left.len() > before {
-                        attempts.pause(error::Fault::Throttled).await?;
+                        attempts.pause(error::CallError::Throttled).await?;
                     }
                 }
                 Err(error) => {
                     left.extend(batch);
-                    attempts.pause(fault("BatchGetItem", &error)).await?;
+                    attempts.pause(call_error("BatchGetItem", &error)).await?;
                 }
             }
         }

@@ -18,7 +18,7 @@ pub struct Page<T> {
 }
 
 /// DynamoDB's limit on a sort key, in bytes.
-const LONGEST_KEY: usize = 1_024;
+const MAX_KEY_BYTES: usize = 1_024;
 
 /// What one attribute of a list's keys looks like.
 #[derive(Debug, Clone, Copy)]
@@ -42,11 +42,11 @@ impl Cursor {
 
     /// The key, if it could be one of a list whose keys look like `parts`: a cursor of one list is no cursor of another.
     /// DynamoDB refuses a key from outside the list as it refuses a broken query, which would look like a fault of ours.
-    pub(crate) fn over(self, parts: &[(&str, Part<'_>)]) -> Result<Item, Invalid> {
+    pub(crate) fn into_key(self, parts: &[(&str, Part<'_>)]) -> Result<Item, Invalid> {
         let fits = |&(name, part): &(&str, Part<'_>)| match (self.0.get(name), part) {
             (Some(AttributeValue::S(text)), Part::Is(wanted)) => text == wanted,
             (Some(AttributeValue::S(text)), Part::Begins(prefix)) => {
-                text.starts_with(prefix) && text.len() <= LONGEST_KEY
+                text.starts_with(prefix) && text.len() <= MAX_KEY_BYTES
             }
             (Some(AttributeValue::N(_)), Part::Number) => true,
             _ => false,
@@ -105,7 +105,7 @@ mod tests {
             ("created_at".to_owned(), AttributeValue::N("-5".to_owned())),
         ]));
         assert_eq!(Cursor::decode(&cursor.encode()).unwrap(), cursor);
-        assert!(cursor.over(&[("pk", Part::Begins("HOLD#")), ("created_at", Part::Number)]).is_ok());
+        assert!(cursor.into_key(&[("pk", Part::Begins("HOLD#")), ("created_at", Part::Number)]).is_ok());
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
             ]))
         };
         let products = [("pk", Part::Is("CATALOG")), ("sk", Part::Begins("PRODUCT#"))];
-        assert!(cursor("PRODUCT#a").over(&products).is_ok());
+        assert!(cursor("PRODUCT#a").into_key(&products).is_ok());
         let others: [&[(&str, Part<'_>)]; 6] = [
             &[("pk", Part::Is("FAILED")), ("sk", Part::Begins("PRODUCT#"))],
             &[("pk", Part::Is("CATALOG")), ("sk", Part::Begins("HOLD#"))],
@@ -127,9 +127,9 @@ mod tests {
             &[("pk", Part::Is("CATALOG")), ("sk", Part::Begins("PRODUCT#")), ("created_at", Part::Number)],
         ];
         for other in others {
-            assert_eq!(cursor("PRODUCT#a").over(other).unwrap_err().field, "cursor", "{other:?}");
+            assert_eq!(cursor("PRODUCT#a").into_key(other).unwrap_err().field, "cursor", "{other:?}");
         }
-        assert!(cursor(&format!("PRODUCT#{}", "a".repeat(1_024))).over(&products).is_err());
+        assert!(cursor(&format!("PRODUCT#{}", "a".repeat(1_024))).into_key(&products).is_err());
     }
 
     #[test]

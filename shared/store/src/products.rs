@@ -3,12 +3,12 @@
 use futures_util::future::try_join_all;
 use holdfast_domain::{Product, ProductChange, ProductId, Refusal, Timestamp, shards};
 
-use crate::cache::Dated;
+use crate::cache::ReadTime;
 use crate::error::Attempts;
 use crate::items::{self, ShardItem, number, text};
 use crate::page::Part;
 use crate::stock::LedgerEntry;
-use crate::transact::{Outcome, Transaction, any_condition_failed, contention_fault};
+use crate::transact::{Outcome, Transaction, any_condition_failed, contention_error};
 use crate::update::{Expression, Updated};
 use crate::{Cursor, Deadline, Error, Page, Store, keys};
 
@@ -29,7 +29,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Page<Product>, Error> {
         let parts = [(keys::PK, Part::Is(keys::CATALOG)), (keys::SK, Part::Begins(keys::PRODUCT_PREFIX))];
-        let start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
+        let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
         let request = self
             .client
             .query()
@@ -75,7 +75,7 @@ impl Store {
                 Outcome::Applied => return Ok(()),
                 Outcome::TryAgain => {}
                 Outcome::Cancelled(reasons) if any_condition_failed(&reasons) => break,
-                Outcome::Cancelled(reasons) => attempts.pause(contention_fault(&reasons)).await?,
+                Outcome::Cancelled(reasons) => attempts.pause(contention_error(&reasons)).await?,
             }
         }
         if attempts.ambiguous {
@@ -110,7 +110,7 @@ impl Store {
         }
         let changed = current.changed(change)?;
         // Before the writing: what it says may be as old as that.
-        let read_at = Dated::now(&self.clock);
+        let read_at = ReadTime::now(&self.clock);
         let changed = self.write_facts(&changed, seen, &mut self.attempts(deadline)).await?;
         self.raise_shards(&changed, deadline).await?;
         self.remember(&changed, Some(read_at));

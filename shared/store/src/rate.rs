@@ -18,7 +18,7 @@ use aws_sdk_dynamodb::types::ThrottlingReason;
 use holdfast_domain::{Admission, CustomerId, Micros, RateLimit, Timestamp};
 use serde::Deserialize;
 
-use crate::error::fault;
+use crate::error::call_error;
 use crate::items::{self, number};
 use crate::update::{Expression, condition_failed};
 use crate::{Deadline, Error, Store, keys};
@@ -92,7 +92,7 @@ impl Store {
                 continue;
             }
             throttled |= error.as_service_error().is_some_and(is_flood);
-            match attempts.pause(fault("UpdateItem", &error)).await {
+            match attempts.pause(call_error("UpdateItem", &error)).await {
                 Ok(()) => {}
                 Err(Error::Unavailable { .. }) if throttled => return Ok(Admitted::RetryAfter(THROTTLED_WAIT)),
                 Err(error) => return Err(error),

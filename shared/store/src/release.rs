@@ -11,11 +11,11 @@ use futures_util::future::join_all;
 use holdfast_domain::decide::{self, CancelDecision};
 use holdfast_domain::{CustomerId, Product, Refusal, Reservation, ReservationId, Status, Timestamp};
 
-use crate::cache::{CachedProduct, Dated};
+use crate::cache::{CachedProduct, ReadTime};
 use crate::error::Attempts;
 use crate::items::{self, Hold, text, time, ttl};
 use crate::keys::Key;
-use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_fault};
+use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
 use crate::units::{give_limit, give_units};
 use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
@@ -136,7 +136,7 @@ impl Store {
                     swept.complete = false;
                     break 'sweep;
                 }
-                let page = self.overdue((first + k) % self.due_partitions, now, start, deadline).await?;
+                let page = self.overdue_page((first + k) % self.due_partitions, now, start, deadline).await?;
                 if let Some(error) = page.unreadable {
                     swept.complete = false;
                     failed.get_or_insert(error);
@@ -186,10 +186,10 @@ impl Store {
         if products.is_empty() {
             return Ok(swept);
         }
-        let looked_at = Dated::now(&self.clock);
+        let looked_at = ReadTime::now(&self.clock);
         // Holds that end within the next second are seen too: until the first of them does, nobody has to look again.
         let horizon = Timestamp::from_millis(now.as_millis().saturating_add(LOOK_AHEAD_MS));
-        let partitions = (0..self.due_partitions).map(|k| self.overdue_of(&products, k, horizon, deadline));
+        let partitions = (0..self.due_partitions).map(|k| self.due_holds_of(&products, k, horizon, deadline));
         let mut holds = Vec::new();
         for part in join_all(partitions).await {
             match part {
@@ -222,7 +222,7 @@ impl Store {
     }
 
     /// What ends by `horizon` in one partition of the index, of these products.
-    async fn overdue_of(
+    async fn due_holds_of(
         &self,
         products: &[&Product],
         k: u32,
@@ -234,7 +234,7 @@ impl Store {
         };
         let (mut found, mut start) = (Vec::new(), None);
         loop {
-            let page = self.overdue(k, horizon, start, deadline).await?;
+            let page = self.overdue_page(k, horizon, start, deadline).await?;
             found.extend(page.holds.into_iter().filter(wanted));
             start = page.next;
             if start.is_none() {
@@ -244,7 +244,13 @@ impl Store {
     }
 
     /// A page of what is overdue in one partition of the index.
-    async fn overdue(&self, k: u32, now: Timestamp, start: Option<Item>, deadline: Deadline) -> Result<Overdue, Error> {
+    async fn overdue_page(
+        &self,
+        k: u32,
+        now: Timestamp,
+        start: Option<Item>,
+        deadline: Deadline,
+    ) -> Result<OverduePage, Error> {
         let request = self
             .client
             .query()
@@ -257,7 +263,7 @@ impl Store {
             .limit(HOLDS_PER_PAGE)
             .set_exclusive_start_key(start);
         let (found, next) = self.query(request, deadline).await?;
-        let mut page = Overdue { holds: Vec::with_capacity(found.len()), unreadable: None, next };
+        let mut page = OverduePage { holds: Vec::with_capacity(found.len()), unreadable: None, next };
         for item in found {
             match items::read("hold", item) {
                 Ok(hold) => page.holds.push(hold),
@@ -332,7 +338,7 @@ impl Store {
                         return Err(Error::internal("release", "a shard or a limit of the hold does not exist"));
                     }
                 } else {
-                    attempts.pause(contention_fault(&reasons)).await?;
+                    attempts.pause(contention_error(&reasons)).await?;
                 }
             }
             swept.ended_before += ended.iter().filter(|&&ended| ended).count() as u64;
@@ -392,7 +398,7 @@ impl Store {
 }
 
 /// A page of overdue holds.
-struct Overdue {
+struct OverduePage {
     holds: Vec<Hold>,
     /// Why one of them cannot be read, where one cannot: as after a step back to an older version of this program.
     unreadable: Option<Error>,

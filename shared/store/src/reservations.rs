@@ -3,7 +3,7 @@
 use holdfast_domain::decide::{self, ExtendDecision};
 use holdfast_domain::{CustomerId, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp};
 
-use crate::error::{Attempts, fault};
+use crate::error::{Attempts, call_error};
 use crate::items::{self, text, time};
 use crate::page::Part;
 use crate::update::{Expression, Updated};
@@ -36,11 +36,11 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
         let found = self.reservation(id, customer, deadline).await?;
-        self.ended_if_overdue(found, now, deadline).await
+        self.end_if_overdue(found, now, deadline).await
     }
 
     /// The reservation, ended and read again where its time is over.
-    pub(crate) async fn ended_if_overdue(
+    pub(crate) async fn end_if_overdue(
         &self,
         found: Reservation,
         now: Timestamp,
@@ -129,7 +129,7 @@ impl Store {
             (keys::PK, Part::Begins(keys::HOLD_PREFIX)),
             (keys::SK, Part::Is(keys::HOLD)),
         ];
-        let mut start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
+        let mut start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
         let request = self
             .client
             .query()
@@ -178,7 +178,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Page<Reservation>, Error> {
         let parts = [(keys::PK, Part::Begins("")), (keys::SK, Part::Begins(""))];
-        let mut start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
+        let mut start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
         let mut attempts = self.attempts(deadline);
         let mut found: Vec<Reservation> = Vec::new();
         let mut reads = 0;
@@ -195,7 +195,7 @@ impl Store {
             let answer = match attempts.call(request.send()).await? {
                 Ok(answer) => answer,
                 Err(error) => {
-                    attempts.pause(fault("Scan", &error)).await?;
+                    attempts.pause(call_error("Scan", &error)).await?;
                     continue;
                 }
             };

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use crate::cache::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
 use crate::error::Attempts;
 use crate::items::{self, ShardItem};
-use crate::transact::{Outcome, Reason, Transaction, contention_fault};
-use crate::units::{Found, Memory, TakeAction, Wanted};
+use crate::transact::{Outcome, Reason, Transaction, contention_error};
+use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
 use crate::{Deadline, Error, Item, Store, keys};
 
 /// A reservation that was made, now or before.
@@ -68,9 +68,9 @@ impl Store {
             let wanted: Vec<Wanted<'_>> =
                 draft.lines.iter().map(|line| Wanted { product: &line.product, quantity: line.quantity }).collect();
             let others = 1 + draft.lines.iter().filter(|line| line.product.counts_per_customer).count();
-            let takes = match self.find_units(&wanted, others, Memory::Trusted, now, deadline).await? {
-                Found::Units(takes) => takes,
-                Found::Short(shortages) => {
+            let takes = match self.allocate_units(&wanted, others, RefusalBasis::Cache, now, deadline).await? {
+                Allocation::Takes(takes) => takes,
+                Allocation::Short(shortages) => {
                     let refusal = Refusal::InsufficientStock { shortages };
                     return self.replay_or(basket, refusal, now, &mut attempts).await;
                 }
@@ -105,7 +105,7 @@ impl Store {
         now: Timestamp,
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Reserved>, Error> {
-        match self.learn(wanted, reasons)? {
+        match self.interpret(wanted, reasons)? {
             Verdict::Exists(Some(item)) => {
                 return self.replay(basket, items::read("reservation", item)?, now, attempts).await.map(Some);
             }
@@ -128,7 +128,7 @@ impl Store {
                 attempts.count();
             }
             Verdict::Short => attempts.count(),
-            Verdict::Contention => attempts.pause(contention_fault(reasons)).await?,
+            Verdict::Contention => attempts.pause(contention_error(reasons)).await?,
         }
         Ok(None)
     }
@@ -151,10 +151,10 @@ impl Store {
             return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }
         let keys = limit_keys(&basket.reservation_id, product_id, &basket.customer);
-        let seen = LimitSeen::read(self.snapshot(&keys, attempts).await?)?;
+        let seen = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
         // A change that has not reached the shards yet may have lifted the limit.
         let stale = seen.product.as_ref().is_none_or(|product| product.version != wanted.product.version);
-        let limit = seen.limit_against(wanted.quantity);
+        let limit = seen.limit_exceeded_by(wanted.quantity);
         if let Some(reservation) = seen.reservation {
             return self.replay(basket, reservation, now, attempts).await.map(Some);
         }
@@ -187,7 +187,7 @@ impl Store {
         if matches!(outcome, Outcome::Applied) {
             for line in &reservation.lines {
                 self.with_cached(&line.product_id, |cached| {
-                    line.takes.iter().for_each(|take| cached.took(take.shard, take.units));
+                    line.takes.iter().for_each(|take| cached.subtract(take.shard, take.units));
                 });
             }
         }
@@ -195,7 +195,7 @@ impl Store {
     }
 
     /// What the reasons mean, in the order of precedence; and what they say of the stock is remembered.
-    fn learn(&self, wanted: &[Wanted<'_>], reasons: &[(TakeAction, Reason)]) -> Result<Verdict, Error> {
+    fn interpret(&self, wanted: &[Wanted<'_>], reasons: &[(TakeAction, Reason)]) -> Result<Verdict, Error> {
         let mut stale = false;
         let mut short = false;
         let mut limit = None;
@@ -213,7 +213,7 @@ impl Store {
                     stale |= version > product.version;
                     short |= version <= product.version;
                     self.with_cached(&product.product_id, |cached| {
-                        cached.saw(take.shard, available);
+                        cached.set_shard(take.shard, available);
                         cached.invalidate_stock();
                     });
                 }
@@ -268,7 +268,7 @@ impl Store {
         }
         // Made by our own earlier try, whose answer was lost: for the caller it is the first answer.
         let replayed = !(attempts.ambiguous && reservation.created_at == now);
-        let reservation = self.ended_if_overdue(reservation, now, attempts.deadline()).await?;
+        let reservation = self.end_if_overdue(reservation, now, attempts.deadline()).await?;
         Ok(Reserved { reservation, replayed })
     }
 }
@@ -279,13 +279,13 @@ pub(crate) fn limit_keys(id: &ReservationId, product: &ProductId, customer: &Cus
 }
 
 /// What is under those keys at one instant.
-pub(crate) struct LimitSeen {
+pub(crate) struct LimitSnapshot {
     pub(crate) reservation: Option<Reservation>,
     pub(crate) product: Option<Product>,
     counted: u64,
 }
 
-impl LimitSeen {
+impl LimitSnapshot {
     pub(crate) fn read(items: Vec<Option<Item>>) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct LimitItem {
@@ -302,7 +302,7 @@ impl LimitSeen {
     }
 
     /// The limit that keeps the customer from having `quantity` more.
-    pub(crate) fn limit_against(&self, quantity: u32) -> Option<u32> {
+    pub(crate) fn limit_exceeded_by(&self, quantity: u32) -> Option<u32> {
         let limit = self.product.as_ref()?.max_per_customer?;
         (self.counted + u64::from(quantity) > u64::from(limit)).then_some(limit)
     }

@@ -54,7 +54,7 @@ struct KeyRecord {
 }
 
 /// What an adjustment is decided on: read together at one instant.
-struct Seen {
+struct AdjustmentSnapshot {
     record: Option<KeyRecord>,
     product: Option<Product>,
     /// The units of the shards that were asked for.
@@ -62,18 +62,23 @@ struct Seen {
 }
 
 /// What an adjustment meets.
-enum Decided {
+enum AdjustDecision {
     /// It was carried out before, and left this entry.
-    Before(LedgerEntry),
+    Replay(LedgerEntry),
     /// It has to be carried out, on this product.
-    On(Product),
+    Apply(Product),
 }
 
-impl Seen {
-    fn decide(self, adjustment: &Adjustment, fingerprint: &str, attempts: &Attempts<'_>) -> Result<Decided, Error> {
+impl AdjustmentSnapshot {
+    fn decide(
+        self,
+        adjustment: &Adjustment,
+        fingerprint: &str,
+        attempts: &Attempts<'_>,
+    ) -> Result<AdjustDecision, Error> {
         if let Some(record) = self.record {
             return if record.fingerprint == fingerprint {
-                Ok(Decided::Before(record.entry))
+                Ok(AdjustDecision::Replay(record.entry))
             } else {
                 Err(Refusal::IdempotencyKeyReused.into())
             };
@@ -85,13 +90,13 @@ impl Seen {
             Some(expected) if expected != product.total => {
                 Err(attempts.refuse(Refusal::VersionMismatch { current: product.total }))
             }
-            _ => Ok(Decided::On(product)),
+            _ => Ok(AdjustDecision::Apply(product)),
         }
     }
 }
 
 /// The answer to an adjustment that has its entry already.
-fn made_before(entry: LedgerEntry, now: Timestamp, attempts: &Attempts<'_>) -> Adjusted {
+fn replay(entry: LedgerEntry, now: Timestamp, attempts: &Attempts<'_>) -> Adjusted {
     // Our own earlier try whose answer was lost is the first answer, not a replay.
     let replayed = !(attempts.ambiguous && entry.created_at == now);
     Adjusted { entry, replayed }
@@ -142,20 +147,22 @@ impl Store {
         loop {
             // Together at one instant: a refusal must not rest on a total that another copy of this very adjustment
             // has changed.
-            let seen = self.seen(adjustment, &record_id, 0, &mut attempts).await?;
+            let seen = self.read_adjustment(adjustment, &record_id, 0, &mut attempts).await?;
             let product = match seen.decide(adjustment, &fingerprint, &attempts)? {
-                Decided::Before(entry) => return Ok(made_before(entry, now, &attempts)),
-                Decided::On(product) => product,
+                AdjustDecision::Replay(entry) => return Ok(replay(entry, now, &attempts)),
+                AdjustDecision::Apply(product) => product,
             };
             let takes = match self.takes(adjustment, &product, tries, deadline).await? {
                 Some(takes) => takes,
-                None => match self.takes_of_all(adjustment, &record_id, product.shards, now, &mut attempts).await? {
-                    Some(takes) => takes,
-                    None => {
-                        attempts.count();
-                        continue;
+                None => {
+                    match self.takes_after_release(adjustment, &record_id, product.shards, now, &mut attempts).await? {
+                        Some(takes) => takes,
+                        None => {
+                            attempts.count();
+                            continue;
+                        }
                     }
-                },
+                }
             };
             tries += 1;
             let total_after = match product.total.checked_add_signed(adjustment.delta) {
@@ -177,7 +184,7 @@ impl Store {
                 created_at: now,
             };
             let record = KeyRecord { fingerprint: fingerprint.clone(), entry };
-            let transaction = self.adjustment(&record_id, &record, &product, &takes)?;
+            let transaction = self.adjustment_transaction(&record_id, &record, &product, &takes)?;
             // Whatever a condition failed on is read again.
             if self.transact_or_wait("adjust", &transaction, &mut attempts).await? {
                 self.with_cached(id, CachedProduct::invalidate_stock);
@@ -187,25 +194,25 @@ impl Store {
     }
 
     /// The key's record, the product and its first `shards` shards, together at one instant.
-    async fn seen(
+    async fn read_adjustment(
         &self,
         adjustment: &Adjustment,
         record_id: &str,
         shards: u32,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Seen, Error> {
+    ) -> Result<AdjustmentSnapshot, Error> {
         let id = &adjustment.product_id;
         let mut keys = vec![keys::adjustment(record_id), keys::product(id)];
         keys.extend((0..shards).map(|shard| keys::shard(id, shard)));
         let mut items = self.snapshot(&keys, attempts).await?.into_iter();
         let record = items.next().flatten().map(|item| items::read("adjustment", item)).transpose()?;
         let product = items.next().flatten().map(|item| items::read("product", item)).transpose()?;
-        Ok(Seen { record, product, available: items.map(units_on).collect::<Result<_, _>>()? })
+        Ok(AdjustmentSnapshot { record, product, available: items.map(units_on).collect::<Result<_, _>>()? })
     }
 
     /// The shards to take units from, by all that is read at one instant once all that is overdue is released. Nothing
     /// where something has changed meanwhile, so that all of it is decided again.
-    async fn takes_of_all(
+    async fn takes_after_release(
         &self,
         adjustment: &Adjustment,
         record_id: &str,
@@ -214,10 +221,10 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Vec<Take>>, Error> {
         let units = adjustment.delta.unsigned_abs();
-        let Seen { product, .. } = self.seen(adjustment, record_id, 0, attempts).await?;
+        let AdjustmentSnapshot { product, .. } = self.read_adjustment(adjustment, record_id, 0, attempts).await?;
         let Some(product) = product else { return Ok(None) };
         let swept = self.release_overdue_of(&[&product], None, now, attempts.deadline()).await?;
-        let seen = self.seen(adjustment, record_id, shards, attempts).await?;
+        let seen = self.read_adjustment(adjustment, record_id, shards, attempts).await?;
         if seen.record.is_some() || seen.product.as_ref().is_none_or(|now| now.total != product.total) {
             return Ok(None);
         }
@@ -257,7 +264,7 @@ impl Store {
         Ok(shards::withdraw(units, &available))
     }
 
-    fn adjustment(
+    fn adjustment_transaction(
         &self,
         record_id: &str,
         record: &KeyRecord,
@@ -295,7 +302,7 @@ impl Store {
     ) -> Result<Page<LedgerEntry>, Error> {
         let partition = keys::ledger(id, "").pk;
         let parts = [(keys::PK, Part::Is(&partition)), (keys::SK, Part::Begins(""))];
-        let start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
+        let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
         self.product(id, deadline).await?;
         let request = self
             .client

@@ -16,7 +16,7 @@ use aws_sdk_dynamodb::types::{
     TransactWriteItem, Update,
 };
 
-use crate::error::{Attempts, Fault, fault};
+use crate::error::{Attempts, CallError, call_error};
 use crate::keys::Key;
 use crate::update::{Expression, names, values};
 use crate::{Error, Item, Store};
@@ -138,14 +138,14 @@ impl Store {
                     let codes = cancelled.cancellation_reasons().iter().filter_map(CancellationReason::code);
                     let codes: Vec<&str> = codes.filter(|code| *code != "None").collect();
                     if codes.iter().any(|code| THROTTLED.contains(code)) {
-                        Fault::Throttled
+                        CallError::Throttled
                     } else if codes.contains(&CONFLICT) {
-                        Fault::Conflict
+                        CallError::Conflict
                     } else {
-                        Fault::Fatal(Error::internal("cancelled snapshot", codes.join(", ")))
+                        CallError::Fatal(Error::internal("cancelled snapshot", codes.join(", ")))
                     }
                 }
-                _ => fault("TransactGetItems", &error),
+                _ => call_error("TransactGetItems", &error),
             };
             attempts.pause(fault).await?;
         }
@@ -168,7 +168,7 @@ impl Store {
         if let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() {
             return Ok(Outcome::Cancelled(by_position(&transaction.actions, cancelled.cancellation_reasons())?));
         }
-        attempts.pause(fault("TransactWriteItems", &error)).await?;
+        attempts.pause(call_error("TransactWriteItems", &error)).await?;
         Ok(Outcome::TryAgain)
     }
 
@@ -184,7 +184,7 @@ impl Store {
             Outcome::Applied => return Ok(true),
             Outcome::TryAgain => {}
             Outcome::Cancelled(reasons) if any_condition_failed(&reasons) => attempts.count(),
-            Outcome::Cancelled(reasons) => attempts.pause(contention_fault(&reasons)).await?,
+            Outcome::Cancelled(reasons) => attempts.pause(contention_error(&reasons)).await?,
         }
         if attempts.deadline().passed() { Err(attempts.unavailable(during)) } else { Ok(false) }
     }
@@ -221,11 +221,11 @@ pub(crate) fn any_condition_failed<A>(reasons: &[(A, Reason)]) -> bool {
 }
 
 /// The fault of a transaction that no condition stopped, as far as anybody can say.
-pub(crate) fn contention_fault<A>(reasons: &[(A, Reason)]) -> Fault {
+pub(crate) fn contention_error<A>(reasons: &[(A, Reason)]) -> CallError {
     if reasons.iter().any(|(_, reason)| matches!(reason, Reason::Throttled)) {
-        Fault::Throttled
+        CallError::Throttled
     } else {
-        Fault::Conflict
+        CallError::Conflict
     }
 }
 

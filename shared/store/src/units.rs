@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
 
-use crate::cache::{Dated, REFUSAL_LIFETIME_MS};
+use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
 use crate::items::{self, ShardItem, number};
 use crate::transact::{MAX_ACTIONS, Transaction};
 use crate::update::Expression;
@@ -29,20 +29,20 @@ pub(crate) struct Wanted<'a> {
 
 /// What there is for a basket.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum Allocation {
     /// The shards to take from, for each wanted quantity in its place.
-    Units(Vec<Vec<Take>>),
+    Takes(Vec<Vec<Take>>),
     /// Too little: these fall short, all of them at one instant.
     Short(Vec<Shortage>),
 }
 
 /// Whether a refusal may rest on what this environment saw within the last second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Memory {
+pub(crate) enum RefusalBasis {
     /// It may: a herd that is told "sold out" costs no reads.
-    Trusted,
+    Cache,
     /// It may not: a payment depends on it.
-    Checked,
+    Read,
 }
 
 /// What an action of a transaction that takes units for a reservation stands for.
@@ -55,9 +55,9 @@ pub(crate) enum TakeAction {
 
 /// What the remembered stock says of a basket.
 enum Choice<'a> {
-    Units(Vec<Vec<Take>>),
+    Takes(Vec<Vec<Take>>),
     /// Enough units, in so many crumbs that no one transaction can take them: most of them are this one's.
-    Crumbs(Wanted<'a>),
+    Fragmented(Wanted<'a>),
     /// These fall short.
     Short(Vec<Wanted<'a>>),
 }
@@ -67,35 +67,35 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`] where time runs out before it is certain that there are too few.
-    pub(crate) async fn find_units(
+    pub(crate) async fn allocate_units(
         &self,
         wanted: &[Wanted<'_>],
         other_actions: usize,
-        memory: Memory,
+        basis: RefusalBasis,
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Found, Error> {
+    ) -> Result<Allocation, Error> {
         let mut attempts = self.attempts(deadline);
         let (mut read, mut released) = (false, None);
         loop {
             // Another request of this environment may have forgotten them meanwhile.
             wanted.iter().for_each(|one| self.ensure_cached(one.product));
             let short = match self.choose(wanted, other_actions) {
-                Choice::Units(takes) => return Ok(Found::Units(takes)),
-                Choice::Crumbs(one) => {
-                    self.gather(one, deadline).await?;
+                Choice::Takes(takes) => return Ok(Allocation::Takes(takes)),
+                Choice::Fragmented(one) => {
+                    self.consolidate(one, deadline).await?;
                     attempts.count();
                     if deadline.passed() {
-                        return Err(attempts.unavailable("gather"));
+                        return Err(attempts.unavailable("consolidate"));
                     }
                     continue;
                 }
                 Choice::Short(short) => short,
             };
-            if memory == Memory::Trusted && short.iter().all(|one| self.is_exhausted(one.product)) {
+            if basis == RefusalBasis::Cache && short.iter().all(|one| self.is_exhausted(one.product)) {
                 let remembered = |one: &Wanted<'_>| self.with_cached(&one.product.product_id, |cached| cached.free());
                 let shortages = short.iter().map(|one| shortage(one, remembered(one).unwrap_or_default()));
-                return Ok(Found::Short(shortages.collect()));
+                return Ok(Allocation::Short(shortages.collect()));
             }
             let products: Vec<&Product> = short.iter().map(|one| one.product).collect();
             if !read {
@@ -116,7 +116,7 @@ impl Store {
                 if !complete {
                     return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
                 }
-                return Ok(Found::Short(shortages));
+                return Ok(Allocation::Short(shortages));
             }
             attempts.count();
             if deadline.passed() {
@@ -141,9 +141,9 @@ impl Store {
         if other_actions + takes.iter().map(Vec::len).sum::<usize>() > MAX_ACTIONS
             && let Some((_, crumbs)) = takes.iter().zip(wanted).max_by_key(|(takes, _)| takes.len())
         {
-            return Choice::Crumbs(*crumbs);
+            return Choice::Fragmented(*crumbs);
         }
-        Choice::Units(takes)
+        Choice::Takes(takes)
     }
 
     /// Reads all shards of these products, and remembers what they hold.
@@ -172,7 +172,7 @@ impl Store {
             }
         }
         // Before the reading: what it says may be as old as that.
-        let seen_at = Dated::now(&self.clock);
+        let seen_at = ReadTime::now(&self.clock);
         let mut items = self.snapshot(&keys, &mut self.attempts(deadline)).await?.into_iter();
         let mut shortages = Vec::new();
         for one in part {
@@ -218,7 +218,7 @@ impl Store {
 
     /// Moves units of a product into one shard, until it has the wanted quantity: a basket of many products that lie in
     /// crumbs needs more shards than one transaction may touch. Where they are too few, nothing is moved.
-    async fn gather(&self, wanted: Wanted<'_>, deadline: Deadline) -> Result<(), Error> {
+    async fn consolidate(&self, wanted: Wanted<'_>, deadline: Deadline) -> Result<(), Error> {
         let id = &wanted.product.product_id;
         let mut attempts = self.attempts(deadline);
         loop {
@@ -240,7 +240,7 @@ impl Store {
                 let (update, condition) = take_units(take.units, None);
                 transaction.update((), &self.table, &keys::shard(id, take.shard), update, condition)?;
             }
-            if self.transact_or_wait("gather", &transaction, &mut attempts).await? {
+            if self.transact_or_wait("consolidate", &transaction, &mut attempts).await? {
                 return self.refresh_stock(&[wanted.product], deadline).await;
             }
         }

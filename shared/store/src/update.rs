@@ -10,7 +10,7 @@ use aws_sdk_dynamodb::types::{
 
 use serde::de::DeserializeOwned;
 
-use crate::error::{Attempts, fault};
+use crate::error::{Attempts, call_error};
 use crate::keys::Key;
 use crate::{Error, Item, Store, items};
 
@@ -81,7 +81,7 @@ impl Store {
             if let Some(old) = error.as_service_error().and_then(condition_failed) {
                 return Ok(Updated::ConditionFailed(old));
             }
-            attempts.pause(fault("UpdateItem", &error)).await?;
+            attempts.pause(call_error("UpdateItem", &error)).await?;
         }
     }
 

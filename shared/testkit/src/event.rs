@@ -66,13 +66,13 @@ pub fn in_role(mut event: Value, role: &str) -> Value {
 }
 
 /// The same event with this query.
-pub fn asking(mut event: Value, query: &str) -> Value {
+pub fn with_query(mut event: Value, query: &str) -> Value {
     event["rawQueryString"] = query.into();
     event
 }
 
 /// The same event with another body.
-pub fn saying(mut event: Value, body: impl ToString) -> Value {
+pub fn with_body(mut event: Value, body: impl ToString) -> Value {
     event["body"] = body.to_string().into();
     event
 }

@@ -34,7 +34,7 @@ pub const CONFIRMATIONS: &str = "https://sqs.us-east-1.amazonaws.com/12345678901
 pub const FAILED: &str = "https://sqs.us-east-1.amazonaws.com/123456789012/failed-confirmations";
 
 fn environment(wire: &Wire) -> Environment {
-    Environment::of_emulator("us-east-1", "http://aws.test").over(wire.http_client())
+    Environment::of_emulator("us-east-1", "http://aws.test").with_http_client(wire.http_client())
 }
 
 /// A client over the wire.
@@ -60,9 +60,9 @@ pub fn schedules(wire: &Wire) -> Schedules {
 
 /// The hands of a clock, which a test turns. They start at [`NOW`].
 #[derive(Debug, Clone)]
-pub struct Hands(Arc<AtomicI64>);
+pub struct TestClock(Arc<AtomicI64>);
 
-impl Hands {
+impl TestClock {
     /// At [`NOW`].
     pub fn new() -> Self {
         Self(Arc::new(AtomicI64::new(NOW.as_millis())))
@@ -80,7 +80,7 @@ impl Hands {
     }
 }
 
-impl Default for Hands {
+impl Default for TestClock {
     fn default() -> Self {
         Self::new()
     }

@@ -197,7 +197,7 @@ impl Wire {
     }
 
     /// From now on, every call arrives and is answered.
-    pub fn mend(&self) {
+    pub fn clear_faults(&self) {
         self.script(|_| None);
     }
 

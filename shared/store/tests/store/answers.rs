@@ -81,9 +81,9 @@ async fn an_overdue_hold_stands_in_nobodys_way() {
     hold(&one, "alice", 4, NOW).await;
     let tee = product_id("tee");
     wire.step_clock(599_000);
-    assert_eq!(store(&wire, 3).product_lately(&tee, soon()).await.unwrap().1.available, 6);
+    assert_eq!(store(&wire, 3).product_with_stock(&tee, soon()).await.unwrap().1.available, 6);
     wire.step_clock(31_000);
-    let shown = store(&wire, 3).product_lately(&tee, soon()).await.unwrap().1;
+    let shown = store(&wire, 3).product_with_stock(&tee, soon()).await.unwrap().1;
     assert_eq!((shown.available, shown.reserved, shown.sold), (10, 0, 0));
     let adjusted = one.adjust(&adjustment(-10, None, "admin", "k"), over, soon()).await.unwrap();
     assert_eq!(adjusted.entry.total_after, 0);
@@ -400,7 +400,7 @@ async fn nobody_is_refused_while_an_earlier_try_may_still_be_carried_out() {
     let ask = adjustment(-5, None, "admin", "k");
     let (answer, ()) = join(one.adjust(&ask, NOW, soon()), async {
         gate.arrived().await;
-        wire.mend();
+        wire.clear_faults();
         wire.fail("TransactWriteItems", 0, Fault::LostBefore);
         hold(&two, "bob", 1, NOW).await;
         wire.fail("TransactWriteItems", 1, Fault::LostBefore);

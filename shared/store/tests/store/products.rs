@@ -429,8 +429,8 @@ async fn who_only_looks_sees_what_was_true_within_the_second_and_reads_once() {
     stocked(&wire, &[product("cap", 5, 1), product("tee", 10, 2)]).await;
     let (catalog, shop) = (store(&wire, 1), store(&wire, 2));
     let look = async || {
-        let page = catalog.products_lately(10, None, soon()).await.unwrap();
-        let one = catalog.product_lately(&product_id("tee"), soon()).await.unwrap();
+        let page = catalog.products_with_stock(10, None, soon()).await.unwrap();
+        let one = catalog.product_with_stock(&product_id("tee"), soon()).await.unwrap();
         assert_eq!(
             page.items.iter().map(|(product, _)| product.product_id.as_str()).collect::<Vec<_>>(),
             ["cap", "tee"]
@@ -447,7 +447,7 @@ async fn who_only_looks_sees_what_was_true_within_the_second_and_reads_once() {
     assert_eq!(calls, ["Query"], "the page's products, and nothing of their stock");
     tokio::time::advance(Duration::from_millis(1)).await;
     assert_eq!(look().await, [(5, 0), (7, 3)]);
-    let missing = catalog.product_lately(&product_id("none"), soon()).await.unwrap_err();
+    let missing = catalog.product_with_stock(&product_id("none"), soon()).await.unwrap_err();
     assert!(matches!(missing, Error::Refused(Refusal::ProductNotFound { .. })));
 }
 

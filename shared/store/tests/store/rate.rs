@@ -132,7 +132,7 @@ async fn a_lost_answer_admits_no_more_than_the_limit_and_a_table_that_is_away_sa
     wire.fail_all(&["UpdateItem"], Fault::AccessDenied);
     assert!(matches!(store.admit(&customer("bob"), limit(), NOW, soon()).await, Err(Error::Internal { .. })));
     let value = AttributeValue::S("no number".to_owned());
-    wire.mend();
+    wire.clear_faults();
     let mut item = keys::rate(&customer("carol")).item();
     item.insert("tat".to_owned(), value);
     client(&wire).put_item().table_name(TABLE).set_item(Some(item)).send().await.unwrap();

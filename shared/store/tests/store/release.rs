@@ -312,7 +312,7 @@ async fn a_sweep_whose_time_is_over_stops_and_says_that_there_is_more() {
     });
     let swept = store.release_overdue(LATE, soon()).await.unwrap();
     assert_eq!((swept.holds, swept.units, swept.complete), (1, 1, false));
-    wire.mend();
+    wire.clear_faults();
     wire.take_calls();
     let swept = store.release_overdue(LATE, soon()).await.unwrap();
     assert_eq!((swept.holds, swept.complete), (1, true));
