@@ -1,7 +1,7 @@
-//! What a command does to a reservation: one function a command, every status in every one of them.
+//! What a command does to a reservation: one function for each command, which handles every status.
 //!
-//! A function answers only what *should* happen. The store then makes it happen under a condition that repeats what
-//! was assumed here, and asks again when the condition fails, so a decision on stale data is never carried out.
+//! A function only decides what *should* happen. The store then carries it out under a condition that repeats what was
+//! assumed here, and decides again when the condition fails. So a decision on stale data is never carried out.
 
 use crate::{Confirmation, HoldSeconds, Refusal, Reservation, Status, Timestamp};
 
@@ -11,32 +11,33 @@ pub const MAX_EXTENSIONS_OF_FIRST_HOLD: i64 = 2;
 /// How far the clock that accepted a confirmation may be behind the one that dated the hold.
 pub const CLOCK_TOLERANCE_SECONDS: i64 = 10;
 
-/// What confirming a reservation means.
+/// What a confirmation does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConfirmDecision {
-    /// Held, and in time: make it an order.
+    /// Held, and requested in time: make it an order.
     InTime,
-    /// Paid, and overdue, but nobody has given the units back yet: make it an order and keep the units.
+    /// Paid after the hold ended, but the hold has not been released yet: make it an order and keep the units.
     LateStillHeld,
-    /// Paid, and the units went back: take them again, and make it an order.
+    /// The hold was released, and the payment came late or the request was in time: take the units again and make it an
+    /// order.
     LateRetake,
-    /// Confirmed before without a payment: write down which payment it was.
+    /// Confirmed before, without a payment: record the payment.
     AttachPayment,
-    /// Confirmed before, by this very command: nothing to do.
+    /// Confirmed before by the same command: nothing to do.
     Done,
-    /// Paid, and nothing can be had for it: write down that the payment is owed back, and refuse it for good.
+    /// The payment can buy nothing: record on the reservation that it is owed back, and refuse it for good.
     OweBack,
-    /// Without a payment, and the hold has expired: write down that no confirmation without one, accepted by now, makes
-    /// an order of it any more, and refuse it.
+    /// Without a payment, and the hold has expired: record that no confirmation without a payment that was accepted until
+    /// now makes it an order, and refuse this one.
     CloseUnpaid,
-    /// Without a payment, and an admin has settled an earlier one so lately that no clock tells which came first.
+    /// Without a payment, and an admin settled an earlier one so recently that no clock can tell which came first.
     RetryLater,
-    /// No.
+    /// Refused.
     Refuse(Refusal),
 }
 
-/// The most payments that a reservation notes as owed back. Each may have 255 bytes, and an item of DynamoDB 400 KB. A
-/// reservation that has ended and has so many takes no further payment: what cannot be noted has to stay refused too.
+/// The most payments that a reservation records as owed back: each has up to 255 bytes, and a DynamoDB item up to 400 KB.
+/// A reservation that has ended and has this many accepts no other payment, since that refusal could not be recorded.
 pub const MAX_OWED_BACK: usize = 500;
 
 /// Decides a confirmation that is carried out at `now`: the moment of the request, or later where a queue lies between.
@@ -79,14 +80,14 @@ pub fn confirmation(reservation: &Reservation, confirmation: &Confirmation, now:
     }
 }
 
-/// What cancelling a reservation means.
+/// What a cancellation does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CancelDecision {
-    /// Give the units back.
+    /// Release the units.
     Release,
     /// Cancelled before: nothing to do.
     Done,
-    /// No.
+    /// Refused.
     Refuse(Refusal),
 }
 
@@ -100,20 +101,20 @@ pub fn cancellation(reservation: &Reservation, now: Timestamp) -> CancelDecision
     }
 }
 
-/// What extending a hold means.
+/// What an extension does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExtendDecision {
-    /// Hold until then.
+    /// Extend the hold until then.
     Until(Timestamp),
-    /// It lasts that long already: nothing to do.
+    /// The hold already lasts that long: nothing to do.
     Done,
-    /// No.
+    /// Refused.
     Refuse(Refusal),
 }
 
-/// Decides an extension asked for at `now`: the hold shall last at least `hold_seconds` from now. It is never made
-/// shorter, so a repeated request costs nothing; and never lasts longer than three times the first hold in all, so
-/// that stock cannot be kept from others for ever.
+/// Decides an extension requested at `now`: the hold must last at least `hold_seconds` from now. It is never made
+/// shorter, so a repeated request changes nothing; and it lasts at most three times the first hold in total, so that
+/// nobody can keep stock from others forever.
 pub fn extension(reservation: &Reservation, hold_seconds: HoldSeconds, now: Timestamp) -> ExtendDecision {
     match reservation.status {
         Status::Held if !reservation.overdue(now) => {
@@ -134,14 +135,14 @@ pub fn extension(reservation: &Reservation, hold_seconds: HoldSeconds, now: Time
     }
 }
 
-/// What the clock means for a reservation.
+/// What the end of a hold's time does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpireDecision {
-    /// Give the units back.
+    /// Release the units.
     Release,
-    /// Its time has not come.
+    /// The hold has time left.
     NotYet,
-    /// It has ended already.
+    /// The hold ended before.
     Ended,
 }
 
@@ -187,7 +188,7 @@ mod tests {
         confirmation(found, &command, Timestamp::from_millis(at.as_millis() + i64::from(queued)))
     }
 
-    /// One row a case: before, at and after expiry, for every status.
+    /// Before, at and after expiry.
     const TIMES: [(i64, bool); 3] = [(599_999, false), (600_000, true), (600_001, true)];
 
     #[test]
@@ -223,7 +224,7 @@ mod tests {
                 let wanted = if overdue { late.clone() } else { in_time.clone() };
                 for queued in [false, true] {
                     let found = reservation(status, paid_with);
-                    // Whoever waits for the answer is not promised what nobody paid for.
+                    // A caller who waits for the answer was promised nothing without a payment.
                     let direct = status == Status::Expired && !pays && !queued;
                     let wanted = if direct { CloseUnpaid } else { wanted.clone() };
                     let decision = confirm(&found, pays.then_some(&pay), Timestamp::from_millis(now), queued);

@@ -1,4 +1,4 @@
-//! From a request to the reservation that would be made, or the reason why not.
+//! From a request to the reservation to make, or the refusal.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ pub const MAX_LINES: usize = 20;
 /// The most units of one line.
 pub const MAX_QUANTITY: u32 = 1_000;
 
-/// What a customer asks for: one line a product, in the order of their ids.
+/// What a customer asks for: one line for each product, ordered by id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Basket {
-    /// Who asks.
+    /// The customer.
     pub customer: CustomerId,
-    /// The reservation's id, made of the customer and their Idempotency-Key.
+    /// The reservation's id, derived from the customer and their Idempotency-Key.
     pub reservation_id: ReservationId,
-    /// A digest of the lines: tells a replay from a reused key.
+    /// A digest of the lines: distinguishes a replay from a reused key.
     pub fingerprint: String,
     lines: BTreeMap<ProductId, u32>,
 }
@@ -38,7 +38,7 @@ pub enum BasketError {
 impl Basket {
     /// Merges lines of the same product, since one transaction may not touch an item twice.
     ///
-    /// A quantity is `None` where the caller sent a number that is no whole number from 1 to 2^32-1.
+    /// A quantity is `None` if the caller sent a number other than a whole number from 1 to 2^32-1.
     ///
     /// # Errors
     /// [`Invalid`] for no lines or too many, [`Refusal::InvalidQuantity`] for a merged quantity outside 1 to 1,000.
@@ -52,7 +52,7 @@ impl Basket {
         }
         let mut merged: BTreeMap<ProductId, u32> = BTreeMap::new();
         for (product_id, quantity) in lines {
-            // Each summand is checked, not only the sum: -1 + 2 and 0 + 1 are no way to ask for one unit.
+            // Each quantity is checked, not only the sum: -1 + 2 and 0 + 1 must not count as one unit.
             let Some(quantity) = quantity.filter(|quantity| (1..=MAX_QUANTITY).contains(quantity)) else {
                 return Err(Refusal::InvalidQuantity { product_id }.into());
             };
@@ -85,7 +85,7 @@ pub struct DraftLine {
 /// A reservation that may be made if the stock allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
-    /// One line a product.
+    /// One line for each product.
     pub lines: Vec<DraftLine>,
     /// The currency of every line.
     pub currency: Currency,
@@ -93,7 +93,7 @@ pub struct Draft {
     pub hold_seconds: HoldSeconds,
     /// When the hold ends.
     pub expires_at: Timestamp,
-    /// For how long after that a payment may still make an order of it: the shortest of the products'.
+    /// How long after that a payment may still make it an order: the shortest of the products' times.
     pub late_payment_seconds: u32,
 }
 
@@ -118,12 +118,12 @@ impl Draft {
     }
 }
 
-/// What would be reserved for `basket` at `now`, given what is known of its `products`.
+/// The reservation to make for `basket` at `now`, given the `products` that are known.
 ///
 /// # Errors
-/// The refusals that no stock could change: unknown product, mixed currencies, paused, outside the sale window, more
-/// than the limit for each customer in this one request. The first in the order of [`Refusal`] wins, and within one
-/// kind the first product by id.
+/// The refusals that do not depend on stock: unknown product, mixed currencies, paused, outside the sale window, more than
+/// the limit for each customer in one request. The first in the order of [`Refusal`] wins, and within one kind the first
+/// product by id.
 pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Timestamp) -> Result<Draft, Refusal> {
     let mut lines = Vec::with_capacity(basket.lines.len());
     for (product_id, &quantity) in &basket.lines {
@@ -137,7 +137,7 @@ pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Time
         lines.iter().map(|line| line.product.hold_seconds).min(),
         lines.iter().map(|line| line.product.late_payment_seconds).min(),
     ) else {
-        // A basket has at least one line; an empty one names nothing that could be found.
+        // Cannot happen: a basket has at least one line.
         return Err(Refusal::ReservationNotFound);
     };
     if lines.iter().any(|line| line.product.currency != currency) {
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn refusals_come_in_their_documented_order() {
         let ask = basket(&[("a", Some(5)), ("b", Some(1))]).unwrap();
-        // Every fault at once; then the one that outranks the rest is mended, until none is left.
+        // All problems at once; then the one with the highest precedence is fixed, until none is left.
         let mut a = Product { max_per_customer: Some(4), ..product("a") };
         a.sale_starts_at = Some(NOW.plus_seconds(1));
         let mut b = Product { status: ProductStatus::Paused, ..product("b") };

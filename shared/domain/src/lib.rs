@@ -1,15 +1,15 @@
 //! The rules of Holdfast, and nothing else: no AWS, no HTTP, no async, no clock (`now` is an argument).
 //!
-//! Outside input becomes one of these types once, at the edge; that a value exists proves that it is valid.
-//! Every branch of the business is decided here, so the adapters around it are straight lines:
+//! Outside input is parsed once, at the edge, into one of these types: that a value exists proves that it is valid. Every
+//! business decision is made here, so the adapters around it are straight lines:
 //!
 //! - [`draft`](fn@draft) decides whether a hold may be made, and at what price,
-//! - [`shards::choose`] decides from which slices of the stock,
+//! - [`shards::choose`] decides which shards of the stock serve a quantity,
 //! - [`decide`] has what a command does to a reservation: one function for each command,
 //! - [`Failure::record`], [`FailedConfirmation::retry`] and [`FailedConfirmation::resolve`] decide what becomes of a
 //!   confirmation that failed,
-//! - [`RateLimit`] decides whether a customer asks too often,
-//! - [`Refusal`] names every "no", in the order in which they outrank one another.
+//! - [`RateLimit`] decides whether a customer sends too many requests,
+//! - [`Refusal`] names every refusal, in order of precedence.
 #![warn(clippy::missing_errors_doc)]
 
 mod adjustment;
@@ -43,7 +43,7 @@ pub use refusal::{Refusal, Shortage};
 pub use reservation::{Line, Reservation, Status, Take};
 pub use time::{Clock, HoldSeconds, Timestamp};
 
-/// Outside input that is not a value of the type it should become. Nothing was changed.
+/// Outside input that breaks a rule. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {rule}")]
 pub struct Invalid {
@@ -54,7 +54,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    /// An input `field` that broke `rule`.
+    /// Input in `field` that breaks `rule`.
     pub const fn new(field: &'static str, rule: &'static str) -> Self {
         Self { field, rule }
     }

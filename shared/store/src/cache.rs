@@ -1,6 +1,6 @@
-//! What an environment remembers of the products: their facts, and what it last saw of their stock.
+//! An environment's cache of products: their facts, and what it last read of their stock.
 //!
-//! It makes a warm reserve one round trip, and is never more than a guess: the condition on the write decides.
+//! With a warm cache a reserve takes one round trip. What is cached may be stale: the condition on the write decides.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,15 @@ use tokio::time::Instant;
 
 use crate::{Deadline, Error, Store, items, keys, lock};
 
-/// How long an environment trusts the facts of a product without reading them, in milliseconds. A newer version on a
-/// shard overrules them at once, so this only bounds how often they are read.
+/// How long the facts of a product are used without reading them again, in milliseconds. A newer version on a shard
+/// invalidates them at once, so this only bounds how often they are read.
 pub(crate) const FACTS_LIFETIME_MS: i64 = 5_000;
-/// How old what an environment remembers may be where somebody is refused for it, in milliseconds: no shard is asked
-/// then. It applies to facts ("not on sale") as to stock ("sold out"), and keeps a herd from reading.
+/// How old cached data may be for a refusal, in milliseconds, since no shard checks it then. Applies to facts ("not on
+/// sale") and to stock ("sold out"), and saves reads when many requests are refused.
 pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
 
-/// When something was read. Its age is the greater one by two clocks: the wall clock may be set back, and a monotonic one
-/// stands still while Lambda freezes the environment.
+/// When something was read, by two clocks: the wall clock may be set back, and the monotonic clock stops while Lambda
+/// freezes the environment. The greater age counts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadTime {
     wall: Timestamp,
@@ -29,24 +29,24 @@ impl ReadTime {
         Self { wall: clock.now(), monotonic: Instant::now() }
     }
 
-    /// Whether it is less than so many milliseconds old.
+    /// Whether it is less than `millis` milliseconds old.
     pub(crate) fn within(self, millis: i64, clock: &Clock) -> bool {
         let elapsed = i64::try_from(self.monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
         elapsed < millis && self.wall.within(millis, clock.now())
     }
 }
 
-/// What an environment remembers of a product.
+/// A cached product.
 #[derive(Debug)]
 pub(crate) struct CachedProduct {
     product: Product,
-    /// When its facts were read; nothing where they have to be read before they count.
+    /// When its facts were read; `None` if they must be read again before they are used.
     read_at: Option<ReadTime>,
     home: u32,
     available: Vec<Option<u64>>,
-    /// When all shards were last seen to have no more than is remembered, after all that was overdue was released.
+    /// When all shards were last read and had no more than is cached, after all overdue holds were released.
     pub(crate) exhausted_at: Option<ReadTime>,
-    /// When overdue holds of it were looked for, and until when none ends.
+    /// When its overdue holds were last searched for, and the time until which no other hold ends.
     pub(crate) no_overdue: Option<(ReadTime, Timestamp)>,
 }
 
@@ -75,7 +75,7 @@ impl CachedProduct {
         }
     }
 
-    /// "Sold out" is no longer certain: the next one has to read the shards.
+    /// "Sold out" is no longer certain: the next refusal has to read the shards.
     pub(crate) fn invalidate_stock(&mut self) {
         self.exhausted_at = None;
     }
@@ -86,7 +86,7 @@ impl CachedProduct {
 }
 
 impl Store {
-    /// The facts of these products, read where they are not remembered or older than `max_age_ms`. Unknown ones are left
+    /// The facts of these products, read again if they are not cached or older than `max_age_ms`. Unknown products are left
     /// out.
     pub(crate) async fn facts(
         &self,
@@ -111,7 +111,7 @@ impl Store {
         if missing.is_empty() {
             return Ok(facts);
         }
-        // Before the reading: what it says may be as old as that.
+        // Dated before the read, so that the result is never older than its date.
         let read_at = ReadTime::now(&self.clock);
         for item in self.get_many(missing, deadline).await? {
             let product: Product = items::read("product", item)?;
@@ -136,19 +136,19 @@ impl Store {
         entry.read_at = read_at;
     }
 
-    /// Makes sure that something is remembered of a product, if only that it exists: its facts are read when they count.
+    /// Makes sure that a product is in the cache. If it was not, its facts are read again before they are used.
     pub(crate) fn ensure_cached(&self, product: &Product) {
         if !lock(&self.cached).contains_key(&product.product_id) {
             self.remember(product, None);
         }
     }
 
-    /// Forgets a product: the next request reads its facts.
+    /// Removes a product from the cache: the next request reads its facts.
     pub(crate) fn forget(&self, id: &ProductId) {
         lock(&self.cached).remove(id);
     }
 
-    /// What is remembered of a product whose facts were just read.
+    /// Calls `look` with a cached product, if it is there.
     pub(crate) fn with_cached<T>(&self, id: &ProductId, look: impl FnOnce(&mut CachedProduct) -> T) -> Option<T> {
         lock(&self.cached).get_mut(id).map(look)
     }

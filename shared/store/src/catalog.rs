@@ -1,7 +1,6 @@
-//! The catalogue: products with their stock, for those who only look.
+//! The catalogue: products with their stock, for readers.
 //!
-//! What is shown may be a second old, so that a herd of readers costs one read of the table, and is never what a
-//! reservation is decided on.
+//! What is shown may be a second old, so that many readers cost one read of the table. No reservation is decided on it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,8 +12,8 @@ use crate::cache::ReadTime;
 use crate::items::text;
 use crate::{Cursor, Deadline, Error, Page, Store, items, keys};
 
-/// How much of a product is where, by the clock: units of a hold whose time is over are available, also where nobody has
-/// released it yet, since whoever asks for them gets them.
+/// Where the units of a product are, by the clock: units of an overdue hold are available even before it is released, since
+/// a reservation that needs them gets them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stock {
     /// Units that may be reserved.
@@ -25,20 +24,20 @@ pub struct Stock {
     pub sold: u64,
 }
 
-/// How old what [`Store::product_with_stock`] and [`Store::products_with_stock`] say may be, in milliseconds.
+/// How old the answers of [`Store::product_with_stock`] and [`Store::products_with_stock`] may be, in milliseconds.
 const SNAPSHOT_LIFETIME_MS: i64 = 1_000;
 
 /// Units of a product in holds.
 #[derive(Debug, Clone, Copy, Default)]
 struct Held {
-    /// Their time is not over.
+    /// Not overdue.
     reserved: u64,
-    /// Their time is over, and nobody has released them yet.
+    /// Overdue, and not yet released.
     overdue: u64,
 }
 
-/// What an environment read of the products and their stock at one time, and since then: for those who only look. A
-/// product is kept together with its stock, so that the units add up to the total that is shown with them.
+/// All holds as an environment counted them at one time, and the products that it has read since then. A product is kept
+/// together with its stock, so that the units add up to the total that is shown with them.
 #[derive(Debug, Default)]
 pub(crate) struct CatalogSnapshot {
     read_at: Option<ReadTime>,
@@ -48,6 +47,9 @@ pub(crate) struct CatalogSnapshot {
 
 impl Store {
     /// One product and its stock, as they were at most a second ago.
+    ///
+    /// # Errors
+    /// [`Refusal::ProductNotFound`](holdfast_domain::Refusal::ProductNotFound); [`Error::Unavailable`] without an answer within the deadline.
     pub async fn product_with_stock(&self, id: &ProductId, deadline: Deadline) -> Result<(Product, Stock), Error> {
         let mut snapshot = self.catalog_snapshot(deadline).await?;
         if let Some(known) = snapshot.products.get(id) {
@@ -59,6 +61,9 @@ impl Store {
     }
 
     /// A page of all products, in the order of their ids, each with its stock, as they were at most a second ago.
+    ///
+    /// # Errors
+    /// As [`Store::products`].
     pub async fn products_with_stock(
         &self,
         limit: u32,
@@ -69,7 +74,7 @@ impl Store {
             let read_at = ReadTime::now(&self.clock);
             let page = self.products(limit, cursor.clone(), deadline).await?;
             let snapshot = self.catalog_snapshot(deadline).await?;
-            // Where the environment was frozen in between, the page is older than what it would be remembered with.
+            // If the environment was frozen in between, the page is too old for the snapshot.
             if read_at.within(SNAPSHOT_LIFETIME_MS, &self.clock) || deadline.passed() {
                 break (page, snapshot);
             }
@@ -77,22 +82,22 @@ impl Store {
         Ok(Page { items: self.add_stock(&mut snapshot, page.items, deadline).await?, next: page.next })
     }
 
-    /// What is remembered, with all holds counted within the last second. While one request counts them the others of
-    /// this environment wait for its count: a herd of readers reads once.
+    /// The snapshot, with all holds counted within the last second. While one request counts them, the others of this
+    /// environment wait for the result.
     async fn catalog_snapshot(
         &self,
         deadline: Deadline,
     ) -> Result<tokio::sync::MutexGuard<'_, CatalogSnapshot>, Error> {
         let mut snapshot = self.attempts(deadline).call(self.catalog.lock()).await?;
         if snapshot.read_at.is_none_or(|at| !at.within(SNAPSHOT_LIFETIME_MS, &self.clock)) {
-            // Before the reading: what it says may be as old as that.
+            // Dated before the read, so that the result is never older than its date.
             let read_at = Some(ReadTime::now(&self.clock));
             *snapshot = CatalogSnapshot { held: self.held(deadline).await?, products: HashMap::new(), read_at };
         }
         Ok(snapshot)
     }
 
-    /// These products with their stock: remembered, or read now and remembered.
+    /// These products with their stock: from the snapshot, or read now and added to it.
     async fn add_stock(
         &self,
         snapshot: &mut CatalogSnapshot,
@@ -111,13 +116,16 @@ impl Store {
         Ok(products.iter().filter_map(|product| snapshot.products.get(&product.product_id).cloned()).collect())
     }
 
-    /// Where the units of these products are. The parts are read one after another while sales go on, so under way
-    /// they may be a moment apart; `sold` is what is left of the total, and never negative.
+    /// The stock of these products. Its parts are read one after another, so concurrent sales may be counted twice or not at
+    /// all; `sold` is the rest of the total, and never negative.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn stock(&self, products: &[&Product], deadline: Deadline) -> Result<BTreeMap<ProductId, Stock>, Error> {
         self.stock_beside(&self.held(deadline).await?, products, deadline).await
     }
 
-    /// Where the units are that are not in these holds.
+    /// The stock of these products, given all holds.
     async fn stock_beside(
         &self,
         held: &HashMap<ProductId, Held>,
@@ -138,7 +146,7 @@ impl Store {
 
     /// The units of all holds, by product: everything in the index `due`.
     async fn held(&self, deadline: Deadline) -> Result<HashMap<ProductId, Held>, Error> {
-        /// Only the part of a hold that counts here.
+        /// The part of a hold that is needed here.
         #[derive(Deserialize)]
         struct DueHold {
             due_at: Timestamp,

@@ -1,8 +1,8 @@
 //! Turning a hold into an order: one conditional update, and what to do when it is too late for that.
 //!
-//! What must always hold: a payment that was refused as owed back never makes an order afterwards, unless an admin's retry
-//! says so. So that refusal is a write: the reservation notes the payment under the condition that it is still what the
-//! refusal rests on, and every confirmation asks for that note.
+//! What must always hold: a payment that was refused as owed back never makes an order afterwards, unless an admin's
+//! retry lifts the refusal. So the refusal is a write: it is recorded on the reservation, under the condition that the
+//! reservation has not changed since the decision, and every confirmation checks that record.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
 use crate::update::{Expression, Updated};
 use crate::{Deadline, Error, Store, keys};
 
-/// A confirmation that is carried out.
+/// A confirmation, and when it is carried out.
 #[derive(Debug, Clone, Copy)]
 struct Command<'a> {
     confirmation: &'a Confirmation,
@@ -35,10 +35,10 @@ impl Command<'_> {
     }
 }
 
-/// What came of one try.
+/// The outcome of one try.
 enum ConfirmOutcome {
     Confirmed(Reservation),
-    /// It is something else than was assumed, if that is known: decide again.
+    /// The reservation has changed, to this if the answer says so: decide again.
     Changed(Option<Reservation>),
 }
 
@@ -54,12 +54,11 @@ impl From<Updated<Reservation>> for ConfirmOutcome {
 impl Store {
     /// Makes an order of a hold. Repeating it with the same payment changes nothing.
     ///
-    /// `now` is when the confirmation is carried out. It is later than `requested_at` where a queue lies between, and the
-    /// same where the caller waits for the answer.
+    /// `now` is when the confirmation is carried out: later than `requested_at` if it comes from the queue, and the
+    /// same if the caller waits for the answer.
     ///
     /// # Errors
-    /// Every refusal that confirming can meet. Where [`Refusal::owes_refund`], the caller records that before it
-    /// answers.
+    /// Every refusal of a confirmation. If [`Refusal::owes_refund`], the caller records that before it answers.
     pub async fn confirm(
         &self,
         confirmation: &Confirmation,
@@ -69,14 +68,14 @@ impl Store {
         let command = Command { confirmation, now };
         let Confirmation { reservation_id: id, customer, .. } = confirmation;
         let mut attempts = self.attempts(deadline);
-        // The usual case takes one round trip: the condition repeats what `decide` would ask of a reservation.
+        // The usual case takes one round trip: the condition repeats what the decision requires of a reservation.
         let mut outcome = self.confirm_in_time(command, &mut attempts).await?;
         loop {
             let seen = match outcome {
                 ConfirmOutcome::Confirmed(order) => return Ok(order),
                 ConfirmOutcome::Changed(seen) => seen,
             };
-            // It changed meanwhile: decide on what it is now.
+            // It has changed: decide again.
             if deadline.passed() {
                 return Err(attempts.unavailable("confirm"));
             }
@@ -89,7 +88,7 @@ impl Store {
             }
             outcome = match (decide::confirmation(&reservation, confirmation, now), command.payment()) {
                 (ConfirmDecision::Done, _) => return Ok(reservation),
-                // First it is ended: no clock that is behind can show it as held, or confirm it, afterwards.
+                // Release it first: no clock that is behind can show it as held, or confirm it, afterwards.
                 (ConfirmDecision::Refuse(Refusal::HoldExpired) | ConfirmDecision::OweBack, _)
                     if reservation.status == Status::Held && reservation.overdue(now) =>
                 {
@@ -120,7 +119,7 @@ impl Store {
         }
     }
 
-    /// The order, or what the reservation is instead, as far as the answer says.
+    /// Confirms a hold that has not ended.
     async fn confirm_in_time(
         &self,
         command: Command<'_>,
@@ -141,7 +140,7 @@ impl Store {
         Ok(updated.into())
     }
 
-    /// Paid late, and nobody has given the units back: they stay.
+    /// Confirms a hold that has ended and was not released: the units stay where they are.
     async fn confirm_still_held(
         &self,
         seen: &Reservation,
@@ -158,7 +157,7 @@ impl Store {
         Ok(updated.into())
     }
 
-    /// Confirmed without a payment, and now there is one: write it down.
+    /// Records the payment of an order that was confirmed without one.
     async fn attach_payment(
         &self,
         seen: &Reservation,
@@ -174,7 +173,7 @@ impl Store {
         Ok(updated.into())
     }
 
-    /// Refuses a payment that can buy nothing, for good: the reservation notes it, if it is still as it was seen.
+    /// Refuses a payment that can buy nothing, for good: records it on the reservation, if that has not changed.
     async fn owe_back(
         &self,
         seen: &Reservation,
@@ -195,8 +194,8 @@ impl Store {
         }
     }
 
-    /// Refuses a confirmation without a payment, for good: what was accepted by now, and waits in the queue, makes no order
-    /// after somebody was told that the hold has expired.
+    /// Refuses a confirmation without a payment, for good: those that were accepted until now and wait in the queue
+    /// make no order after a customer was told that the hold has expired.
     async fn close_unpaid(
         &self,
         seen: &Reservation,
@@ -214,7 +213,7 @@ impl Store {
         }
     }
 
-    /// Refuses a confirmation whose units are gone, if the reservation is still as it was seen.
+    /// Refuses a confirmation whose units are gone, if the reservation has not changed.
     async fn refuse_retake(
         &self,
         seen: &Reservation,
@@ -224,7 +223,7 @@ impl Store {
         if let Some(payment) = command.payment() {
             return self.owe_back(seen, payment, attempts).await;
         }
-        // Accepted in time, without a payment: nothing is owed.
+        // Accepted in time and without a payment: no refund is due.
         let found = self.snapshot(&[keys::reservation(&seen.reservation_id)], attempts).await?;
         let found = found.into_iter().next().flatten();
         match found.map(|item| items::read::<Reservation>("reservation", item)).transpose()? {
@@ -233,7 +232,7 @@ impl Store {
         }
     }
 
-    /// Paid late, or accepted in time, and the units went back: takes them again and makes the order, in one transaction.
+    /// Takes the units of a released hold again and makes the order, in one transaction.
     async fn retake(
         &self,
         seen: &Reservation,
@@ -242,7 +241,7 @@ impl Store {
     ) -> Result<ConfirmOutcome, Error> {
         let deadline = attempts.deadline();
         let ids = seen.lines.iter().map(|line| &line.product_id);
-        // As they are now: a payment is not refused for good by a limit that was lifted a moment ago.
+        // Read now: a payment must not be refused for good by a limit that was just lifted.
         let facts = self.facts(ids, 0, deadline).await?;
         let wanted = seen.lines.iter().map(|line| wanted(&facts, line)).collect::<Result<Vec<_>, Error>>()?;
         let others = 1 + seen.lines.iter().filter(|line| line.limited).count();
@@ -273,7 +272,7 @@ impl Store {
         let of_reservation = reasons.iter().find(|(action, _)| matches!(action, TakeAction::Reservation));
         match of_reservation {
             Some((_, Reason::Condition(_))) => return Ok(ConfirmOutcome::Changed(None)),
-            // It may be an order by now: what the others say is not enough to refuse it.
+            // It may be an order now: the other reasons are not enough for a refusal.
             Some((_, Reason::Conflict | Reason::Throttled)) => {
                 attempts.pause(contention_error(&reasons)).await?;
                 return Ok(ConfirmOutcome::Changed(None));
@@ -300,7 +299,8 @@ impl Store {
         Ok(ConfirmOutcome::Changed(None))
     }
 
-    /// Refuses a late confirmation for the customer's limit, if that is so once all that is overdue is released.
+    /// Refuses a late confirmation for the customer's limit, if it is still exceeded once all overdue holds are
+    /// released.
     async fn refuse_retake_for_limit(
         &self,
         seen: &Reservation,
@@ -345,26 +345,26 @@ impl Store {
                 command,
             ),
         )?;
-        // The price was settled when the hold was made; the limit is the product's as it is now.
+        // The price was fixed when the hold was made; the limit is the current one.
         self.take_lines(&mut transaction, &seen.customer, lines, wanted, |line| line.limited)?;
         Ok(transaction)
     }
 }
 
-/// What a line of a reservation needs to be taken again.
+/// The units of a line that must be taken again.
 fn wanted<'a>(facts: &'a BTreeMap<ProductId, Product>, line: &Line) -> Result<Wanted<'a>, Error> {
     let product = facts.get(&line.product_id).ok_or_else(|| Error::internal("product", "it is not there"))?;
     Ok(Wanted { product, quantity: line.quantity })
 }
 
-/// Part of a condition: what `:until` closes is not closed for longer already.
+/// Part of a condition: the reservation is not yet closed for longer than `:until`.
 pub(crate) const CLOSED_EARLIER: &str = "(attribute_not_exists(#unpaid_closed_at) OR #unpaid_closed_at <= :until)";
 
 /// Part of a condition: `:payment` is not owed back.
 const NOT_OWED_BACK: &str = "(attribute_not_exists(#owed_back) OR NOT contains(#owed_back, :payment))";
 
-/// `condition`, and that nothing has settled this confirmation otherwise: a refusal that was final, or an admin. An admin's
-/// word and an order exclude one another, whichever comes first.
+/// `condition`, and that this confirmation was not settled otherwise, by a final refusal or by an admin. So a
+/// resolution and an order exclude each other, whichever comes first.
 fn unless_settled(
     condition: &str,
     mut values: Vec<(&'static str, AttributeValue)>,
@@ -383,8 +383,8 @@ fn unless_settled(
     }
 }
 
-/// The update that notes a payment as owed back. The reservation stays from then on: once it were cleaned up, its key and
-/// this payment could be used again.
+/// The update that records a payment as owed back. The reservation is kept forever then: if it were deleted, its key
+/// and this payment could be used again.
 pub(crate) fn owe_back_update(payment: &PaymentReference) -> Expression {
     Expression::new(
         "SET #kept_until = :for_ever REMOVE #ttl ADD #owed_back :owed_back",
@@ -392,12 +392,12 @@ pub(crate) fn owe_back_update(payment: &PaymentReference) -> Expression {
     )
 }
 
-/// The update that closes a reservation to confirmations without a payment that were accepted by then.
+/// The update that closes a reservation to confirmations without a payment that were accepted until then.
 pub(crate) fn close_unpaid_update(until: Timestamp) -> Expression {
     Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))])
 }
 
-/// The update that makes an order. `late` is given for a confirmation that came too late: the lines that it has now.
+/// The update that makes an order. `late` has the lines of an order that is confirmed after its hold ended.
 fn confirm_update(command: Command<'_>, late: Option<&[Line]>) -> Result<Expression, Error> {
     let mut update = "SET #status = :confirmed, #confirmed_at = :now".to_owned();
     let mut values = vec![(":confirmed", text(Status::Confirmed.as_str())), (":now", time(command.now))];
@@ -409,7 +409,7 @@ fn confirm_update(command: Command<'_>, late: Option<&[Line]>) -> Result<Express
         update.push_str(", #confirmed_late = :late, #lines = :lines");
         values.extend([(":late", AttributeValue::Bool(true)), (":lines", items::value("lines", &lines)?)]);
     }
-    // Out of the index of holds, and never cleaned up: it is an order now.
+    // An order is not in the index of holds, and is never deleted.
     update.push_str(" REMOVE #due_key, #due_at, #ttl");
     Ok(Expression::new(update, values))
 }

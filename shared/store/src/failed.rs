@@ -1,12 +1,7 @@
-//! Failed confirmations: payments that are no order yet, and may never be.
+//! Storing failed confirmations; the rules are in [`holdfast_domain`].
 //!
-//! The dead-letter queue is where they arrive and cannot be lost; it has no memory, no order and no way to look at one
-//! message. So what has arrived is taken into the table (and only then out of the queue), and worked on here. The id is
-//! made of what failed, and of whose it is, so the copies that a queue delivers are one failed confirmation, and nobody
-//! overwrites another customer's.
-//!
-//! What must always hold: one that is settled stays so; one that is not settled is not the payment of an order; and a
-//! payment that an admin has resolved makes no order afterwards.
+//! They arrive in the dead-letter queue, where they cannot be lost, but which has no order and no way to look at one
+//! message. So they are moved into the table, and only then deleted from the queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,11 +27,11 @@ fn unsettled() -> Vec<(&'static str, AttributeValue)> {
     vec![(":open", text(FailedState::Open.as_str())), (":retrying", text(FailedState::Retrying.as_str()))]
 }
 
-/// Not settled, and nothing new of it.
+/// The condition that it is not settled, and that nothing new was recorded.
 fn unchanged_since(seen: &FailedConfirmation) -> Expression {
     let mut values = unsettled();
     if seen.failures == 0 {
-        // Written before failures were counted.
+        // Stored before failures were counted.
         return Expression::new(format!("{UNSETTLED} AND attribute_not_exists(#failures)"), values);
     }
     values.push((":seen", number(seen.failures)));
@@ -55,8 +50,11 @@ fn resolve_update(actor: &str, note: Option<&str>, now: Timestamp) -> Expression
 }
 
 impl Store {
-    /// Records a failure as open, or adds it to what is stored. One that was settled stays settled: this is a late copy of
-    /// it. One whose reservation is the order that it asked for is settled by that.
+    /// Records a failure as open, or adds it to what is stored. One that is settled stays settled. One whose
+    /// reservation is the order that it asked for is settled by that.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn record_failure(
         &self,
         failure: &Failure,
@@ -77,18 +75,18 @@ impl Store {
             };
             match self.update_failed(&id, record_update(&record), condition, deadline).await? {
                 Some(recorded) => return self.settle_if_ordered(recorded, now, deadline).await,
-                // Others wrote it meanwhile, or this was written and its answer lost: once more costs a count.
+                // It was changed meanwhile, or this was applied and its answer lost: recording it again only raises the
+                // count.
                 None if deadline.passed() => return Err(attempts.unavailable("record failure")),
                 None => {}
             }
         }
     }
 
-    /// Opens a failed confirmation for another try, on an admin's word. With `lift`, a payment that was refused as owed
-    /// back is not owed any more: nobody but an admin, who has seen that refusal, may ask for that. Where the record says
-    /// no more than that there was no answer, nothing is lifted: the admin has not seen a refusal.
+    /// Opens a failed confirmation for an admin's retry. With `lift`, a payment that was refused as owed back is not
+    /// owed any more; see [`FailedConfirmation::retry`].
     ///
-    /// This counts like a failure, so that nothing that was on its way before takes effect afterwards.
+    /// It counts like a failure, so that earlier marks that are still on their way have no effect afterwards.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
@@ -123,8 +121,8 @@ impl Store {
         }
     }
 
-    /// Marks a failed confirmation as on its way through the queue again. One that has failed once more since it was
-    /// `seen` stays open: that is the later news of it.
+    /// Marks a failed confirmation as being in the queue again. One that has failed again since it was `seen` stays
+    /// open.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
@@ -142,9 +140,9 @@ impl Store {
         if current.state.is_settled() { Err(Refusal::AlreadySettled.into()) } else { Ok(current) }
     }
 
-    /// Settles a failed confirmation on an admin's word. The reservation remembers it: it never becomes an order with that
-    /// payment any more, nor, where there was none, by what is still in the queue. Where it is one already, that settles
-    /// it instead.
+    /// Settles a failed confirmation by an admin's resolution. The reservation records it: it never becomes an order
+    /// with that payment or, without a payment, by what is still in the queue. If it is that order already, that
+    /// settles it instead.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
@@ -188,7 +186,10 @@ impl Store {
         }
     }
 
-    /// Settles the failed confirmation of this confirmation, if there is one: the reservation has been confirmed by it.
+    /// Settles what failed of this confirmation before, if there is anything: it has confirmed the reservation.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn settle_as_confirmed(
         &self,
         confirmation: &Confirmation,
@@ -199,7 +200,7 @@ impl Store {
         self.update_failed(&id, settle_update(now), condition, deadline).await.map(drop)
     }
 
-    /// The failed confirmation, settled if its reservation is the order that it asked for.
+    /// Settles it if its reservation is the order that it asked for. Returns it as it is then.
     async fn settle_if_ordered(
         &self,
         failed: FailedConfirmation,
@@ -228,7 +229,7 @@ impl Store {
         }
     }
 
-    /// The reservation that a failed confirmation is about, if it is there and its customer's.
+    /// The reservation of a failed confirmation, if it exists and is its customer's.
     async fn reservation_of(
         &self,
         failed: &FailedConfirmation,
@@ -253,8 +254,11 @@ impl Store {
         }
     }
 
-    /// A page of failed confirmations, of one state or of all, the oldest first within a state. What is shown as unsettled
-    /// was compared with its reservation: it is no order.
+    /// A page of failed confirmations, of one state or of all, the oldest first within a state. Those that are shown as
+    /// unsettled were compared with their reservations, and are no orders.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn failed_confirmations(
         &self,
         state: Option<FailedState>,
@@ -288,12 +292,12 @@ impl Store {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let mut found: Vec<FailedConfirmation> = Vec::new();
         for _ in 0..MAX_INDEX_READS {
-            // Never more than the page still has room for, so the last key read is the last one shown.
+            // Not more than still fit on the page, so that the last key read is the last one shown.
             let room = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
             let (items, next) =
                 self.query(request.clone().limit(room).set_exclusive_start_key(start), deadline).await?;
             let ids = items.iter().filter_map(|item| item.get(keys::SK)?.as_s().ok()).map(|id| keys::failed(id));
-            // The index has keys only, and lags: what it leads to is read as it is.
+            // The index has only keys, and lags: read the items themselves.
             let mut page = Vec::new();
             for item in self.get_many(ids.collect(), deadline).await? {
                 page.push(items::read("failed confirmation", item)?);
@@ -310,8 +314,11 @@ impl Store {
         Ok(Page { items: found, next: start.map(Cursor::new) })
     }
 
-    /// Settles every open failed confirmation whose reservation is the order that it asked for: the sweep does so, so that
-    /// what is open is owed an answer also while nobody looks. Goes on until time runs out; how many were open.
+    /// Settles every open failed confirmation whose reservation is the order that it asked for, until time runs out:
+    /// the sweep does this, so that open ones need an answer even if nobody has listed them. Returns how many are open.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn settle_open(&self, now: Timestamp, deadline: Deadline) -> Result<u64, Error> {
         let (mut open, mut cursor) = (0, None);
         loop {
@@ -324,7 +331,7 @@ impl Store {
         }
     }
 
-    /// These failed confirmations, with those settled whose reservations are the orders that they asked for.
+    /// These failed confirmations, after settling those whose reservations are the orders that they asked for.
     async fn settle_ordered(
         &self,
         page: Vec<FailedConfirmation>,
@@ -337,7 +344,7 @@ impl Store {
         for item in self.get_many(ids.into_iter().map(keys::reservation).collect(), deadline).await? {
             match items::read::<Reservation>("reservation", item) {
                 Ok(reservation) => _ = reservations.insert(reservation.reservation_id.clone(), reservation),
-                // One that cannot be read must not hide the failed confirmations of all others.
+                // One that cannot be read must not hide the others.
                 Err(error) => tracing::error!(%error, "a failed confirmation is not compared with its reservation"),
             }
         }
@@ -364,7 +371,7 @@ impl Store {
     }
 }
 
-/// The update that notes on a reservation what an admin settled elsewhere, and the condition that it is not the order.
+/// The update that records a resolution on the reservation, and the condition that it is not the order.
 fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> (Expression, Expression) {
     let mut values = vec![(":created", time(found.created_at)), (":confirmed", text(Status::Confirmed.as_str()))];
     match &seen.payment_reference {
@@ -374,7 +381,7 @@ fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestam
             (owe_back_update(payment), Expression::new(open, values))
         }
         None => {
-            // Whatever clock dated it.
+            // Whichever clock dated it.
             let asked = seen.requested_at.map_or(now, |at| at.max(now));
             (
                 close_unpaid_update(found.unpaid_closed_by(asked)),
@@ -387,7 +394,7 @@ fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestam
     }
 }
 
-/// The update that writes down what is known of a failure.
+/// The update that stores what is known of a failure.
 fn record_update(failed: &FailedConfirmation) -> Expression {
     let mut update = "SET #id = :id, #reason = :reason, #body = :body, #state = :open, #failures = :failures, \
          #first_failed_at = :first, #last_failed_at = :last"
@@ -412,7 +419,7 @@ fn record_update(failed: &FailedConfirmation) -> Expression {
         ":reservation_id",
         failed.reservation_id.as_ref().map(|id| text(id.as_str())),
     );
-    // Not `customer`: that name would put it into the index of reservations.
+    // Not `customer`: that attribute would put it into the index of reservations.
     optional(
         ", #failed_customer = :failed_customer",
         ":failed_customer",

@@ -1,4 +1,4 @@
-//! Domain values to items and back, and the shapes that only the table has.
+//! Conversions between domain values and items, and the types that exist only in the table.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{CustomerId, Line, Product, Reservation, ReservationId, Status, Timestamp};
@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::keys::{self, Key};
 use crate::{Error, Item};
 
-/// How long an ended hold stays readable, and its Idempotency-Key known, before DynamoDB's clean-up may take it.
-/// Orders stay for ever.
+/// How long an ended hold, and with it its Idempotency-Key, is kept before DynamoDB may delete it. Orders are kept forever.
 pub(crate) const RETENTION_DAYS: i64 = 30;
 
 /// A shard of a product's stock.
@@ -19,8 +18,8 @@ pub(crate) struct ShardItem {
     pub(crate) product_version: u64,
 }
 
-/// A hold as the index `due` projects it: what releasing it needs. An index lags, so this may be gone or changed; the
-/// conditions of the release say whether it is.
+/// A hold as projected by the index `due`: all that its release needs. An index lags, so the hold may have ended or changed;
+/// the conditions of the release check that.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Hold {
     pk: String,
@@ -52,19 +51,19 @@ impl From<&Reservation> for Hold {
     }
 }
 
-/// An item that no version of this program wrote.
+/// A value from its item.
 pub(crate) fn read<T: DeserializeOwned>(what: &'static str, item: Item) -> Result<T, Error> {
     serde_dynamo::from_item(item).map_err(|error| Error::internal(what, error))
 }
 
-/// `value` under `key`.
+/// The item of `value` under `key`.
 pub(crate) fn write<T: Serialize>(what: &'static str, key: &Key, value: &T) -> Result<Item, Error> {
     let mut item: Item = serde_dynamo::to_item(value).map_err(|error| Error::internal(what, error))?;
     item.extend(key.item());
     Ok(item)
 }
 
-/// The attribute value of anything that serde knows.
+/// The attribute value of anything serialisable.
 pub(crate) fn value<T: Serialize>(what: &'static str, value: &T) -> Result<AttributeValue, Error> {
     serde_dynamo::to_attribute_value(value).map_err(|error| Error::internal(what, error))
 }
@@ -84,8 +83,8 @@ pub(crate) fn time(at: Timestamp) -> AttributeValue {
     number(at.as_millis())
 }
 
-/// The `kept_until` of a reservation that has to be remembered for ever, as the payments that it owes back: in 9999. It is
-/// the `ttl` that the reservation gets when it ends.
+/// The `kept_until` of a reservation that must be kept forever, because it records payments that are owed back: in the year
+/// 9999. It becomes the reservation's `ttl` when that ends.
 pub(crate) fn forever() -> AttributeValue {
     number(253_370_764_800_i64)
 }
@@ -100,7 +99,7 @@ pub(crate) fn product(product: &Product) -> Result<Item, Error> {
     write("product", &keys::product(&product.product_id), product)
 }
 
-/// A reservation's item. While held, and only then, it is in the index `due`.
+/// A reservation's item. It is in the index `due` only while it is held.
 pub(crate) fn reservation(reservation: &Reservation, due_partitions: u32) -> Result<Item, Error> {
     let mut item = write("reservation", &keys::reservation(&reservation.reservation_id), reservation)?;
     if reservation.status == Status::Held {
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_makes_no_sense_is_an_error_and_no_panic() {
+    fn an_item_that_cannot_be_read_is_an_error_and_no_panic() {
         let mut item = reservation(&held(), 8).unwrap();
         item.insert("status".to_owned(), text("half-confirmed"));
         assert!(matches!(read::<Reservation>("test", item), Err(Error::Internal { .. })));

@@ -11,27 +11,27 @@ use crate::Item;
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page<T> {
-    /// What is on it.
+    /// Its items.
     pub items: Vec<T>,
-    /// Where the next one starts; absent on the last.
+    /// The start of the next page; absent on the last one.
     pub next: Option<Cursor>,
 }
 
 /// DynamoDB's limit on a sort key, in bytes.
 const MAX_KEY_BYTES: usize = 1_024;
 
-/// What one attribute of a list's keys looks like.
+/// The form of one attribute of a list's keys.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Part<'a> {
     /// This text.
     Is(&'a str),
-    /// A text that begins so.
+    /// A text with this prefix.
     Begins(&'a str),
     /// A number.
     Number,
 }
 
-/// Where a list goes on: the key of the last item seen. Opaque to the caller.
+/// Where a list continues: the key of the last item seen. Opaque to the caller.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cursor(Item);
 
@@ -40,8 +40,8 @@ impl Cursor {
         Self(key)
     }
 
-    /// The key, if it could be one of a list whose keys look like `parts`: a cursor of one list is no cursor of another.
-    /// DynamoDB refuses a key from outside the list as it refuses a broken query, which would look like a fault of ours.
+    /// The key, if it could be one of a list whose keys have these `parts`: a cursor of another list is invalid.
+    /// DynamoDB refuses a key from outside the list like a malformed query, which would look like an internal error.
     pub(crate) fn into_key(self, parts: &[(&str, Part<'_>)]) -> Result<Item, Invalid> {
         let fits = |&(name, part): &(&str, Part<'_>)| match (self.0.get(name), part) {
             (Some(AttributeValue::S(text)), Part::Is(wanted)) => text == wanted,
@@ -58,7 +58,7 @@ impl Cursor {
         Invalid::new("cursor", "must be the next_cursor of an earlier page of this list")
     }
 
-    /// As a caller gets it.
+    /// The text for the caller.
     pub fn encode(&self) -> String {
         let parts: BTreeMap<&str, String> = self
             .0
@@ -69,11 +69,14 @@ impl Cursor {
                 _ => None,
             })
             .collect();
-        // A map of texts always serialises; an empty cursor would be refused when it comes back.
+        // A map of texts can always be serialised; an empty cursor would be refused when it is used.
         BASE64URL_NOPAD.encode(serde_json::to_string(&parts).unwrap_or_default().as_bytes())
     }
 
-    /// As a caller gives it back.
+    /// The cursor of a text from the caller.
+    ///
+    /// # Errors
+    /// [`Invalid`] for a text that no page returned.
     pub fn decode(text: &str) -> Result<Self, Invalid> {
         let parse = || {
             let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;

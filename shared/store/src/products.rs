@@ -14,6 +14,9 @@ use crate::{Cursor, Deadline, Error, Page, Store, keys};
 
 impl Store {
     /// One product, as it is now.
+    ///
+    /// # Errors
+    /// [`Refusal::ProductNotFound`]; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn product(&self, id: &ProductId, deadline: Deadline) -> Result<Product, Error> {
         match self.get(keys::product(id), deadline).await? {
             Some(item) => items::read("product", item),
@@ -22,6 +25,9 @@ impl Store {
     }
 
     /// A page of all products, in the order of their ids.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn products(
         &self,
         limit: u32,
@@ -46,7 +52,7 @@ impl Store {
         Ok(Page { items: products.collect::<Result<_, _>>()?, next: next.map(Cursor::new) })
     }
 
-    /// Makes a product with its stock, and the first entry of its ledger.
+    /// Creates a product with its stock, and the first entry of its ledger.
     ///
     /// # Errors
     /// [`Refusal::ProductExists`].
@@ -90,12 +96,12 @@ impl Store {
         Err(Refusal::ProductExists { product_id: id.clone() }.into())
     }
 
-    /// Changes a product that is still at version `seen`. When this returns, nobody reserves on the old facts: the
+    /// Changes a product that is still at version `seen`. When this returns, no reservation is made with the old facts: the
     /// product is written first, and then every shard is raised to its version.
     ///
     /// # Errors
-    /// [`Refusal::ProductNotFound`], [`Refusal::VersionMismatch`], `Invalid`. Where the version differs the shards are
-    /// raised all the same, so that a change that was cut off half-way is completed by its repetition.
+    /// [`Refusal::ProductNotFound`], [`Refusal::VersionMismatch`], `Invalid`. If the version differs the shards are
+    /// raised anyway, so that a change that was interrupted is completed by its repetition.
     pub async fn change_product(
         &self,
         id: &ProductId,
@@ -109,7 +115,7 @@ impl Store {
             return Err(Refusal::VersionMismatch { current: current.version }.into());
         }
         let changed = current.changed(change)?;
-        // Before the writing: what it says may be as old as that.
+        // Dated before the write, so that the result is never older than its date.
         let read_at = ReadTime::now(&self.clock);
         let changed = self.write_facts(&changed, seen, &mut self.attempts(deadline)).await?;
         self.raise_shards(&changed, deadline).await?;
@@ -117,8 +123,8 @@ impl Store {
         Ok(changed)
     }
 
-    /// Writes everything of `product` but its total, which only adjustments touch. Returns it with the total that it has at
-    /// that moment, and never with what somebody else has changed since.
+    /// Writes everything of `product` but its total, which only adjustments change. Returns it with its total at that
+    /// moment, and without any later change.
     async fn write_facts(&self, product: &Product, seen: u64, attempts: &mut Attempts<'_>) -> Result<Product, Error> {
         /// The placeholders of the attributes that a change writes, or removes where the product has none.
         const CHANGED: [&str; 9] = [
@@ -154,13 +160,13 @@ impl Store {
             return items::read("product", item);
         }
         let current = self.product(&product.product_id, attempts.deadline()).await?;
-        // It may be our own write: the SDK repeats a call whose answer was lost, and says nothing of it. If it is another's,
-        // it is the very same change, made on the same version.
+        // It may be our own write: the SDK repeats a call whose answer was lost, and does not say so. If it is somebody
+        // else's, it is the same change of the same version.
         if (Product { total: product.total, ..current.clone() }) == *product {
             return Ok(current);
         }
         self.raise_shards(&current, attempts.deadline()).await?;
-        // An earlier try may have been applied, and changed again by somebody else.
+        // An earlier try may have been applied, and the product changed again since.
         Err(attempts.refuse(Refusal::VersionMismatch { current: current.version }))
     }
 

@@ -1,15 +1,16 @@
-//! Counting a customer's requests, in an item of its own: no other command reads or writes it.
+//! Counting a customer's requests, in an item that no other command reads or writes.
 //!
-//! DynamoDB's expressions have no maximum, so the two ways that a request is admitted are two updates: from now, or one
-//! interval after the last. The first is tried first, since most customers have not asked for a while. Where its
-//! condition fails the answer carries the item, and that is enough to refuse. So an idle customer and one who asks too
-//! often cost one round trip, and one within their burst two.
+//! DynamoDB's expressions have no maximum, so the two ways to admit a request are two updates: from now, or one
+//! interval after the last TAT. The first is tried first, since most customers have not sent a request for a while. If
+//! its condition fails the answer carries the item, which is enough to refuse. So an idle customer and one who is
+//! refused cost one round trip, and one within their burst two.
 //!
-//! One item takes about a thousand writes a second, and then throttles. Only its own customer writes to it, so a throttle
-//! is their own flood and the best sign of one: it refuses them, where an answer that does not come refuses nobody.
+//! An item takes about a thousand writes a second, and then throttles. Only its own customer writes to it, so a
+//! throttle of the item means that this customer sends far too many requests, and refuses them. A missing answer
+//! refuses nobody.
 //!
-//! It is right under any concurrency: each update repeats in its condition what the decision assumed, and a TAT never
-//! falls. An update whose answer was lost and that is sent again may count twice, which only makes the limit stricter.
+//! It is correct under any concurrency: each update repeats in its condition what the decision assumed, and a TAT never
+//! falls. An update that is repeated after a lost answer may count twice, which only makes the limit stricter.
 
 use std::time::Duration;
 
@@ -23,18 +24,18 @@ use crate::items::{self, number};
 use crate::update::{Expression, condition_failed};
 use crate::{Deadline, Error, Store, keys};
 
-/// For how long a customer is refused whose item throttles. No TAT is known then; DynamoDB counts by the second.
+/// How long a customer whose item throttles is refused. Their TAT is unknown; DynamoDB counts by the second.
 const THROTTLED_WAIT: Duration = Duration::from_secs(1);
 
-/// How long after its last use an item may be cleaned up, beyond the time that it means anything.
+/// How long an item is kept after it has no effect any more.
 const KEPT_SECONDS: i64 = 3_600;
 
 /// Whether a request is admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admitted {
-    /// It is, and it is counted.
+    /// Yes, and it is counted.
     Yes,
-    /// It is not, nor will one be before this time is over.
+    /// No, and no request will be before this time has passed.
     RetryAfter(Duration),
 }
 
@@ -44,10 +45,13 @@ struct RateItem {
 }
 
 impl Store {
-    /// Counts one request of the customer, or says for how long none will be admitted.
+    /// Counts one request of the customer, or says how long none will be admitted.
     ///
-    /// A customer whose own item throttles until the deadline is refused. Where the whole table or account throttles, or
-    /// nothing answers, that says nothing of them, and is an error.
+    /// A customer whose own item throttles until the deadline is refused. A throttle of the whole table or account, or
+    /// a missing answer, says nothing about the customer, and is an error.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline that says something about the customer.
     pub async fn admit(
         &self,
         customer: &CustomerId,
@@ -73,7 +77,7 @@ impl Store {
                         "SET #tat = #tat + :interval, #ttl = :ttl",
                         vec![(":interval", number(limit.interval())), (":ttl", ttl(limit, now))],
                     ),
-                    // Not lower than now either: others may only have raised it.
+                    // Not lower than now either: others can only have raised it.
                     Expression::new("#tat <= :latest", vec![(":latest", number(limit.latest(now)))]),
                 ),
                 Admission::Refused(wait) => return Ok(Admitted::RetryAfter(wait)),
@@ -85,7 +89,7 @@ impl Store {
                 Err(_) if throttled => return Ok(Admitted::RetryAfter(THROTTLED_WAIT)),
                 Err(error) => return Err(error),
             };
-            // No item: it was cleaned up between the two updates.
+            // No item: it was deleted between the two updates.
             if let Some(old) = error.as_service_error().and_then(condition_failed) {
                 let old = old.map(|item| items::read::<RateItem>("rate", item)).transpose()?;
                 admission = limit.decide(old.map(|old| old.tat), now);
@@ -101,7 +105,7 @@ impl Store {
     }
 }
 
-/// Whether the error says that this very item is asked for too often, rather than the table or the account.
+/// Whether the error says that this item is throttled, rather than the table or the account.
 fn is_flood(error: &UpdateItemError) -> bool {
     let reasons = match error {
         UpdateItemError::ProvisionedThroughputExceededException(error) => error.throttling_reasons(),
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_item_is_kept_for_an_hour_after_it_has_lost_its_meaning() {
-        // One a second and nine at once: the latest TAT that an admitted request can leave is nine seconds on.
+        // One a second and nine at once: an admitted request leaves a TAT of at most nine seconds from now.
         let limit = RateLimit::new(1, 9).unwrap();
         assert_eq!(ttl(limit, 1_763_700_000_000_000), number(1_763_700_000 + 9 + 3_600));
     }

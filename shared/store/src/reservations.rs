@@ -9,12 +9,15 @@ use crate::page::Part;
 use crate::update::{Expression, Updated};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
-/// The most pages of an index or of the table that one request reads to fill its own page. A list whose filter leaves
-/// little goes on in the next request.
+/// The most pages of an index or of the table that one request reads to fill its own page. A list whose filter matches
+/// little continues in the next request.
 const MAX_READS: u32 = 10;
 
 impl Store {
-    /// One of the customer's own reservations. Another's does not exist for them.
+    /// One of the customer's own reservations. Another customer's does not exist for them.
+    ///
+    /// # Errors
+    /// [`Refusal::ReservationNotFound`]; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn reservation(
         &self,
         id: &ReservationId,
@@ -26,8 +29,11 @@ impl Store {
         found.filter(|found| found.customer == *customer).ok_or(Refusal::ReservationNotFound.into())
     }
 
-    /// The same for showing it: a hold whose time is over is ended first, so that what is shown as expired stays so for
+    /// The same for display: an overdue hold is released first, so that what is shown as expired stays expired for
     /// every clock.
+    ///
+    /// # Errors
+    /// As [`Store::reservation`].
     pub async fn current_reservation(
         &self,
         id: &ReservationId,
@@ -39,7 +45,7 @@ impl Store {
         self.end_if_overdue(found, now, deadline).await
     }
 
-    /// The reservation, ended and read again where its time is over.
+    /// Releases it if it is overdue. Returns it as it is then.
     pub(crate) async fn end_if_overdue(
         &self,
         found: Reservation,
@@ -114,6 +120,9 @@ impl Store {
     }
 
     /// A page of the customer's own reservations, the newest first, of one status or of all.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn reservations_of(
         &self,
         customer: &CustomerId,
@@ -140,8 +149,8 @@ impl Store {
             .scan_index_forward(false);
         let mut found: Vec<Reservation> = Vec::new();
         for _ in 0..MAX_READS {
-            // No more than still fits: the page then ends at a key that the index gave. An index promises no order among
-            // equal sort keys, so behind any other key a reservation of the same millisecond could be missed.
+            // Not more than still fit: the page then ends at a key from the index. An index has no defined order among
+            // equal sort keys, so after any other key a reservation of the same millisecond could be missed.
             let fits = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
             let (index, next) =
                 self.query(request.clone().limit(fits).set_exclusive_start_key(start), deadline).await?;
@@ -167,7 +176,10 @@ impl Store {
         Ok(Page { items: found, next: start.map(Cursor::new) })
     }
 
-    /// A page of everybody's reservations, in no order: for an admin, who has no index and reads the table.
+    /// A page of all reservations, in no order: for an admin. There is no index for it, so it scans the table.
+    ///
+    /// # Errors
+    /// As [`Store::reservations_of`].
     pub async fn reservations(
         &self,
         status: Option<Status>,
@@ -213,8 +225,8 @@ impl Store {
             }
         }
         if found.len() > limit {
-            // The scan returned more than the page holds: the next page starts behind the last one shown. A table's keys
-            // are unique, so unlike in an index there is one place behind each.
+            // The scan returned more than fits on the page: the next page starts after the last one shown. A table's
+            // keys are unique, so nothing is missed.
             found.truncate(limit);
             start = found.last().map(|last| keys::reservation(&last.reservation_id).item());
         }

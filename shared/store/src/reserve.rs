@@ -1,4 +1,4 @@
-//! Making a hold: one transaction, and in a warm environment nothing before it.
+//! Making a hold: one transaction, and nothing before it if the cache is warm.
 
 use holdfast_domain::{Basket, CustomerId, Product, ProductId, Refusal, Reservation, ReservationId, Timestamp, draft};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use crate::transact::{Outcome, Reason, Transaction, contention_error};
 use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
 use crate::{Deadline, Error, Item, Store, keys};
 
-/// A reservation that was made, now or before.
+/// A reservation that was made, by this request or by an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reserved {
     /// The reservation as it is now.
@@ -19,29 +19,29 @@ pub struct Reserved {
     pub replayed: bool,
 }
 
-/// What a cancelled reserve means, in the order of precedence.
+/// What a cancelled reserve means, in order of precedence.
 enum Verdict {
-    /// The reservation exists: it outranks everything.
+    /// The reservation exists: it has precedence over everything.
     Exists(Option<Item>),
-    /// The facts that the draft rests on are out of date.
+    /// The facts behind the draft are out of date.
     Stale,
-    /// The customer's limit stands against it.
+    /// The customer's limit is exceeded.
     Limit { line: usize },
-    /// A shard holds too little.
+    /// A shard has too few units.
     Short,
-    /// Nothing stands against it but other transactions.
+    /// Only other transactions were in the way.
     Contention,
 }
 
 impl Store {
-    /// Makes the hold that `basket` asks for, or finds the one that it made before.
+    /// Makes the hold of `basket`, or finds the one that it made before.
     ///
-    /// `remind` makes sure that something will look at the hold when it ends; it is awaited before the transaction,
-    /// so there is no hold without its reminder.
+    /// `remind` makes sure that the hold is looked at when it ends. It is awaited before the transaction, so there is
+    /// no hold without its reminder.
     ///
     /// # Errors
-    /// Every refusal that reserving can meet, and [`Error::Unavailable`] where contention or lost answers outlast the
-    /// deadline: the hold may exist then, and the same key finds it.
+    /// Every refusal of a reserve, and [`Error::Unavailable`] if contention or lost answers outlast the deadline: the
+    /// hold may exist then, and the same key finds it.
     pub async fn reserve<F>(
         &self,
         basket: &Basket,
@@ -77,7 +77,7 @@ impl Store {
             };
             remind(draft.expires_at).await?;
             if self.clock.now() >= began.plus_seconds(draft.hold_seconds.get()) {
-                // The environment was frozen meanwhile: nobody is given a hold that is over.
+                // The environment was frozen meanwhile: do not make a hold that has ended.
                 return Err(attempts.unavailable("reserve"));
             }
             let reservation = draft.hold(basket, takes, now);
@@ -95,8 +95,8 @@ impl Store {
         }
     }
 
-    /// The answer that a cancelled transaction allows: a replay or a refusal; nothing where to try again, after a pause if
-    /// other transactions were in the way.
+    /// The answer after a cancelled transaction: a replay or a refusal. `None` means try again; if other transactions
+    /// were in the way, after a pause.
     async fn answer_cancelled(
         &self,
         basket: &Basket,
@@ -133,8 +133,8 @@ impl Store {
         Ok(None)
     }
 
-    /// Refuses for the customer's limit, if that is so: by the product as it is now, with all that is overdue released, and
-    /// where the reservation does not exist. The reservation if it does, and nothing where there is room by now.
+    /// Refuses for the customer's limit if it is exceeded by the product as it is now, with all overdue holds released,
+    /// and if the reservation does not exist. Returns the reservation if it does, and `None` if there is room now.
     async fn refuse_for_limit(
         &self,
         basket: &Basket,
@@ -171,7 +171,7 @@ impl Store {
         }
     }
 
-    /// The transaction itself. Each condition is one promise: the shard has the units and knows no newer product, the
+    /// The transaction. Each condition is one promise: the shard has the units and knows no newer product, the
     /// reservation does not exist, the customer stays within the limit.
     async fn try_reserve(
         &self,
@@ -194,7 +194,7 @@ impl Store {
         Ok(outcome)
     }
 
-    /// What the reasons mean, in the order of precedence; and what they say of the stock is remembered.
+    /// What the reasons mean, in order of precedence. What they say about the stock goes into the cache.
     fn interpret(&self, wanted: &[Wanted<'_>], reasons: &[(TakeAction, Reason)]) -> Result<Verdict, Error> {
         let mut stale = false;
         let mut short = false;
@@ -208,7 +208,7 @@ impl Store {
                 (&TakeAction::Shard { line, take }, Reason::Condition(item)) => {
                     let product = wanted[line].product;
                     let shard = item.clone().map(|item| items::read::<ShardItem>("shard", item)).transpose()?;
-                    // A shard that does not answer with its item is read instead.
+                    // A shard whose reason has no item is read instead.
                     let (available, version) = shard.map_or((0, 0), |shard| (shard.available, shard.product_version));
                     stale |= version > product.version;
                     short |= version <= product.version;
@@ -218,12 +218,12 @@ impl Store {
                     });
                 }
                 (&TakeAction::Shard { line, take: _ }, Reason::Conflict) => {
-                    // Somebody else is at home here: move, and leave each other in peace from now on.
+                    // Another environment uses this home shard: choose another one, to avoid further conflicts.
                     let product = wanted[line].product;
                     let home = self.random_below(product.shards);
                     self.with_cached(&product.product_id, |cached| cached.move_home(home));
                 }
-                // It may exist: what the others say is not enough to refuse anybody.
+                // It may exist: the other reasons are not enough for a refusal.
                 (TakeAction::Reservation, Reason::Conflict | Reason::Throttled) => hidden = true,
                 (_, Reason::Conflict | Reason::Throttled) => {}
             }
@@ -231,7 +231,7 @@ impl Store {
         Ok(match (exists, limit) {
             (Some(item), _) => Verdict::Exists(item),
             _ if hidden => Verdict::Contention,
-            // A limit that stale facts name is no reason to refuse anybody.
+            // A limit from stale facts is not enough for a refusal.
             _ if stale => Verdict::Stale,
             (None, Some(line)) => Verdict::Limit { line },
             (None, None) if short => Verdict::Short,
@@ -239,8 +239,8 @@ impl Store {
         })
     }
 
-    /// The reservation that this key made before, else `refusal`: the owner of a hold is never told "sold out". Whatever
-    /// the refusal rests on was read before: a transaction of this very key that had a part in it is waited for.
+    /// The reservation that this key made before, else `refusal`: the owner of a hold is never told "sold out". The
+    /// refusal is based on earlier reads, so a transaction of the same key that changed what they saw is waited for.
     async fn replay_or(
         &self,
         basket: &Basket,
@@ -255,7 +255,7 @@ impl Store {
         }
     }
 
-    /// The first answer again, if this is the first request again.
+    /// Repeats the first answer, if this is the same request.
     async fn replay(
         &self,
         basket: &Basket,
@@ -266,19 +266,19 @@ impl Store {
         if reservation.fingerprint != basket.fingerprint {
             return Err(Refusal::IdempotencyKeyReused.into());
         }
-        // Made by our own earlier try, whose answer was lost: for the caller it is the first answer.
+        // Made by an earlier try of this call, whose answer was lost: for the caller it is the first answer.
         let replayed = !(attempts.ambiguous && reservation.created_at == now);
         let reservation = self.end_if_overdue(reservation, now, attempts.deadline()).await?;
         Ok(Reserved { reservation, replayed })
     }
 }
 
-/// The keys that a refusal for a customer's limit rests on.
+/// The keys of the items that a refusal for a customer's limit is based on.
 pub(crate) fn limit_keys(id: &ReservationId, product: &ProductId, customer: &CustomerId) -> [keys::Key; 3] {
     [keys::reservation(id), keys::product(product), keys::limit(product, customer)]
 }
 
-/// What is under those keys at one instant.
+/// The items under those keys, at one instant.
 pub(crate) struct LimitSnapshot {
     pub(crate) reservation: Option<Reservation>,
     pub(crate) product: Option<Product>,
@@ -301,7 +301,7 @@ impl LimitSnapshot {
         })
     }
 
-    /// The limit that keeps the customer from having `quantity` more.
+    /// The limit, if `quantity` more would exceed it.
     pub(crate) fn limit_exceeded_by(&self, quantity: u32) -> Option<u32> {
         let limit = self.product.as_ref()?.max_per_customer?;
         (self.counted + u64::from(quantity) > u64::from(limit)).then_some(limit)

@@ -35,10 +35,10 @@ pub struct LedgerEntry {
     pub created_at: Timestamp,
 }
 
-/// What an adjustment did.
+/// The result of an adjustment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adjusted {
-    /// The entry that it left in the ledger.
+    /// Its entry in the ledger.
     #[serde(flatten)]
     pub entry: LedgerEntry,
     /// Whether an earlier request made it.
@@ -46,26 +46,26 @@ pub struct Adjusted {
     pub replayed: bool,
 }
 
-/// The record of an adjustment's idempotency key: kept for as long as the ledger is.
+/// The record of an adjustment's idempotency key: kept as long as the ledger.
 #[derive(Debug, Serialize, Deserialize)]
 struct KeyRecord {
     fingerprint: String,
     entry: LedgerEntry,
 }
 
-/// What an adjustment is decided on: read together at one instant.
+/// What an adjustment is decided on, read at one instant.
 struct AdjustmentSnapshot {
     record: Option<KeyRecord>,
     product: Option<Product>,
-    /// The units of the shards that were asked for.
+    /// The units of the shards that were read.
     available: Vec<u64>,
 }
 
-/// What an adjustment meets.
+/// What an adjustment does.
 enum AdjustDecision {
-    /// It was carried out before, and left this entry.
+    /// It was applied before, with this entry.
     Replay(LedgerEntry),
-    /// It has to be carried out, on this product.
+    /// Apply it to this product.
     Apply(Product),
 }
 
@@ -95,9 +95,9 @@ impl AdjustmentSnapshot {
     }
 }
 
-/// The answer to an adjustment that has its entry already.
+/// The answer to an adjustment that was applied before.
 fn replay(entry: LedgerEntry, now: Timestamp, attempts: &Attempts<'_>) -> Adjusted {
-    // Our own earlier try whose answer was lost is the first answer, not a replay.
+    // An earlier try of this call whose answer was lost is the first answer, not a replay.
     let replayed = !(attempts.ambiguous && entry.created_at == now);
     Adjusted { entry, replayed }
 }
@@ -130,23 +130,22 @@ fn entry_id(now: Timestamp, digest: &str) -> String {
 }
 
 impl Store {
-    /// Changes a product's total and the stock on its shards together, and says why in the ledger.
+    /// Changes a product's total and the stock of its shards together, and records why in the ledger.
     ///
-    /// Units that are held or sold cannot be taken away: only what is free can.
+    /// Only free units can be taken away, not those that are held or sold.
     ///
     /// # Errors
-    /// [`Refusal::IdempotencyKeyReused`], [`Refusal::ProductNotFound`], [`Refusal::VersionMismatch`] where the total
-    /// is not the expected one, [`Refusal::InsufficientStock`].
+    /// [`Refusal::IdempotencyKeyReused`], [`Refusal::ProductNotFound`], [`Refusal::VersionMismatch`] if the total is
+    /// not the expected one, [`Refusal::InsufficientStock`].
     pub async fn adjust(&self, adjustment: &Adjustment, now: Timestamp, deadline: Deadline) -> Result<Adjusted, Error> {
         let id = &adjustment.product_id;
-        // The key belongs to the ledger, not to the person: two admins who count one delivery add it once.
+        // The key belongs to the ledger, not to the admin: if two admins record one delivery, it is added once.
         let record_id = digest_id("", &[id.as_str(), adjustment.key.as_str()]);
         let fingerprint = adjustment.fingerprint();
         let mut attempts = self.attempts(deadline);
         let mut tries = 0;
         loop {
-            // Together at one instant: a refusal must not rest on a total that another copy of this very adjustment
-            // has changed.
+            // At one instant: a refusal must not be based on a total that a copy of the same adjustment has changed.
             let seen = self.read_adjustment(adjustment, &record_id, 0, &mut attempts).await?;
             let product = match seen.decide(adjustment, &fingerprint, &attempts)? {
                 AdjustDecision::Replay(entry) => return Ok(replay(entry, now, &attempts)),
@@ -168,7 +167,7 @@ impl Store {
             let total_after = match product.total.checked_add_signed(adjustment.delta) {
                 Some(total) if total <= MAX_TOTAL => total,
                 Some(_) => return Err(Invalid::new("delta", "must leave the total at most 1000000000").into()),
-                // The shards hold more than the total that was read a moment before them: units came in meanwhile.
+                // The shards have more than the total that was read a moment before: units came in meanwhile.
                 None => {
                     attempts.count();
                     continue;
@@ -185,7 +184,7 @@ impl Store {
             };
             let record = KeyRecord { fingerprint: fingerprint.clone(), entry };
             let transaction = self.adjustment_transaction(&record_id, &record, &product, &takes)?;
-            // Whatever a condition failed on is read again.
+            // What a condition failed on is read again.
             if self.transact_or_wait("adjust", &transaction, &mut attempts).await? {
                 self.with_cached(id, CachedProduct::invalidate_stock);
                 return Ok(Adjusted { entry: record.entry, replayed: false });
@@ -193,7 +192,7 @@ impl Store {
         }
     }
 
-    /// The key's record, the product and its first `shards` shards, together at one instant.
+    /// The key's record, the product and its first `shards` shards, at one instant.
     async fn read_adjustment(
         &self,
         adjustment: &Adjustment,
@@ -210,8 +209,8 @@ impl Store {
         Ok(AdjustmentSnapshot { record, product, available: items.map(units_on).collect::<Result<_, _>>()? })
     }
 
-    /// The shards to take units from, by all that is read at one instant once all that is overdue is released. Nothing
-    /// where something has changed meanwhile, so that all of it is decided again.
+    /// The shards to take units from, by a snapshot after all overdue holds are released. `None` if something has
+    /// changed meanwhile: decide again.
     async fn takes_after_release(
         &self,
         adjustment: &Adjustment,
@@ -242,9 +241,9 @@ impl Store {
         Err(attempts.refuse(Refusal::InsufficientStock { shortages: vec![shortage] }))
     }
 
-    /// Which shards get or give how much; nothing where they seem to hold too little. Units are dealt over all shards at
-    /// first; each try that failed halves their number, since a transaction over many shards of a busy product meets a
-    /// reserve on one of them again and again.
+    /// The shards that give or get units; `None` if they seem to have too few. Units are distributed over all shards at
+    /// first. Each failed try halves the number of shards: on a busy product, a transaction over many of them keeps
+    /// meeting other transactions.
     async fn takes(
         &self,
         adjustment: &Adjustment,
@@ -293,6 +292,10 @@ impl Store {
     }
 
     /// A page of a product's ledger, the newest entry first.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list, [`Refusal::ProductNotFound`]; [`Error::Unavailable`] without an answer
+    /// within the deadline.
     pub async fn ledger(
         &self,
         id: &ProductId,
@@ -330,7 +333,7 @@ mod tests {
         let digest = |text: &str| digest_id("", &[text]);
         assert!(entry_id(at(1), &digest("b")) < entry_id(at(2), &digest("a")));
         assert_eq!(entry_id(at(1), &digest("a")), entry_id(at(1), &digest("a")));
-        // Sixteen characters of a digest, five bits each: all eighty bits that a ULID has beside its time.
+        // Sixteen characters of a digest, five bits each: all eighty random bits of a ULID.
         let bits = |digest: &str| Ulid::from_string(&entry_id(at(0), digest)).unwrap().random();
         assert_eq!(bits("aaaaaaaaaaaaaaaa"), 0x0842_1084_2108_4210_8421);
         assert_eq!(bits("pppppppppppppppp"), 0x8421_0842_1084_2108_4210);

@@ -1,12 +1,11 @@
 //! Transactions, and what a cancelled one says.
 //!
-//! DynamoDB answers a cancelled transaction with one reason for each action, in the order of the actions. That order
-//! is the only link between the two, so an action and what it stands for are added together and never apart.
+//! DynamoDB answers a cancelled transaction with one reason for each action, in the order of the actions. That order is
+//! the only link between the two, so an action and its meaning are added together.
 //!
-//! Two rules for reading such an answer. An action that met a conflict or a throttle says nothing of its condition, so
-//! nothing is concluded from a condition that did *not* fail on it. And the actions of a transaction are not looked at in
-//! one instant, so a refusal about an item reads that item last, in a [`snapshot`](Store::snapshot) together with
-//! whatever else the refusal rests on.
+//! Two rules for reading such an answer. If an action met a conflict or was throttled, its condition was not evaluated:
+//! nothing is concluded from it. And the conditions of a transaction are not evaluated at one instant, so a refusal about
+//! an item reads that item last, in a [`snapshot`](Store::snapshot) with everything else the refusal is based on.
 
 use aws_sdk_dynamodb::error::BuildError;
 use aws_sdk_dynamodb::operation::transact_get_items::TransactGetItemsError;
@@ -23,19 +22,19 @@ use crate::{Error, Item, Store};
 
 /// The code of a reason: another transaction was on the item.
 const CONFLICT: &str = "TransactionConflict";
-/// The codes of a reason: too fast.
+/// The codes of a reason: throttled.
 const THROTTLED: [&str; 2] = ["ThrottlingError", "ProvisionedThroughputExceeded"];
 
 /// The most actions of one transaction.
 pub(crate) const MAX_ACTIONS: usize = 100;
 
-/// Actions that happen together or not at all; each with the `A` that it stands for.
+/// Actions that are applied together or not at all, each with its meaning for the caller.
 pub(crate) struct Transaction<A> {
     actions: Vec<(A, TransactWriteItem)>,
 }
 
 impl Reason {
-    /// Whether it says nothing of the action's condition.
+    /// Whether the action's condition was not evaluated.
     pub(crate) fn hides_condition(&self) -> bool {
         matches!(self, Self::Conflict | Self::Throttled)
     }
@@ -44,11 +43,11 @@ impl Reason {
 /// Why one action stopped its transaction.
 #[derive(Debug)]
 pub(crate) enum Reason {
-    /// Its condition failed on this item, or on none.
+    /// Its condition failed; on this item, if there is one.
     Condition(Option<Item>),
     /// Another transaction was on its item.
     Conflict,
-    /// Too fast for its partition, or for the table.
+    /// It was throttled.
     Throttled,
 }
 
@@ -56,7 +55,7 @@ pub(crate) enum Reason {
 pub(crate) enum Outcome<A> {
     /// All of it was applied.
     Applied,
-    /// No answer says whether it was applied, or DynamoDB asked for a pause. The pause is over: try again.
+    /// No answer says whether it was applied, or it was throttled. The backoff is over: try again.
     TryAgain,
     /// Nothing was applied. These actions stopped it: at least one.
     Cancelled(Vec<(A, Reason)>),
@@ -113,8 +112,8 @@ impl Store {
     /// These items as they were together at one instant, each in the place of its key; `None` where there is none. At most
     /// [`MAX_ACTIONS`] keys, each of them once.
     ///
-    /// Costs twice a consistent read, and waits while a transaction is on one of the items: for answers that must be
-    /// true as a whole.
+    /// Costs twice as much as a consistent read, and waits while a transaction is on one of the items: for answers that must
+    /// be true as a whole.
     pub(crate) async fn snapshot(&self, keys: &[Key], attempts: &mut Attempts<'_>) -> Result<Vec<Option<Item>>, Error> {
         let get = |key: &Key| {
             let get = Get::builder().table_name(&self.table).set_key(Some(key.item())).build().map_err(incomplete)?;
@@ -220,7 +219,7 @@ pub(crate) fn any_condition_failed<A>(reasons: &[(A, Reason)]) -> bool {
     reasons.iter().any(|(_, reason)| matches!(reason, Reason::Condition(_)))
 }
 
-/// The fault of a transaction that no condition stopped, as far as anybody can say.
+/// The error of a transaction that was stopped by contention.
 pub(crate) fn contention_error<A>(reasons: &[(A, Reason)]) -> CallError {
     if reasons.iter().any(|(_, reason)| matches!(reason, Reason::Throttled)) {
         CallError::Throttled

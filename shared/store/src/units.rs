@@ -1,10 +1,9 @@
-//! Finding units: which shards of a product's stock serve a quantity, and what must be done before anybody is told that
-//! none do.
+//! Taking units from shards and giving them back: which shards serve a quantity, and what must be done before a request is
+//! refused for lack of units.
 //!
-//! What an environment remembers of the shards is enough to *try*: the condition on the write decides. It is not enough
-//! to *refuse*. Before that, the shards are read; then holds whose time is over are released; then the shards are read
-//! once more, all at one instant, since units that wander from one shard to another may be overlooked by reads that are
-//! made one after another.
+//! Cached stock is enough to *try*: the condition on the write decides. It is not enough to *refuse*. Before that, the
+//! shards are read; then overdue holds are released; then the shards are read again, all at one instant, since units that
+//! move from one shard to another may be missed by reads one after another.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -17,35 +16,35 @@ use crate::transact::{MAX_ACTIONS, Transaction};
 use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
 
-/// How long a request that found too little may spend on releasing what is overdue.
+/// How long a request that found too few units may spend on releasing overdue holds.
 const RELEASE_BUDGET: Duration = Duration::from_secs(2);
 
-/// A quantity of one product that is looked for.
+/// A quantity of one product that is requested.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     pub(crate) product: &'a Product,
     pub(crate) quantity: u32,
 }
 
-/// What there is for a basket.
+/// The units for a basket.
 #[derive(Debug)]
 pub(crate) enum Allocation {
-    /// The shards to take from, for each wanted quantity in its place.
+    /// The shards to take from, in the order of the wanted quantities.
     Takes(Vec<Vec<Take>>),
-    /// Too little: these fall short, all of them at one instant.
+    /// These have too few, all of them at one instant.
     Short(Vec<Shortage>),
 }
 
-/// Whether a refusal may rest on what this environment saw within the last second.
+/// What a refusal may be based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RefusalBasis {
-    /// It may: a herd that is told "sold out" costs no reads.
+    /// What this environment read within the last second: many requests that are told "sold out" cost no reads.
     Cache,
-    /// It may not: a payment depends on it.
+    /// Only what was read for this request: a payment depends on it.
     Read,
 }
 
-/// What an action of a transaction that takes units for a reservation stands for.
+/// The meaning of an action in a transaction that takes units for a reservation.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TakeAction {
     Reservation,
@@ -53,12 +52,12 @@ pub(crate) enum TakeAction {
     Limit { line: usize },
 }
 
-/// What the remembered stock says of a basket.
+/// What the cached stock says about a basket.
 enum Choice<'a> {
     Takes(Vec<Vec<Take>>),
-    /// Enough units, in so many crumbs that no one transaction can take them: most of them are this one's.
+    /// Enough units, but on more shards than one transaction can have; most of these shards are of this product.
     Fragmented(Wanted<'a>),
-    /// These fall short.
+    /// These have too few.
     Short(Vec<Wanted<'a>>),
 }
 
@@ -78,7 +77,7 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let (mut read, mut released) = (false, None);
         loop {
-            // Another request of this environment may have forgotten them meanwhile.
+            // Another request of this environment may have removed them from the cache.
             wanted.iter().for_each(|one| self.ensure_cached(one.product));
             let short = match self.choose(wanted, other_actions) {
                 Choice::Takes(takes) => return Ok(Allocation::Takes(takes)),
@@ -125,7 +124,7 @@ impl Store {
         }
     }
 
-    /// What the remembered stock has for a basket. A shard of which nothing is known is taken to have enough.
+    /// Chooses shards for a basket by the cached stock. An unknown shard is assumed to have enough.
     fn choose<'a>(&self, wanted: &[Wanted<'a>], other_actions: usize) -> Choice<'a> {
         let mut takes = Vec::with_capacity(wanted.len());
         let mut short = Vec::new();
@@ -146,7 +145,7 @@ impl Store {
         Choice::Takes(takes)
     }
 
-    /// Reads all shards of these products, and remembers what they hold.
+    /// Reads all shards of these products into the cache.
     pub(crate) async fn refresh_stock(&self, products: &[&Product], deadline: Deadline) -> Result<(), Error> {
         for (id, available) in self.shards(products, deadline).await? {
             self.with_cached(&id, |cached| cached.set_stock(available));
@@ -154,8 +153,8 @@ impl Store {
         Ok(())
     }
 
-    /// Reads all shards of what falls short, of as many products as one snapshot can have, and remembers them. What falls
-    /// short then is returned, and, if all that was overdue is `released`, known to be exhausted.
+    /// Reads all shards of the products that had too few, of as many as fit into one snapshot, into the cache. Returns those
+    /// that still have too few; if all overdue holds are `released`, they are known to be exhausted.
     async fn read_stock_at_one_instant(
         &self,
         short: &[Wanted<'_>],
@@ -171,7 +170,7 @@ impl Store {
                 part.push(one);
             }
         }
-        // Before the reading: what it says may be as old as that.
+        // Dated before the read, so that the result is never older than its date.
         let seen_at = ReadTime::now(&self.clock);
         let mut items = self.snapshot(&keys, &mut self.attempts(deadline)).await?.into_iter();
         let mut shortages = Vec::new();
@@ -216,8 +215,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Moves units of a product into one shard, until it has the wanted quantity: a basket of many products that lie in
-    /// crumbs needs more shards than one transaction may touch. Where they are too few, nothing is moved.
+    /// Moves units of a product into one shard until it has the wanted quantity: a basket of many fragmented products would
+    /// need more shards than one transaction can have. Moves nothing where there are too few units.
     async fn consolidate(&self, wanted: Wanted<'_>, deadline: Deadline) -> Result<(), Error> {
         let id = &wanted.product.product_id;
         let mut attempts = self.attempts(deadline);
@@ -274,8 +273,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this environment has seen within the last second, after all that was overdue was released, that the
-    /// product has no more than what is remembered of it.
+    /// Whether this environment read within the last second, after all overdue holds were released, that the product has no
+    /// more units than are cached.
     fn is_exhausted(&self, product: &Product) -> bool {
         let exhausted_at = self.with_cached(&product.product_id, |cached| cached.exhausted_at).flatten();
         exhausted_at.is_some_and(|at| at.within(REFUSAL_LIFETIME_MS, &self.clock))
@@ -286,7 +285,7 @@ fn shortage(wanted: &Wanted<'_>, available: u64) -> Shortage {
     Shortage { product_id: wanted.product.product_id.clone(), requested: wanted.quantity, available }
 }
 
-/// The units on a shard. One that does not exist has none.
+/// The units of a shard. One that does not exist has none.
 pub(crate) fn units_on(item: Option<Item>) -> Result<u64, Error> {
     item.map_or(Ok(0), |item| Ok(items::read::<ShardItem>("shard", item)?.available))
 }
@@ -319,7 +318,7 @@ pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) 
     )
 }
 
-/// The update that counts `quantity` fewer units of a customer, and the condition that so many are counted.
+/// The update that counts `quantity` fewer units of a customer, and the condition that at least that many are counted.
 pub(crate) fn give_limit(quantity: u64) -> (Expression, Expression) {
     (
         Expression::new("SET #units = #units - :q", vec![(":q", number(quantity))]),
