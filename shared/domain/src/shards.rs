@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn units_are_dealt_evenly() {
+    fn units_are_distributed_evenly() {
         assert_eq!(deal(5, 3, 0), vec![take(0, 2), take(1, 2), take(2, 1)]);
         assert_eq!(deal(2, 4, 3), vec![take(3, 1), take(0, 1)]);
         assert_eq!(deal(0, 4, 0), vec![]);

@@ -11,7 +11,8 @@ use std::time::Duration;
 use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
 
 use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
-use crate::items::{self, ShardItem, number};
+use crate::items::{self, Hold, ShardItem, number};
+use crate::keys::Key;
 use crate::transact::{MAX_ACTIONS, Transaction};
 use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
@@ -319,9 +320,28 @@ pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) 
 }
 
 /// The update that counts `quantity` fewer units of a customer, and the condition that at least that many are counted.
-pub(crate) fn give_limit(quantity: u64) -> (Expression, Expression) {
+fn give_limit(quantity: u64) -> (Expression, Expression) {
     (
         Expression::new("SET #units = #units - :q", vec![(":q", number(quantity))]),
         Expression::new("#units >= :q", vec![]),
     )
+}
+
+/// What these holds give back to each shard and each customer's limit: one action for each item.
+pub(crate) fn given_back(holds: &[Hold]) -> Vec<(Key, (Expression, Expression))> {
+    let mut shards: BTreeMap<_, u64> = BTreeMap::new();
+    let mut limits: BTreeMap<_, u64> = BTreeMap::new();
+    for hold in holds {
+        for line in &hold.lines {
+            for take in &line.takes {
+                *shards.entry((&line.product_id, take.shard)).or_default() += u64::from(take.units);
+            }
+            if line.limited {
+                *limits.entry((&line.product_id, &hold.customer)).or_default() += u64::from(line.quantity);
+            }
+        }
+    }
+    let shards = shards.into_iter().map(|((id, shard), units)| (keys::shard(id, shard), give_units(units)));
+    let limits = limits.into_iter().map(|((id, customer), units)| (keys::limit(id, customer), give_limit(units)));
+    shards.chain(limits).collect()
 }
