@@ -1,7 +1,7 @@
 //! What a command does to a reservation: one function for each command, which handles every status.
 //!
 //! A function only decides what *should* happen. The store then carries it out under a condition that repeats what was
-//! assumed here, and decides again when the condition fails. So a decision on stale data is never carried out.
+//! assumed here, and decides again when the condition fails. So a decision on stale data is never applied.
 
 use crate::{Confirmation, HoldSeconds, Refusal, Reservation, Status, Timestamp};
 
@@ -40,7 +40,7 @@ pub enum ConfirmDecision {
 /// A reservation that has ended and has this many accepts no other payment, since that refusal could not be recorded.
 pub const MAX_OWED_BACK: usize = 500;
 
-/// Decides a confirmation that is carried out at `now`: the moment of the request, or later where a queue lies between.
+/// Decides a confirmation that is carried out at `now`: the moment of the request, or later if it comes from the queue.
 ///
 /// A confirmation accepted in time is a promise, and is kept even if the units were released meanwhile; but not with a
 /// payment that is owed back, nor without a payment where that was settled otherwise since: by an admin, or because

@@ -63,7 +63,7 @@ enum Choice<'a> {
 }
 
 impl Store {
-    /// Units for a basket whose transaction has `other_actions` beside those on shards.
+    /// Units for a basket whose transaction has `other_actions` in addition to those on shards.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where time runs out before it is certain that there are too few.
@@ -139,9 +139,9 @@ impl Store {
             return Choice::Short(short);
         }
         if other_actions + takes.iter().map(Vec::len).sum::<usize>() > MAX_ACTIONS
-            && let Some((_, crumbs)) = takes.iter().zip(wanted).max_by_key(|(takes, _)| takes.len())
+            && let Some((_, fragmented)) = takes.iter().zip(wanted).max_by_key(|(takes, _)| takes.len())
         {
-            return Choice::Fragmented(*crumbs);
+            return Choice::Fragmented(*fragmented);
         }
         Choice::Takes(takes)
     }

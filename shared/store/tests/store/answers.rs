@@ -1,4 +1,4 @@
-//! Answers that somebody acts on, under duplicates, races and hidden reasons: none may be contradicted later.
+//! Answers under duplicates, races and hidden reasons: none may be contradicted later.
 
 use futures_util::future::join;
 use holdfast_domain::{Adjustment, IdempotencyKey, Product, Refusal, Status};
@@ -273,7 +273,7 @@ fn adjustment(delta: i64, expected_total: Option<u64>, actor: &str, key: &str) -
 #[tokio::test]
 async fn copies_of_one_adjustment_have_one_answer_in_any_order_of_their_calls() {
     for (delta, expected) in [(5, Some(5)), (-5, None), (-5, Some(5))] {
-        // Whatever the copy has read so far, the other is carried out before its next call.
+        // Whatever the copy has read so far, the other is applied before its next call.
         for nth in 1.. {
             let (wire, one, two) = shop(product("tee", 5, 1)).await;
             let ask = adjustment(delta, expected, "admin", "k");

@@ -96,7 +96,7 @@ async fn a_refunded_payment_buys_nothing_in_any_status_of_the_reservation() {
             .send()
             .await
             .unwrap();
-        assert!(!item.item.unwrap().contains_key("ttl"), "{state}: once cleaned up, it could be made anew");
+        assert!(!item.item.unwrap().contains_key("ttl"), "{state}: if it were deleted, its key could be used again");
         let before = books(&wire).await["tee"];
         assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), at).await), Refusal::RefundRequired, "{state}");
         let tee = books(&wire).await["tee"];
@@ -116,7 +116,7 @@ async fn a_payment_is_either_refunded_or_an_order_whichever_comes_first() {
         if state == "expired" {
             store.release_overdue(LATE, soon()).await.unwrap();
         }
-        // The confirmation has read all it reads, and its write is on its way: the admin's word arrives before it.
+        // The confirmation has made all its reads, and its write is in flight: the resolution arrives before it.
         let gate = wire.gate(move |call| call.operation == write);
         let admin = async {
             gate.arrived().await;
@@ -319,7 +319,7 @@ async fn a_late_payment_over_the_limit_owes_a_refund() {
     wire.take_calls();
     assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), LATE).await), Refusal::RefundRequired);
     let tries = wire.take_calls().iter().filter(|call| call.operation == "TransactWriteItems").count();
-    assert_eq!(tries, 1, "no repetition mends it");
+    assert_eq!(tries, 1, "it cannot be retried");
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.available, tee.held, tee.sold), (6, 2, 0));
 }

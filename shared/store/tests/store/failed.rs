@@ -221,7 +221,7 @@ async fn an_unpaid_confirmation_that_was_resolved_makes_no_order_by_a_retry_in_f
         let retried = shop.confirm(&confirmation(id, owner, None, NOW), NOW.plus_seconds(6), soon()).await;
         assert_eq!(refusal(retried), Refusal::HoldExpired, "{released}");
         assert_eq!(books(&wire).await["tee"].sold, 0);
-        // Too close to the admin's word to tell which came first: nobody is told anything yet.
+        // Too close to the resolution to tell which came first: no final answer yet.
         let now = NOW.plus_seconds(7);
         let close = shop.confirm(&confirmation(id, owner, None, now), now, soon()).await;
         match close {
@@ -229,7 +229,7 @@ async fn an_unpaid_confirmation_that_was_resolved_makes_no_order_by_a_retry_in_f
             Err(Error::Refused(Refusal::HoldExpired)) if released => {}
             other => panic!("{other:?}"),
         }
-        // Whoever asks later, while it is held, is another matter.
+        // A later request, while it is held, is not affected.
         let later = settled.plus_seconds(11);
         assert_eq!(shop.confirm(&confirmation(id, owner, None, later), later, soon()).await.is_ok(), !released);
     }

@@ -89,7 +89,7 @@ async fn its_item_expires_but_not_before_it_has_no_effect() {
     assert!((NOW.as_seconds() + 600..NOW.as_seconds() + 86_400).contains(&ttl), "{ttl}");
     assert!(!item.contains_key(keys::DUE_KEY) && !item.contains_key(keys::CUSTOMER), "in no index: {item:?}");
 
-    // Deleted just between the two updates of one request: it counts from anew.
+    // Deleted between the two updates of one request: counting starts again.
     wire.take_calls();
     let refused_once = Arc::new(Notify::new());
     let (mut updates, notify) = (0, refused_once.clone());
@@ -105,7 +105,7 @@ async fn its_item_expires_but_not_before_it_has_no_effect() {
         client(&wire).delete_item().table_name(TABLE).set_key(Some(key)).send().await.unwrap();
     });
     assert_eq!(asked, Ok(()));
-    // Within a burst; throttled; nothing there any more; as if from anew.
+    // Within a burst; throttled; the item is gone; counting starts again.
     assert_eq!(wire.take_calls().iter().filter(|call| call.operation == "UpdateItem").count(), 4);
 }
 

@@ -1,4 +1,4 @@
-//! Giving units back: once, whoever and however often asks.
+//! Releasing units: once, however often and by whom it is requested.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -158,7 +158,7 @@ async fn sweep_while(wire: &Wire, hold: &ReservationId, meanwhile: &str, value: 
 async fn a_late_copy_of_a_release_does_not_end_a_new_hold_under_the_same_key() {
     let wire = tee(5, 1).await;
     let first = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
-    // The hold under this key is another by now: the first ended, was cleaned up, and was made anew.
+    // There is another hold under this key now: the first ended and was deleted.
     let swept = sweep_while(&wire, &first.reservation_id, "created_at", NOW.as_millis() + 1).await;
     assert_eq!((swept.holds, swept.ended_before), (0, 1));
     assert_eq!(books(&wire).await["tee"].held, 2);

@@ -289,7 +289,7 @@ async fn a_reserve_that_finds_too_few_units_releases_overdue_holds_first() {
     assert_eq!(old.status, Status::Expired);
 }
 
-// Time stands still while anybody works: however busy the machine is, none of them runs out of it.
+// Paused time advances only while all tasks wait: however busy the machine is, no deadline passes.
 #[tokio::test(start_paused = true)]
 async fn two_hundred_environments_race_for_the_last_units() {
     let wire = tee(5, 2).await;
@@ -332,7 +332,7 @@ async fn a_lifted_limit_refuses_nobody_even_before_it_reaches_the_shards() {
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(2), ..product("tee", 10, 1) }]).await;
     let shop = store(&wire, 1);
     reserve(&shop, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap();
-    // A change stands in the product, and the process that made it was killed before it raised the shards.
+    // The product was changed, and the process was killed before it raised the shards.
     client(&wire)
         .update_item()
         .table_name(TABLE)
