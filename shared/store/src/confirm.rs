@@ -136,7 +136,7 @@ impl Store {
             ],
             command,
         );
-        let updated = self.update_reservation(id, confirm_update(command, None)?, condition, attempts).await?;
+        let updated = self.update_reservation(id, (confirm_update(command, None)?, condition), attempts).await?;
         Ok(updated.into())
     }
 
@@ -153,7 +153,7 @@ impl Store {
             command,
         );
         let update = confirm_update(command, Some(&seen.lines))?;
-        let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
+        let updated = self.update_reservation(&seen.reservation_id, (update, condition), attempts).await?;
         Ok(updated.into())
     }
 
@@ -169,7 +169,7 @@ impl Store {
             format!("#status = :confirmed AND attribute_not_exists(#payment_reference) AND {NOT_OWED_BACK}"),
             vec![(":confirmed", text(Status::Confirmed.as_str())), (":payment", text(payment.as_str()))],
         );
-        let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
+        let updated = self.update_reservation(&seen.reservation_id, (update, condition), attempts).await?;
         Ok(updated.into())
     }
 
@@ -188,7 +188,7 @@ impl Store {
                 (":expires", time(seen.expires_at)),
             ],
         );
-        match self.update_reservation(&seen.reservation_id, owe_back_update(payment), condition, attempts).await? {
+        match self.update_reservation(&seen.reservation_id, (owe_back_update(payment), condition), attempts).await? {
             Updated::Applied(_) => Err(Refusal::RefundRequired.into()),
             Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
@@ -207,7 +207,7 @@ impl Store {
             format!("#status = :expired AND #created_at = :created AND {CLOSED_EARLIER}"),
             vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
         );
-        match self.update_reservation(&seen.reservation_id, update, condition, attempts).await? {
+        match self.update_reservation(&seen.reservation_id, (update, condition), attempts).await? {
             Updated::Applied(_) => Err(Refusal::HoldExpired.into()),
             Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
@@ -224,9 +224,7 @@ impl Store {
             return self.owe_back(seen, payment, attempts).await;
         }
         // Accepted in time and without a payment: no refund is due.
-        let found = self.snapshot(&[keys::reservation(&seen.reservation_id)], attempts).await?;
-        let found = found.into_iter().next().flatten();
-        match found.map(|item| items::read::<Reservation>("reservation", item)).transpose()? {
+        match self.latest_reservation(&seen.reservation_id, attempts).await? {
             Some(found) if found != *seen => Ok(ConfirmOutcome::Changed(Some(found))),
             _ => Err(Refusal::HoldExpired.into()),
         }
@@ -332,21 +330,17 @@ impl Store {
         lines: &[Line],
         wanted: &[Wanted<'_>],
         command: Command<'_>,
-    ) -> Result<Transaction<TakeAction>, Error> {
-        let mut transaction = Transaction::new();
-        transaction.update(
-            TakeAction::Reservation,
-            &self.table,
-            &keys::reservation(&seen.reservation_id),
-            confirm_update(command, Some(lines))?,
-            unless_settled(
-                "#status = :expired AND #created_at = :seen",
-                vec![(":expired", text(Status::Expired.as_str())), (":seen", time(seen.created_at))],
-                command,
-            ),
-        )?;
+    ) -> Result<Transaction<'_, TakeAction>, Error> {
+        let mut transaction = Transaction::new(&self.table);
+        let condition = unless_settled(
+            "#status = :expired AND #created_at = :seen",
+            vec![(":expired", text(Status::Expired.as_str())), (":seen", time(seen.created_at))],
+            command,
+        );
+        let change = (confirm_update(command, Some(lines))?, condition);
+        transaction.update(TakeAction::Reservation, &keys::reservation(&seen.reservation_id), change)?;
         // The price was fixed when the hold was made; the limit is the current one.
-        self.take_lines(&mut transaction, &seen.customer, lines, wanted, |line| line.limited)?;
+        Self::take_lines(&mut transaction, &seen.customer, lines, wanted, |line| line.limited)?;
         Ok(transaction)
     }
 }

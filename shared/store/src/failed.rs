@@ -15,7 +15,7 @@ use crate::confirm::{CLOSED_EARLIER, close_unpaid_update, owe_back_update};
 use crate::items::{self, number, text, time};
 use crate::page::Part;
 use crate::transact::Transaction;
-use crate::update::{Expression, Updated};
+use crate::update::{Change, Expression, Updated};
 use crate::{Cursor, Deadline, Error, Page, Store, keys};
 
 /// The most pages of the index that one request reads to fill its own page.
@@ -64,16 +64,15 @@ impl Store {
         let id = failure.id();
         let attempts = self.attempts(deadline);
         loop {
-            let stored = self.get(keys::failed(&id), deadline).await?;
-            let stored =
-                stored.map(|item| items::read::<FailedConfirmation>("failed confirmation", item)).transpose()?;
+            let stored: Option<FailedConfirmation> =
+                self.get("failed confirmation", keys::failed(&id), deadline).await?;
             let absent = || Expression::new("attribute_not_exists(#pk)", vec![]);
             let condition = stored.as_ref().map_or_else(absent, unchanged_since);
             let record = match failure.record(stored, now) {
                 RecordDecision::Record(record) => record,
                 RecordDecision::Settled(settled) => return Ok(settled),
             };
-            match self.update_failed(&id, record_update(&record), condition, deadline).await? {
+            match self.update_failed(&id, (record_update(&record), condition), deadline).await? {
                 Some(recorded) => return self.settle_if_ordered(recorded, now, deadline).await,
                 // It was changed meanwhile, or this was applied and its answer lost: recording it again only raises the
                 // count.
@@ -100,20 +99,16 @@ impl Store {
             };
             let next = seen.failures + 1;
             let open = Expression::new("SET #state = :open, #failures = :next", vec![(":next", number(next))]);
-            let mut transaction = Transaction::new();
-            transaction.update((), &self.table, &keys::failed(id), open, unchanged_since(&seen))?;
+            let mut transaction = Transaction::new(&self.table);
+            transaction.update((), &keys::failed(id), (open, unchanged_since(&seen)))?;
             if let Some(payment) = &lift
                 && let Some(found) = self.reservation_of(&seen, deadline).await?
                 && found.owed_back.contains(payment)
             {
                 let owed_back = AttributeValue::Ss(vec![payment.to_string()]);
-                transaction.update(
-                    (),
-                    &self.table,
-                    &keys::reservation(&found.reservation_id),
-                    Expression::new("DELETE #owed_back :owed_back", vec![(":owed_back", owed_back)]),
-                    Expression::new("#created_at = :created", vec![(":created", time(found.created_at))]),
-                )?;
+                let update = Expression::new("DELETE #owed_back :owed_back", vec![(":owed_back", owed_back)]);
+                let same_hold = Expression::new("#created_at = :created", vec![(":created", time(found.created_at))]);
+                transaction.update((), &keys::reservation(&found.reservation_id), (update, same_hold))?;
             }
             if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(FailedConfirmation { state: FailedState::Open, failures: next, ..seen });
@@ -133,7 +128,7 @@ impl Store {
     ) -> Result<FailedConfirmation, Error> {
         let next = number(seen.failures + 1);
         let update = Expression::new("SET #state = :retrying, #failures = :next", vec![(":next", next)]);
-        if let Some(marked) = self.update_failed(&seen.id, update, unchanged_since(seen), deadline).await? {
+        if let Some(marked) = self.update_failed(&seen.id, (update, unchanged_since(seen)), deadline).await? {
             return Ok(marked);
         }
         let current = self.failed(&seen.id, deadline).await?;
@@ -168,17 +163,12 @@ impl Store {
                 }
                 ResolveDecision::Refuse(refusal) => return Err(refusal.into()),
             };
-            let mut transaction = Transaction::new();
-            transaction.update(
-                (),
-                &self.table,
-                &keys::failed(id),
-                resolve_update(actor, note, now),
-                unchanged_since(&seen),
-            )?;
+            let mut transaction = Transaction::new(&self.table);
+            let change = (resolve_update(actor, note, now), unchanged_since(&seen));
+            transaction.update((), &keys::failed(id), change)?;
             if let Some(found) = found.filter(|found| seen.is_about(found)) {
-                let (update, condition) = resolution_note(&seen, &found, now);
-                transaction.update((), &self.table, &keys::reservation(&found.reservation_id), update, condition)?;
+                let key = keys::reservation(&found.reservation_id);
+                transaction.update((), &key, resolution_note(&seen, &found, now))?;
             }
             if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(resolved);
@@ -196,8 +186,8 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let (id, condition) = (confirmation.failed_id(), Expression::new(UNSETTLED, unsettled()));
-        self.update_failed(&id, settle_update(now), condition, deadline).await.map(drop)
+        let id = confirmation.failed_id();
+        self.update_failed(&id, settle(now), deadline).await.map(drop)
     }
 
     /// Settles it if its reservation is the order that it asked for. Returns it as it is then.
@@ -222,8 +212,7 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<FailedConfirmation, Error> {
-        let condition = Expression::new(UNSETTLED, unsettled());
-        match self.update_failed(&failed.id, settle_update(now), condition, deadline).await? {
+        match self.update_failed(&failed.id, settle(now), deadline).await? {
             Some(settled) => Ok(settled),
             None => self.failed(&failed.id, deadline).await,
         }
@@ -248,10 +237,8 @@ impl Store {
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`].
     pub async fn failed(&self, id: &str, deadline: Deadline) -> Result<FailedConfirmation, Error> {
-        match self.get(keys::failed(id), deadline).await? {
-            Some(item) => items::read("failed confirmation", item),
-            None => Err(Refusal::FailedConfirmationNotFound.into()),
-        }
+        let found = self.get("failed confirmation", keys::failed(id), deadline).await?;
+        found.ok_or(Refusal::FailedConfirmationNotFound.into())
     }
 
     /// A page of failed confirmations, of one state or of all, the oldest first within a state. Those that are shown as
@@ -360,11 +347,10 @@ impl Store {
     async fn update_failed(
         &self,
         id: &str,
-        update: Expression,
-        condition: Expression,
+        change: Change,
         deadline: Deadline,
     ) -> Result<Option<FailedConfirmation>, Error> {
-        match self.update(&keys::failed(id), update, condition, &mut self.attempts(deadline)).await? {
+        match self.update(&keys::failed(id), change, &mut self.attempts(deadline)).await? {
             Updated::Applied(item) => items::read("failed confirmation", item).map(Some),
             Updated::ConditionFailed(_) => Ok(None),
         }
@@ -372,7 +358,7 @@ impl Store {
 }
 
 /// The update that records a resolution on the reservation, and the condition that it is not the order.
-fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> (Expression, Expression) {
+fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> Change {
     let mut values = vec![(":created", time(found.created_at)), (":confirmed", text(Status::Confirmed.as_str()))];
     match &seen.payment_reference {
         Some(payment) => {
@@ -434,10 +420,11 @@ fn record_update(failed: &FailedConfirmation) -> Expression {
     Expression::new(update, values)
 }
 
-/// The update that settles one whose reservation is an order.
-fn settle_update(now: Timestamp) -> Expression {
-    Expression::new(
+/// Settles one whose reservation is an order.
+fn settle(now: Timestamp) -> Change {
+    let update = Expression::new(
         "SET #state = :confirmed, #settled_at = :now, #settled_by = :queue",
         vec![(":confirmed", text(FailedState::Confirmed.as_str())), (":now", time(now)), (":queue", text("retry"))],
-    )
+    );
+    (update, Expression::new(UNSETTLED, unsettled()))
 }

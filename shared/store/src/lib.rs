@@ -41,6 +41,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::{Clock, ProductId};
+use serde::de::DeserializeOwned;
 
 pub use catalog::Stock;
 pub use error::{Deadline, Error};
@@ -105,13 +106,18 @@ impl Store {
     }
 
     /// One item, by a consistent read.
-    async fn get(&self, key: keys::Key, deadline: Deadline) -> Result<Option<Item>, Error> {
+    async fn get<T: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        key: keys::Key,
+        deadline: Deadline,
+    ) -> Result<Option<T>, Error> {
         let mut attempts = self.attempts(deadline);
         loop {
             let request =
                 self.client.get_item().table_name(&self.table).set_key(Some(key.item())).consistent_read(true);
             match attempts.call(request.send()).await? {
-                Ok(answer) => return Ok(answer.item),
+                Ok(answer) => return answer.item.map(|item| items::read(what, item)).transpose(),
                 Err(error) => attempts.pause(call_error("GetItem", &error)).await?,
             }
         }

@@ -18,10 +18,8 @@ impl Store {
     /// # Errors
     /// [`Refusal::ProductNotFound`]; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn product(&self, id: &ProductId, deadline: Deadline) -> Result<Product, Error> {
-        match self.get(keys::product(id), deadline).await? {
-            Some(item) => items::read("product", item),
-            None => Err(Refusal::ProductNotFound { product_id: id.clone() }.into()),
-        }
+        let found = self.get("product", keys::product(id), deadline).await?;
+        found.ok_or_else(|| Refusal::ProductNotFound { product_id: id.clone() }.into())
     }
 
     /// A page of all products, in the order of their ids.
@@ -65,16 +63,16 @@ impl Store {
     ) -> Result<(), Error> {
         let id = &product.product_id;
         let distributed = shards::distribute(product.total, product.shards, 0);
-        let mut transaction = Transaction::new();
+        let mut transaction = Transaction::new(&self.table);
         let absent = "attribute_not_exists(#pk)";
-        transaction.put((), &self.table, items::product(product)?, absent)?;
+        transaction.put((), items::product(product)?, absent)?;
         for shard in 0..product.shards {
             let units = distributed.iter().find(|take| take.shard == shard).map_or(0, |take| take.units);
             let shard_item = ShardItem { available: units.into(), product_version: product.version };
-            transaction.put((), &self.table, items::write("shard", &keys::shard(id, shard), &shard_item)?, absent)?;
+            transaction.put((), items::write("shard", &keys::shard(id, shard), &shard_item)?, absent)?;
         }
         let entry = LedgerEntry::opening(product, actor, now);
-        transaction.put((), &self.table, entry.item(id)?, absent)?;
+        transaction.put((), entry.item(id)?, absent)?;
         let mut attempts = self.attempts(deadline);
         loop {
             match self.transact(&transaction, &mut attempts).await? {
@@ -87,9 +85,8 @@ impl Store {
         if attempts.ambiguous {
             // An earlier try of this call may have been applied, and its answer lost. The product may have been changed
             // since; the first entry of its ledger never is.
-            let opening = self.get(keys::ledger(id, &entry.entry_id), deadline).await?;
-            let opening = opening.map(|item| items::read::<LedgerEntry>("ledger", item)).transpose()?;
-            if opening.is_some_and(|opening| opening == entry) {
+            let opening = self.get("ledger", keys::ledger(id, &entry.entry_id), deadline).await?;
+            if opening.is_some_and(|opening: LedgerEntry| opening == entry) {
                 return Ok(());
             }
         }
@@ -156,7 +153,9 @@ impl Store {
         }
         let condition = Expression::new("#version = :seen", vec![(":seen", number(seen))]);
         let key = keys::product(&product.product_id);
-        if let Updated::Applied(item) = self.update(&key, Expression::new(update, values), condition, attempts).await? {
+        if let Updated::Applied(item) =
+            self.update(&key, (Expression::new(update, values), condition), attempts).await?
+        {
             return items::read("product", item);
         }
         let current = self.product(&product.product_id, attempts.deadline()).await?;
@@ -178,7 +177,7 @@ impl Store {
             let condition = Expression::new("#product_version < :v", vec![]);
             let key = keys::shard(&product.product_id, shard);
             // Where the condition fails, the shard has this version or a newer one.
-            self.update(&key, update, condition, &mut self.attempts(deadline)).await.map(drop)
+            self.update(&key, (update, condition), &mut self.attempts(deadline)).await.map(drop)
         };
         try_join_all((0..product.shards).map(raise)).await.map(drop)
     }

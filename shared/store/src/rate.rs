@@ -64,7 +64,7 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let mut throttled = false;
         loop {
-            let (update, condition) = match admission {
+            let change = match admission {
                 Admission::Idle => (
                     Expression::new(
                         "SET #tat = :next, #ttl = :ttl",
@@ -82,7 +82,7 @@ impl Store {
                 ),
                 Admission::Refused(wait) => return Ok(Admitted::RetryAfter(wait)),
             };
-            let request = self.update_request(&keys::rate(customer), update, condition);
+            let request = self.update_request(&keys::rate(customer), change);
             let error = match attempts.call(request.send()).await {
                 Ok(Ok(_)) => return Ok(Admitted::Yes),
                 Ok(Err(error)) => error,

@@ -358,8 +358,8 @@ impl Store {
         ended.collect()
     }
 
-    fn release_transaction(&self, holds: &[Hold], end: End, now: Timestamp) -> Result<Transaction<Action>, Error> {
-        let mut transaction = Transaction::new();
+    fn release_transaction(&self, holds: &[Hold], end: End, now: Timestamp) -> Result<Transaction<'_, Action>, Error> {
+        let mut transaction = Transaction::new(&self.table);
         for (at, hold) in holds.iter().enumerate() {
             let status = match end {
                 End::Cancelled => Status::Cancelled,
@@ -372,20 +372,16 @@ impl Store {
                 condition.push_str(" AND #expires_at <= :now");
                 values.push((":now", time(now)));
             }
-            transaction.update(
-                Action::Hold(at),
-                &self.table,
-                &keys::reservation(&hold.reservation_id()?),
-                Expression::new(
-                    // Some are kept for longer: see `kept_until`.
-                    "SET #status = :end, #ttl = if_not_exists(#kept_until, :ttl) REMOVE #due_key, #due_at",
-                    vec![(":end", text(status.as_str())), (":ttl", ttl(now))],
-                ),
-                Expression::new(condition, values),
-            )?;
+            // Some are kept for longer: see `kept_until`.
+            let update = Expression::new(
+                "SET #status = :end, #ttl = if_not_exists(#kept_until, :ttl) REMOVE #due_key, #due_at",
+                vec![(":end", text(status.as_str())), (":ttl", ttl(now))],
+            );
+            let key = keys::reservation(&hold.reservation_id()?);
+            transaction.update(Action::Hold(at), &key, (update, Expression::new(condition, values)))?;
         }
-        for (key, (update, condition)) in given_back(holds) {
-            transaction.update(Action::Units, &self.table, &key, update, condition)?;
+        for (key, change) in given_back(holds) {
+            transaction.update(Action::Units, &key, change)?;
         }
         Ok(transaction)
     }

@@ -6,7 +6,7 @@ use holdfast_domain::{CustomerId, HoldSeconds, ProductId, Refusal, Reservation, 
 use crate::error::{Attempts, call_error};
 use crate::items::{self, text, time};
 use crate::page::Part;
-use crate::update::{Expression, Updated};
+use crate::update::{Change, Expression, Updated};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
 /// The most pages of an index or of the table that one request reads to fill its own page. A list whose filter matches
@@ -24,9 +24,18 @@ impl Store {
         customer: &CustomerId,
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
-        let found = self.get(keys::reservation(id), deadline).await?;
-        let found = found.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
+        let found: Option<Reservation> = self.get("reservation", keys::reservation(id), deadline).await?;
         found.filter(|found| found.customer == *customer).ok_or(Refusal::ReservationNotFound.into())
+    }
+
+    /// A reservation, after waiting for transactions that are on it: for a refusal that is based on it.
+    pub(crate) async fn latest_reservation(
+        &self,
+        id: &ReservationId,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Option<Reservation>, Error> {
+        let found = self.snapshot(&[keys::reservation(id)], attempts).await?.into_iter().next().flatten();
+        found.map(|item| items::read("reservation", item)).transpose()
     }
 
     /// The same for display: an overdue hold is released first, so that what is shown as expired stays expired for
@@ -100,7 +109,7 @@ impl Store {
                     (":seen", time(reservation.expires_at)),
                 ],
             );
-            if let Updated::Applied(extended) = self.update_reservation(id, update, condition, &mut attempts).await? {
+            if let Updated::Applied(extended) = self.update_reservation(id, (update, condition), &mut attempts).await? {
                 return Ok(extended);
             }
             if deadline.passed() {
@@ -112,11 +121,10 @@ impl Store {
     pub(crate) async fn update_reservation(
         &self,
         id: &ReservationId,
-        update: Expression,
-        condition: Expression,
+        change: Change,
         attempts: &mut Attempts<'_>,
     ) -> Result<Updated<Reservation>, Error> {
-        self.update(&keys::reservation(id), update, condition, attempts).await?.read("reservation")
+        self.update(&keys::reservation(id), change, attempts).await?.read("reservation")
     }
 
     /// A page of the customer's own reservations, the newest first, of one status or of all.

@@ -106,14 +106,14 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Reserved>, Error> {
         match self.interpret(wanted, reasons)? {
-            Verdict::Exists(Some(item)) => {
-                return self.replay(basket, items::read("reservation", item)?, now, attempts).await.map(Some);
-            }
-            // Some emulators leave the old item out.
-            Verdict::Exists(None) => {
-                let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], attempts).await?;
-                if let Some(item) = found.into_iter().next().flatten() {
-                    return self.replay(basket, items::read("reservation", item)?, now, attempts).await.map(Some);
+            Verdict::Exists(item) => {
+                let found = match item {
+                    Some(item) => Some(items::read("reservation", item)?),
+                    // Some emulators leave the old item out.
+                    None => self.latest_reservation(&basket.reservation_id, attempts).await?,
+                };
+                if let Some(reservation) = found {
+                    return self.replay(basket, reservation, now, attempts).await.map(Some);
                 }
                 attempts.count();
             }
@@ -179,10 +179,10 @@ impl Store {
         wanted: &[Wanted<'_>],
         attempts: &mut Attempts<'_>,
     ) -> Result<Outcome<TakeAction>, Error> {
-        let mut transaction = Transaction::new();
+        let mut transaction = Transaction::new(&self.table);
         let item = items::reservation(reservation, self.due_partitions)?;
-        transaction.put(TakeAction::Reservation, &self.table, item, "attribute_not_exists(#pk)")?;
-        self.take_lines(&mut transaction, &reservation.customer, &reservation.lines, wanted, |_| true)?;
+        transaction.put(TakeAction::Reservation, item, "attribute_not_exists(#pk)")?;
+        Self::take_lines(&mut transaction, &reservation.customer, &reservation.lines, wanted, |_| true)?;
         let outcome = self.transact(&transaction, attempts).await?;
         if matches!(outcome, Outcome::Applied) {
             for line in &reservation.lines {
@@ -248,9 +248,8 @@ impl Store {
         now: Timestamp,
         attempts: &mut Attempts<'_>,
     ) -> Result<Reserved, Error> {
-        let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], attempts).await?;
-        match found.into_iter().next().flatten() {
-            Some(item) => self.replay(basket, items::read("reservation", item)?, now, attempts).await,
+        match self.latest_reservation(&basket.reservation_id, attempts).await? {
+            Some(reservation) => self.replay(basket, reservation, now, attempts).await,
             None => Err(attempts.refuse(refusal)),
         }
     }

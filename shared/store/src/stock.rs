@@ -151,17 +151,13 @@ impl Store {
                 AdjustDecision::Replay(entry) => return Ok(replay(entry, now, &attempts)),
                 AdjustDecision::Apply(product) => product,
             };
-            let takes = match self.takes(adjustment, &product, tries, deadline).await? {
-                Some(takes) => takes,
-                None => {
-                    match self.takes_after_release(adjustment, &record_id, product.shards, now, &mut attempts).await? {
-                        Some(takes) => takes,
-                        None => {
-                            attempts.count();
-                            continue;
-                        }
-                    }
-                }
+            let mut takes = self.takes(adjustment, &product, tries, deadline).await?;
+            if takes.is_none() {
+                takes = self.takes_after_release(adjustment, &record_id, product.shards, now, &mut attempts).await?;
+            }
+            let Some(takes) = takes else {
+                attempts.count();
+                continue;
             };
             tries += 1;
             let total_after = match product.total.checked_add_signed(adjustment.delta) {
@@ -270,25 +266,20 @@ impl Store {
         record: &KeyRecord,
         product: &Product,
         takes: &[Take],
-    ) -> Result<Transaction<()>, Error> {
-        let mut transaction = Transaction::new();
+    ) -> Result<Transaction<'_, ()>, Error> {
+        let mut transaction = Transaction::new(&self.table);
         let (id, entry) = (&product.product_id, &record.entry);
         let absent = "attribute_not_exists(#pk)";
         let key_item = items::write("adjustment", &keys::adjustment(record_id), record)?;
-        transaction.put((), &self.table, key_item, absent)?;
-        transaction.update(
-            (),
-            &self.table,
-            &keys::product(id),
-            Expression::new("SET #total = :after", vec![(":after", number(entry.total_after))]),
-            Expression::new("#total = :seen", vec![(":seen", number(product.total))]),
-        )?;
+        transaction.put((), key_item, absent)?;
+        let update = Expression::new("SET #total = :after", vec![(":after", number(entry.total_after))]);
+        let condition = Expression::new("#total = :seen", vec![(":seen", number(product.total))]);
+        transaction.update((), &keys::product(id), (update, condition))?;
         for take in takes {
-            let (update, condition) =
-                if entry.delta > 0 { give_units(take.units.into()) } else { take_units(take.units, None) };
-            transaction.update((), &self.table, &keys::shard(id, take.shard), update, condition)?;
+            let change = if entry.delta > 0 { give_units(take.units.into()) } else { take_units(take.units, None) };
+            transaction.update((), &keys::shard(id, take.shard), change)?;
         }
-        transaction.put((), &self.table, entry.item(id)?, absent)?;
+        transaction.put((), entry.item(id)?, absent)?;
         Ok(transaction)
     }
 

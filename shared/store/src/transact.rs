@@ -17,7 +17,7 @@ use aws_sdk_dynamodb::types::{
 
 use crate::error::{Attempts, CallError, call_error};
 use crate::keys::Key;
-use crate::update::{Expression, names, values};
+use crate::update::{Change, names, values};
 use crate::{Error, Item, Store};
 
 /// The code of a reason: another transaction was on the item.
@@ -29,7 +29,8 @@ const THROTTLED: [&str; 2] = ["ThrottlingError", "ProvisionedThroughputExceeded"
 pub(crate) const MAX_ACTIONS: usize = 100;
 
 /// Actions that are applied together or not at all, each with its meaning for the caller.
-pub(crate) struct Transaction<A> {
+pub(crate) struct Transaction<'a, A> {
+    table: &'a str,
     actions: Vec<(A, TransactWriteItem)>,
 }
 
@@ -61,15 +62,15 @@ pub(crate) enum Outcome<A> {
     Cancelled(Vec<(A, Reason)>),
 }
 
-impl<A: Clone> Transaction<A> {
-    pub(crate) fn new() -> Self {
-        Self { actions: Vec::new() }
+impl<'a, A: Clone> Transaction<'a, A> {
+    pub(crate) fn new(table: &'a str) -> Self {
+        Self { table, actions: Vec::new() }
     }
 
     /// Puts a whole item where `condition` holds.
-    pub(crate) fn put(&mut self, means: A, table: &str, item: Item, condition: &str) -> Result<(), Error> {
+    pub(crate) fn put(&mut self, means: A, item: Item, condition: &str) -> Result<(), Error> {
         let put = Put::builder()
-            .table_name(table)
+            .table_name(self.table)
             .set_item(Some(item))
             .condition_expression(condition)
             .set_expression_attribute_names(Some(names(&[condition])))
@@ -80,17 +81,10 @@ impl<A: Clone> Transaction<A> {
         Ok(())
     }
 
-    /// Updates an item where `condition` holds.
-    pub(crate) fn update(
-        &mut self,
-        means: A,
-        table: &str,
-        key: &Key,
-        update: Expression,
-        condition: Expression,
-    ) -> Result<(), Error> {
+    /// Updates an item where the condition holds.
+    pub(crate) fn update(&mut self, means: A, key: &Key, (update, condition): Change) -> Result<(), Error> {
         let action = Update::builder()
-            .table_name(table)
+            .table_name(self.table)
             .set_key(Some(key.item()))
             .update_expression(&update.text)
             .condition_expression(&condition.text)
@@ -154,7 +148,7 @@ impl Store {
     /// its own retries, so a retry after a lost answer cannot apply it twice.
     pub(crate) async fn transact<A: Clone>(
         &self,
-        transaction: &Transaction<A>,
+        transaction: &Transaction<'_, A>,
         attempts: &mut Attempts<'_>,
     ) -> Result<Outcome<A>, Error> {
         let actions = transaction.actions.iter().map(|(_, action)| action.clone()).collect();
@@ -176,7 +170,7 @@ impl Store {
     pub(crate) async fn transact_or_wait<A: Clone>(
         &self,
         during: &'static str,
-        transaction: &Transaction<A>,
+        transaction: &Transaction<'_, A>,
         attempts: &mut Attempts<'_>,
     ) -> Result<bool, Error> {
         match self.transact(transaction, attempts).await? {

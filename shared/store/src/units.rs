@@ -14,7 +14,7 @@ use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
 use crate::items::{self, Hold, ShardItem, number};
 use crate::keys::Key;
 use crate::transact::{MAX_ACTIONS, Transaction};
-use crate::update::Expression;
+use crate::update::{Change, Expression};
 use crate::{Deadline, Error, Item, Store, keys};
 
 /// How long a request that found too few units may spend on releasing overdue holds.
@@ -232,13 +232,11 @@ impl Store {
                 return Ok(());
             }
             let moved: u64 = sources.iter().map(|take| u64::from(take.units)).sum();
-            let mut transaction = Transaction::new();
+            let mut transaction = Transaction::new(&self.table);
             let target = keys::shard(id, target.shard);
-            let (update, condition) = give_units(moved);
-            transaction.update((), &self.table, &target, update, condition)?;
+            transaction.update((), &target, give_units(moved))?;
             for take in sources {
-                let (update, condition) = take_units(take.units, None);
-                transaction.update((), &self.table, &keys::shard(id, take.shard), update, condition)?;
+                transaction.update((), &keys::shard(id, take.shard), take_units(take.units, None))?;
             }
             if self.transact_or_wait("consolidate", &transaction, &mut attempts).await? {
                 return self.refresh_stock(&[wanted.product], deadline).await;
@@ -249,8 +247,7 @@ impl Store {
     /// Adds the actions that take the units of `lines` and count them for the customer; `wanted` has the product of each
     /// line. Where `of_version` says so, only from shards that know no newer version of it.
     pub(crate) fn take_lines(
-        &self,
-        transaction: &mut Transaction<TakeAction>,
+        transaction: &mut Transaction<'_, TakeAction>,
         customer: &CustomerId,
         lines: &[Line],
         wanted: &[Wanted<'_>],
@@ -259,16 +256,14 @@ impl Store {
         for (at, (line, wanted)) in lines.iter().zip(wanted).enumerate() {
             let version = of_version(line).then_some(wanted.product.version);
             for &take in &line.takes {
-                let (update, condition) = take_units(take.units, version);
                 let key = keys::shard(&line.product_id, take.shard);
-                transaction.update(TakeAction::Shard { line: at, take }, &self.table, &key, update, condition)?;
+                transaction.update(TakeAction::Shard { line: at, take }, &key, take_units(take.units, version))?;
             }
             if line.limited {
                 // Counted also without a limit: one that is set later counts these units, and a release gives them back.
                 let limit = wanted.product.max_per_customer.unwrap_or(u32::MAX);
-                let (update, condition) = take_limit(line.quantity, limit);
                 let key = keys::limit(&line.product_id, customer);
-                transaction.update(TakeAction::Limit { line: at }, &self.table, &key, update, condition)?;
+                transaction.update(TakeAction::Limit { line: at }, &key, take_limit(line.quantity, limit))?;
             }
         }
         Ok(())
@@ -292,7 +287,7 @@ pub(crate) fn units_on(item: Option<Item>) -> Result<u64, Error> {
 }
 
 /// The update that gives units to a shard, and the condition that there is one.
-pub(crate) fn give_units(units: u64) -> (Expression, Expression) {
+pub(crate) fn give_units(units: u64) -> Change {
     (
         Expression::new("SET #available = #available + :q", vec![(":q", number(units))]),
         Expression::new("attribute_exists(#pk)", vec![]),
@@ -301,7 +296,7 @@ pub(crate) fn give_units(units: u64) -> (Expression, Expression) {
 
 /// The update that takes units from a shard, and the condition that it has them; with `version`, also that the shard has
 /// not been raised to a newer version of its product.
-pub(crate) fn take_units(units: u32, version: Option<u64>) -> (Expression, Expression) {
+pub(crate) fn take_units(units: u32, version: Option<u64>) -> Change {
     let update = Expression::new("SET #available = #available - :q", vec![(":q", number(units))]);
     let condition = match version {
         None => Expression::new("#available >= :q", vec![]),
@@ -311,7 +306,7 @@ pub(crate) fn take_units(units: u32, version: Option<u64>) -> (Expression, Expre
 }
 
 /// The update that counts `quantity` more units of a customer, and the condition that they stay within `limit`.
-pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) {
+pub(crate) fn take_limit(quantity: u32, limit: u32) -> Change {
     let room = number(i64::from(limit) - i64::from(quantity));
     (
         Expression::new("ADD #units :q", vec![(":q", number(quantity))]),
@@ -320,7 +315,7 @@ pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) 
 }
 
 /// The update that counts `quantity` fewer units of a customer, and the condition that at least that many are counted.
-fn give_limit(quantity: u64) -> (Expression, Expression) {
+fn give_limit(quantity: u64) -> Change {
     (
         Expression::new("SET #units = #units - :q", vec![(":q", number(quantity))]),
         Expression::new("#units >= :q", vec![]),
@@ -328,7 +323,7 @@ fn give_limit(quantity: u64) -> (Expression, Expression) {
 }
 
 /// What these holds give back to each shard and each customer's limit: one action for each item.
-pub(crate) fn given_back(holds: &[Hold]) -> Vec<(Key, (Expression, Expression))> {
+pub(crate) fn given_back(holds: &[Hold]) -> Vec<(Key, Change)> {
     let mut shards: BTreeMap<_, u64> = BTreeMap::new();
     let mut limits: BTreeMap<_, u64> = BTreeMap::new();
     for hold in holds {

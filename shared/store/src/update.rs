@@ -27,6 +27,9 @@ impl Expression {
     }
 }
 
+/// An update, and the condition under which it is made.
+pub(crate) type Change = (Expression, Expression);
+
 /// The attribute name for every `#name` in the expressions. All names are written like this, so that none can be one of
 /// DynamoDB's reserved words.
 pub(crate) fn names(expressions: &[&str]) -> HashMap<String, String> {
@@ -68,11 +71,10 @@ impl Store {
     pub(crate) async fn update(
         &self,
         key: &Key,
-        update: Expression,
-        condition: Expression,
+        change: Change,
         attempts: &mut Attempts<'_>,
     ) -> Result<Updated, Error> {
-        let request = self.update_request(key, update, condition);
+        let request = self.update_request(key, change);
         loop {
             let error = match attempts.call(request.clone().send()).await? {
                 Ok(answer) => return Ok(Updated::Applied(answer.attributes.unwrap_or_default())),
@@ -85,12 +87,7 @@ impl Store {
         }
     }
 
-    pub(crate) fn update_request(
-        &self,
-        key: &Key,
-        update: Expression,
-        condition: Expression,
-    ) -> UpdateItemFluentBuilder {
+    pub(crate) fn update_request(&self, key: &Key, (update, condition): Change) -> UpdateItemFluentBuilder {
         self.client
             .update_item()
             .table_name(&self.table)
