@@ -18,7 +18,7 @@ use holdfast_aws::clock::Clock;
 use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::{Queues, retry_delay};
 use holdfast_domain::{Confirmation, CustomerId, PaymentReference, Refusal, Reservation, ReservationId};
-use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, path_id, schema};
+use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, schema};
 use holdfast_store::{Deadline, Error, Store};
 use lambda_http::LambdaEvent;
 use serde::{Deserialize, Serialize};
@@ -119,7 +119,11 @@ async fn confirm(
     Json(body): Json<Confirm>,
 ) -> Result<Response, Problem> {
     let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(REQUEST_BUDGET));
-    let id: ReservationId = path_id(id, "reservation_not_found")?;
+    let id = ReservationId::try_from(id).map_err(|invalid| match body.payment_reference {
+        // A 404 would promise that the payment is recorded, and it cannot be recorded without a reservation.
+        Some(_) => invalid.into(),
+        None => Problem::not_found("reservation_not_found"),
+    })?;
     about_reservation(&id);
     let now = app.clock.now();
     let confirmation = Confirmation {
@@ -134,7 +138,8 @@ async fn confirm(
             app.record_refund(&confirmation, &refusal, whole).await?;
             Err(refusal.into())
         }
-        Err(Error::Invalid(invalid)) => Err(invalid.into()),
+        // From the queue it would be refused, as accepted too early: the caller tries again.
+        Err(error @ (Error::Invalid(_) | Error::TryLater { .. })) => Err(error.into()),
         Err(error @ (Error::Unavailable { .. } | Error::Internal { .. })) => {
             // The table does not answer, or answers nonsense: the queue takes the confirmation, or nobody has.
             tracing::warn!(%error, "confirmation goes to the queue");

@@ -428,6 +428,10 @@ async fn a_payment_for_what_is_not_there_is_written_down_before_anybody_is_told(
         failed.iter().map(|one| (one.confirmation.customer.as_str(), one.reason.as_deref().unwrap())).collect();
     assert_eq!(said, [("alice", "reservation_not_found"), ("bob", "reservation_not_found")]);
     assert_eq!(failed[0].confirmation.payment_reference, Some(payment("pay_1")));
+    // What names no reservation at all cannot be recorded, so it is not answered as if it were.
+    let broken = |body| with_body(at(event("confirm/confirm"), "POST", "/reservations/rsv_cut/confirm"), body);
+    shop.http(broken(json!({ "payment_reference": "pay_1" }).to_string())).await.problem(400, "invalid_request");
+    shop.http(broken("{}".to_owned())).await.problem(404, "reservation_not_found");
     // Where nothing was paid, there is nothing to write down.
     let path = format!("/reservations/{}/confirm", nobodys.reservation_id);
     let unpaid = with_body(at(event("confirm/confirm"), "POST", &path), "{}");
@@ -453,6 +457,9 @@ async fn what_an_admin_closed_without_a_payment_is_closed_to_the_queue_and_open_
     let failed = store.record_failure(&failure, NOW, soon()).await.unwrap();
     store.resolve_failed(&failed.id, "root", Some("nothing was paid"), NOW.plus_seconds(60), soon()).await.unwrap();
     shop.hands.set(NOW.plus_seconds(2));
+    // Too close to the resolution for the queue: it would count as accepted before. A later request is carried out.
+    shop.http(with_body(event("confirm/confirm"), "{}")).await.problem(503, "unavailable");
+    assert!(shop.queued(CONFIRMATIONS).is_empty());
     assert!(shop.batch(&[message(&held, None)]).await.is_empty());
     assert_eq!(shop.queued(FAILED)[0].reason.as_deref(), Some("hold_expired"));
     // Past what clocks may differ by. A clock goes on while a request is served: it is one moment all the same, and no queue.
@@ -506,7 +513,7 @@ async fn anothers_reservation_and_nobodys_do_not_exist() {
     shop.hold("alice", KEY, 1).await;
     shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
     for path in ["/reservations/rsv_x/confirm", "/reservations/%FF/confirm", "/reservations/a b/confirm"] {
-        let answer = shop.http(at(event("confirm/confirm"), "POST", path)).await;
+        let answer = shop.http(with_body(at(event("confirm/confirm"), "POST", path), "{}")).await;
         assert_eq!(answer.status, 404, "{path}: {answer:?}");
         let code = answer.body["code"].as_str().unwrap().to_owned();
         answer.problem(404, &code);

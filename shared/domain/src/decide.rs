@@ -70,7 +70,7 @@ pub fn confirmation(reservation: &Reservation, confirmation: &Confirmation, now:
         (Status::Cancelled, Some(_)) => ConfirmDecision::OweBack,
         (Status::Held, None) if closed && in_time && !queued => ConfirmDecision::RetryLater,
         (Status::Held | Status::Expired, None) if closed => ConfirmDecision::Refuse(Refusal::HoldExpired),
-        (Status::Expired, None) if !queued => ConfirmDecision::CloseUnpaid,
+        (Status::Expired, None) if !queued && !reservation.closed_to_unpaid() => ConfirmDecision::CloseUnpaid,
         (Status::Held, _) if in_time => ConfirmDecision::InTime,
         (Status::Expired, _) if in_time => ConfirmDecision::LateRetake,
         (Status::Held | Status::Expired, None) => ConfirmDecision::Refuse(Refusal::HoldExpired),

@@ -181,8 +181,8 @@ pub enum RetryDecision {
 pub enum ResolveDecision {
     /// Write this, and on the reservation that its payment makes no order any more.
     Resolve(FailedConfirmation),
-    /// An earlier try wrote exactly this: nothing to do.
-    Done(FailedConfirmation),
+    /// The same admin has resolved it with the same note, and the answer was lost: nothing to do.
+    Done,
     /// The reservation is the order that it asked for: that settles it, and the resolution is refused.
     SettleAsConfirmed,
     /// No.
@@ -190,12 +190,23 @@ pub enum ResolveDecision {
 }
 
 impl FailedConfirmation {
-    /// Whether it is about this reservation. Without a payment, one that was accepted before the hold was made is about an
-    /// earlier hold under the same key.
+    /// Whether it is about this reservation. One with a payment is, whichever customer was named with it: the payment makes
+    /// an order of this reservation under its owner's name, or is owed back. Without a payment, only its owner's is, and
+    /// not one that was accepted before the hold was made: that is about an earlier hold under the same key.
     pub fn is_about(&self, reservation: &Reservation) -> bool {
         let made = reservation.created_at;
         let its_hold = self.requested_at.is_none_or(|at| made <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
-        Some(&reservation.customer) == self.customer.as_ref() && (self.payment_reference.is_some() || its_hold)
+        self.payment_reference.is_some() || (self.is_of(&reservation.customer) && its_hold)
+    }
+
+    /// Whether this customer was named in the confirmation.
+    pub fn is_of(&self, customer: &CustomerId) -> bool {
+        self.customer.as_ref() == Some(customer)
+    }
+
+    /// Whether it was resolved by the same admin with the same note.
+    fn is_resolution_of(&self, other: &Self) -> bool {
+        self.state == FailedState::Resolved && self.settled_by == other.settled_by && self.note == other.note
     }
 
     /// Whether this reservation is the order that it asked for, so that nothing has failed any more.
@@ -229,8 +240,8 @@ impl FailedConfirmation {
             note: note.map(str::to_owned),
             ..self.clone()
         };
-        if *self == resolved {
-            return ResolveDecision::Done(resolved);
+        if self.is_resolution_of(&resolved) {
+            return ResolveDecision::Done;
         }
         if self.state.is_settled() {
             return ResolveDecision::Refuse(Refusal::AlreadySettled);
@@ -325,9 +336,11 @@ mod tests {
         let ResolveDecision::Resolve(resolved) = open.resolve(None, "admin", Some("refunded"), NOW) else {
             panic!("not resolved");
         };
-        assert_eq!(resolved.resolve(None, "admin", Some("refunded"), NOW), ResolveDecision::Done(resolved.clone()));
+        for at in [NOW, NOW.plus_seconds(1)] {
+            assert_eq!(resolved.resolve(None, "admin", Some("refunded"), at), ResolveDecision::Done);
+        }
         let refused = ResolveDecision::Refuse(Refusal::AlreadySettled);
         assert_eq!(resolved.resolve(None, "other", Some("refunded"), NOW), refused);
-        assert_eq!(resolved.resolve(None, "admin", Some("refunded"), NOW.plus_seconds(1)), refused);
+        assert_eq!(resolved.resolve(None, "admin", Some("sent back"), NOW), refused);
     }
 }

@@ -171,6 +171,12 @@ impl Reservation {
         self.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until))
     }
 
+    /// Whether, once it has expired, no confirmation without a payment makes it an order any more: all that were accepted in
+    /// time were accepted before its end, by whichever clock.
+    pub fn closed_to_unpaid(&self) -> bool {
+        self.unpaid_closed_at.is_some_and(|closed_at| closed_at >= self.expires_at)
+    }
+
     /// Whether `now` is too late for a payment. If `late_payment_seconds` is 0, it is as soon as the hold is overdue.
     pub fn too_late_to_pay(&self, now: Timestamp) -> bool {
         now >= self.expires_at.plus_seconds(i64::from(self.late_payment_seconds))

@@ -202,7 +202,7 @@ impl ListQuery {
 
 /// An id in a path. One that could never have been given is one that is not there.
 pub fn path_id<T: TryFrom<String>>(text: String, code: &'static str) -> Result<T, Problem> {
-    T::try_from(text).map_err(|_| Problem::new(StatusCode::NOT_FOUND, code, "there is nothing of that id"))
+    T::try_from(text).map_err(|_| Problem::not_found(code))
 }
 
 /// For a field that may be absent (leave it), `null` (take it away) or given.

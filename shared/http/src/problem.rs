@@ -34,6 +34,11 @@ impl Problem {
         Self { status, code, detail: detail.into(), more: Map::new(), inside: None }
     }
 
+    /// 404: there is nothing of that id, nor can there be.
+    pub fn not_found(code: &'static str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, "there is nothing of that id")
+    }
+
     /// 400: the request breaks a rule of the contract.
     pub fn invalid_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
@@ -194,7 +199,9 @@ impl From<Error> for Problem {
         match error {
             Error::Refused(refusal) => refusal.into(),
             Error::Invalid(invalid) => invalid.into(),
-            unavailable @ Error::Unavailable { .. } => Self::unavailable(unavailable.to_string()),
+            unavailable @ (Error::Unavailable { .. } | Error::TryLater { .. }) => {
+                Self::unavailable(unavailable.to_string())
+            }
             internal @ Error::Internal { .. } => Self::internal(internal.to_string()),
         }
     }

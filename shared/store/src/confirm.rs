@@ -96,10 +96,12 @@ impl Store {
                     ConfirmOutcome::Changed(None)
                 }
                 (ConfirmDecision::Refuse(refusal), _) => return Err(refusal.into()),
-                (ConfirmDecision::CloseUnpaid, _) => self.close_unpaid(&reservation, command, &mut attempts).await?,
+                (ConfirmDecision::CloseUnpaid, _) => match self.close_unpaid(&reservation, &mut attempts).await? {
+                    Updated::Applied(()) => return Err(Refusal::HoldExpired.into()),
+                    Updated::ConditionFailed(newer) => ConfirmOutcome::Changed(newer),
+                },
                 (ConfirmDecision::RetryLater, _) => {
-                    let last = "an admin has just settled an earlier confirmation".to_owned();
-                    return Err(Error::Unavailable { during: "confirm", last });
+                    return Err(Error::TryLater { why: "an admin has just settled an earlier confirmation" });
                 }
                 (ConfirmDecision::InTime, _) => self.confirm_in_time(command, &mut attempts).await?,
                 (ConfirmDecision::LateStillHeld, _) => {
@@ -180,7 +182,7 @@ impl Store {
         payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
     ) -> Result<ConfirmOutcome, Error> {
-        let condition = Expression::new(
+        let mut condition = Expression::new(
             "#status = :status AND #created_at = :created AND #expires_at = :expires",
             vec![
                 (":status", text(seen.status.as_str())),
@@ -188,29 +190,38 @@ impl Store {
                 (":expires", time(seen.expires_at)),
             ],
         );
-        match self.update_reservation(&seen.reservation_id, (owe_back_update(payment), condition), attempts).await? {
+        let mut update = owe_back_update(payment);
+        if seen.status == Status::Expired && !seen.closed_to_unpaid() {
+            // Nor must it become an order without a payment, by a confirmation that waits in the queue.
+            update.text = update.text.replacen("SET ", "SET #unpaid_closed_at = :until, ", 1);
+            update.values.push((":until", time(seen.expires_at)));
+            condition.text = format!("{} AND {CLOSED_EARLIER}", condition.text);
+        }
+        match self.update_reservation(&seen.reservation_id, (update, condition), attempts).await? {
             Updated::Applied(_) => Err(Refusal::RefundRequired.into()),
             Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
     }
 
-    /// Refuses a confirmation without a payment, for good: those that were accepted until now and wait in the queue
-    /// make no order after a customer was told that the hold has expired.
-    async fn close_unpaid(
+    /// Closes an expired hold to confirmations without a payment, before its customer is told that it has expired: one that
+    /// was accepted in time and waits in the queue makes no order afterwards.
+    pub(crate) async fn close_unpaid(
         &self,
         seen: &Reservation,
-        command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<ConfirmOutcome, Error> {
-        let update = close_unpaid_update(seen.unpaid_closed_by(command.now));
+    ) -> Result<Updated<(), Reservation>, Error> {
+        if seen.closed_to_unpaid() {
+            return Ok(Updated::Applied(()));
+        }
         let condition = Expression::new(
             format!("#status = :expired AND #created_at = :created AND {CLOSED_EARLIER}"),
             vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
         );
-        match self.update_reservation(&seen.reservation_id, (update, condition), attempts).await? {
-            Updated::Applied(_) => Err(Refusal::HoldExpired.into()),
-            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
-        }
+        let change = (close_unpaid_update(seen.expires_at), condition);
+        Ok(match self.update_reservation(&seen.reservation_id, change, attempts).await? {
+            Updated::Applied(_) => Updated::Applied(()),
+            Updated::ConditionFailed(newer) => Updated::ConditionFailed(newer),
+        })
     }
 
     /// Refuses a confirmation whose units are gone, if the reservation has not changed.

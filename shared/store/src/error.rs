@@ -1,9 +1,15 @@
 //! What can go wrong with a call, how long it is retried, and the error that the caller gets.
 
+use std::cell::Cell;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_dynamodb::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
+use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_dynamodb::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use holdfast_domain::{BasketError, Invalid, Refusal};
 use tokio::time::Instant;
@@ -26,6 +32,13 @@ pub enum Error {
         during: &'static str,
         /// The last error: internal, for the log, never for the caller.
         last: String,
+    },
+    /// Not yet, although the table answers: nothing was changed, and the same request will succeed or be refused within
+    /// some seconds.
+    #[error("{why}: try again in some seconds")]
+    TryLater {
+        /// What has to be over first.
+        why: &'static str,
     },
     /// Repeating does not help: a missing permission, an item that cannot be read.
     #[error("{during}: {source}")]
@@ -124,6 +137,64 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+/// What is known of the SDK's own tries of one call.
+#[derive(Debug, Default)]
+struct Writes {
+    sent: Cell<bool>,
+    lost: Cell<bool>,
+}
+
+tokio::task_local! {
+    static WRITES: Writes;
+}
+
+/// Watches the SDK's own retries, which it does not report. A write without an answer may still be applied, even after its
+/// repetition was refused.
+#[derive(Debug)]
+pub(crate) struct LostWrites;
+
+impl LostWrites {
+    fn note(see: impl FnOnce(&Writes)) {
+        // Outside of `Attempts::call` it is not needed.
+        _ = WRITES.try_with(see);
+    }
+}
+
+#[dyn_dispatch_hint]
+impl Intercept for LostWrites {
+    fn name(&self) -> &'static str {
+        "LostWrites"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let target = context.request().headers().get("x-amz-target").unwrap_or_default();
+        if target.ends_with(".UpdateItem") || target.ends_with(".TransactWriteItems") {
+            Self::note(|writes| {
+                writes.lost.set(writes.lost.get() || writes.sent.get());
+                writes.sent.set(true);
+            });
+        }
+        Ok(())
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if !context.response().status().is_server_error() {
+            Self::note(|writes| writes.sent.set(false));
+        }
+        Ok(())
+    }
+}
+
 /// The retries of one request: until its deadline, with exponential backoff and jitter, so that requests that collided do
 /// not collide again.
 pub(crate) struct Attempts<'a> {
@@ -162,8 +233,15 @@ impl<'a> Attempts<'a> {
 
     /// Awaits `call` until the deadline. Whether a call that is given up was applied is unknown.
     pub(crate) async fn call<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Error> {
-        match tokio::time::timeout_at(self.deadline.0, call).await {
-            Ok(answer) => Ok(answer),
+        let watched = WRITES.scope(Writes::default(), async {
+            let answer = call.await;
+            (answer, WRITES.with(|writes| writes.lost.get()))
+        });
+        match tokio::time::timeout_at(self.deadline.0, watched).await {
+            Ok((answer, lost)) => {
+                self.ambiguous |= lost;
+                Ok(answer)
+            }
             Err(_) => Err(self.unavailable("call")),
         }
     }

@@ -103,6 +103,7 @@ impl Store {
             transaction.update((), &keys::failed(id), (open, unchanged_since(&seen)))?;
             if let Some(payment) = &lift
                 && let Some(found) = self.reservation_of(&seen, deadline).await?
+                && seen.is_of(&found.customer)
                 && found.owed_back.contains(payment)
             {
                 let owed_back = AttributeValue::Ss(vec![payment.to_string()]);
@@ -155,8 +156,7 @@ impl Store {
             let found = if seen.state.is_settled() { None } else { self.reservation_of(&seen, deadline).await? };
             let resolved = match seen.resolve(found.as_ref(), actor, note, now) {
                 ResolveDecision::Resolve(resolved) => resolved,
-                // An earlier try of this call, whose answer was lost.
-                ResolveDecision::Done(resolved) => return Ok(resolved),
+                ResolveDecision::Done => return Ok(seen),
                 ResolveDecision::SettleAsConfirmed => {
                     self.settle_if_ordered(seen, now, deadline).await?;
                     return Err(Refusal::AlreadySettled.into());
@@ -218,18 +218,14 @@ impl Store {
         }
     }
 
-    /// The reservation of a failed confirmation, if it exists and is its customer's.
+    /// The reservation that a failed confirmation names, if it exists. It may be another customer's.
     async fn reservation_of(
         &self,
         failed: &FailedConfirmation,
         deadline: Deadline,
     ) -> Result<Option<Reservation>, Error> {
-        let (Some(id), Some(customer)) = (&failed.reservation_id, &failed.customer) else { return Ok(None) };
-        match self.reservation(id, customer, deadline).await {
-            Ok(found) => Ok(Some(found)),
-            Err(Error::Refused(Refusal::ReservationNotFound)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Some(id) = &failed.reservation_id else { return Ok(None) };
+        self.get("reservation", keys::reservation(id), deadline).await
     }
 
     /// One failed confirmation.

@@ -51,7 +51,7 @@ pub use release::Swept;
 pub use reserve::Reserved;
 pub use stock::{Adjusted, LedgerEntry};
 
-use error::{Attempts, call_error};
+use error::{Attempts, LostWrites, call_error};
 
 /// A stored item.
 pub(crate) type Item = HashMap<String, AttributeValue>;
@@ -73,8 +73,9 @@ pub struct Store {
 impl Store {
     /// A store over `table`. `clock` dates what is cached, and nothing else: every command has its own `now`.
     pub fn new(client: Client, table: impl Into<String>, clock: Clock) -> Self {
+        let watched = client.config().to_builder().interceptor(LostWrites).build();
         Self {
-            client,
+            client: Client::from_conf(watched),
             table: table.into(),
             clock,
             cached: Mutex::default(),

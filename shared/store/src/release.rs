@@ -15,7 +15,7 @@ use crate::error::Attempts;
 use crate::items::{self, Hold, text, time, ttl};
 use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
 use crate::units::given_back;
-use crate::update::Expression;
+use crate::update::{Expression, Updated};
 use crate::{Deadline, Error, Item, Store, keys};
 
 /// The most holds in one transaction. More would save more writes (those of the shard are shared), but a larger
@@ -70,8 +70,8 @@ impl Store {
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
             match decide::cancellation(&reservation, now) {
-                CancelDecision::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
-                    if self.end_overdue(&reservation, now, deadline).await? {
+                CancelDecision::Refuse(Refusal::HoldExpired) => {
+                    if self.end_for_good(&reservation, now, deadline).await? {
                         return Err(Refusal::HoldExpired.into());
                     }
                     continue;
@@ -93,6 +93,22 @@ impl Store {
                 return Err(self.attempts(deadline).unavailable("cancel"));
             }
         }
+    }
+
+    /// Before the customer is told that it has expired: releases an overdue hold, and closes an expired one to unpaid
+    /// confirmations that wait in the queue. Returns whether only a payment can change it now; if not, read it again.
+    pub(crate) async fn end_for_good(
+        &self,
+        seen: &Reservation,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        if seen.status == Status::Held {
+            self.end_overdue(seen, now, deadline).await?;
+        } else if let Updated::Applied(()) = self.close_unpaid(seen, &mut self.attempts(deadline)).await? {
+            return Ok(true);
+        }
+        if deadline.passed() { Err(self.attempts(deadline).unavailable("release")) } else { Ok(false) }
     }
 
     /// Releases an overdue hold before anybody is told that it has expired: no clock that is behind can confirm it
@@ -367,10 +383,17 @@ impl Store {
             };
             let mut condition = "#status = :held AND #created_at = :seen".to_owned();
             let mut values = vec![(":held", text(Status::Held.as_str())), (":seen", time(hold.created_at))];
-            if end == End::Expired {
-                // It may have been extended since the index was read.
-                condition.push_str(" AND #expires_at <= :now");
-                values.push((":now", time(now)));
+            // It may have been extended since it was read.
+            match end {
+                End::Expired => {
+                    condition.push_str(" AND #expires_at <= :now");
+                    values.push((":now", time(now)));
+                }
+                // The answer shows the hold as it was read.
+                End::Cancelled => {
+                    condition.push_str(" AND #expires_at = :expires");
+                    values.push((":expires", time(hold.due_at)));
+                }
             }
             // Some are kept for longer: see `kept_until`.
             let update = Expression::new(

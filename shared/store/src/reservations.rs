@@ -89,8 +89,8 @@ impl Store {
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
             let until = match decide::extension(&reservation, hold_seconds, now) {
-                ExtendDecision::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
-                    if self.end_overdue(&reservation, now, deadline).await? {
+                ExtendDecision::Refuse(Refusal::HoldExpired) => {
+                    if self.end_for_good(&reservation, now, deadline).await? {
                         return Err(Refusal::HoldExpired.into());
                     }
                     continue;

@@ -48,11 +48,11 @@ pub(crate) fn values(expressions: impl IntoIterator<Item = Expression>) -> HashM
 }
 
 /// What came of an update under a condition.
-pub(crate) enum Updated<T = Item> {
+pub(crate) enum Updated<T = Item, Old = T> {
     /// The condition held: what is stored now.
     Applied(T),
     /// It did not hold: what is stored instead, if the answer carries it.
-    ConditionFailed(Option<T>),
+    ConditionFailed(Option<Old>),
 }
 
 impl Updated {

@@ -387,3 +387,91 @@ async fn an_expired_hold_stays_expired_for_a_clock_that_is_behind() {
         assert_eq!(books(&wire).await["tee"].available, 1, "{ask}");
     }
 }
+
+#[tokio::test]
+async fn after_any_refusal_of_an_ended_hold_an_unpaid_confirmation_in_the_queue_makes_no_order() {
+    for (asks, released) in ["cancel", "extend", "pay"].into_iter().flat_map(|asks| [(asks, true), (asks, false)]) {
+        let (wire, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 2, 1) }).await;
+        let alice = hold(&shop, "alice", 1, NOW).await;
+        if released {
+            shop.release_overdue(LATE, soon()).await.unwrap();
+        }
+        let (id, owner) = (&alice.reservation_id, &alice.customer);
+        let (told, wanted) = match asks {
+            "cancel" => (shop.cancel(id, owner, LATE, soon()).await, Refusal::HoldExpired),
+            "extend" => {
+                let seconds = holdfast_domain::HoldSeconds::DEFAULT;
+                let extended = shop.extend(id, owner, seconds, LATE, soon(), |_| async { Ok(()) }).await;
+                (extended, Refusal::HoldExpired)
+            }
+            // Its units may be free again when the queue delivers: an order without a payment, and a refund.
+            _ => (pay(&shop, &alice, "pay_1", LATE).await, Refusal::RefundRequired),
+        };
+        assert_eq!(refusal(told), wanted, "{asks} {released}");
+        // Accepted in time by any clock, however long after the refused request began.
+        for accepted in [NOW, NOW.plus_seconds(599)] {
+            let queued = shop.confirm(&confirmation(id, owner, None, accepted), LATE.plus_seconds(1), soon()).await;
+            assert_eq!(refusal(queued), Refusal::HoldExpired, "{asks} {released}");
+        }
+        assert_eq!(books(&wire).await["tee"].available, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_repeated_costs_no_write() {
+    let (wire, shop, _) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    for writes in [2, 0] {
+        wire.take_calls();
+        assert_eq!(
+            refusal(shop.cancel(&alice.reservation_id, &alice.customer, LATE, soon()).await),
+            Refusal::HoldExpired
+        );
+        let calls = wire.take_calls();
+        assert_eq!(calls.iter().filter(|call| !call.operation.contains("Get")).count(), writes, "{calls:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hold_that_is_extended_while_it_is_cancelled_is_shown_as_it_ended() {
+    let (wire, one, two) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&one, "alice", 1, NOW).await;
+    let (id, owner) = (&alice.reservation_id, &alice.customer);
+    let gate = wire.gate(|call| call.operation == "TransactWriteItems");
+    let (cancelled, ()) = join(one.cancel(id, owner, NOW, soon()), async {
+        gate.arrived().await;
+        let longer = holdfast_domain::HoldSeconds::try_from(900).unwrap();
+        two.extend(id, owner, longer, NOW, soon(), |_| async { Ok(()) }).await.unwrap();
+        gate.open();
+    })
+    .await;
+    let cancelled = cancelled.unwrap();
+    assert_eq!((cancelled.status, cancelled.expires_at), (Status::Cancelled, NOW.plus_seconds(900)));
+    assert_eq!(two.reservation(id, owner, soon()).await.unwrap(), cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_while_a_try_of_the_sdk_may_still_be_applied() {
+    for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled] {
+        let (wire, one, two) = shop(product("tee", 5, 1)).await;
+        wire.fail("TransactWriteItems", 1, fault);
+        let mut writes = 0;
+        let gate = wire.gate(move |call| {
+            writes += usize::from(call.operation == "TransactWriteItems");
+            writes == 2
+        });
+        let ask = adjustment(-5, None, "admin", "k");
+        let (answer, ()) = join(one.adjust(&ask, NOW, soon()), async {
+            gate.arrived().await;
+            hold(&two, "bob", 1, NOW).await;
+            gate.open();
+        })
+        .await;
+        match (fault, answer) {
+            // A throttled call was not applied, and will not be.
+            (Fault::Throttled, Err(Error::Refused(Refusal::InsufficientStock { .. }))) => {}
+            (Fault::LostBefore | Fault::ServerError, Err(Error::Unavailable { .. })) => {}
+            (fault, answer) => panic!("{fault:?}: {answer:?}"),
+        }
+    }
+}

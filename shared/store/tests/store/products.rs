@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join;
 use holdfast_domain::{Adjustment, HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal};
 use holdfast_store::{Adjusted, Deadline, Error, Store};
 use holdfast_testkit::fixtures::{
@@ -441,4 +442,26 @@ async fn readers_see_the_stock_of_the_last_second_and_cost_one_read() {
     assert_eq!(look().await, [(5, 0), (7, 3)]);
     let missing = catalog.product_with_stock(&product_id("none"), soon()).await.unwrap_err();
     assert!(matches!(missing, Error::Refused(Refusal::ProductNotFound { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_not_refused_for_the_version_that_it_made_itself() {
+    let (wire, one) = tee(5, 1).await;
+    let two = store(&wire, 2);
+    let price = |price_minor| holdfast_domain::ProductChange { price_minor: Some(price_minor), ..Default::default() };
+    let id = product_id("tee");
+    // The answer to the SDK's first try is lost; another admin sees the change, and makes the next one.
+    wire.fail("UpdateItem", 1, Fault::LostAfter);
+    let mut writes = 0;
+    let gate = wire.gate(move |call| {
+        writes += usize::from(call.operation == "UpdateItem");
+        writes == 2
+    });
+    let (answer, ()) = join(one.change_product(&id, 1, price(7), soon()), async {
+        gate.arrived().await;
+        two.change_product(&id, 2, price(8), soon()).await.unwrap();
+        gate.open();
+    })
+    .await;
+    assert!(matches!(answer, Err(Error::Unavailable { .. })), "{answer:?}");
 }

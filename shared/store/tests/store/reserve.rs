@@ -23,7 +23,7 @@ fn code(error: &Error) -> &'static str {
     match error {
         Error::Refused(refusal) => refusal.code(),
         Error::Invalid(_) => "invalid",
-        Error::Unavailable { .. } => "unavailable",
+        Error::Unavailable { .. } | Error::TryLater { .. } => "unavailable",
         Error::Internal { .. } => "internal",
     }
 }
