@@ -16,8 +16,8 @@ use futures_util::future::join_all;
 use holdfast_aws::Unanswered;
 use holdfast_aws::clock::Clock;
 use holdfast_aws::config::REQUEST_BUDGET;
-use holdfast_aws::queues::{Confirmation, Queues, retry_delay};
-use holdfast_domain::{CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Timestamp};
+use holdfast_aws::queues::{Queues, retry_delay};
+use holdfast_domain::{Confirmation, CustomerId, PaymentReference, Refusal, Reservation, ReservationId};
 use holdfast_http::{Caller, Json, Problem, ReservationView, about_reservation, schema};
 use holdfast_store::{Deadline, Error, Store};
 use lambda_http::LambdaEvent;
@@ -120,7 +120,7 @@ async fn confirm(
 ) -> Result<Response, Problem> {
     let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(REQUEST_BUDGET));
     let id = ReservationId::try_from(id).map_err(|invalid| match body.payment_reference {
-        // A 404 would promise that the payment is recorded, and it cannot be recorded for what names no reservation.
+        // A 404 would promise that the payment is recorded, and it cannot be recorded without a reservation.
         Some(_) => invalid.into(),
         None => Problem::not_found("reservation_not_found"),
     })?;
@@ -130,8 +130,7 @@ async fn confirm(
         reservation_id: id,
         customer: caller.customer(body.customer_id)?,
         payment_reference: body.payment_reference,
-        requested_at_ms: now,
-        reason: None,
+        requested_at: now,
     };
     match app.confirm_now(&confirmation, table).await {
         Ok(reservation) => Ok(Answer(ReservationView::new(reservation, now)).into_response()),
@@ -139,7 +138,7 @@ async fn confirm(
             app.record_refund(&confirmation, &refusal, whole).await?;
             Err(refusal.into())
         }
-        // The queue would carry out what was accepted too early: the caller asks again.
+        // From the queue it would be refused, as accepted too early: the caller tries again.
         Err(error @ (Error::Invalid(_) | Error::TryLater { .. })) => Err(error.into()),
         Err(error @ (Error::Unavailable { .. } | Error::Internal { .. })) => {
             // The table does not answer, or answers nonsense: the queue takes the confirmation, or nobody has.
@@ -194,7 +193,7 @@ async fn confirm_message(app: &App, message: &SqsMessage, table: Deadline, whole
         }
     };
     let reservation_id = confirmation.reservation_id.as_str();
-    match app.carry_out(&confirmation, app.clock.now(), table).await {
+    match app.store.confirm(&confirmation, app.clock.now(), table).await {
         Ok(_) => {
             tracing::info!(reservation_id, "confirmed from the queue");
             Ok(app.settle(&confirmation, table).await?)
@@ -223,7 +222,7 @@ impl App {
     /// Confirms for somebody who waits for the answer.
     async fn confirm_now(&self, confirmation: &Confirmation, table: Deadline) -> Result<Reservation, Error> {
         // It is carried out when it is accepted: no queue lies between.
-        let order = self.carry_out(confirmation, confirmation.requested_at_ms, table).await?;
+        let order = self.store.confirm(confirmation, confirmation.requested_at, table).await?;
         if order.confirmed_late {
             // An earlier try may be written down as a refund that is owed: it is not any more.
             self.settle(confirmation, table).await?;
@@ -231,21 +230,9 @@ impl App {
         Ok(order)
     }
 
-    async fn carry_out(
-        &self,
-        confirmation: &Confirmation,
-        now: Timestamp,
-        table: Deadline,
-    ) -> Result<Reservation, Error> {
-        let Confirmation { reservation_id, customer, payment_reference, requested_at_ms, reason: _ } = confirmation;
-        self.store.confirm(reservation_id, customer, payment_reference.as_ref(), *requested_at_ms, now, table).await
-    }
-
     /// Settles the failed confirmation of this payment, if there is one.
     async fn settle(&self, confirmation: &Confirmation, table: Deadline) -> Result<(), Error> {
-        let Confirmation { reservation_id, customer, payment_reference, requested_at_ms, reason: _ } = confirmation;
-        let (payment, now) = (payment_reference.as_ref(), self.clock.now());
-        self.store.settle_as_confirmed(reservation_id, customer, payment, *requested_at_ms, now, table).await
+        self.store.settle_as_confirmed(confirmation, self.clock.now(), table).await
     }
 
     /// Writes down a payment that must be given back, before anybody is told so.

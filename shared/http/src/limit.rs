@@ -20,7 +20,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use holdfast_aws::clock::Clock;
 use holdfast_domain::{CustomerId, RateLimit, Timestamp};
-use holdfast_store::{Deadline, Store};
+use holdfast_store::{Admitted, Deadline, Store};
 
 use crate::{Authenticator, Problem};
 
@@ -51,8 +51,8 @@ impl Limiter {
             return Some(millis(until.as_millis() - now.as_millis()));
         }
         match self.store.admit(customer, self.limit, now, Deadline::after(BUDGET)).await {
-            Ok(Ok(())) => None,
-            Ok(Err(wait)) => {
+            Ok(Admitted::Yes) => None,
+            Ok(Admitted::RetryAfter(wait)) => {
                 // Rounded down: nobody is refused from memory whom the table would admit.
                 let wait_millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
                 let until = Timestamp::from_millis(now.as_millis().saturating_add(wait_millis));

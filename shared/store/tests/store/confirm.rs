@@ -1,10 +1,14 @@
 //! Turning holds into orders: in time, late, twice, and with answers lost.
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_domain::{IdempotencyKey, Product, Refusal, Reservation, Status, Timestamp};
-use holdfast_store::{Adjustment, Error, FailedConfirmation, FailedState, Failure, Store, keys};
+use holdfast_domain::{
+    Adjustment, Confirmation, FailedConfirmation, FailedState, Failure, IdempotencyKey, Product, Refusal, Reservation,
+    Status, Timestamp,
+};
+use holdfast_store::{Error, Store, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, payment, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, confirmation, customer, payment, product, product_id, reserve, soon, stocked,
+    store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
@@ -22,7 +26,7 @@ async fn held() -> (Wire, Store, Reservation) {
 
 async fn confirm(store: &Store, held: &Reservation, paid: Option<&str>, at: Timestamp) -> Result<Reservation, Error> {
     let payment = paid.map(payment);
-    store.confirm(&held.reservation_id, &held.customer, payment.as_ref(), at, at, soon()).await
+    store.confirm(&confirmation(&held.reservation_id, &held.customer, payment.as_ref(), at), at, soon()).await
 }
 
 fn refusal(answer: Result<Reservation, Error>) -> Refusal {
@@ -58,13 +62,15 @@ async fn another_payment_for_an_order_owes_a_refund() {
     assert_eq!(refused.code(), "already_confirmed");
 }
 
-/// As an admin does who has given the money back.
+/// As an admin does after a refund.
 async fn pay_back(store: &Store, held: &Reservation, paid: &str) -> Result<FailedConfirmation, Error> {
     let failure = Failure {
-        reservation_id: Some(held.reservation_id.clone()),
-        customer: Some(held.customer.clone()),
-        payment_reference: Some(payment(paid)),
-        requested_at: Some(NOW),
+        confirmation: Some(Confirmation {
+            reservation_id: held.reservation_id.clone(),
+            customer: held.customer.clone(),
+            payment_reference: Some(payment(paid)),
+            requested_at: NOW,
+        }),
         reason: "not_confirmed".to_owned(),
         body: "{}".to_owned(),
     };
@@ -73,7 +79,7 @@ async fn pay_back(store: &Store, held: &Reservation, paid: &str) -> Result<Faile
 }
 
 #[tokio::test]
-async fn a_payment_that_was_given_back_buys_nothing_in_any_state_of_the_reservation() {
+async fn a_refunded_payment_buys_nothing_in_any_status_of_the_reservation() {
     for state in ["held", "overdue", "expired", "confirmed"] {
         let (wire, store, held) = held().await;
         let at = if state == "held" { NOW } else { LATE };
@@ -90,12 +96,12 @@ async fn a_payment_that_was_given_back_buys_nothing_in_any_state_of_the_reservat
             .send()
             .await
             .unwrap();
-        assert!(!item.item.unwrap().contains_key("ttl"), "{state}: once cleaned up, it could be made anew");
+        assert!(!item.item.unwrap().contains_key("ttl"), "{state}: if it were deleted, its key could be used again");
         let before = books(&wire).await["tee"];
         assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), at).await), Refusal::RefundRequired, "{state}");
         let tee = books(&wire).await["tee"];
         assert_eq!((tee.available, tee.held, tee.sold), (before.available, before.held, before.sold), "{state}");
-        // Another payment is another matter.
+        // Another payment is not affected.
         let order = confirm(&store, &held, Some("pay_2"), at).await.unwrap();
         assert_eq!(order.payment_reference, Some(payment("pay_2")), "{state}");
         assert_eq!(books(&wire).await["tee"].sold, 2, "{state}");
@@ -103,14 +109,14 @@ async fn a_payment_that_was_given_back_buys_nothing_in_any_state_of_the_reservat
 }
 
 #[tokio::test]
-async fn a_payment_is_either_given_back_or_an_order_whichever_comes_first() {
+async fn a_payment_is_either_refunded_or_an_order_whichever_comes_first() {
     for (state, write) in [("held", "UpdateItem"), ("expired", "TransactWriteItems")] {
         let (wire, store, held) = held().await;
         let at = if state == "held" { NOW } else { LATE };
         if state == "expired" {
             store.release_overdue(LATE, soon()).await.unwrap();
         }
-        // The confirmation has read all it reads, and its write is on its way: the admin's word arrives before it.
+        // The confirmation has made all its reads, and its write is in flight: the resolution arrives before it.
         let gate = wire.gate(move |call| call.operation == write);
         let admin = async {
             gate.arrived().await;
@@ -124,19 +130,21 @@ async fn a_payment_is_either_given_back_or_an_order_whichever_comes_first() {
 }
 
 #[tokio::test]
-async fn what_is_an_order_is_not_given_back() {
+async fn an_order_is_not_released() {
     let (_, store, held) = held().await;
     confirm(&store, &held, Some("pay_1"), NOW).await.unwrap();
     let refused = pay_back(&store, &held, "pay_1").await;
     assert!(matches!(refused, Err(Error::Refused(Refusal::AlreadySettled))), "{refused:?}");
     let listed = store.failed_confirmations(None, 10, None, NOW, soon()).await.unwrap().items;
     assert_eq!(listed.iter().map(|failed| failed.state).collect::<Vec<_>>(), [FailedState::Confirmed]);
-    // A payment that came with somebody else's name is given back, too, and buys nothing here any more.
+    // A payment with another customer's name is refunded too, and buys nothing here afterwards.
     let theirs = Failure {
-        reservation_id: Some(held.reservation_id.clone()),
-        customer: Some(customer("bob")),
-        payment_reference: Some(payment("pay_3")),
-        requested_at: Some(NOW),
+        confirmation: Some(Confirmation {
+            reservation_id: held.reservation_id.clone(),
+            customer: customer("bob"),
+            payment_reference: Some(payment("pay_3")),
+            requested_at: NOW,
+        }),
         reason: "not_confirmed".to_owned(),
         body: "{}".to_owned(),
     };
@@ -150,7 +158,7 @@ async fn what_is_an_order_is_not_given_back() {
 }
 
 #[tokio::test]
-async fn a_payment_that_comes_after_an_unpaid_confirmation_is_written_down() {
+async fn a_payment_after_an_unpaid_confirmation_is_recorded() {
     let (_, store, held) = held().await;
     confirm(&store, &held, None, NOW).await.unwrap();
     let order = confirm(&store, &held, Some("pay_1"), LATE).await.unwrap();
@@ -159,7 +167,7 @@ async fn a_payment_that_comes_after_an_unpaid_confirmation_is_written_down() {
 }
 
 #[tokio::test]
-async fn too_late_without_a_payment_is_refused_also_before_anybody_released_it() {
+async fn too_late_without_a_payment_is_refused_even_before_the_release() {
     let (wire, store, held) = held().await;
     assert_eq!(refusal(confirm(&store, &held, None, LATE).await), Refusal::HoldExpired);
     store.release_overdue(LATE, soon()).await.unwrap();
@@ -168,7 +176,7 @@ async fn too_late_without_a_payment_is_refused_also_before_anybody_released_it()
 }
 
 #[tokio::test]
-async fn paid_late_keeps_units_that_nobody_gave_back() {
+async fn a_late_payment_keeps_units_that_were_not_released() {
     let (wire, store, held) = held().await;
     let order = confirm(&store, &held, Some("pay_1"), LATE).await.unwrap();
     assert!(order.confirmed_late);
@@ -177,7 +185,7 @@ async fn paid_late_keeps_units_that_nobody_gave_back() {
 }
 
 #[tokio::test]
-async fn paid_late_takes_the_units_again_and_counts_them_against_the_limit() {
+async fn a_late_payment_takes_the_units_again_and_counts_them_against_the_limit() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     assert_eq!(books(&wire).await["tee"].available, 3);
@@ -193,7 +201,7 @@ async fn paid_late_takes_the_units_again_and_counts_them_against_the_limit() {
 }
 
 #[tokio::test]
-async fn paid_late_and_gone_owes_a_refund_and_takes_nothing() {
+async fn a_late_payment_without_units_owes_a_refund_and_takes_nothing() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     reserve(&store, &basket("bob", "k", &[("tee", 2)]), LATE).await.unwrap();
@@ -203,7 +211,7 @@ async fn paid_late_and_gone_owes_a_refund_and_takes_nothing() {
 }
 
 #[tokio::test]
-async fn paid_late_takes_what_is_there_from_wherever_it_is() {
+async fn a_late_payment_takes_units_from_any_shard() {
     let wire = table().await;
     stocked(&wire, &[product("tee", 8, 4)]).await;
     let store = store(&wire, 1);
@@ -216,7 +224,7 @@ async fn paid_late_takes_what_is_there_from_wherever_it_is() {
 }
 
 #[tokio::test]
-async fn paid_late_never_takes_what_somebody_else_took_a_moment_ago() {
+async fn a_late_payment_never_takes_units_that_were_just_taken() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     // After the stock was read and before the transaction, bob takes all of it.
@@ -234,20 +242,21 @@ async fn paid_late_never_takes_what_somebody_else_took_a_moment_ago() {
 }
 
 #[tokio::test]
-async fn a_confirmation_accepted_in_time_is_kept_when_the_queue_carries_it_out_late() {
+async fn a_confirmation_accepted_in_time_is_honoured_when_it_leaves_the_queue_late() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
-    let order = store.confirm(&held.reservation_id, &held.customer, None, NOW, LATE, soon()).await.unwrap();
+    let order =
+        store.confirm(&confirmation(&held.reservation_id, &held.customer, None, NOW), LATE, soon()).await.unwrap();
     assert_eq!(order.status, Status::Confirmed);
     assert_eq!(books(&wire).await["tee"].sold, 2);
 }
 
 #[tokio::test]
-async fn accepted_in_time_without_a_payment_and_gone_owes_nothing() {
+async fn an_unpaid_confirmation_in_time_whose_units_are_gone_owes_nothing() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     reserve(&store, &basket("bob", "k", &[("tee", 3)]), LATE).await.unwrap();
-    // In time by the clock that accepted it: another was ahead, and has released it.
+    // In time by the clock that accepted it; another clock was ahead, and its environment has released the hold.
     assert_eq!(refusal(confirm(&store, &held, None, NOW).await), Refusal::HoldExpired);
     assert_eq!(books(&wire).await["tee"].held, 3);
 }
@@ -265,7 +274,7 @@ async fn another_customers_reservation_does_not_exist() {
     let (wire, store, held) = held().await;
     let (bob, pay) = (customer("bob"), payment("pay_1"));
     for at in [NOW, LATE] {
-        let answer = store.confirm(&held.reservation_id, &bob, Some(&pay), at, at, soon()).await;
+        let answer = store.confirm(&confirmation(&held.reservation_id, &bob, Some(&pay), at), at, soon()).await;
         assert_eq!(refusal(answer), Refusal::ReservationNotFound);
         assert_eq!(refusal(store.cancel(&held.reservation_id, &bob, at, soon()).await), Refusal::ReservationNotFound);
         assert_eq!(refusal(store.reservation(&held.reservation_id, &bob, soon()).await), Refusal::ReservationNotFound);
@@ -292,11 +301,11 @@ async fn lost_answers_make_one_order() {
 }
 
 #[tokio::test]
-async fn paid_late_and_over_the_limit_by_now_owes_a_refund() {
+async fn a_late_payment_over_the_limit_owes_a_refund() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     reserve(&store, &basket("alice", "k2", &[("tee", 2)]), LATE).await.unwrap();
-    // One unit is free and two of three are hers: two more are neither there nor allowed.
+    // One unit is free and she has two of at most three: two more are neither free nor allowed.
     let more = Adjustment {
         product_id: product_id("tee"),
         delta: 5,
@@ -310,7 +319,7 @@ async fn paid_late_and_over_the_limit_by_now_owes_a_refund() {
     wire.take_calls();
     assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), LATE).await), Refusal::RefundRequired);
     let tries = wire.take_calls().iter().filter(|call| call.operation == "TransactWriteItems").count();
-    assert_eq!(tries, 1, "no repetition mends it");
+    assert_eq!(tries, 1, "it cannot be retried");
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.available, tee.held, tee.sold), (6, 2, 0));
 }
@@ -334,8 +343,8 @@ async fn crumble(wire: &Wire, id: &str, shards: u32) {
 }
 
 #[tokio::test]
-async fn paid_late_from_more_shards_than_one_transaction_takes_gathers_them_first() {
-    // Alone on its shard a unit is an action. With the reservation's own, a hundred are the most.
+async fn a_late_payment_on_more_shards_than_one_transaction_can_have_consolidates_them_first() {
+    // Each unit is alone on its shard, so each is one action. With the reservation's, a hundred are the most.
     for (shards, takes) in [(35, 99), (36, 37)] {
         let wire = table().await;
         stocked(&wire, &[product("a", 64, 64), product("b", 72, shards)]).await;

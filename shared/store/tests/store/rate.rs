@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::future::join_all;
 use holdfast_domain::{RateLimit, Timestamp};
-use holdfast_store::{Deadline, Error, Store, keys};
+use holdfast_store::{Admitted, Deadline, Error, Store, keys};
 use holdfast_testkit::fixtures::{NOW, TABLE, client, customer, soon, store, table};
 use holdfast_testkit::wire::{Fault, Wire};
 use tokio::sync::Notify;
@@ -21,7 +21,10 @@ fn later(millis: i64) -> Timestamp {
 }
 
 async fn ask(store: &Store, who: &str, now: Timestamp) -> Result<(), Duration> {
-    store.admit(&customer(who), limit(), now, soon()).await.unwrap()
+    match store.admit(&customer(who), limit(), now, soon()).await.unwrap() {
+        Admitted::Yes => Ok(()),
+        Admitted::RetryAfter(wait) => Err(wait),
+    }
 }
 
 fn calls(wire: &Wire) -> usize {
@@ -29,7 +32,7 @@ fn calls(wire: &Wire) -> usize {
 }
 
 #[tokio::test]
-async fn a_burst_goes_on_and_what_exceeds_it_is_told_how_long_to_wait() {
+async fn a_burst_is_admitted_and_requests_beyond_it_are_told_how_long_to_wait() {
     let wire = table().await;
     let store = store(&wire, 1);
     for nth in 0..5 {
@@ -37,7 +40,7 @@ async fn a_burst_goes_on_and_what_exceeds_it_is_told_how_long_to_wait() {
     }
     assert_eq!(ask(&store, "alice", NOW).await, Err(Duration::from_millis(100)));
     assert_eq!(ask(&store, "alice", later(60)).await, Err(Duration::from_millis(40)));
-    // Others are not held up.
+    // Other customers are not affected.
     assert_eq!(ask(&store, "bob", NOW).await, Ok(()));
     assert_eq!(ask(&store, "alice", later(100)).await, Ok(()));
     assert_eq!(ask(&store, "alice", later(100)).await, Err(Duration::from_millis(100)));
@@ -65,18 +68,18 @@ async fn it_costs_one_call_for_the_idle_and_the_refused_and_two_within_a_burst()
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_hundred_requests_in_forty_environments_just_the_burst_is_admitted() {
+async fn forty_environments_admit_only_the_burst_of_two_hundred_requests() {
     let wire = table().await;
     let stores: Vec<Store> = (0..40).map(|seed| store(&wire, seed)).collect();
     let answers = join_all((0..200).map(|n| ask(&stores[n % stores.len()], "alice", NOW))).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
-    // And a second later those that the rate has made up for by then: five at once, and no more.
+    // A second later the burst is available again: five at once, and no more.
     let answers = join_all((0..200).map(|n| ask(&stores[n % stores.len()], "alice", later(1_000)))).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_item_goes_away_by_itself_but_not_before_it_means_nothing() {
+async fn its_item_expires_but_not_before_it_has_no_effect() {
     let wire = table().await;
     ask(&store(&wire, 1), "alice", NOW).await.unwrap();
     let key = keys::rate(&customer("alice")).item();
@@ -86,13 +89,13 @@ async fn its_item_goes_away_by_itself_but_not_before_it_means_nothing() {
     assert!((NOW.as_seconds() + 600..NOW.as_seconds() + 86_400).contains(&ttl), "{ttl}");
     assert!(!item.contains_key(keys::DUE_KEY) && !item.contains_key(keys::CUSTOMER), "in no index: {item:?}");
 
-    // Deleted just between the two updates of one request: it counts from anew.
+    // Deleted between the two updates of one request: counting starts again.
     wire.take_calls();
     let refused_once = Arc::new(Notify::new());
     let (mut updates, notify) = (0, refused_once.clone());
     wire.script(move |call| {
         updates += usize::from(call.operation == "UpdateItem");
-        // The first says "within a burst". The second has to wait, and meanwhile the item goes.
+        // The first update finds "within a burst". The second waits at the gate, and meanwhile the item is deleted.
         let second = call.operation == "UpdateItem" && updates == 2;
         second.then(|| notify.notify_one()).map(|()| Fault::Throttled)
     });
@@ -102,12 +105,12 @@ async fn its_item_goes_away_by_itself_but_not_before_it_means_nothing() {
         client(&wire).delete_item().table_name(TABLE).set_key(Some(key)).send().await.unwrap();
     });
     assert_eq!(asked, Ok(()));
-    // Within a burst; throttled; nothing there any more; as if from anew.
+    // Within a burst; throttled; the item is gone; counting starts again.
     assert_eq!(wire.take_calls().iter().filter(|call| call.operation == "UpdateItem").count(), 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_admits_no_more_than_the_limit_and_a_table_that_is_away_says_so() {
+async fn a_lost_answer_admits_no_more_than_the_limit_and_an_outage_is_an_error() {
     let wire = table().await;
     let store = store(&wire, 1);
     wire.fail("UpdateItem", 1, Fault::LostAfter);
@@ -122,14 +125,14 @@ async fn a_lost_answer_admits_no_more_than_the_limit_and_a_table_that_is_away_sa
         let away = store.admit(&customer("bob"), limit(), NOW, deadline).await;
         assert!(matches!(away, Err(Error::Unavailable { .. })), "{fault:?}: {away:?}");
     }
-    // Their own item throttles: that is their flood.
+    // Their own item throttles: they are refused.
     wire.fail_all(&["UpdateItem"], Fault::Throttled);
     let throttled = store.admit(&customer("bob"), limit(), NOW, Deadline::after(Duration::from_secs(1))).await;
-    assert!(matches!(throttled, Ok(Err(wait)) if wait == Duration::from_secs(1)), "{throttled:?}");
+    assert!(matches!(throttled, Ok(Admitted::RetryAfter(wait)) if wait == Duration::from_secs(1)), "{throttled:?}");
     wire.fail_all(&["UpdateItem"], Fault::AccessDenied);
     assert!(matches!(store.admit(&customer("bob"), limit(), NOW, soon()).await, Err(Error::Internal { .. })));
     let value = AttributeValue::S("no number".to_owned());
-    wire.mend();
+    wire.clear_faults();
     let mut item = keys::rate(&customer("carol")).item();
     item.insert("tat".to_owned(), value);
     client(&wire).put_item().table_name(TABLE).set_item(Some(item)).send().await.unwrap();

@@ -1,4 +1,4 @@
-//! Making holds: promises, precedence, and what faults on the wire must not do.
+//! Making holds: promises, precedence, and faults on the wire.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{Product, ProductChange, ProductStatus, Refusal, Status};
 use holdfast_store::{Error, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, limited, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, confirmation, customer, limited, product, product_id, reserve, soon, stocked,
+    store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
@@ -27,7 +28,7 @@ fn code(error: &Error) -> &'static str {
     }
 }
 
-/// What was called since this was last asked.
+/// The operations that were called since this was last called.
 fn operations(wire: &Wire) -> Vec<String> {
     wire.take_calls().into_iter().map(|call| call.operation).collect()
 }
@@ -62,7 +63,7 @@ async fn the_same_key_gives_the_same_reservation_and_another_body_is_refused() {
         let other = reserve(environment, &basket("alice", "k", &[("tee", 3)]), NOW).await.unwrap_err();
         assert_eq!(code(&other), "idempotency_key_reused");
     }
-    // The same key of another customer is another key.
+    // The same key of another customer is a different key.
     let bobs = reserve(&two, &basket("bob", "k", &[("tee", 2)]), NOW).await.unwrap();
     assert!(!bobs.replayed);
     assert_eq!(books(&wire).await["tee"].held, 4);
@@ -98,7 +99,7 @@ async fn the_owner_of_a_hold_is_never_told_sold_out() {
     let wire = tee(1, 1).await;
     let store = store(&wire, 1);
     let first = reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
-    // The environment now remembers "sold out", and alice comes again.
+    // The environment has "sold out" in its cache, and Alice sends her request again.
     assert_eq!(
         code(&reserve(&store, &basket("bob", "k", &[("tee", 1)]), NOW).await.unwrap_err()),
         "insufficient_stock"
@@ -106,12 +107,12 @@ async fn the_owner_of_a_hold_is_never_told_sold_out() {
     let again = reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
     assert!(again.replayed);
     assert_eq!(again.reservation.reservation_id, first.reservation.reservation_id);
-    // Another environment learns both at once, that there is none left and that she has hers: it need not ask further.
+    // Another environment learns both from one answer, that no unit is left and that she has hers: no further reads.
     let other = holdfast_testkit::fixtures::store(&wire, 2);
     wire.take_calls();
     assert!(reserve(&other, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap().replayed);
     assert_eq!(operations(&wire), ["BatchGetItem", "TransactWriteItems"]);
-    // Also when the product has been paused meanwhile.
+    // Also if the product has been paused meanwhile.
     let change = ProductChange { status: Some(ProductStatus::Paused), ..ProductChange::default() };
     store.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();
     assert!(reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap().replayed);
@@ -122,7 +123,7 @@ async fn the_owner_of_a_hold_is_never_told_sold_out() {
 }
 
 #[tokio::test]
-async fn a_herd_that_finds_nothing_writes_nothing() {
+async fn many_requests_that_find_no_units_write_nothing() {
     let wire = tee(1, 1).await;
     let store = store(&wire, 1);
     reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
@@ -154,9 +155,9 @@ async fn a_limit_counts_live_holds_and_orders_of_one_customer() {
         "customer_limit_reached"
     );
     let one = reserve(&store, &basket("alice", "k3", &[("tee", 1)]), NOW).await.unwrap().reservation;
-    // An order counts, a hold that was given back does not.
+    // An order counts, a released hold does not.
     let alice = customer("alice");
-    store.confirm(&two.reservation_id, &alice, None, NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&two.reservation_id, &alice, None, NOW), NOW, soon()).await.unwrap();
     store.cancel(&one.reservation_id, &alice, NOW, soon()).await.unwrap();
     assert_eq!(
         code(&reserve(&store, &basket("alice", "k4", &[("tee", 2)]), NOW).await.unwrap_err()),
@@ -174,7 +175,7 @@ async fn nobody_reserves_on_facts_that_an_admin_has_changed() {
     reserve(&shop, &basket("alice", "k1", &[("tee", 1)]), NOW).await.unwrap();
     let change = ProductChange { price_minor: Some(9_900), ..ProductChange::default() };
     admin.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();
-    // The shop's environment still remembers the old price; the shard's version refuses it, and the facts are read.
+    // The environment still has the old price in its cache; the shard's version refuses it, and the facts are read.
     wire.take_calls();
     let reserved = reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap();
     assert_eq!(reserved.reservation.lines[0].unit_price_minor, 9_900);
@@ -190,7 +191,7 @@ async fn nobody_reserves_on_facts_that_an_admin_has_changed() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_one_reservation_and_the_first_answer() {
     for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::ServerError, Fault::Throttled] {
-        // Fewer faults than the SDK retries itself, and more, so that the store's own loop takes over.
+        // Fewer faults than the SDK retries, and more, so that the store's own loop retries.
         for times in [1, 2, 4] {
             let wire = tee(10, 2).await;
             let store = store(&wire, 1);
@@ -225,7 +226,7 @@ async fn a_conflict_moves_to_another_shard_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_never_ends_in_an_answer_acknowledges_nothing() {
+async fn a_reserve_without_an_answer_acknowledges_nothing() {
     for fault in [Fault::LostBefore, Fault::LostAfter, Fault::Throttled, Fault::Conflict, Fault::ServerError] {
         let wire = tee(10, 2).await;
         let store = store(&wire, 1);
@@ -234,7 +235,7 @@ async fn what_never_ends_in_an_answer_acknowledges_nothing() {
         let error = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap_err();
         assert_eq!(code(&error), "unavailable", "{fault:?}: {error}");
         assert!(started.elapsed().as_secs() <= 8, "{fault:?}: {:?}", started.elapsed());
-        // Whatever became of it, the books balance, and the same key finds out.
+        // Whatever happened, the books balance, and the same key gets the outcome.
         books(&wire).await;
         reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap();
         assert_eq!(books(&wire).await["tee"].held, 2);
@@ -242,7 +243,7 @@ async fn what_never_ends_in_an_answer_acknowledges_nothing() {
 }
 
 #[tokio::test]
-async fn what_no_repetition_mends_is_not_repeated() {
+async fn errors_that_cannot_be_retried_are_not_retried() {
     let wire = tee(10, 2).await;
     let store = store(&wire, 1);
     wire.fail("TransactWriteItems", usize::MAX, Fault::AccessDenied);
@@ -261,7 +262,7 @@ async fn no_hold_without_its_reminder() {
     let error = store.reserve(&basket("alice", "k", &[("tee", 2)]), NOW, soon(), away).await.unwrap_err();
     assert_eq!(code(&error), "unavailable");
     assert_eq!(books(&wire).await["tee"].held, 0);
-    // And it is asked for the moment at which the hold ends, before the transaction.
+    // And it is called with the time at which the hold ends, before the transaction.
     let asked = AtomicUsize::new(0);
     wire.take_calls();
     let remind = |at| {
@@ -275,7 +276,7 @@ async fn no_hold_without_its_reminder() {
 }
 
 #[tokio::test]
-async fn a_reserve_that_finds_too_little_releases_what_is_overdue_first() {
+async fn a_reserve_that_finds_too_few_units_releases_overdue_holds_first() {
     let wire = tee(3, 1).await;
     let store = store(&wire, 1);
     let old = reserve(&store, &basket("alice", "k", &[("tee", 3)]), NOW).await.unwrap().reservation;
@@ -288,7 +289,7 @@ async fn a_reserve_that_finds_too_little_releases_what_is_overdue_first() {
     assert_eq!(old.status, Status::Expired);
 }
 
-// Time stands still while anybody works: however busy the machine is, none of them runs out of it.
+// Paused time advances only while all tasks wait: however busy the machine is, no deadline passes.
 #[tokio::test(start_paused = true)]
 async fn two_hundred_environments_race_for_the_last_units() {
     let wire = tee(5, 2).await;
@@ -326,12 +327,12 @@ async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_that_was_lifted_refuses_nobody_also_before_the_shards_know() {
+async fn a_lifted_limit_refuses_nobody_even_before_it_reaches_the_shards() {
     let wire = table().await;
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(2), ..product("tee", 10, 1) }]).await;
     let shop = store(&wire, 1);
     reserve(&shop, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap();
-    // A change stands in the product, and the process that made it was killed before it raised the shards.
+    // The product was changed, and the process was killed before it raised the shards.
     client(&wire)
         .update_item()
         .table_name(TABLE)
@@ -345,7 +346,7 @@ async fn a_limit_that_was_lifted_refuses_nobody_also_before_the_shards_know() {
         .unwrap();
     wire.take_calls();
     reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap();
-    // The try, what is overdue in every partition of the index, the key with the limit and the product; and again.
+    // The try, the overdue holds in every partition of the index, the snapshot of key, limit and product; and again.
     let calls = operations(&wire);
     assert_eq!(calls[0], "TransactWriteItems");
     assert!(calls[1..9].iter().all(|call| call == "Query"), "{calls:?}");
@@ -353,7 +354,7 @@ async fn a_limit_that_was_lifted_refuses_nobody_also_before_the_shards_know() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sold_out_is_believed_for_a_second_and_then_looked_at_again() {
+async fn sold_out_is_cached_for_a_second() {
     let wire = tee(4, 1).await;
     let (shop, other) = (store(&wire, 1), store(&wire, 2));
     let held = reserve(&other, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
@@ -379,10 +380,10 @@ async fn sold_out_is_believed_for_a_second_and_then_looked_at_again() {
 }
 
 #[tokio::test]
-async fn what_an_environment_took_it_does_not_try_to_take_again() {
+async fn an_environment_does_not_try_to_take_units_again_that_it_took() {
     let wire = tee(2, 1).await;
     let store = store(&wire, 1);
-    // By this refusal it knows that there are two.
+    // From this refusal it knows that there are two.
     assert_eq!(
         code(&reserve(&store, &basket("bob", "k1", &[("tee", 3)]), NOW).await.unwrap_err()),
         "insufficient_stock"
@@ -397,7 +398,7 @@ async fn what_an_environment_took_it_does_not_try_to_take_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_other_transactions_and_faults_are_waited_for() {
+async fn only_contention_and_faults_are_waited_for() {
     let wire = tee(6, 6).await;
     let started = tokio::time::Instant::now();
     let reserved = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 6)]), NOW).await.unwrap();
@@ -436,7 +437,7 @@ async fn environments_start_at_different_shards_and_one_seed_always_at_the_same(
 }
 
 #[tokio::test]
-async fn lines_in_more_crumbs_than_one_transaction_takes_are_gathered_first() {
+async fn lines_on_more_shards_than_one_transaction_can_have_are_consolidated_first() {
     // With the reservation's own, a hundred actions are the most; a limit is one of them.
     for (other, gathers) in [(("b", 36), true), (("b", 35), false), (("c", 35), true), (("c", 34), false)] {
         let wire = table().await;
@@ -458,7 +459,7 @@ async fn lines_in_more_crumbs_than_one_transaction_takes_are_gathered_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_products_in_crumbs_are_sold_together_and_what_falls_short_says_how_much_there_is() {
+async fn two_fragmented_products_are_sold_together_and_a_shortage_says_what_is_free() {
     let wire = table().await;
     stocked(&wire, &[product("a", 64, 64), product("b", 64, 64)]).await;
     let store = store(&wire, 1);
