@@ -100,7 +100,7 @@ fn every_problem_has_its_words_its_schema_and_an_operation() {
     let introduction = description["info"]["description"].as_str().unwrap();
     let all = serde_json::to_string(&description["paths"]).unwrap();
     for code in CODES {
-        let row = format!("| {} | `{}` | {} | {} |\n", code.status, code.code, code.meaning, code.advice);
+        let row = format!("| {} | `{}` | {} | {} |\n", code.status.as_u16(), code.code, code.meaning, code.advice);
         assert!(introduction.contains(&row), "{}", code.code);
         let urn = format!("urn:holdfast:problem:{}", code.code);
         let schemas = description["components"]["schemas"].as_object().unwrap();
@@ -128,7 +128,7 @@ fn the_table_in_readme_is_that_of_the_code() {
         .map(without_link)
         .collect();
     let wanted: Vec<String> =
-        CODES.iter().map(|code| format!("| {} | `{}` | {} |", code.status, code.code, code.advice)).collect();
+        CODES.iter().map(|code| format!("| {} | `{}` | {} |", code.status.as_u16(), code.code, code.advice)).collect();
     assert_eq!(rows, wanted);
 }
 

@@ -21,7 +21,7 @@ struct Step {
 
 /// The commands of the `console` blocks of the section.
 fn steps(readme: &str) -> Vec<Step> {
-    let (_, section) = readme.split_once("\n## A walk through the API\n").expect("the walk");
+    let (_, section) = readme.split_once("\n## A walk-through of the API\n").expect("the walk");
     let section = section.split_once("\n## ").expect("a next section").0;
     let mut steps: Vec<Step> = Vec::new();
     for block in section.split("```console\n").skip(1) {

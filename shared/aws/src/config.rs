@@ -21,12 +21,6 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 const TRIES: u32 = 3;
 /// The first wait between them. The SDK's own is a second after a throttle: longer than most requests last.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
-/// How long a request may go on trying before it must answer. The functions' timeout in `template.yaml` is 10 s: the
-/// rest is for the answer itself.
-pub const REQUEST_BUDGET: Duration = Duration::from_secs(8);
-/// When a request that is still not answered is given up: past every budget of a handler, and before Lambda ends the
-/// process and API Gateway answers in its own words.
-pub const ANSWER_BUDGET: Duration = Duration::from_millis(9_500);
 
 /// A variable that is missing, or holds something else than it must.
 #[derive(Debug, thiserror::Error)]

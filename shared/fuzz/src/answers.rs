@@ -41,7 +41,7 @@ pub(crate) fn check(answer: &Value, calls: &[Call]) {
     let body = body.unwrap_or_else(|| panic!("a refusal without words: {answer}"));
     let code = body["code"].as_str().expect("a code");
     let promised = codes::find(code).unwrap_or_else(|| panic!("undocumented: {answer}"));
-    assert_eq!((u64::from(promised.status), content_type), (status, "application/problem+json"), "{answer}");
+    assert_eq!((u64::from(promised.status.as_u16()), content_type), (status, "application/problem+json"), "{answer}");
     assert_eq!((&body["status"], &body["type"]), (&status.into(), &format!("urn:holdfast:problem:{code}").into()));
     for member in promised.members {
         assert!(member.optional || body.get(member.name).is_some(), "{code} without {}: {answer}", member.name);

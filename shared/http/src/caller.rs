@@ -1,13 +1,13 @@
-//! Who calls.
+//! The verified caller of a request.
 //!
-//! Deployed, API Gateway's JWT authorizer has checked the token, and its claims come with the event: nothing that a
-//! client sends can put them there. Behind `cargo lambda watch`, which has no authorizer, the function checks the token
-//! itself against a key set that only the local stack sets. With neither, nobody gets in.
+//! Deployed, API Gateway's JWT authorizer has verified the token, and the event carries its claims: a client cannot put
+//! them there. The local stack has no authorizer; see `local_sign_in`, which no release build contains. Without either,
+//! every request is unauthenticated.
 //!
-//! A role is a word in one claim of the token, so it is the issuer's to give: no part of a request can add one.
+//! A role is a word in one claim of the token, which only the issuer can set.
 //!
-//! A customer's name is the token's `sub`. A shop's back end names its guests itself, as `guest:...`: a `sub` that begins
-//! so gets nobody in, or a user could be a guest by their name.
+//! A customer is identified by the token's `sub`. A shop's back end chooses ids for guests, `guest:...`: a `sub` with that
+//! prefix is refused, so that no user can act as a guest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,38 +33,52 @@ pub const LOCAL_AUDIENCE: &str = "holdfast";
 /// The claim that carries Cognito's groups.
 const GROUPS: &str = "cognito:groups";
 
-/// The verified caller: a customer, whatever else they may be.
+/// The verified caller. Every caller is a customer; some have more roles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// The token's `sub`.
     pub id: CustomerId,
-    /// A shop's back end: acts for the customers that it names.
+    /// A shop's back end, which acts for customers.
     pub service: bool,
-    /// Products, stock, failed confirmations, and everybody's reservations.
+    /// An admin: products, stock, failed confirmations, and all customers' reservations.
     pub admin: bool,
 }
 
+/// The result of the verification, as an extension of the request.
+#[derive(Clone)]
+struct Verified(Option<Caller>);
+
 impl Caller {
-    /// Whose reservations the request is about, where it names this `customer_id` or none.
+    /// The caller of the request, verified once however often it is asked for.
+    pub(crate) fn verified(parts: &mut Parts) -> Option<Self> {
+        if let Some(Verified(caller)) = parts.extensions.get() {
+            return caller.clone();
+        }
+        let authenticator = parts.extensions.get::<Authenticator>();
+        let caller = authenticator.and_then(|authenticator| authenticator.caller(parts));
+        parts.extensions.insert(Verified(caller.clone()));
+        caller
+    }
+
+    /// The customer that the request is about, given its `customer_id`.
     ///
-    /// A service must name one, and then sees and does what that customer could, and no more: one that mixes two
-    /// customers up meets a 404, not a stranger's order. Nobody else may name any, not even themselves: a shop that
-    /// hands a customer's token on by mistake finds out at its first request.
+    /// A service must name a customer, and can then do what that customer can, and no more: a service that mixes up two
+    /// customers gets a 404, not another customer's order. Others must not name one, not even themselves, so that a shop
+    /// that sends a customer's token by mistake notices at its first request.
     ///
     /// # Errors
-    /// The problem for a service that names nobody, and for anybody else who names somebody.
+    /// A service names no customer, or another caller names one.
     pub fn customer(self, named: Option<CustomerId>) -> Result<CustomerId, Problem> {
         match (self.service, named) {
             (true, Some(customer)) => Ok(customer),
-            (true, None) => Err(Invalid::new("customer_id", "must name the customer that the service acts for").into()),
-            (false, Some(_)) => Err(Problem::forbidden("only a service's token may name a customer_id")),
+            (true, None) => Err(Invalid::new("customer_id", "is required for service tokens").into()),
+            (false, Some(_)) => Err(Problem::forbidden("customer_id is only allowed for service tokens")),
             (false, None) => Ok(self.id),
         }
     }
 }
 
-/// The caller's own name, or the customer that a service names in the query: for requests without a body. They take
-/// no other parameter.
+/// The customer that a request without a body is about. Such a request takes no other query parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Customer(pub CustomerId);
 
@@ -148,19 +162,18 @@ fn authorizer_claims(parts: &Parts) -> Option<&HashMap<String, String>> {
     }
 }
 
-/// An HTTP API hands a list claim over as text: `[admin shop]`. What comes of a list within the list, or of a list that is
-/// written as JSON, AWS does not say: where anything but plain words stands in it, nobody can tell whose words they are,
-/// and there are no roles at all. The name of a Cognito group has no space in it; of other issuers `template.yaml` asks
-/// the same.
+/// An HTTP API passes a list claim on as text: `[admin shop]`. AWS does not document what nested or JSON lists look like,
+/// so a claim with anything but plain words gives no roles at all. Names of Cognito groups have no spaces, and
+/// `template.yaml` requires the same of other issuers.
 fn roles_of_text(text: &str) -> Vec<&str> {
     let list = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let words: Vec<&str> = list.split(' ').filter(|role| !role.is_empty()).collect();
     if words.iter().all(|word| is_plain(word)) { words } else { Vec::new() }
 }
 
-/// Whether it can be one word of a flat list and nothing else.
+/// Whether it is one word of a flat list.
 fn is_plain(word: &str) -> bool {
-    let divides = |sign: char| sign.is_whitespace() || sign.is_control() || "[]{}()<>\"'`,;\\".contains(sign);
+    let divides = |c: char| c.is_whitespace() || c.is_control() || "[]{}()<>\"'`,;\\".contains(c);
     !word.is_empty() && !word.contains(divides)
 }
 
@@ -173,8 +186,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let authenticator = parts.extensions.get::<Authenticator>();
-        authenticator.and_then(|authenticator| authenticator.caller(parts)).ok_or_else(Problem::unauthenticated)
+        Self::verified(parts).ok_or_else(Problem::unauthenticated)
     }
 }
 
@@ -183,7 +195,7 @@ impl<S: Sync> FromRequestParts<S> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        if caller.admin { Ok(Self(caller.id)) } else { Err(Problem::forbidden("this is for admins only")) }
+        if caller.admin { Ok(Self(caller.id)) } else { Err(Problem::forbidden("only admins may do this")) }
     }
 }
 
@@ -196,7 +208,7 @@ struct Named {
 impl IntoParams for Customer {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let customer = ParameterBuilder::new().name("customer_id").parameter_in(ParameterIn::Query);
-        let meaning = "From a service, which must name it, and from nobody else.";
+        let meaning = "The customer to act for. Required for service tokens; forbidden for others.";
         let customer = customer.required(Required::False).description(Some(meaning));
         vec![customer.schema(Some(Ref::from_schema_name("CustomerId"))).build()]
     }
@@ -250,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_the_local_key_is_believed() {
+    fn a_token_of_the_local_key_is_accepted() {
         let bearer = |claims: &Value| format!("Bearer {}", token(Algorithm::HS256, Some("local"), claims, SECRET));
         let caller = authenticator().caller(&parts(Some(&bearer(&claims())))).unwrap();
         assert_eq!((caller.id.as_str(), caller.service, caller.admin), ("alice", false, false));
@@ -278,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_wrong_in_any_way_is_nobody() {
+    fn an_invalid_token_is_refused() {
         let good = token(Algorithm::HS256, Some("local"), &claims(), SECRET);
         let local = |claims: Value| token(Algorithm::HS256, Some("local"), &claims, SECRET);
         let critical = |names: &[&str]| {
@@ -330,12 +342,12 @@ mod tests {
     }
 
     #[test]
-    fn with_no_claims_and_no_key_set_nobody_gets_in() {
+    fn without_claims_and_key_set_every_caller_is_unauthenticated() {
         let good = format!("Bearer {}", token(Algorithm::HS256, Some("local"), &claims(), SECRET));
         assert_eq!(Authenticator::default().caller(&parts(Some(&good))), None);
     }
 
-    /// As API Gateway's authorizer hands claims over.
+    /// A request with claims as API Gateway's authorizer passes them on.
     fn authorized(claims: &Value) -> Parts {
         let event = json!({
             "version": "2.0", "routeKey": "$default", "rawPath": "/", "rawQueryString": "", "headers": {},
@@ -350,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_of_a_shop_signs_in_nowhere() {
+    fn a_guest_id_cannot_sign_in() {
         for (sub, gets_in) in [("guest:1", false), ("guest:", false), ("guest", true), ("a guest:1", true)] {
             let caller =
                 Authenticator::default().caller(&authorized(&json!({"sub": sub, "cognito:groups": "[admin]"})));
@@ -362,18 +374,18 @@ mod tests {
     }
 
     #[test]
-    fn the_authorizers_claims_are_believed_and_nothing_else_then() {
+    fn the_authorizers_claims_take_precedence_over_a_token() {
         let mut parts = authorized(&json!({"sub": "bob", "cognito:groups": "[shop admin]"}));
         let caller = Authenticator::default().caller(&parts).unwrap();
         assert_eq!((caller.id.as_str(), caller.service, caller.admin), ("bob", false, true));
-        // Also where a token of the local key comes along: the authorizer has spoken.
+        // Even if the request also has a token of the local key.
         let local = token(Algorithm::HS256, Some("local"), &claims(), SECRET);
         parts.headers.insert("authorization", format!("Bearer {local}").parse().unwrap());
         assert_eq!(authenticator().caller(&parts).unwrap().id.as_str(), "bob");
     }
 
     #[test]
-    fn only_the_roles_own_word_makes_a_role() {
+    fn a_role_is_exactly_one_plain_word() {
         for (text, service, admin) in [
             ("[admin]", false, true),
             ("[a admin]", false, true),
@@ -404,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn another_issuers_roles_are_in_the_claim_that_was_named_and_in_no_other() {
+    fn roles_are_read_from_the_configured_claim_only() {
         let claim = "https://shop.example/roles";
         let authenticator = Authenticator::default().roles_in(claim);
         let claims = json!({"sub": "a", claim: "[service]", "cognito:groups": "[admin]", "roles": "[admin]"});
@@ -415,14 +427,14 @@ mod tests {
     }
 
     #[test]
-    fn a_service_names_a_customer_and_nobody_else_may() {
+    fn only_a_service_names_a_customer() {
         let customer = |id: &str| CustomerId::try_from(id).unwrap();
         let caller = |service| Caller { id: customer("me"), service, admin: true };
         assert_eq!(caller(true).customer(Some(customer("alice"))).unwrap(), customer("alice"));
-        assert_eq!(caller(true).customer(None).unwrap_err().code, "invalid_request");
+        assert_eq!(caller(true).customer(None).unwrap_err().code.code, "invalid_request");
         assert_eq!(caller(false).customer(None).unwrap(), customer("me"));
         for other in ["alice", "me"] {
-            assert_eq!(caller(false).customer(Some(customer(other))).unwrap_err().code, "forbidden");
+            assert_eq!(caller(false).customer(Some(customer(other))).unwrap_err().code.code, "forbidden");
         }
     }
 }
