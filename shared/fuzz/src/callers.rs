@@ -17,7 +17,7 @@ const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
     let key = json!({"kty": "oct", "kid": "local", "alg": "HS256", "k": BASE64URL_NOPAD.encode(SECRET)});
-    Authenticator::new(Some(&json!({ "keys": [key] }).to_string())).expect("a key set")
+    Authenticator::default().with_local_keys(&json!({ "keys": [key] }).to_string()).expect("a key set")
 });
 
 /// The input as claims that an authorizer hands over (lines with `@`, as in `src/request.rs`), as an `Authorization`,

@@ -13,23 +13,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use axum::http::{header, request::Parts};
+use axum::http::request::Parts;
+use holdfast_aws::config::{ConfigError, roles_claim};
 use holdfast_domain::{CustomerId, Invalid};
-use jsonwebtoken::jwk::JwkSet;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use lambda_http::request::RequestContext;
 use serde::Deserialize;
-use serde_json::Value;
 use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Ref, Required};
 
 use crate::{Problem, Query};
 
-/// The issuer of local tokens.
-pub const LOCAL_ISSUER: &str = "https://holdfast.local";
-/// Their audience.
-pub const LOCAL_AUDIENCE: &str = "holdfast";
 /// The claim that carries Cognito's groups.
 const GROUPS: &str = "cognito:groups";
 
@@ -89,69 +83,50 @@ pub struct Admin(pub CustomerId);
 /// How callers are verified.
 #[derive(Clone)]
 pub struct Authenticator {
-    local_keys: Option<Arc<JwkSet>>,
-    roles_claim: Arc<str>,
+    pub(crate) roles_claim: Arc<str>,
+    #[cfg(feature = "local-sign-in")]
+    pub(crate) local_keys: Option<crate::local_sign_in::LocalKeys>,
 }
 
 impl Default for Authenticator {
-    /// Believes the authorizer only, and takes roles from Cognito's groups.
+    /// Accepts the authorizer's claims only, with the roles in Cognito's groups.
     fn default() -> Self {
-        Self { local_keys: None, roles_claim: GROUPS.into() }
+        Self::with_roles_in(GROUPS)
     }
 }
 
 impl Authenticator {
-    /// Believes the authorizer's claims, and where there are none, tokens signed with a key of `local_key_set`.
+    /// As the function's environment says.
     ///
     /// # Errors
-    /// A key set that is none.
-    pub fn new(local_key_set: Option<&str>) -> Result<Self, serde_json::Error> {
-        let local_keys = local_key_set.map(serde_json::from_str).transpose()?.map(Arc::new);
-        Ok(Self { local_keys, ..Self::default() })
+    /// A variable is missing or invalid.
+    pub fn from_environment() -> Result<Self, ConfigError> {
+        let authenticator = Self::with_roles_in(&roles_claim()?);
+        #[cfg(feature = "local-sign-in")]
+        let authenticator = authenticator.with_keys_of_environment()?;
+        Ok(authenticator)
     }
 
-    /// The same with the roles in another claim.
-    #[must_use]
-    pub fn roles_in(self, claim: &str) -> Self {
-        Self { roles_claim: claim.into(), ..self }
+    /// Accepts the authorizer's claims, with the roles in `claim`.
+    pub fn with_roles_in(claim: &str) -> Self {
+        Self {
+            roles_claim: claim.into(),
+            #[cfg(feature = "local-sign-in")]
+            local_keys: None,
+        }
     }
 
     pub(crate) fn caller(&self, parts: &Parts) -> Option<Caller> {
         match authorizer_claims(parts) {
             Some(claims) => {
                 let roles = claims.get(&*self.roles_claim).map_or("", String::as_str);
-                caller(claims.get("sub")?, &roles_of_text(roles))
+                caller_of(claims.get("sub")?, &roles_of_text(roles))
             }
-            None => self.local_caller(parts),
+            #[cfg(feature = "local-sign-in")]
+            None => self.local_keys.as_ref()?.caller(parts, &self.roles_claim),
+            #[cfg(not(feature = "local-sign-in"))]
+            None => None,
         }
-    }
-
-    fn local_caller(&self, parts: &Parts) -> Option<Caller> {
-        let keys = self.local_keys.as_ref()?;
-        let token = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-        let token = token.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer "))?.1;
-        let header = jsonwebtoken::decode_header(token).ok()?;
-        // What whoever reads the token must understand (RFC 7515, 4.1.11), and nothing here does.
-        if header.crit.is_some() {
-            return None;
-        }
-        let key = DecodingKey::from_jwk(keys.find(&header.kid?)?).ok()?;
-        // The algorithm is ours, never the token's: "none", or a public key taken for a secret, gets nobody in.
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.set_issuer(&[LOCAL_ISSUER]);
-        validation.set_audience(&[LOCAL_AUDIENCE]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        validation.validate_nbf = true;
-        let claims = jsonwebtoken::decode::<HashMap<String, Value>>(token, &key, &validation).ok()?.claims;
-        let roles = match claims.get(&*self.roles_claim) {
-            Some(Value::Array(roles)) => {
-                let words: Option<Vec<&str>> = roles.iter().map(Value::as_str).collect();
-                words.filter(|words| words.iter().all(|word| is_plain(word))).unwrap_or_default()
-            }
-            Some(Value::String(roles)) => roles_of_text(roles),
-            _ => Vec::new(),
-        };
-        caller(claims.get("sub")?.as_str()?, &roles)
     }
 }
 
@@ -165,19 +140,19 @@ fn authorizer_claims(parts: &Parts) -> Option<&HashMap<String, String>> {
 /// An HTTP API passes a list claim on as text: `[admin shop]`. AWS does not document what nested or JSON lists look like,
 /// so a claim with anything but plain words gives no roles at all. Names of Cognito groups have no spaces, and
 /// `template.yaml` requires the same of other issuers.
-fn roles_of_text(text: &str) -> Vec<&str> {
+pub(crate) fn roles_of_text(text: &str) -> Vec<&str> {
     let list = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let words: Vec<&str> = list.split(' ').filter(|role| !role.is_empty()).collect();
     if words.iter().all(|word| is_plain(word)) { words } else { Vec::new() }
 }
 
 /// Whether it is one word of a flat list.
-fn is_plain(word: &str) -> bool {
+pub(crate) fn is_plain(word: &str) -> bool {
     let divides = |c: char| c.is_whitespace() || c.is_control() || "[]{}()<>\"'`,;\\".contains(c);
     !word.is_empty() && !word.contains(divides)
 }
 
-fn caller(sub: &str, roles: &[&str]) -> Option<Caller> {
+pub(crate) fn caller_of(sub: &str, roles: &[&str]) -> Option<Caller> {
     let id = CustomerId::try_from(sub).ok().filter(|id| !id.is_guest())?;
     Some(Caller { id, service: roles.contains(&"service"), admin: roles.contains(&"admin") })
 }
@@ -225,130 +200,12 @@ impl<S: Sync> FromRequestParts<S> for Customer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use jsonwebtoken::{EncodingKey, Header};
-    use serde_json::json;
-
-    const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
-
-    fn authenticator() -> Authenticator {
-        let key =
-            json!({"kty": "oct", "kid": "local", "alg": "HS256", "k": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"});
-        Authenticator::new(Some(&json!({ "keys": [key] }).to_string())).unwrap()
-    }
-
-    fn claims() -> Value {
-        json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64})
-    }
-
-    fn token(algorithm: Algorithm, kid: Option<&str>, claims: &Value, secret: &[u8]) -> String {
-        let header = Header { kid: kid.map(str::to_owned), ..Header::new(algorithm) };
-        jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(secret)).unwrap()
-    }
-
-    fn parts(authorization: Option<&str>) -> Parts {
-        let mut request = axum::http::Request::builder();
-        if let Some(value) = authorization {
-            request = request.header("authorization", value);
-        }
-        request.body(()).unwrap().into_parts().0
-    }
-
-    fn with(change: impl Fn(&mut Value)) -> Value {
-        let mut claims = claims();
-        change(&mut claims);
-        claims
-    }
-
-    #[test]
-    fn a_token_of_the_local_key_is_accepted() {
-        let bearer = |claims: &Value| format!("Bearer {}", token(Algorithm::HS256, Some("local"), claims, SECRET));
-        let caller = authenticator().caller(&parts(Some(&bearer(&claims())))).unwrap();
-        assert_eq!((caller.id.as_str(), caller.service, caller.admin), ("alice", false, false));
-        for (groups, service, admin) in [
-            (json!(["admin"]), false, true),
-            (json!(["service"]), true, false),
-            (json!(["x", "service", "admin"]), true, true),
-            (json!(["Admin", "administrator", "service admin"]), false, false),
-            (json!(["x", ["admin"], "admin"]), false, false),
-            (json!([["x", "admin", "y"]]), false, false),
-            (json!(["admin", 1]), false, false),
-            (json!(["admin", null]), false, false),
-            (json!(["admin", "a,b"]), false, false),
-            (json!(["admin", "\"x\""]), false, false),
-            (json!(["admin", ""]), false, false),
-            (json!("[[x admin y]]"), false, false),
-            (json!("x admin"), false, true),
-            (json!({ "admin": true }), false, false),
-            (json!(true), false, false),
-        ] {
-            let token = bearer(&with(|claims| claims["cognito:groups"] = groups.clone()));
-            let caller = authenticator().caller(&parts(Some(&token))).unwrap();
-            assert_eq!((caller.service, caller.admin), (service, admin), "{groups}");
-        }
-    }
-
-    #[test]
-    fn an_invalid_token_is_refused() {
-        let good = token(Algorithm::HS256, Some("local"), &claims(), SECRET);
-        let local = |claims: Value| token(Algorithm::HS256, Some("local"), &claims, SECRET);
-        let critical = |names: &[&str]| {
-            let crit = Some(names.iter().map(|name| (*name).to_owned()).collect());
-            let header = Header { kid: Some("local".to_owned()), crit, ..Header::new(Algorithm::HS256) };
-            jsonwebtoken::encode(&header, &claims(), &EncodingKey::from_secret(SECRET)).unwrap()
-        };
-        let unsigned = {
-            let mut pieces = good.split('.');
-            // {"alg":"none","kid":"local"}
-            format!("eyJhbGciOiJub25lIiwia2lkIjoibG9jYWwifQ.{}.", pieces.nth(1).unwrap())
-        };
-        let tampered = format!("{}x", &good[..good.len() - 1]);
-        let wrong = [
-            ("no token", None),
-            ("no scheme", Some(good.clone())),
-            ("another scheme", Some(format!("Basic {good}"))),
-            ("nothing behind the scheme", Some("Bearer ".to_owned())),
-            ("no token at all", Some("Bearer a.b.c".to_owned())),
-            ("expired", Some(format!("Bearer {}", local(with(|c| c["exp"] = json!(1_000_000_000)))))),
-            (
-                "without expiry",
-                Some(format!("Bearer {}", local(with(|c| _ = c.as_object_mut().unwrap().remove("exp"))))),
-            ),
-            ("another issuer", Some(format!("Bearer {}", local(with(|c| c["iss"] = json!("https://evil.example")))))),
-            ("another audience", Some(format!("Bearer {}", local(with(|c| c["aud"] = json!("other")))))),
-            ("without sub", Some(format!("Bearer {}", local(with(|c| _ = c.as_object_mut().unwrap().remove("sub")))))),
-            ("not yet good", Some(format!("Bearer {}", local(with(|c| c["nbf"] = json!(4_102_444_000_u64)))))),
-            ("good from a day that is none", Some(format!("Bearer {}", local(with(|c| c["nbf"] = json!("tomorrow")))))),
-            ("a guest", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("guest:alice")))))),
-            ("a sub with blanks", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("alice ")))))),
-            ("with what must be understood", Some(format!("Bearer {}", critical(&["b64"])))),
-            ("with what nobody knows", Some(format!("Bearer {}", critical(&["urn:example:shop"])))),
-            ("with an empty list of it", Some(format!("Bearer {}", critical(&[])))),
-            ("an empty sub", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("")))))),
-            ("another key", Some(format!("Bearer {}", token(Algorithm::HS256, Some("local"), &claims(), b"another")))),
-            ("an unknown key id", Some(format!("Bearer {}", token(Algorithm::HS256, Some("x"), &claims(), SECRET)))),
-            ("no key id", Some(format!("Bearer {}", token(Algorithm::HS256, None, &claims(), SECRET)))),
-            (
-                "another algorithm",
-                Some(format!("Bearer {}", token(Algorithm::HS512, Some("local"), &claims(), SECRET))),
-            ),
-            ("unsigned", Some(format!("Bearer {unsigned}"))),
-            ("tampered with", Some(format!("Bearer {tampered}"))),
-        ];
-        for (what, authorization) in wrong {
-            assert_eq!(authenticator().caller(&parts(authorization.as_deref())), None, "{what}");
-        }
-    }
-
-    #[test]
-    fn without_claims_and_key_set_every_caller_is_unauthenticated() {
-        let good = format!("Bearer {}", token(Algorithm::HS256, Some("local"), &claims(), SECRET));
-        assert_eq!(Authenticator::default().caller(&parts(Some(&good))), None);
-    }
+    use serde_json::{Value, json};
 
     /// A request with claims as API Gateway's authorizer passes them on.
-    fn authorized(claims: &Value) -> Parts {
+    pub(crate) fn authorized(claims: &Value) -> Parts {
         let event = json!({
             "version": "2.0", "routeKey": "$default", "rawPath": "/", "rawQueryString": "", "headers": {},
             "requestContext": {
@@ -371,17 +228,6 @@ mod tests {
         let named = CustomerId::try_from("guest:1").unwrap();
         let service = Caller { id: CustomerId::try_from("shop").unwrap(), service: true, admin: false };
         assert_eq!(service.customer(Some(named.clone())).unwrap(), named);
-    }
-
-    #[test]
-    fn the_authorizers_claims_take_precedence_over_a_token() {
-        let mut parts = authorized(&json!({"sub": "bob", "cognito:groups": "[shop admin]"}));
-        let caller = Authenticator::default().caller(&parts).unwrap();
-        assert_eq!((caller.id.as_str(), caller.service, caller.admin), ("bob", false, true));
-        // Even if the request also has a token of the local key.
-        let local = token(Algorithm::HS256, Some("local"), &claims(), SECRET);
-        parts.headers.insert("authorization", format!("Bearer {local}").parse().unwrap());
-        assert_eq!(authenticator().caller(&parts).unwrap().id.as_str(), "bob");
     }
 
     #[test]
@@ -418,7 +264,7 @@ mod tests {
     #[test]
     fn roles_are_read_from_the_configured_claim_only() {
         let claim = "https://shop.example/roles";
-        let authenticator = Authenticator::default().roles_in(claim);
+        let authenticator = Authenticator::with_roles_in(claim);
         let claims = json!({"sub": "a", claim: "[service]", "cognito:groups": "[admin]", "roles": "[admin]"});
         let caller = authenticator.caller(&authorized(&claims)).unwrap();
         assert_eq!((caller.service, caller.admin), (true, false));

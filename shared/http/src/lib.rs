@@ -16,16 +16,20 @@ pub mod codes;
 mod event;
 mod input;
 mod limit;
+#[cfg(feature = "local-sign-in")]
+mod local_sign_in;
 mod problem;
 pub mod schema;
 mod serve;
 mod view;
 
 pub use cached::{cached, etag_matches};
-pub use caller::{Admin, Authenticator, Caller, Customer, LOCAL_AUDIENCE, LOCAL_ISSUER};
+pub use caller::{Admin, Authenticator, Caller, Customer};
 pub use event::handle;
 pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, nullable, path_id};
 pub use limit::{Limiter, limited};
+#[cfg(feature = "local-sign-in")]
+pub use local_sign_in::{LOCAL_AUDIENCE, LOCAL_ISSUER};
 pub use problem::Problem;
 pub use serve::{log_reservation_id, serve};
 pub use view::{ApiTime, List, ProductView, ReservationView};
