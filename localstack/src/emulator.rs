@@ -27,8 +27,6 @@ const HEALTH_POLL: Duration = Duration::from_millis(100);
 const START: Duration = Duration::from_secs(90);
 /// Whether ministack writes down what it holds when it is asked to end: no, and yes.
 const KEEPS: [(&str, &str); 2] = [("PERSIST_STATE", "0"), ("PERSIST_STATE", "1")];
-/// How long ministack may take to write down what it holds, and to end.
-const HALT: Duration = Duration::from_secs(20);
 
 /// Which emulator.
 #[derive(Clone, Debug)]
@@ -68,15 +66,15 @@ enum Ours {
 }
 
 impl Emulator {
-    /// Starts the emulator and waits until it answers, or takes the one that runs. `halts` says that it will be halted,
-    /// and what it holds then written down.
+    /// Starts the emulator and waits until it answers, or uses the one that runs. With `keeps_state` ministack writes its
+    /// state when it ends.
     ///
     /// # Errors
     /// It cannot be installed or started.
-    pub async fn start(choice: &Choice, halts: bool, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
+    pub async fn start(choice: &Choice, keeps_state: bool, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
         match choice {
             Choice::Ministack => {
-                let settings = [("SERVICES", SERVICES), KEEPS[usize::from(halts)]];
+                let settings = [("SERVICES", SERVICES), KEEPS[usize::from(keeps_state)]];
                 ministack(tools::MINISTACK, port, log, keeper, &settings).await
             }
             Choice::LocalStack => localstack(port, keeper).await,
@@ -104,54 +102,11 @@ impl Emulator {
         matches!(self.ours, Ours::Nothing)
     }
 
-    /// Holds it still, as a network that lets nothing through: connections open, and nothing is answered.
-    ///
-    /// # Errors
-    /// It is not a ministack of ours, or does not run.
-    pub async fn freeze(&self) -> Result<()> {
-        self.ministack()?.signal(Signal::STOP).await
-    }
-
-    /// Ends [`Emulator::freeze`]. What was asked meanwhile is carried out now, whoever still waits for it.
-    ///
-    /// # Errors
-    /// It is not a ministack of ours, or does not run.
-    pub async fn thaw(&self) -> Result<()> {
-        self.ministack()?.signal(Signal::CONT).await
-    }
-
-    /// Stops its process: connections are refused. It writes down what it holds first, so no answer of it is undone.
-    ///
-    /// # Errors
-    /// It is not a ministack of ours, was not started to be halted, or does not end by itself.
-    pub async fn halt(&self) -> Result<()> {
-        let ministack = self.ministack()?;
-        if !ministack.settings.contains(&KEEPS[1]) {
-            return Err(Error::new("this ministack would lose what it holds"));
-        }
-        let mut process = ministack.process.lock().await;
-        let mut group = process.take().ok_or_else(|| Error::new("ministack does not run"))?;
-        group.signal(Signal::TERM);
-        // One that does not end in time is ended as the group is dropped.
-        let ended = tokio::time::timeout(HALT, group.wait()).await;
-        ended.map_err(|_| Error::new(format!("ministack did not end within {HALT:?}")))?.map(drop)
-    }
-
-    /// Ends [`Emulator::halt`]: it goes on with what it held.
-    ///
-    /// # Errors
-    /// It is not a ministack of ours, or cannot be started.
-    pub async fn restart(&self) -> Result<()> {
-        let ministack = self.ministack()?;
-        let group = ministack.spawn().await?;
-        *ministack.process.lock().await = Some(group);
-        Ok(())
-    }
-
-    fn ministack(&self) -> Result<&Ministack> {
+    /// The ministack, if it is one that was started here.
+    pub fn ministack(&self) -> Option<&Ministack> {
         match &self.ours {
-            Ours::Ministack(ministack) => Ok(ministack),
-            Ours::Compose(_) | Ours::Nothing => Err(Error::new("only a ministack that we started can be halted")),
+            Ours::Ministack(ministack) => Some(ministack),
+            Ours::Compose(_) | Ours::Nothing => None,
         }
     }
 
@@ -165,8 +120,8 @@ impl Emulator {
     }
 }
 
-/// A ministack of ours, and all that it takes to start it again.
-struct Ministack {
+/// A ministack that the stack started, and what it takes to start it again.
+pub struct Ministack {
     program: PathBuf,
     folder: PathBuf,
     port: u16,
@@ -198,8 +153,7 @@ async fn ministack(
     File::create(log).context(|| format!("cannot create {}", log.display()))?;
     // Of an emulator that was killed at the same port.
     ministack.forget();
-    let group = ministack.spawn().await?;
-    *ministack.process.lock().await = Some(group);
+    ministack.run().await?;
     let url = ministack.url();
     step.done(&url);
     Ok(Emulator { url, ours: Ours::Ministack(Box::new(ministack)) })
@@ -215,7 +169,6 @@ impl Ministack {
         self.folder.join(format!("state-{}", self.port))
     }
 
-    /// Starts its process and waits until it answers.
     async fn spawn(&self) -> Result<Group> {
         let log = || {
             let opened = OpenOptions::new().append(true).open(&self.log);
@@ -257,7 +210,31 @@ impl Ministack {
         Ok(group)
     }
 
-    async fn signal(&self, signal: Signal) -> Result<()> {
+    /// Starts its process and waits until it answers.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn run(&self) -> Result<()> {
+        let group = self.spawn().await?;
+        *self.process.lock().await = Some(group);
+        Ok(())
+    }
+
+    /// Whether it writes its state when it ends.
+    pub fn keeps_state(&self) -> bool {
+        self.settings.contains(&KEEPS[1])
+    }
+
+    /// Its process, for the caller to end; `None` if it does not run.
+    pub async fn take_process(&self) -> Option<Group> {
+        self.process.lock().await.take()
+    }
+
+    /// Sends a signal to its process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn signal(&self, signal: Signal) -> Result<()> {
         let process = self.process.lock().await;
         process.as_ref().ok_or_else(|| Error::new("ministack does not run"))?.signal(signal);
         Ok(())
@@ -265,7 +242,7 @@ impl Ministack {
 
     /// At once: nothing of it is wanted any more.
     async fn stop(self) {
-        if let Some(group) = self.process.lock().await.take() {
+        if let Some(group) = self.take_process().await {
             group.kill().await;
         }
         let _ = std::fs::remove_file(self.folder.join(format!("ministack-{}.pid", self.port)));

@@ -35,7 +35,7 @@ const IN_FLIGHT: usize = 64;
 const BODY_BYTES: usize = 10 * 1024 * 1024;
 
 /// Headers that belong to one connection and not to the message.
-pub(crate) const HOP_BY_HOP: [HeaderName; 6] = [
+pub const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
     header::TE,

@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use holdfast_local::emulator::Choice;
-use holdfast_local::recorder::{Call, Refusal, Refused};
 use holdfast_local::runner::Event;
 use holdfast_local::stack::{Options, Stack};
+use holdfast_wiretap::recorder::{Call, Refusal, Refused};
+use holdfast_wiretap::{Halts as _, Tapped as _};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -84,7 +85,7 @@ pub(crate) async fn the_emulator_frozen_and_stopped_and_answers_cut_off(_: Api) 
     let options = Options {
         emulator: Choice::Ministack,
         emulator_port: Some(port_of_no_connection()),
-        emulator_halts: true,
+        emulator_keeps_state: true,
         timeout: FUNCTIONS_ANSWER,
         ..crate::options()
     };

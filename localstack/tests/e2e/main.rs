@@ -33,6 +33,7 @@ use std::time::Duration;
 use holdfast_local::emulator::Choice;
 use holdfast_local::runner;
 use holdfast_local::stack::{Options, Stack};
+use holdfast_wiretap::Wiretap;
 use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
 
@@ -50,7 +51,7 @@ fn options() -> Options {
     Options {
         emulator: endpoint.map_or(Choice::Ministack, Choice::Endpoint),
         runner: runner::Options { visibility_timeout: Some(Duration::from_secs(1)), ..runner::Options::default() },
-        record_calls: true,
+        proxy: Some(Arc::new(Wiretap::default())),
         ..Options::default()
     }
 }

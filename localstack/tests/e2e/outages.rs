@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_sqs::types::QueueAttributeName;
-use holdfast_local::recorder::{Call, Refusal, Refused};
+use holdfast_wiretap::Tapped as _;
+use holdfast_wiretap::recorder::{Call, Refusal, Refused};
 use reqwest::Method;
 use serde_json::{Value, json};
 use time::OffsetDateTime;

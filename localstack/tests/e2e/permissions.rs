@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use holdfast_local::stack::Stack;
 use holdfast_local::template::ACCOUNT;
+use holdfast_wiretap::Tapped as _;
 use libtest_mimic::{Completion, Trial};
 
 /// Something that a role allows although no call of its function shows the need.

@@ -1,6 +1,7 @@
 //! Confirmations by way of the queues.
 
 use holdfast_local::runner::Event;
+use holdfast_wiretap::Tapped as _;
 use serde_json::{Value, json};
 
 use crate::api::{Api, PATIENCE, Who};

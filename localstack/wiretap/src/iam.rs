@@ -8,8 +8,8 @@
 //! because the question is asked in both directions: a policy engine says what is allowed, and not what need not be.
 
 use crate::calls::Need;
-use crate::error::{Context, Error, Result};
-use crate::template::{Resource, Scope, Template};
+use holdfast_local::error::{Context, Error, Result};
+use holdfast_local::template::{Resource, Scope, Template};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -240,7 +240,7 @@ fn take<'a>(pattern: &str, text: &'a str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::template::Attributes;
+    use holdfast_local::template::Attributes;
     use serde_json::json;
 
     fn need(action: &str, resource: &str) -> Need {

@@ -10,9 +10,9 @@
 //! authorised as one message:
 //! <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-api-permissions-reference.html>.
 
-use crate::bootstrap::Resources;
-use crate::error::{Error, Result};
-use crate::template::ACCOUNT;
+use holdfast_local::bootstrap::Resources;
+use holdfast_local::error::{Error, Result};
+use holdfast_local::template::ACCOUNT;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

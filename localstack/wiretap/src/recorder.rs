@@ -8,8 +8,8 @@
 //! passed on as it came.
 
 use crate::calls::{Names, Need, Request as Asked, caller};
-use crate::error::{Context, Result};
-use crate::gateway::HOP_BY_HOP;
+use holdfast_local::error::{Context, Result};
+use holdfast_local::gateway::HOP_BY_HOP;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
@@ -239,7 +239,7 @@ impl Tap {
             Err(error) => {
                 // Said once: every function asks several times a second.
                 if !self.away.swap(true, Ordering::Relaxed) {
-                    eprintln!("the emulator does not answer the recorder: {}", crate::error::chain(&error));
+                    eprintln!("the emulator does not answer the recorder: {}", holdfast_local::error::chain(&error));
                 }
                 StatusCode::BAD_GATEWAY.into_response()
             }
@@ -268,8 +268,8 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bootstrap::Resources;
-    use crate::template::{Attributes, Scope};
+    use holdfast_local::bootstrap::Resources;
+    use holdfast_local::template::{Attributes, Scope};
 
     /// An emulator that answers with what it was sent.
     async fn echo() -> (String, JoinSet<()>) {
