@@ -1,7 +1,7 @@
 //! The AWS emulator: ministack (the default, no Docker), LocalStack in Docker, or whatever answers at an endpoint.
 //!
-//! What must always hold: it binds to 127.0.0.1, it keeps nothing once the stack has stopped, and what we did not start
-//! we do not stop.
+//! Invariants: it binds to 127.0.0.1, it keeps nothing after the stack has stopped, and an emulator that was not started
+//! here is not stopped here.
 
 use crate::error::{Context, Error, Result};
 use crate::paths;
@@ -71,7 +71,13 @@ impl Emulator {
     ///
     /// # Errors
     /// It cannot be installed or started.
-    pub async fn start(choice: &Choice, keeps_state: bool, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
+    pub async fn start(
+        choice: &Choice,
+        keeps_state: bool,
+        port: u16,
+        log: &Path,
+        keeper: &Arc<Keeper>,
+    ) -> Result<Self> {
         match choice {
             Choice::Ministack => {
                 let settings = [("SERVICES", SERVICES), KEEPS[usize::from(keeps_state)]];
@@ -316,7 +322,7 @@ async fn until_healthy(url: &str) -> Result<()> {
         .map_err(|_| Error::new(format!("{url}/{HEALTH} did not answer within {START:?}")))
 }
 
-/// A Compose project of ours. Its containers are the Docker daemon's children, so no process group ends them.
+/// A Compose project. Its containers are the Docker daemon's children, so no process group ends them.
 struct Compose {
     file: PathBuf,
     project: String,

@@ -2,7 +2,7 @@
 //!
 //! The targets are those of `shared/fuzz`. cargo-fuzz builds their programs, on a stable compiler: with LLVM's coverage
 //! counters and without a sanitizer, which looks for what safe Rust does not do. All that this makes lies in a target
-//! folder of its own, `target/fuzz`, so that nothing else is built anew for it.
+//! folder of its own, `target/fuzz`, so that nothing else is rebuilt for it.
 
 use crate::error::{Context as _, Error, Result};
 use crate::paths::{self, shown, workspace};

@@ -1,4 +1,4 @@
-//! The one way to the functions: a front door that stands where API Gateway stands in the cloud.
+//! The local gateway, in the place of API Gateway: the only way to the functions.
 //!
 //! It exists because of a limit of `cargo lambda watch` 1.9.2. Its queue for each function holds 100 requests, and a
 //! request that finds the queue full waits while it holds a lock that every function needs to fetch its next one: from
@@ -254,8 +254,11 @@ fn message(status: StatusCode, text: &str) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], json!({ "message": text }).to_string()).into_response()
 }
 
-/// A port of 127.0.0.1 that is free now. It may be taken before it is used, so this is for servers that cannot be
-/// given port 0; they fail loudly then.
+/// A port of 127.0.0.1 that is free now, for servers that cannot be given port 0. It may be taken before it is used; they
+/// then fail to start.
+///
+/// # Errors
+/// No port is free.
 pub fn free_port() -> Result<u16> {
     let probe = std::net::TcpListener::bind(("127.0.0.1", 0));
     let address = probe.and_then(|listener| listener.local_addr());

@@ -114,7 +114,7 @@ impl Signer {
     }
 }
 
-/// Writes a new key beside its place and links it there: whoever is first wins, and nobody ever reads half a key.
+/// Writes a new key to a temporary file and links it into place: the first one wins, and no reader sees a partial key.
 fn make(path: &std::path::Path) -> Result<()> {
     let cannot = || format!("cannot make the signing key {}", path.display());
     let mut secret = [0_u8; 32];

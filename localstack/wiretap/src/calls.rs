@@ -168,7 +168,7 @@ impl Names {
     }
 
     fn scheduler(&self, method: &str, path: &str, body: &Value) -> Result<Vec<Need>> {
-        // The characters that a name may have, and no others: it stands in the path as it is.
+        // The characters of a valid name, which is not escaped in the path.
         let is_name = |text: &&str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         let name = path.strip_prefix("/schedules/").filter(|text| method == "POST" && !text.is_empty());
         let name = name.filter(is_name).ok_or_else(|| unknown("the operation"))?;

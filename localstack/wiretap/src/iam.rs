@@ -204,7 +204,9 @@ pub fn roles(template: &Template, scope: &Scope) -> Result<BTreeMap<String, Role
         let properties = functions.iter().find(|other| other.id == function.id).map(|found| found.properties);
         let properties = properties.ok_or_else(|| wrong("it is not in the template"))?;
         if let Some(name) = ROLE_IN_FUNCTION.iter().find(|name| !properties[**name].is_null()) {
-            return Err(wrong(&format!("its property {name} is not understood, its permissions stand in its role")));
+            return Err(wrong(&format!(
+                "its property {name} is not understood: a function's permissions belong into its role"
+            )));
         }
         let arn = template.resolve(scope, &properties["Role"]).map_err(|why| wrong(&why.to_string()))?;
         let has_arn = |role: &&Resource<'_>| {
@@ -222,7 +224,7 @@ pub fn roles(template: &Template, scope: &Scope) -> Result<BTreeMap<String, Role
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return same(pattern, text) };
     let Some(left) = take(first, text) else { return false };
-    // Anything may stand for the star: the shortest that fits the rest.
+    // The star matches anything: the shortest match of the rest.
     left.char_indices().map(|(at, _)| at).chain([left.len()]).any(|at| matches(rest, &left[at..]))
 }
 

@@ -1,21 +1,20 @@
-//! A wire tap between the functions and the emulator: what a function asks of AWS, it asks here.
+//! A proxy between the functions and the emulator.
 //!
-//! For tests. It tells which permissions the functions really need, and it can refuse calls, as if a service were away.
-//! Who calls is told by the credentials, as in AWS: each function signs with an access key id that is its own name.
-//! (Any will do for ministack and LocalStack, but twelve digits, which they take for an account.)
+//! It records which permissions the functions need, and can refuse calls as if a service were away. The caller is
+//! identified by the credentials, as in AWS: each function signs with an access key id that is its own name. (ministack
+//! and LocalStack accept any, except twelve digits, which they take for an account.)
 //!
-//! What must always hold: every call that passes is recorded, one that is not understood too; and what passes is
-//! passed on as it came.
+//! Invariant: every call is recorded, even if it is not understood, and passed on unchanged.
 
 use crate::calls::{Names, Need, Request as Asked, caller};
-use holdfast_local::error::{Context, Result};
-use holdfast_local::gateway::HOP_BY_HOP;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use holdfast_local::error::{Context, Result};
+use holdfast_local::gateway::HOP_BY_HOP;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -55,11 +55,9 @@ fn encode_query(query: &str) -> String {
     let mut text = String::with_capacity(query.len());
     for byte in query.bytes() {
         match byte {
-            b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => {
-                text.push_str(&percent_encode(byte))
-            }
+            b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => text += &percent_encode(byte),
             byte if byte.is_ascii_graphic() => text.push(char::from(byte)),
-            byte => text.push_str(&percent_encode(byte)),
+            byte => text += &percent_encode(byte),
         }
     }
     text
