@@ -290,10 +290,9 @@ fn plain(value: &Value) -> String {
 mod tests {
     use super::*;
 
-    /// A call past the alias would reach code that nobody has put into service yet, and a role that allows the one does
-    /// not allow the other.
+    /// A call without the alias would reach a version that is not in service, and the role would not allow it.
     #[test]
-    fn whatever_calls_expire_calls_its_alias_and_may() {
+    fn callers_of_expire_call_its_alias_and_are_allowed_to() {
         let template = Template::load(&crate::paths::workspace().join("template.yaml")).unwrap();
         let scope = Scope {
             stack: "s".to_owned(),

@@ -25,7 +25,7 @@ const HEALTH: &str = "_localstack/health";
 const HEALTH_POLL: Duration = Duration::from_millis(100);
 /// How long a start may take: seconds for ministack, longer for LocalStack on a slow disk.
 const START: Duration = Duration::from_secs(90);
-/// Whether ministack writes down what it holds when it is asked to end: no, and yes.
+/// Whether ministack writes its state when it ends: no, and yes.
 const KEEPS: [(&str, &str); 2] = [("PERSIST_STATE", "0"), ("PERSIST_STATE", "1")];
 
 /// Which emulator.
@@ -56,10 +56,10 @@ impl Choice {
 /// An emulator that answers.
 pub struct Emulator {
     url: String,
-    ours: Ours,
+    started: Started,
 }
 
-enum Ours {
+enum Started {
     Ministack(Box<Ministack>),
     Compose(Compose),
     Nothing,
@@ -84,7 +84,7 @@ impl Emulator {
                 ministack(tools::MINISTACK, port, log, keeper, &settings).await
             }
             Choice::LocalStack => localstack(port, keeper).await,
-            Choice::Endpoint(url) => Ok(Self { url: url.trim_end_matches('/').to_owned(), ours: Ours::Nothing }),
+            Choice::Endpoint(url) => Ok(Self { url: url.trim_end_matches('/').to_owned(), started: Started::Nothing }),
         }
     }
 
@@ -103,25 +103,25 @@ impl Emulator {
         &self.url
     }
 
-    /// Whether others may use it beside us.
+    /// Whether others may use it too.
     pub fn is_shared(&self) -> bool {
-        matches!(self.ours, Ours::Nothing)
+        matches!(self.started, Started::Nothing)
     }
 
     /// The ministack, if it is one that was started here.
     pub fn ministack(&self) -> Option<&Ministack> {
-        match &self.ours {
-            Ours::Ministack(ministack) => Some(ministack),
-            Ours::Compose(_) | Ours::Nothing => None,
+        match &self.started {
+            Started::Ministack(ministack) => Some(ministack),
+            Started::Compose(_) | Started::Nothing => None,
         }
     }
 
     /// Stops what [`Emulator::start`] started.
     pub async fn stop(self) {
-        match self.ours {
-            Ours::Ministack(ministack) => ministack.stop().await,
-            Ours::Compose(compose) => compose.down().await,
-            Ours::Nothing => {}
+        match self.started {
+            Started::Ministack(ministack) => ministack.stop().await,
+            Started::Compose(compose) => compose.down().await,
+            Started::Nothing => {}
         }
     }
 }
@@ -157,12 +157,12 @@ async fn ministack(
         process: Mutex::default(),
     };
     File::create(log).context(|| format!("cannot create {}", log.display()))?;
-    // Of an emulator that was killed at the same port.
+    // The state of an emulator that was killed at the same port.
     ministack.forget();
     ministack.run().await?;
     let url = ministack.url();
     step.done(&url);
-    Ok(Emulator { url, ours: Ours::Ministack(Box::new(ministack)) })
+    Ok(Emulator { url, started: Started::Ministack(Box::new(ministack)) })
 }
 
 impl Ministack {
@@ -170,7 +170,7 @@ impl Ministack {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Where it writes down what it holds.
+    /// The directory of its state.
     fn state(&self) -> PathBuf {
         self.folder.join(format!("state-{}", self.port))
     }
@@ -246,7 +246,7 @@ impl Ministack {
         Ok(())
     }
 
-    /// At once: nothing of it is wanted any more.
+    /// Immediately: its state is not needed any more.
     async fn stop(self) {
         if let Some(group) = self.take_process().await {
             group.kill().await;
@@ -283,7 +283,7 @@ async fn localstack(port: u16, keeper: &Arc<Keeper>) -> Result<Emulator> {
         return Err(Error::new(format!("LocalStack did not start: {why}")));
     }
     step.done(&url);
-    Ok(Emulator { url, ours: Ours::Compose(compose) })
+    Ok(Emulator { url, started: Started::Compose(compose) })
 }
 
 /// Asks for tables and not for the health page: anything that speaks DynamoDB will do.

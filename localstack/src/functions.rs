@@ -1,7 +1,7 @@
 //! The functions: built once, served by `cargo lambda watch`, kept running as Lambda keeps them running.
 //!
 //! `watch` is started with `--only-lambda-apis`: it routes requests and speaks the Lambda runtime API, and the
-//! functions' processes are ours. Left to itself, `watch` 1.9.2 would start them, but
+//! functions' processes are started here. `watch` 1.9.2 could start them, but
 //! - it never replaces a process that died, and the dead one keeps its place among `--concurrency`: when all places
 //!   are dead, every request hangs, where Lambda would start another environment;
 //! - it gives all functions the same variables, and would hide one that template.yaml forgets to give;
@@ -178,7 +178,7 @@ impl Functions {
             };
             return Err(Error::new(format!("{why}; {}", log_tail(log))));
         }
-        step.done("all do");
+        step.done("done");
         Ok(())
     }
 
@@ -311,7 +311,7 @@ impl Instance {
     }
 }
 
-/// Returns when the functions are to stop, or nobody is left who could say so.
+/// Returns when the functions should stop.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }

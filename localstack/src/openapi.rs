@@ -335,7 +335,7 @@ fn problem_schema(code: &Code) -> Value {
     let fixed = |value: Value| json!({"type": if value.is_u64() { "integer" } else { "string" }, "const": value});
     let mut properties = json!({
         "type": fixed(format!("urn:holdfast:problem:{}", code.code).into()),
-        "title": {"type": "string", "description": "The code in words."},
+        "title": {"type": "string", "description": "The code as text."},
         "status": fixed(code.status.as_u16().into()),
         "detail": {"type": "string", "description": "An explanation for people. The text may change."},
         "code": fixed(code.code.into()),

@@ -44,7 +44,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const MOST_RETRIES: i32 = 185;
 const LONGEST_RETRY_SECONDS: i32 = 86_400;
 
-/// Which of the cloud's jobs to play. A test that wants to do one by hand switches it off.
+/// Which of the cloud's triggers to play. A test can disable one to do it by hand.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// One-time schedules, from the emulator.
@@ -53,8 +53,8 @@ pub struct Options {
     pub recurring_schedules: bool,
     /// Messages, from the queues that call functions.
     pub queues: bool,
-    /// How long a message that failed stays away, whatever the function asked for. If `None`: as long as the function
-    /// asked for, or the queue's own timeout where it did not.
+    /// The delay of a failed message, in place of the one that the function set. `None`: as the function set it, or the
+    /// queue's visibility timeout.
     pub visibility_timeout: Option<Duration>,
 }
 

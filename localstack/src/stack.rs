@@ -1,8 +1,8 @@
 //! The whole local stack: emulator, resources, functions, gateway and runner, started in this order and stopped in
 //! the other. `cargo local` and the end-to-end tests use the same one.
 //!
-//! What must always hold: when a stack has stopped, or was dropped in a panic, or its process was killed, none of the
-//! processes that it started is left; and nothing else was touched.
+//! Invariant: after a stack has stopped, was dropped in a panic, or its process was killed, none of its processes is left,
+//! and nothing else was touched.
 
 use crate::aws::{CREDENTIAL, Clients};
 use crate::bootstrap::{Queue, Resources};
@@ -33,26 +33,26 @@ use tokio::net::TcpListener;
 /// Logs of stacks that stopped this long ago are deleted when another starts.
 const LOGS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 
-/// What may differ between stacks.
+/// The options of a stack.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The emulator.
     pub emulator: Choice,
-    /// Where the API listens; any free port if `None`.
+    /// Port of the API; any free port if `None`.
     pub port: Option<u16>,
-    /// Where an emulator that we start listens; any free port if `None`.
+    /// Port of an emulator that the stack starts; any free port if `None`.
     pub emulator_port: Option<u16>,
     /// Whether ministack writes its state when it ends, so that it can be started again.
     pub emulator_keeps_state: bool,
     /// Processes of each function.
     pub concurrency: usize,
-    /// How long a request may take, and so how long one waits whose function was killed.
+    /// Time limit of a request, also if its function was killed.
     pub timeout: Duration,
     /// Template parameters that differ from their defaults.
     pub parameters: BTreeMap<String, String>,
     /// Variables for every function, over those of the template.
     pub environment: BTreeMap<String, String>,
-    /// Which of the cloud's jobs the runner plays.
+    /// Which of the cloud's triggers the runner plays.
     pub runner: runner::Options,
     /// What the functions' AWS calls go through.
     pub proxy: Option<Arc<dyn Proxy>>,

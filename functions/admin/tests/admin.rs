@@ -1,4 +1,4 @@
-//! The function `admin` over the real SDKs: what becomes of failed confirmations, and its routes.
+//! The function `admin` over the real SDKs: failed confirmations and its routes. (One shop fixture for all, hence the length.)
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use admin::{App, router};
@@ -163,7 +163,7 @@ async fn every_event_file_is_answered_with_its_success() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_leaves_the_queue_only_when_the_table_has_it() {
+async fn a_message_is_deleted_only_after_it_is_in_the_table() {
     for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
         let shop = shop().await;
         shop.refund_is_owed("pay_123");
@@ -180,7 +180,7 @@ async fn a_message_leaves_the_queue_only_when_the_table_has_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_is_not_deleted_is_listed_once_all_the_same() {
+async fn a_message_that_is_not_deleted_is_listed_once() {
     for fault in [Fault::LostBefore, Fault::LostAfter] {
         let shop = shop().await;
         shop.refund_is_owed("pay_123");
@@ -196,7 +196,7 @@ async fn a_message_that_is_not_deleted_is_listed_once_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_another_list_takes_nothing_in() {
+async fn a_cursor_of_another_list_ingests_nothing() {
     let shop = shop().await;
     shop.refund_is_owed("pay_123");
     let asking = |name: &str, query: String| {
@@ -215,7 +215,7 @@ async fn a_cursor_of_another_list_takes_nothing_in() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_listed_as_that_and_more_than_a_receive_holds_is_taken_in() {
+async fn unreadable_messages_are_listed_and_several_receives_are_ingested() {
     let shop = shop().await;
     let poison = ["not JSON", "{}", "[1]", "\u{1F9E8}", r#"{"reservation_id":"rsv_x","customer":"alice"}"#];
     poison.iter().for_each(|body| shop.wire.send_message(FAILED, body));
@@ -305,7 +305,7 @@ async fn a_payment_that_was_confirmed_late_before_the_message_was_read_is_not_op
 }
 
 #[tokio::test]
-async fn nobody_is_told_to_refund_what_has_become_an_order() {
+async fn what_has_become_an_order_is_not_listed_for_a_refund() {
     let shop = shop().await;
     // Its tries ran out, an admin sees it; and then the customer asks once more, in time, and it is an order.
     shop.wire.send_message(FAILED, &shop.message("pay_123", None));
@@ -318,7 +318,7 @@ async fn nobody_is_told_to_refund_what_has_become_an_order() {
 }
 
 #[tokio::test]
-async fn redrive_sends_once_what_got_no_answer_leaves_the_rest_to_a_person_and_never_starts_over() {
+async fn redrive_retries_once_what_got_no_answer_and_resumes_at_its_cursor() {
     let shop = shop().await;
     shop.wire.send_message(FAILED, "not JSON");
     for n in 0..130 {
@@ -363,7 +363,7 @@ async fn redrive_sends_once_what_got_no_answer_leaves_the_rest_to_a_person_and_n
 }
 
 #[tokio::test]
-async fn what_is_settled_costs_the_list_of_open_ones_nothing() {
+async fn settled_ones_cost_the_list_of_open_ones_nothing() {
     let shop = shop().await;
     for n in 0..60 {
         shop.refund_is_owed(&format!("settled_{n}"));
@@ -385,7 +385,7 @@ async fn what_is_settled_costs_the_list_of_open_ones_nothing() {
 }
 
 #[tokio::test]
-async fn a_retry_lifts_the_refusal_and_nothing_else_does() {
+async fn only_a_retry_lifts_the_refusal() {
     let shop = shop().await;
     let (held, paid) = (&shop.held, payment("pay_123"));
     let store = store(&shop.wire, 5);
@@ -416,7 +416,7 @@ async fn a_retry_lifts_the_refusal_and_nothing_else_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_the_table_does_not_take_keeps_no_other_from_it() {
+async fn a_message_that_the_table_refuses_blocks_no_other() {
     let shop = shop().await;
     for n in 0..12 {
         shop.refund_is_owed(&format!("pay_{n}"));
@@ -444,7 +444,7 @@ async fn a_queue_that_hangs_leaves_time_for_an_answer() {
 }
 
 #[tokio::test]
-async fn a_product_counts_each_customers_units_unless_it_says_that_there_is_never_a_limit() {
+async fn units_are_counted_unless_the_limit_is_null() {
     let shop = shop().await;
     let create = async |id: &str, more: Value| {
         let mut body = json!({ "product_id": id, "name": "x", "price_minor": 1, "currency": "EUR", "total": 1 });
@@ -477,7 +477,7 @@ async fn a_product_counts_each_customers_units_unless_it_says_that_there_is_neve
 }
 
 #[tokio::test]
-async fn a_product_says_how_late_a_payment_may_be() {
+async fn a_product_sets_how_late_a_payment_may_be() {
     let shop = shop().await;
     for (id, given, shown) in
         [("day", Value::Null, 86_400), ("never", json!(0), 0), ("month", json!(2_592_000), 2_592_000)]
@@ -495,7 +495,7 @@ async fn a_product_says_how_late_a_payment_may_be() {
 }
 
 #[tokio::test]
-async fn a_price_says_how_many_decimals_it_has() {
+async fn prices_have_an_exponent() {
     let shop = shop().await;
     for (currency, exponent) in [("JPY", 0), ("EUR", 2), ("KWD", 3), ("CLF", 4)] {
         let body =
@@ -506,7 +506,7 @@ async fn a_price_says_how_many_decimals_it_has() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_asked_is_a_problem() {
+async fn an_invalid_request_is_a_problem() {
     let shop = shop().await;
     let create = || event("admin/create-product");
     let change = |body: Value| saying(event("admin/change-product"), body);
@@ -594,7 +594,7 @@ async fn what_cannot_be_asked_is_a_problem() {
 /// payload", and the first answer again. Its third error, 409 for a request that is still "being processed", has no
 /// place here: the transaction that adjusts also writes the key, so there is no time between the two.
 #[tokio::test]
-async fn an_adjustment_is_made_once_for_each_key() {
+async fn an_adjustment_is_made_once_per_key() {
     let shop = shop().await;
     let adjust = || event("admin/adjust-stock");
     let mut keyless = adjust();
@@ -621,7 +621,7 @@ async fn an_adjustment_is_made_once_for_each_key() {
 }
 
 #[tokio::test]
-async fn what_takes_no_key_changes_nothing_when_it_is_repeated() {
+async fn requests_without_a_key_are_idempotent() {
     let shop = shop().await;
     // The product's id is the caller's own name for it: a second one is told that it is there.
     let products = shop.send(event("admin/list-products")).await.body;
@@ -643,14 +643,14 @@ async fn what_takes_no_key_changes_nothing_when_it_is_repeated() {
     let mut sent = shop.wire.messages(CONFIRMATIONS);
     sent.dedup();
     assert_eq!(sent, [shop.message("pay_123", None)]);
-    // A person's word stands: a second one is told so.
+    // The first settlement is final: a second one is refused.
     assert_eq!(shop.resolve(ID, json!("first")).await.status, 200);
     shop.resolve(ID, json!("second")).await.problem(409, "already_settled");
     assert_eq!(shop.listed("resolved").await[0]["note"], "first");
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_token_no_payment_and_no_key_is_ever_logged() {
+async fn logs_have_no_token_payment_or_key() {
     const TOKEN: &str = "Bearer eyJhbGciOiJSUzI1NiJ9.YWRtaW4.c2lnbmVk";
     const KEY: &str = "a-key-that-nobody-may-read";
     let log = Log::capture();

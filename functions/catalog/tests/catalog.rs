@@ -89,7 +89,7 @@ async fn a_list_comes_in_pages() {
 
 /// Whoever passes a link on may have put something behind it.
 #[tokio::test]
-async fn parameters_that_nothing_public_knows_are_ignored() {
+async fn unknown_parameters_of_public_routes_are_ignored() {
     let shop = shop().await;
     let query = "utm_source=x&_=1&utm_source=y&status=held";
     for name in names("catalog") {
@@ -104,7 +104,7 @@ async fn parameters_that_nothing_public_knows_are_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_this_very_answer_gets_a_304_without_a_body() {
+async fn a_matching_etag_gets_a_304_without_a_body() {
     for name in names("catalog") {
         let shop = shop().await;
         let event = event(&format!("catalog/{name}"));
@@ -132,7 +132,7 @@ async fn who_has_this_very_answer_gets_a_304_without_a_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_herd_of_readers_counts_the_holds_once_a_second() {
+async fn concurrent_readers_count_the_holds_once_a_second() {
     let shop = shop().await;
     let partitions = 8;
     let herd = async || {
@@ -166,7 +166,7 @@ async fn a_herd_of_readers_counts_the_holds_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_table_that_does_not_answer_is_a_503_and_is_asked_again_at_once() {
+async fn a_table_that_does_not_respond_is_a_503_and_is_not_cached() {
     for (fault, status, code) in [
         (Fault::LostBefore, 503, "unavailable"),
         (Fault::Throttled, 503, "unavailable"),
@@ -186,7 +186,7 @@ async fn a_table_that_does_not_answer_is_a_503_and_is_asked_again_at_once() {
 }
 
 #[tokio::test]
-async fn what_no_route_knows_is_a_problem_and_reads_nothing() {
+async fn an_unknown_route_is_a_problem_and_reads_nothing() {
     let shop = shop().await;
     let get = || event("catalog/get");
     for (method, path) in [

@@ -36,12 +36,12 @@ pub struct App {
 
 /// This function's part of the API's description.
 #[derive(Debug, OpenApi)]
-#[openapi(paths(confirm))]
+#[openapi(paths(confirm_reservation))]
 pub struct Description;
 
 /// The function's routes.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new().route("/reservations/{reservation_id}/confirm", post(confirm)).with_state(app)
+    Router::new().route("/reservations/{reservation_id}/confirm", post(confirm_reservation)).with_state(app)
 }
 
 /// Handles both kinds of events: HTTP requests from API Gateway, and batches from the queue.
@@ -51,7 +51,7 @@ pub fn router(app: Arc<App>) -> Router {
 pub async fn handle(app: &App, router: Router, event: LambdaEvent<Value>) -> Result<Value, lambda_http::Error> {
     let LambdaEvent { payload, context } = event;
     if payload.get("Records").is_some() {
-        return Ok(serde_json::to_value(confirm_batch(app, serde_json::from_value(payload)?).await?)?);
+        return Ok(serde_json::to_value(process_batch(app, serde_json::from_value(payload)?).await?)?);
     }
     let request = LambdaEvent::new(serde_json::from_value(payload)?, context);
     Ok(serde_json::to_value(holdfast_http::handle(router, request).await?)?)
@@ -101,7 +101,7 @@ struct Queued<'a> {
     extensions(("x-problems" = json!(
         ["already_confirmed", "refund_required", "reservation_cancelled", "hold_expired"])))
 )]
-async fn confirm(
+async fn confirm_reservation(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
@@ -145,10 +145,10 @@ enum NotDone {
 
 /// Confirms a batch of messages. A message that fails does not fail the others: it is reported, and comes back after a
 /// delay that grows with its attempts.
-async fn confirm_batch(app: &App, batch: SqsEvent) -> Result<SqsBatchResponse, lambda_http::Error> {
+async fn process_batch(app: &App, batch: SqsEvent) -> Result<SqsBatchResponse, lambda_http::Error> {
     let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(BATCH_BUDGET));
     // Concurrently, so that a slow one does not use up the time of the others.
-    let outcomes = join_all(batch.records.iter().map(|message| confirm_message(app, message, table, whole))).await;
+    let outcomes = join_all(batch.records.iter().map(|message| process_message(app, message, table, whole))).await;
     let mut failed = Vec::new();
     for (message, outcome) in batch.records.iter().zip(outcomes) {
         let Err(error) = outcome else { continue };
@@ -164,7 +164,7 @@ async fn confirm_batch(app: &App, batch: SqsEvent) -> Result<SqsBatchResponse, l
     Ok(response)
 }
 
-async fn confirm_message(app: &App, message: &SqsMessage, table: Deadline, whole: Deadline) -> Result<(), NotDone> {
+async fn process_message(app: &App, message: &SqsMessage, table: Deadline, whole: Deadline) -> Result<(), NotDone> {
     let body = message.body.as_deref().unwrap_or_default();
     let confirmation: Confirmation = match serde_json::from_str(body) {
         Ok(confirmation) => confirmation,

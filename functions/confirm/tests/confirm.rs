@@ -1,4 +1,4 @@
-//! The function `confirm` over the real SDKs: what is a payment while one service or the other is away.
+//! The function `confirm` over the real SDKs, also while a service is away. (One shop fixture for all tests, hence the length.)
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::sync::Arc;
@@ -144,7 +144,7 @@ async fn every_event_file_is_answered_with_its_success() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_table_is_away_the_queue_takes_the_payment_and_it_counts_from_then() {
+async fn while_the_table_is_away_the_payment_is_queued_with_its_time() {
     for fault in [Fault::LostBefore, Fault::LostAfter, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
         let shop = shop().await;
         let held = shop.hold("alice", KEY, 1).await;
@@ -188,7 +188,7 @@ async fn peer_case_4_a_payment_is_never_acknowledged_before_it_is_durable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn paid_late_and_gone_is_spoken_only_after_it_is_written_down() {
+async fn a_late_payment_without_units_is_recorded_before_the_response() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     shop.sold_to_another().await;
@@ -208,7 +208,7 @@ async fn paid_late_and_gone_is_spoken_only_after_it_is_written_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_payment_for_an_order_is_written_down_and_a_repeated_one_is_not() {
+async fn a_second_payment_for_an_order_is_recorded_and_a_repeated_one_is_not() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     for _ in 0..2 {
@@ -228,7 +228,7 @@ async fn a_second_payment_for_an_order_is_written_down_and_a_repeated_one_is_not
 }
 
 #[tokio::test]
-async fn where_nothing_was_paid_nothing_is_written_down() {
+async fn without_a_payment_nothing_is_recorded() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     shop.hands.set(LATE);
@@ -240,7 +240,7 @@ async fn where_nothing_was_paid_nothing_is_written_down() {
 }
 
 #[tokio::test]
-async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else() {
+async fn only_unreadable_messages_of_a_batch_need_a_person_at_once() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let nobodys =
@@ -283,7 +283,7 @@ async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_stays_while_the_dead_letter_queue_is_away() {
+async fn unreadable_messages_stay_while_the_dead_letter_queue_is_away() {
     let shop = shop().await;
     for fault in [Fault::LostBefore, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
         shop.wire.fail_all(&["SendMessage"], fault);
@@ -310,7 +310,7 @@ fn delays(shop: &Shop) -> Vec<(String, u64)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_fails_stays_away_longer_each_time_and_no_other_does() {
+async fn only_failed_messages_are_delayed_with_backoff() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let paid = message(&held, Some(payment("pay_123")));
@@ -338,7 +338,7 @@ async fn a_message_that_fails_stays_away_longer_each_time_and_no_other_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delay_that_cannot_be_set_does_no_harm() {
+async fn a_delay_that_cannot_be_set_is_ignored() {
     for fault in [Fault::LostBefore, Fault::LostAfter, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
         let shop = shop().await;
         let held = shop.hold("alice", KEY, 1).await;
@@ -359,7 +359,7 @@ async fn a_delay_that_cannot_be_set_does_no_harm() {
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_ends_before_the_functions_time_whatever_is_slow_and_nothing_slow_costs_the_others_a_try() {
+async fn a_slow_message_fails_alone_and_the_batch_ends_before_the_functions_timeout() {
     let shop = shop().await;
     let (held, slow) = (shop.hold("alice", KEY, 1).await, shop.hold("alice", "slow", 1).await);
     let refused = shop.hold("alice", "refused", 1).await;
@@ -389,7 +389,7 @@ async fn a_batch_ends_before_the_functions_time_whatever_is_slow_and_nothing_slo
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_is_answered_in_time_whatever_is_slow() {
+async fn a_request_is_answered_in_time_with_any_slow_call() {
     const DYNAMODB: &[&str] =
         &["GetItem", "BatchGetItem", "Query", "UpdateItem", "TransactGetItems", "TransactWriteItems"];
     for sqs_too in [false, true] {
@@ -410,7 +410,7 @@ async fn a_request_is_answered_in_time_whatever_is_slow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_payment_for_what_is_not_there_is_written_down_before_anybody_is_told() {
+async fn a_payment_for_an_unknown_reservation_is_recorded_before_the_response() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let nobodys =
@@ -433,7 +433,7 @@ async fn a_payment_for_what_is_not_there_is_written_down_before_anybody_is_told(
 }
 
 #[tokio::test]
-async fn what_an_admin_closed_without_a_payment_is_closed_to_the_queue_and_open_to_whoever_asks_now() {
+async fn resolving_without_a_payment_stops_queued_confirmations_only() {
     let mut shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let store = store(&shop.wire, 3);
@@ -461,7 +461,7 @@ async fn what_an_admin_closed_without_a_payment_is_closed_to_the_queue_and_open_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queued_confirmation_that_cannot_be_an_order_goes_to_a_person_or_stays() {
+async fn a_queued_confirmation_that_fails_stays_or_needs_a_person() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     store(&shop.wire, 3).cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
@@ -478,7 +478,7 @@ async fn a_queued_confirmation_that_cannot_be_an_order_goes_to_a_person_or_stays
 }
 
 #[tokio::test]
-async fn a_failed_message_that_has_no_name_fails_the_whole_call() {
+async fn a_failed_message_without_an_id_fails_the_batch() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let nameless = |body: String| {
@@ -496,7 +496,7 @@ async fn a_failed_message_that_has_no_name_fails_the_whole_call() {
 }
 
 #[tokio::test]
-async fn anothers_reservation_and_nobodys_do_not_exist() {
+async fn reservations_of_others_do_not_exist() {
     let shop = shop().await;
     shop.hold("alice", KEY, 1).await;
     shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
@@ -537,7 +537,7 @@ async fn a_service_confirms_for_the_customer_that_it_names() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_asked_is_a_problem_with_the_requests_id() {
+async fn an_invalid_request_is_a_problem_with_its_request_id() {
     let shop = shop().await;
     shop.hold("alice", KEY, 1).await;
     let confirm = || event("confirm/confirm");
@@ -562,7 +562,7 @@ async fn what_cannot_be_asked_is_a_problem_with_the_requests_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
+async fn the_log_has_the_reservation_and_no_payment_or_token() {
     // The other tests' payments are in here too, if any is.
     let log = Log::capture();
 
@@ -595,7 +595,7 @@ async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
 }
 
 #[tokio::test]
-async fn a_repeated_confirmation_is_the_same_answer_and_changes_nothing_without_a_key() {
+async fn confirming_again_returns_the_same_response_without_a_key() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let first = shop.http(event("confirm/confirm")).await;
@@ -613,7 +613,7 @@ async fn a_repeated_confirmation_is_the_same_answer_and_changes_nothing_without_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_payment_that_cannot_be_counted_is_not_turned_away() {
+async fn a_payment_that_cannot_be_counted_is_admitted() {
     let mut shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let limiter = Limiter::new(store(&shop.wire, 9), shop.hands.clock(), RateLimit::new(1, 1).unwrap());

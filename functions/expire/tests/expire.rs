@@ -36,7 +36,7 @@ async fn where_they_are(wire: &Wire) -> (u64, u64, u64) {
 }
 
 #[tokio::test]
-async fn whatever_the_event_says_what_is_overdue_is_released_and_nothing_else() {
+async fn any_event_releases_exactly_what_is_overdue() {
     let files = names("expire");
     assert_eq!(files, ["slot", "sweep"]);
     let mut events: Vec<Value> = files.iter().map(|name| event(&format!("expire/{name}"))).collect();
@@ -82,7 +82,7 @@ async fn two_at_once_release_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_table_is_away_the_call_fails_so_that_scheduler_calls_again() {
+async fn while_the_table_is_away_the_call_fails_and_scheduler_retries() {
     for operation in [&["Query"], &["TransactWriteItems"]] {
         for fault in [Fault::LostBefore, Fault::LostAfter, Fault::Throttled, Fault::AccessDenied] {
             let (wire, hands, app) = shop().await;
@@ -118,7 +118,7 @@ async fn open(app: &App) -> Vec<FailedConfirmation> {
 }
 
 #[tokio::test]
-async fn a_sweep_takes_in_what_failed_after_it_has_released() {
+async fn a_sweep_ingests_failed_confirmations_after_the_release() {
     for name in ["sweep", "slot"] {
         let (wire, hands, app) = shop().await;
         dead_letter(&wire);
@@ -148,7 +148,7 @@ async fn a_sweep_takes_in_what_failed_after_it_has_released() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_the_queue_does_holds_are_released_and_messages_are_kept() {
+async fn holds_are_released_and_messages_kept_with_any_failure_of_the_queue() {
     const SQS: [&[&str]; 3] = [&["ReceiveMessage"], &["DeleteMessage"], &["ReceiveMessage", "DeleteMessage"]];
     for operations in SQS {
         for fault in [Fault::LostBefore, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
@@ -173,7 +173,7 @@ async fn whatever_the_queue_does_holds_are_released_and_messages_are_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_release_that_fails_is_reported_and_keeps_no_payment_waiting() {
+async fn a_failed_release_is_reported_and_does_not_block_the_queue() {
     let (wire, hands, app) = shop().await;
     dead_letter(&wire);
     hands.set(LATE);

@@ -110,7 +110,7 @@ async fn create(
     log_reservation_id(&basket.reservation_id);
 
     let now = app.clock.now();
-    let reserved = app.store.reserve(&basket, now, Deadline::after(REQUEST_BUDGET), |at| app.remind(at)).await?;
+    let reserved = app.store.reserve(&basket, now, Deadline::after(REQUEST_BUDGET), |at| app.ensure_schedule(at)).await?;
 
     let location = format!("/reservations/{}", reserved.reservation.reservation_id);
     let mut answer =
@@ -259,8 +259,8 @@ async fn extend(
     let customer = caller.customer(body.customer_id)?;
     let now = app.clock.now();
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let remind = |at| app.remind(at);
-    let reservation = app.store.extend(&id, &customer, body.hold_seconds, now, deadline, remind).await?;
+    let ensure_schedule = |at| app.ensure_schedule(at);
+    let reservation = app.store.extend(&id, &customer, body.hold_seconds, now, deadline, ensure_schedule).await?;
     Ok(view(reservation, now).into_response())
 }
 
@@ -287,7 +287,7 @@ async fn cancel(
 
 impl App {
     /// Makes sure that a schedule calls `expire` for the holds that end at `at`.
-    async fn remind(&self, at: Timestamp) -> Result<(), Error> {
+    async fn ensure_schedule(&self, at: Timestamp) -> Result<(), Error> {
         let answer = self.schedules.ensure(at).await;
         answer.map_err(|unanswered| Error::Unavailable { during: unanswered.during, last: unanswered.detail })
     }

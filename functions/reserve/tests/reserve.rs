@@ -71,7 +71,7 @@ async fn every_event_file_is_answered_with_its_success() {
         }
         let answer = shop.send(event(&format!("reserve/{name}"))).await;
         let of_list = |answer: &Answer| answer.body["items"][0].clone();
-        let (status, reservation, stands) = match name.as_str() {
+        let (status, reservation, expected) = match name.as_str() {
             "create" => (201, answer.body.clone(), "held"),
             "get" => (200, answer.body.clone(), "held"),
             "list" => (200, of_list(&answer), "held"),
@@ -86,13 +86,13 @@ async fn every_event_file_is_answered_with_its_success() {
         };
         assert_eq!(answer.status, status, "{name}: {answer:?}");
         assert_eq!(reservation["reservation_id"], id.as_str(), "{name}: {answer:?}");
-        assert_eq!(reservation["status"], stands, "{name}");
+        assert_eq!(reservation["status"], expected, "{name}");
         assert_eq!((&reservation["total_price_minor"], &reservation["currency"]), (&json!(5_000), &json!("EUR")));
     }
 }
 
 #[tokio::test]
-async fn the_same_request_again_is_the_same_answer_and_says_so() {
+async fn a_replay_returns_the_same_response_and_is_marked() {
     let shop = shop().await;
     let first = shop.create(KEY).await;
     let location = format!("/reservations/{}", first.body["reservation_id"].as_str().unwrap());
@@ -126,7 +126,7 @@ async fn peer_case_8_when_the_scheduler_is_away_no_unit_is_taken_and_the_retry_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hold_is_not_extended_past_its_reminder() {
+async fn a_hold_is_not_extended_past_its_schedule() {
     let shop = shop().await;
     let before = shop.create(KEY).await;
     shop.hands.set(NOW.plus_seconds(60));
@@ -139,7 +139,7 @@ async fn a_hold_is_not_extended_past_its_reminder() {
 }
 
 #[tokio::test]
-async fn the_reminder_is_made_before_the_hold_and_once_a_slot() {
+async fn the_schedule_is_created_before_the_hold_once_per_slot() {
     let shop = shop().await;
     // Fifty holds within one slot: 600 s after 04:40:00.001 to 04:40:09.801.
     for n in 0..50 {
@@ -165,7 +165,7 @@ async fn the_reminder_is_made_before_the_hold_and_once_a_slot() {
 }
 
 #[tokio::test]
-async fn a_reminder_that_another_environment_made_is_a_reminder() {
+async fn a_schedule_of_another_environment_is_used() {
     let shop = shop().await;
     let other = environment(&shop.wire, 2);
     assert_eq!(shop.create("k1").await.status, 201);
@@ -181,7 +181,7 @@ async fn a_reminder_that_another_environment_made_is_a_reminder() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_table_that_does_not_answer_is_a_503_and_one_that_refuses_is_a_500_with_nothing_from_inside() {
+async fn a_table_that_does_not_respond_is_a_503_and_one_that_refuses_a_500_without_internals() {
     let writes: &[&str] = &["TransactWriteItems"];
     let reads: &[&str] = &["GetItem", "BatchGetItem", "Query"];
     for operations in [writes, reads] {
@@ -233,7 +233,7 @@ fn service(name: &str, customer: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_service_does_what_the_customer_could_that_it_names() {
+async fn a_service_acts_for_the_customer_that_it_names() {
     for name in names("reserve") {
         let shop = shop().await;
         let id = basket("alice", KEY, &[("tee-black", 2)]).reservation_id;
@@ -261,7 +261,7 @@ async fn a_service_does_what_the_customer_could_that_it_names() {
 }
 
 #[tokio::test]
-async fn a_service_that_names_nobody_and_anybody_else_who_names_somebody_are_refused() {
+async fn a_service_must_name_a_customer_and_others_must_not() {
     let shop = shop().await;
     assert_eq!(shop.create(KEY).await.status, 201);
     let before = shop.free().await;
@@ -290,7 +290,7 @@ async fn a_service_that_names_nobody_and_anybody_else_who_names_somebody_are_ref
 }
 
 #[tokio::test]
-async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
+async fn an_invalid_request_is_a_problem_and_reserves_nothing() {
     let shop = shop().await;
     let create = || event("reserve/create");
     let lines = |lines: Value| saying(create(), json!({ "lines": lines }));
@@ -355,7 +355,7 @@ async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
 }
 
 #[tokio::test]
-async fn a_key_is_the_same_bare_and_as_the_drafts_string_and_a_content_type_says_nothing() {
+async fn a_quoted_key_equals_the_unquoted_one_and_content_type_is_ignored() {
     let shop = shop().await;
     let first = shop.create(KEY).await;
     let again = shop.create(&format!("\"{KEY}\"")).await;
@@ -368,7 +368,7 @@ async fn a_key_is_the_same_bare_and_as_the_drafts_string_and_a_content_type_says
 }
 
 #[tokio::test]
-async fn an_extension_does_not_add_up_and_a_cancellation_gives_back_once() {
+async fn extensions_do_not_add_up_and_a_cancellation_releases_once() {
     let shop = shop().await;
     shop.create(KEY).await;
     shop.hands.set(NOW.plus_seconds(60));
@@ -393,7 +393,7 @@ async fn an_extension_does_not_add_up_and_a_cancellation_gives_back_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_token_and_no_key_is_ever_logged_and_the_reservation_is_named() {
+async fn logs_have_the_reservation_and_no_token_or_key() {
     const TOKEN: &str = "Bearer eyJhbGciOiJSUzI1NiJ9.Y3VzdG9tZXI.c2lnbmVk";
     const SECRET_KEY: &str = "a-key-that-nobody-may-read";
     let log = Log::capture();

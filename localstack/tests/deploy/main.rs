@@ -1,4 +1,4 @@
-//! The template proves itself: its rules are checked, and it is built and deployed as it stands, to an emulator whose
+//! Checks the template's rules, then builds and deploys it unchanged to an emulator, whose
 //! own triggers drive the compiled functions and whose IAM enforces their roles.
 //!
 //! Takes minutes, since every function is built as a release, for both processors:
@@ -134,7 +134,7 @@ fn main() -> ExitCode {
         }));
     }
     let own = Arc::clone(&shared);
-    trials.push(Trial::test("rules::each_function_is_given_the_variables_that_it_reads_and_no_other", move || {
+    trials.push(Trial::test("rules::each_function_has_exactly_the_variables_that_it_reads", move || {
         own.runtime.block_on(async { none(&variables::differences(own.template().await, &own.keeper).await) })
     }));
     let own = Arc::clone(&shared);
@@ -156,8 +156,8 @@ fn main() -> ExitCode {
         triggers::a_deployed_schedule_releases_a_hold,
         triggers::the_deployed_sweep_makes_up_for_a_lost_schedule,
         triggers::the_event_source_confirms_what_is_in_the_queue,
-        triggers::a_poison_message_is_a_persons_at_once,
-        triggers::the_deployed_sweep_takes_in_what_failed,
+        triggers::a_poison_message_is_a_failed_confirmation_at_once,
+        triggers::the_deployed_sweep_ingests_failed_confirmations,
         users::only_the_account_makes_an_admin,
         users::a_sign_up_brings_no_groups,
     ];

@@ -1,6 +1,7 @@
-//! What must hold for every deployment, checked on template.yaml as SAM expands it, so nothing that SAM adds is missed.
+//! Rules that must hold for every deployment, checked on template.yaml as SAM expands it. (One table of rules and their
+//! breaches, hence the length.)
 //!
-//! A rule returns what breaks it, in words. That each rule catches its breach is shown by breaking it: [`breaches`].
+//! A rule returns its violations. [`breaches`] shows that each rule catches its breach.
 
 use std::collections::BTreeSet;
 
@@ -362,7 +363,7 @@ fn table(template: &Expanded) -> Findings {
     findings
 }
 
-/// The indexes exist, with their keys; and whoever changes stock may look for the holds that are overdue, which are
+/// The indexes exist, with their keys; and a role that changes stock may query overdue holds, which are
 /// released before anything is refused for want of units.
 fn indexes(template: &Expanded) -> Findings {
     let mut findings = Vec::new();

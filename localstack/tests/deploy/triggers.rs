@@ -34,7 +34,7 @@ fn id(reservation: &Value) -> String {
     reservation["reservation_id"].as_str().unwrap().to_owned()
 }
 
-/// Every event of `events/` that stands for a call, against the deployed function of that name: each succeeds.
+/// Every event of `events/`, with the deployed function of that name: each succeeds.
 pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
     let calls: [(&str, &str, u64); 17] = [
         ("AdminFunction", "admin/create-product", 201),
@@ -158,7 +158,7 @@ pub(crate) async fn the_event_source_confirms_what_is_in_the_queue(cloud: &Cloud
 }
 
 /// A message that no retry can help is a person's at once, and an admin finds it; its neighbour is done.
-pub(crate) async fn a_poison_message_is_a_persons_at_once(cloud: &Cloud) {
+pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(cloud: &Cloud) {
     let held = hold(cloud, "beside-poison", 600).await;
     send(cloud, "poison: not JSON at all".to_owned()).await;
     send(cloud, message(&held, "beside-poison").to_string()).await;
@@ -179,7 +179,7 @@ pub(crate) async fn a_poison_message_is_a_persons_at_once(cloud: &Cloud) {
 }
 
 /// What failed is taken into the table by the deployed sweep, with nobody looking.
-pub(crate) async fn the_deployed_sweep_takes_in_what_failed(cloud: &Cloud) {
+pub(crate) async fn the_deployed_sweep_ingests_failed_confirmations(cloud: &Cloud) {
     let (queue, body) = (cloud.output("FailedConfirmationsQueueUrl"), "swept: not JSON");
     cloud.clients.sqs.send_message().queue_url(queue).message_body(body).send().await.unwrap();
     let item = cloud

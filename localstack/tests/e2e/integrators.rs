@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
 use futures_util::future::join_all;
+use holdfast_http::{LOCAL_AUDIENCE, LOCAL_ISSUER};
 use holdfast_local::openapi;
 use holdfast_local::stack::{Options, Stack};
-use holdfast_local::token::{AUDIENCE, ISSUER, Signer};
+use holdfast_local::token::Signer;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use crate::races::counts;
 
 const SHOP: Who<'static> = Who::Service("shop-back-end");
 
-pub(crate) async fn a_service_serves_its_customers_and_no_other_role_can(api: Api) {
+pub(crate) async fn only_a_service_acts_for_customers(api: Api) {
     api.product("served", 10, json!({})).await;
     let lines = json!([{"product_id": "served", "quantity": 2}]);
     let create = async |who: Who<'_>, body: &Value| {
@@ -75,7 +76,7 @@ fn token(header: &Header, claims: &Value, key: &EncodingKey) -> String {
     jsonwebtoken::encode(header, claims, key).unwrap()
 }
 
-pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
+pub(crate) async fn an_invalid_token_is_a_401(api: Api) {
     let key_set: Value = serde_json::from_str(Signer::load().unwrap().key_set()).unwrap();
     let key = &key_set["keys"][0];
     let secret = BASE64URL_NOPAD.decode(key["k"].as_str().unwrap().as_bytes()).unwrap();
@@ -83,9 +84,9 @@ pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
         (EncodingKey::from_secret(&secret), EncodingKey::from_secret(b"any other key at all, of 32 bytes"));
     let header = |algorithm| Header { kid: key["kid"].as_str().map(str::to_owned), ..Header::new(algorithm) };
     let hs256 = header(Algorithm::HS256);
-    #[expect(clippy::disallowed_methods, reason = "a token's expiry is by the clock of whoever checks it")]
+    #[expect(clippy::disallowed_methods, reason = "the functions verify a token's expiry by the wall clock")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let claims = json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600});
+    let claims = json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": now + 600});
     let but = |name: &str, value: Value| {
         let mut claims = claims.clone();
         claims[name] = value;
@@ -144,13 +145,13 @@ pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
     }
 }
 
-pub(crate) async fn a_nested_list_of_roles_gives_none_and_a_guest_signs_in_nowhere(api: Api) {
+pub(crate) async fn a_nested_list_gives_no_roles_and_a_guest_cannot_sign_in(api: Api) {
     let key_set: Value = serde_json::from_str(Signer::load().unwrap().key_set()).unwrap();
     let key = &key_set["keys"][0];
     let ours = EncodingKey::from_secret(&BASE64URL_NOPAD.decode(key["k"].as_str().unwrap().as_bytes()).unwrap());
     let header = Header { kid: key["kid"].as_str().map(str::to_owned), ..Header::new(Algorithm::HS256) };
     let bearer = |roles: Value| {
-        let claims = json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64});
+        let claims = json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64});
         let mut claims = claims.as_object().unwrap().clone();
         claims.insert("cognito:groups".to_owned(), roles);
         token(&header, &claims.into(), &ours)
@@ -180,7 +181,7 @@ pub(crate) async fn a_nested_list_of_roles_gives_none_and_a_guest_signs_in_nowhe
 }
 
 /// Every operation of the description, with a parameter that none of them has.
-pub(crate) async fn parameters_that_no_route_knows_are_refused_unless_it_is_public(api: Api) {
+pub(crate) async fn unknown_parameters_are_refused_except_on_public_routes(api: Api) {
     api.product("walked", 5, json!({})).await;
     let text = std::fs::read_to_string(openapi::path()).unwrap();
     let document: Value = serde_json::from_str(&text).unwrap();
@@ -216,7 +217,7 @@ pub(crate) async fn parameters_that_no_route_knows_are_refused_unless_it_is_publ
     api.get("/products?limit=0", Who::Nobody).await.is(400, "invalid_request");
 }
 
-pub(crate) async fn a_price_says_how_many_decimals_it_has_and_a_time_has_three(api: Api) {
+pub(crate) async fn prices_have_an_exponent_and_times_three_decimals(api: Api) {
     for (currency, exponent) in [("JPY", 0), ("EUR", 2), ("KWD", 3)] {
         let id = format!("in-{currency}");
         let more = json!({"currency": currency, "sale_starts_at": "2020-01-01T00:00:00.06+01:00"});
@@ -267,7 +268,7 @@ pub(crate) async fn a_limit_that_is_set_later_counts_what_was_bought_before(api:
     assert_eq!(changed.is(200, "").body["late_payment_seconds"], 60);
 }
 
-pub(crate) async fn what_no_route_knows_is_a_problem_too(api: Api) {
+pub(crate) async fn an_unknown_route_is_a_problem(api: Api) {
     for (method, path, status, code) in [
         (Method::GET, "/", 404, "route_not_found"),
         (Method::GET, "/nowhere", 404, "route_not_found"),
@@ -310,7 +311,7 @@ pub(crate) async fn what_no_route_knows_is_a_problem_too(api: Api) {
     }
 }
 
-pub(crate) async fn a_request_with_two_keys_has_none_and_a_quoted_key_is_the_key(api: Api) {
+pub(crate) async fn two_keys_are_refused_and_a_quoted_key_is_accepted(api: Api) {
     api.product("keys", 5, json!({})).await;
     let body = || Some(json!({"lines": [{"product_id": "keys", "quantity": 1}]}).to_string());
     let create = async |keys: &[&str]| -> Answer {
@@ -329,7 +330,7 @@ pub(crate) async fn a_request_with_two_keys_has_none_and_a_quoted_key_is_the_key
     assert_eq!(api.book("keys").await.held, 1);
 }
 
-pub(crate) async fn a_product_that_did_not_change_is_a_304(api: Api) {
+pub(crate) async fn an_unchanged_product_is_a_304(api: Api) {
     api.product("tagged", 5, json!({})).await;
     let get =
         async |tag: &str| api.raw(Method::GET, "/products/tagged", Who::Nobody, &[("if-none-match", tag)], None).await;
@@ -361,7 +362,7 @@ pub(crate) async fn a_product_that_did_not_change_is_a_304(api: Api) {
     assert_ne!(changed.headers["etag"], first.headers["etag"]);
 }
 
-pub(crate) async fn a_herd_of_one_customer_holds_no_more_than_their_limit(api: Api) {
+pub(crate) async fn concurrent_requests_of_a_customer_stay_within_their_limit(api: Api) {
     api.product("per-customer", 100, json!({"max_per_customer": 5})).await;
     let keys: Vec<String> = (0..60).map(|n| format!("herd-{n}")).collect();
     let answers = join_all(keys.iter().map(|key| api.reserve("greedy", key, &[("per-customer", 1)]))).await;
@@ -371,7 +372,7 @@ pub(crate) async fn a_herd_of_one_customer_holds_no_more_than_their_limit(api: A
     assert_eq!(api.book("per-customer").await.held, 5);
 }
 
-pub(crate) async fn a_customer_who_asks_too_often_is_told_when_to_come_back(_: Api) {
+pub(crate) async fn a_rate_limited_customer_gets_429_with_retry_after(_: Api) {
     // A stack of its own: the limit is a parameter of the template, and would meet every other test.
     let parameters = [("CustomerRateLimit", "1"), ("CustomerRateBurst", "4")];
     let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
@@ -411,7 +412,7 @@ pub(crate) async fn a_customer_who_asks_too_often_is_told_when_to_come_back(_: A
     Arc::into_inner(stack).expect("nobody else has the stack").stop().await;
 }
 
-pub(crate) async fn a_page_of_an_origin_that_is_named_may_call_and_no_other(api: Api) {
+pub(crate) async fn only_pages_of_allowed_origins_may_call(api: Api) {
     let ours = "https://shop.example";
     let preflight = async |api: &Api, origin: &str, path: &str| {
         let asks = [

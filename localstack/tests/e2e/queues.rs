@@ -38,7 +38,7 @@ pub(crate) async fn a_queued_confirmation_is_carried_out(api: Api) {
     assert_eq!(api.book("queued").await.sold, 2);
 }
 
-/// The failed confirmation of a message with this body, taken in by whoever asks.
+/// The failed confirmation of a message with this body, once it has been ingested.
 async fn failed(api: &Api, body: &str) -> Value {
     let looking = async {
         loop {
@@ -54,7 +54,7 @@ async fn failed(api: &Api, body: &str) -> Value {
     tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{body} is nowhere"))
 }
 
-pub(crate) async fn a_poison_message_is_a_persons_at_once(api: Api) {
+pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(api: Api) {
     api.product("poison", 5, json!({})).await;
     let held = api.reserve("alice", "poison", &[("poison", 1)]).await;
     let events = api.stack.runner().unwrap().events();
@@ -88,7 +88,7 @@ pub(crate) async fn a_poison_message_is_a_persons_at_once(api: Api) {
     assert_eq!((book.available, book.sold), (4, 1));
 }
 
-pub(crate) async fn the_sweep_takes_in_what_failed(api: Api) {
+pub(crate) async fn the_sweep_ingests_failed_confirmations(api: Api) {
     let url = &api.stack.queue("FailedConfirmationsQueue").unwrap().url;
     let taken_in = || {
         let needs = api.stack.recorder().unwrap().recorded().needs;
@@ -112,7 +112,7 @@ pub(crate) async fn the_sweep_takes_in_what_failed(api: Api) {
 }
 
 /// One way to pay for what is not there is a reservation that was cleaned up; another, somebody else's.
-pub(crate) async fn a_payment_for_what_is_not_there_is_kept_for_a_person(api: Api) {
+pub(crate) async fn a_payment_for_an_unknown_reservation_needs_a_person(api: Api) {
     api.product("not-there", 5, json!({})).await;
     let held = api.reserve("not-there-alice", "not-there", &[("not-there", 1)]).await;
     let answer = api.confirm("not-there-bob", &held.id(), Some("pay_not_there")).await;

@@ -1,7 +1,7 @@
-//! The README's walk through the API, command by command, with the answers that it prints.
+//! The README's walk-through of the API, command by command, with its output.
 //!
 //! What changes from run to run (times, and ids that are not digests of what was asked) is compared by its shape;
-//! `...` in an answer stands for anything.
+//! `...` in an answer matches anything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ struct Step {
 
 /// The commands of the `console` blocks of the section.
 fn steps(readme: &str) -> Vec<Step> {
-    let (_, section) = readme.split_once("\n## A walk-through of the API\n").expect("the walk");
+    let (_, section) = readme.split_once("\n## A walk-through of the API\n").expect("the walk-through");
     let section = section.split_once("\n## ").expect("a next section").0;
     let mut steps: Vec<Step> = Vec::new();
     for block in section.split("```console\n").skip(1) {
@@ -167,7 +167,7 @@ fn same(expected: &str, actual: &str) -> Result<(), String> {
 }
 
 /// On a stack of its own: the walk lists all products there are.
-pub(crate) async fn the_walk_answers_as_it_says(_: Api) {
+pub(crate) async fn the_walk_through_prints_what_readme_says(_: Api) {
     let readme = std::fs::read_to_string(paths::workspace().join("README.md")).unwrap();
     let stack = Arc::new(Stack::start(crate::options()).await.unwrap());
     let http = reqwest::Client::builder().no_proxy().build().unwrap();

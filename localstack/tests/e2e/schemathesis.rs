@@ -16,7 +16,7 @@ use crate::api::Api;
 /// A run takes well under a minute. One that hangs has failed.
 const TIME: Duration = Duration::from_secs(300);
 
-pub(crate) async fn the_api_is_as_described_whoever_asks(_: Api) {
+pub(crate) async fn the_api_matches_its_description(_: Api) {
     // A stack of its own: it changes whatever it comes across.
     let stack = Arc::new(Stack::start(crate::options()).await.unwrap_or_else(|error| panic!("{error}")));
     // What schemathesis_hooks.py puts into its requests, so that they get beyond "no such product".

@@ -50,7 +50,7 @@ pub struct Request<'a> {
     pub path: &'a str,
     /// The header `X-Amz-Target`, by which DynamoDB and SQS are told what to do.
     pub target: Option<&'a str>,
-    /// The body; `Null` if there is none.
+    /// The body; `Null` without one.
     pub body: &'a Value,
 }
 
@@ -107,7 +107,7 @@ impl Names {
     fn dynamodb(&self, operation: &str, body: &Value) -> Result<Vec<Need>> {
         match operation {
             "GetItem" | "PutItem" | "UpdateItem" | "DeleteItem" => Ok(vec![self.on_table(operation, body)?]),
-            // On an index, the index is the resource, and its table is none.
+            // The resource is the index, not its table.
             "Query" | "Scan" => {
                 let mut need = self.on_table(operation, body)?;
                 match &body["IndexName"] {
@@ -150,7 +150,7 @@ impl Names {
 
     fn table(&self, name: &str) -> Result<String> {
         let arn = self.tables.get(name);
-        arn.cloned().ok_or_else(|| Error::new(format!("the table {name} is none of the stack's")))
+        arn.cloned().ok_or_else(|| Error::new(format!("the stack has no table {name}")))
     }
 
     fn sqs(&self, operation: &str, body: &Value) -> Result<Vec<Need>> {
@@ -163,7 +163,7 @@ impl Names {
             _ => return Err(unknown("the operation")),
         };
         let url = body["QueueUrl"].as_str().ok_or_else(|| unknown("QueueUrl"))?;
-        let arn = self.queues.get(url).ok_or_else(|| Error::new(format!("the queue {url} is none of the stack's")))?;
+        let arn = self.queues.get(url).ok_or_else(|| Error::new(format!("the stack has no queue {url}")))?;
         Ok(vec![Need::new(action.to_owned(), arn.clone())])
     }
 
@@ -174,7 +174,7 @@ impl Names {
         let name = name.filter(is_name).ok_or_else(|| unknown("the operation"))?;
         let group = body["GroupName"].as_str().ok_or_else(|| unknown("GroupName"))?;
         if !self.groups.contains(group) {
-            return Err(Error::new(format!("the schedule group {group} is none of the stack's")));
+            return Err(Error::new(format!("the stack has no schedule group {group}")));
         }
         let role = body["Target"]["RoleArn"].as_str().ok_or_else(|| unknown("Target.RoleArn"))?;
         Ok(vec![

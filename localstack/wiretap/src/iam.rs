@@ -1,11 +1,11 @@
 //! What the roles of template.yaml allow, decided as IAM decides it.
 //!
 //! Only as much of IAM's policy language as the template uses: `Allow` and `Deny`, actions and resources with `*` and
-//! `?`, and the one condition on `iam:PassedToService`. What must always hold: whatever else a role or a policy says is
-//! an error that names it, so that no decision rests on half a policy.
+//! `?`, and the one condition on `iam:PassedToService`. Invariant: anything else in a role or
+//! policy is an error that names it, so that no decision is based on half a policy.
 //!
-//! After <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>. It is our own
-//! because the question is asked in both directions: a policy engine says what is allowed, and not what need not be.
+//! After <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>. A policy
+//! engine would only say what is allowed, and not what is allowed without need.
 
 use crate::calls::Need;
 use holdfast_local::error::{Context, Error, Result};
@@ -38,7 +38,7 @@ pub struct Grant<'a> {
     pub action: &'a str,
     /// The ARN.
     pub resource: &'a str,
-    /// Only for roles that are passed to one of these services; whatever is done if `None`.
+    /// Only for roles that are passed to one of these services; `None`: no condition.
     passed_to: Option<&'a [String]>,
 }
 

@@ -1,4 +1,4 @@
-//! For the end-to-end tests: what stands between the functions and the emulator.
+//! For the end-to-end tests: a proxy between the functions and the emulator, and control of the emulator.
 //!
 //! - [`recorder`]: records the functions' AWS calls, and refuses some as if a service were away
 //! - [`calls`]: the permissions that a call requires; [`iam`]: those that the roles of template.yaml allow

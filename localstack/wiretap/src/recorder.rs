@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 /// More than any service takes: DynamoDB's largest request is 16 MB.
 const BODY_BYTES: usize = 17 * 1024 * 1024;
-/// Names the operation, in DynamoDB's and SQS's protocol.
+/// The operation, in the protocol of DynamoDB and SQS.
 const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 
 /// The tap, open until dropped.
@@ -41,11 +41,11 @@ pub struct Recorder {
 pub struct Recorded {
     /// What each function asked for, by its name.
     pub needs: BTreeMap<String, BTreeSet<Need>>,
-    /// Calls that nobody can be held to, with the reason.
+    /// Calls that could not be attributed or understood, with the reason.
     pub not_understood: BTreeSet<String>,
 }
 
-/// A call of a function that is about to be passed on.
+/// A function's call, before it is passed on.
 #[derive(Debug)]
 pub struct Call<'a> {
     /// The function.
@@ -63,14 +63,14 @@ impl Call<'_> {
     }
 }
 
-/// What a call that is refused is answered.
+/// How a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// "Internal error": the service is away. An SDK tries again.
     Away,
     /// The caller may not. No SDK tries again.
     Denied,
-    /// It arrives and is carried out, and the connection breaks in the middle of the answer.
+    /// It is carried out, and the connection breaks in the middle of the response.
     Cut,
 }
 

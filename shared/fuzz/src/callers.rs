@@ -125,7 +125,7 @@ mod tests {
 
     /// Without it, the target could pass by turning everybody away.
     #[test]
-    fn a_token_with_the_right_claims_gets_in() {
+    fn a_token_with_valid_claims_is_accepted() {
         let claims = json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64,
             "cognito:groups": ["admin"]});
         let header = BASE64URL_NOPAD.encode(br#"{"alg":"HS256","kid":"local"}"#);

@@ -117,7 +117,7 @@ impl Table {
     }
 }
 
-/// Everything that was told, against everything that is there; the books in words.
+/// Compares all responses with the table, and returns a summary of the books.
 pub(super) async fn check(api: &Api, visits: &[Visit], counts: Counts) -> String {
     let table = Table::read(api).await;
     let failed = pages(api, "/admin/failed-confirmations", Who::Admin).await;
