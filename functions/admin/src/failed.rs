@@ -9,10 +9,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
 use holdfast_domain::text::is_visible;
-use holdfast_domain::{Invalid, Refusal};
+use holdfast_domain::{FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal};
 use holdfast_http::budgets::{INGEST_BUDGET, REQUEST_BUDGET};
 use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Problem, Query, schema};
-use holdfast_store::{Deadline, Error, FailedConfirmation, FailedState, NOT_CONFIRMED};
+use holdfast_store::{Deadline, Error};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

@@ -7,13 +7,13 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use holdfast_domain::{
-    Currency, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, Product, ProductChange, ProductId, ProductStatus,
+    Adjustment, Currency, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, Product, ProductChange, ProductId, ProductStatus,
 };
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
     Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, codes, nullable, path_id, schema,
 };
-use holdfast_store::{Adjustment, Deadline, LedgerEntry, Stock};
+use holdfast_store::{Deadline, LedgerEntry, Stock};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

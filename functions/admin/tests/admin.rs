@@ -3,13 +3,14 @@
 
 use admin::{App, router};
 use axum::Router;
-use holdfast_aws::queues::Confirmation;
+use holdfast_aws::queues::DeadLetter;
 use holdfast_domain::{Product, Refusal, Reservation, Timestamp};
 use holdfast_http::{Authenticator, serve};
 use holdfast_store::Error;
-use holdfast_testkit::event::{Answer, asking, at, event, in_role, names, saying, send, with_header};
+use holdfast_testkit::event::{Answer, at, event, in_role, names, send, with_body, with_header, with_query};
 use holdfast_testkit::fixtures::{
-    CONFIRMATIONS, FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
+    CONFIRMATIONS, FAILED, NOW, TestClock, basket, books, confirmation, payment, product, queues, reserve, soon,
+    stocked, store, table,
 };
 use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
@@ -25,7 +26,7 @@ const LATE: Timestamp = NOW.plus_seconds(600);
 /// The function, and a shop with 100 tees, two of them held by Alice.
 struct Shop {
     wire: Wire,
-    hands: Hands,
+    hands: TestClock,
     router: Router,
     held: Reservation,
 }
@@ -40,8 +41,8 @@ async fn shop() -> Shop {
     Shop { wire, hands, router, held }
 }
 
-fn function(wire: &Wire) -> (Hands, Router) {
-    let hands = Hands::new();
+fn function(wire: &Wire) -> (TestClock, Router) {
+    let hands = TestClock::new();
     let app = App { store: store(wire, 1), queues: queues(wire), clock: hands.clock() };
     (hands, serve(router(app), Authenticator::default()))
 }
@@ -63,7 +64,7 @@ impl Shop {
     async fn resolve(&self, id: &str, note: Value) -> Answer {
         let path = format!("/admin/failed-confirmations/{id}/resolve");
         let event = at(event("admin/resolve-failed-confirmation"), "POST", &path);
-        self.send(saying(event, json!({ "note": note }))).await
+        self.send(with_body(event, json!({ "note": note }))).await
     }
 
     /// A message as `confirm` leaves it where a refund is owed.
@@ -72,14 +73,9 @@ impl Shop {
     }
 
     fn message(&self, paid: &str, reason: Option<&str>) -> String {
-        let confirmation = Confirmation {
-            reservation_id: self.held.reservation_id.clone(),
-            customer: self.held.customer.clone(),
-            payment_reference: Some(payment(paid)),
-            requested_at_ms: NOW,
-            reason: reason.map(str::to_owned),
-        };
-        serde_json::to_string(&confirmation).unwrap()
+        let (id, customer) = (&self.held.reservation_id, &self.held.customer);
+        let confirmation = confirmation(id, customer, Some(&payment(paid)), NOW);
+        serde_json::to_string(&DeadLetter { confirmation, reason: reason.map(str::to_owned) }).unwrap()
     }
 
     /// The hold is over, its units are back, and the customer's payment takes them again.
@@ -88,7 +84,7 @@ impl Shop {
         let (store, held) = (store(&self.wire, 5), &self.held);
         store.release_overdue(LATE, soon()).await.unwrap();
         let (id, customer, payment) = (&held.reservation_id, &held.customer, payment(paid));
-        let order = store.confirm(id, customer, Some(&payment), LATE, LATE, soon()).await.unwrap();
+        let order = store.confirm(&confirmation(id, customer, Some(&payment), LATE), LATE, soon()).await.unwrap();
         assert!(order.confirmed_late);
     }
 }
@@ -172,7 +168,7 @@ async fn a_message_is_deleted_only_after_it_is_in_the_table() {
         let code = if fault == Fault::AccessDenied { "internal_error" } else { "unavailable" };
         answer.problem(if fault == Fault::AccessDenied { 500 } else { 503 }, code);
         assert_eq!(shop.wire.messages(FAILED).len(), 1, "{fault:?}");
-        shop.wire.mend();
+        shop.wire.clear_faults();
         shop.wire.show_messages();
         assert_eq!(shop.listed("open").await.len(), 1, "{fault:?}");
         assert!(shop.wire.messages(FAILED).is_empty(), "{fault:?}");
@@ -188,7 +184,7 @@ async fn a_message_that_is_not_deleted_is_listed_once() {
         shop.send(event("admin/list-failed-confirmations")).await.problem(503, "unavailable");
         // The table has it already: the list needs the queue no more.
         assert_eq!(shop.listed("open").await.len(), 1, "{fault:?}");
-        shop.wire.mend();
+        shop.wire.clear_faults();
         shop.wire.show_messages();
         assert_eq!(shop.listed("").await.len(), 1, "{fault:?}");
         assert!(shop.wire.messages(FAILED).is_empty(), "{fault:?}");
@@ -249,7 +245,7 @@ async fn a_retry_is_sent_before_it_is_marked() {
     shop.send(retry()).await.problem(503, "unavailable");
     assert_eq!(shop.wire.messages(CONFIRMATIONS).len(), 1, "sent, if not marked");
 
-    shop.wire.mend();
+    shop.wire.clear_faults();
     assert_eq!(shop.send(retry()).await.body["state"], "retrying");
     // It goes without the reason that it had in the other queue: a confirmation like any other.
     for sent in shop.wire.messages(CONFIRMATIONS) {
@@ -312,7 +308,7 @@ async fn what_has_become_an_order_is_not_listed_for_a_refund() {
     assert_eq!(shop.listed("open").await.len(), 1);
     let (held, paid) = (&shop.held, payment("pay_123"));
     let store = store(&shop.wire, 5);
-    store.confirm(&held.reservation_id, &held.customer, Some(&paid), NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&held.reservation_id, &held.customer, Some(&paid), NOW), NOW, soon()).await.unwrap();
     shop.resolve(ID, json!("refunded")).await.problem(409, "already_settled");
     assert_eq!(shop.listed("confirmed").await.len(), 1);
 }
@@ -327,7 +323,7 @@ async fn redrive_retries_once_what_got_no_answer_and_resumes_at_its_cursor() {
     }
     // An intake has its bound, and each answer says where the next request goes on.
     assert!(!shop.listed("open").await.is_empty());
-    let redrive = |query: String| asking(event("admin/redrive-failed-confirmations"), &query);
+    let redrive = |query: String| with_query(event("admin/redrive-failed-confirmations"), &query);
     let (mut query, mut retried, mut pages) = (String::new(), Vec::new(), Vec::new());
     loop {
         shop.wire.take_calls();
@@ -391,7 +387,7 @@ async fn only_a_retry_lifts_the_refusal() {
     let store = store(&shop.wire, 5);
     let confirm = async || {
         let (id, customer) = (&held.reservation_id, &held.customer);
-        store.confirm(id, customer, Some(&paid), LATE, LATE.plus_seconds(1), soon()).await
+        store.confirm(&confirmation(id, customer, Some(&paid), LATE), LATE.plus_seconds(1), soon()).await
     };
     let refused = |answer| matches!(answer, Err(Error::Refused(Refusal::RefundRequired)));
     // Over, and all 100 tees are another's.
@@ -429,7 +425,7 @@ async fn a_message_that_the_table_refuses_blocks_no_other() {
     let left = shop.wire.messages(FAILED);
     assert_eq!(left.iter().filter(|body| body.contains("\"pay_4\"")).count(), 1);
     assert!(left.len() <= 3, "the nine beside it were taken in: {left:?}");
-    shop.wire.mend();
+    shop.wire.clear_faults();
     shop.wire.show_messages();
     assert_eq!(shop.listed("open").await.len(), 12);
 }
@@ -449,10 +445,10 @@ async fn units_are_counted_unless_the_limit_is_null() {
     let create = async |id: &str, more: Value| {
         let mut body = json!({ "product_id": id, "name": "x", "price_minor": 1, "currency": "EUR", "total": 1 });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        shop.send(saying(event("admin/create-product"), body)).await
+        shop.send(with_body(event("admin/create-product"), body)).await
     };
     let change = async |id: &str, body: Value| {
-        shop.send(saying(at(event("admin/change-product"), "PATCH", &format!("/admin/products/{id}")), body)).await
+        shop.send(with_body(at(event("admin/change-product"), "PATCH", &format!("/admin/products/{id}")), body)).await
     };
     for (id, more, limit, counts) in [
         ("absent", json!({}), Value::Null, true),
@@ -486,10 +482,10 @@ async fn a_product_sets_how_late_a_payment_may_be() {
         if !given.is_null() {
             body["late_payment_seconds"] = given;
         }
-        let made = shop.send(saying(event("admin/create-product"), body)).await;
+        let made = shop.send(with_body(event("admin/create-product"), body)).await;
         assert_eq!((made.status, &made.body["late_payment_seconds"]), (201, &json!(shown)), "{id}");
         let change = at(event("admin/change-product"), "PATCH", &format!("/admin/products/{id}"));
-        let changed = shop.send(saying(change, json!({ "version": 1, "late_payment_seconds": 60 }))).await;
+        let changed = shop.send(with_body(change, json!({ "version": 1, "late_payment_seconds": 60 }))).await;
         assert_eq!((changed.status, &changed.body["late_payment_seconds"]), (200, &json!(60)), "{id}");
     }
 }
@@ -500,7 +496,7 @@ async fn prices_have_an_exponent() {
     for (currency, exponent) in [("JPY", 0), ("EUR", 2), ("KWD", 3), ("CLF", 4)] {
         let body =
             json!({ "product_id": currency, "name": "x", "price_minor": 2_500, "currency": currency, "total": 1 });
-        let made = shop.send(saying(event("admin/create-product"), body)).await;
+        let made = shop.send(with_body(event("admin/create-product"), body)).await;
         assert_eq!((made.status, &made.body["currency_exponent"]), (201, &json!(exponent)), "{currency}");
     }
 }
@@ -509,26 +505,26 @@ async fn prices_have_an_exponent() {
 async fn an_invalid_request_is_a_problem() {
     let shop = shop().await;
     let create = || event("admin/create-product");
-    let change = |body: Value| saying(event("admin/change-product"), body);
-    let adjust = |body: Value| saying(event("admin/adjust-stock"), body);
+    let change = |body: Value| with_body(event("admin/change-product"), body);
+    let adjust = |body: Value| with_body(event("admin/adjust-stock"), body);
     let product = |changes: Value| {
         let mut body = json!({ "product_id": "new", "name": "New", "price_minor": 1, "currency": "EUR", "total": 1 });
         body.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        saying(create(), body)
+        with_body(create(), body)
     };
     let unknown = shop.send(product(json!({ "currency": "XYZ" }))).await;
     assert_eq!(unknown.body["field"], "currency");
     for name in names("admin") {
-        let with = shop.send(asking(event(&format!("admin/{name}")), "utm_source=x")).await;
+        let with = shop.send(with_query(event(&format!("admin/{name}")), "utm_source=x")).await;
         with.problem(400, "invalid_request");
     }
     for (what, event, status, code) in [
         ("no such route", at(create(), "GET", "/admin/nowhere"), 404, "route_not_found"),
         ("no such method", at(create(), "DELETE", "/admin/products"), 405, "method_not_allowed"),
-        ("too long", saying(create(), "x".repeat(65_537)), 413, "payload_too_large"),
+        ("too long", with_body(create(), "x".repeat(65_537)), 413, "payload_too_large"),
         ("not UTF-8", at(adjust(json!({})), "POST", "/admin/products/%FF/stock"), 404, "route_not_found"),
         ("there already", create(), 409, "product_exists"),
-        ("no id", saying(create(), "{}"), 400, "invalid_request"),
+        ("no id", with_body(create(), "{}"), 400, "invalid_request"),
         ("a name of blanks", product(json!({ "name": "   " })), 400, "invalid_request"),
         ("a name of what does not show", product(json!({ "name": "\u{3000}\u{200b}" })), 400, "invalid_request"),
         ("no currency that there is", product(json!({ "currency": "XYZ" })), 400, "invalid_request"),
@@ -614,7 +610,7 @@ async fn an_adjustment_is_made_once_per_key() {
         assert_eq!((again.status, again.header("idempotent-replayed")), (200, Some("true")));
         assert_eq!(again.body, first.body);
     }
-    let other = saying(adjust(), json!({ "delta": 7, "reason": "delivery" }));
+    let other = with_body(adjust(), json!({ "delta": 7, "reason": "delivery" }));
     shop.send(other).await.problem(422, "idempotency_key_reused");
     assert_eq!(books(&shop.wire).await["tee-black"].total, 150);
     assert_eq!(shop.send(event("admin/get-ledger")).await.body["items"].as_array().unwrap().len(), 2);
@@ -664,8 +660,8 @@ async fn logs_have_no_token_payment_or_key() {
             let event = with_header(event(&format!("admin/{name}")), "authorization", TOKEN);
             let event = with_header(event, "idempotency-key", KEY);
             shop.send(event.clone()).await;
-            shop.send(saying(event.clone(), json!({ "payment_reference": "pay_123" }))).await;
-            shop.send(saying(event, "pay_123")).await;
+            shop.send(with_body(event.clone(), json!({ "payment_reference": "pay_123" }))).await;
+            shop.send(with_body(event, "pay_123")).await;
         }
     }
     log.is_free_of(&["eyJhbGci", "YWRtaW4", "Bearer", "pay_123", KEY]);

@@ -64,7 +64,7 @@ async fn list(
 ) -> Result<Response, Problem> {
     let query = ListQuery::new(limit, cursor);
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let page = app.store.products_lately(query.limit()?, query.cursor()?, deadline).await?;
+    let page = app.store.products_with_stock(query.limit()?, query.cursor()?, deadline).await?;
     cached(&headers, CACHE_SECONDS, &List::of(page, |(product, stock)| ProductView::new(product, stock)))
 }
 
@@ -79,6 +79,6 @@ async fn list(
 )]
 async fn one(State(app): State<Arc<App>>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
-    let (product, stock) = app.store.product_lately(&id, Deadline::after(REQUEST_BUDGET)).await?;
+    let (product, stock) = app.store.product_with_stock(&id, Deadline::after(REQUEST_BUDGET)).await?;
     cached(&headers, CACHE_SECONDS, &ProductView::new(product, stock))
 }

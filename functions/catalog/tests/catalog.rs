@@ -9,8 +9,8 @@ use catalog::{App, router};
 use futures_util::future::join_all;
 use holdfast_domain::Product;
 use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, asking, at, event, names, saying, send, with_header};
-use holdfast_testkit::fixtures::{NOW, basket, product, reserve, soon, stocked, store, table};
+use holdfast_testkit::event::{Answer, at, event, names, send, with_body, with_header, with_query};
+use holdfast_testkit::fixtures::{NOW, basket, confirmation, product, reserve, soon, stocked, store, table};
 use holdfast_testkit::wire::{Call, Fault, Wire};
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ async fn shop() -> Shop {
     let store = store(&wire, 2);
     reserve(&store, &basket("alice", "k1", &[("tee-black", 3)]), NOW).await.unwrap();
     let sold = reserve(&store, &basket("bob", "k2", &[("tee-black", 2)]), NOW).await.unwrap().reservation;
-    store.confirm(&sold.reservation_id, &sold.customer, None, NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&sold.reservation_id, &sold.customer, None, NOW), NOW, soon()).await.unwrap();
     let router = function(&wire);
     wire.take_calls();
     Shop { wire, router }
@@ -76,14 +76,14 @@ async fn every_event_file_is_answered_with_its_success() {
 #[tokio::test]
 async fn a_list_comes_in_pages() {
     let shop = shop().await;
-    let first = shop.send(asking(event("catalog/list"), "limit=1")).await;
+    let first = shop.send(with_query(event("catalog/list"), "limit=1")).await;
     assert_eq!(first.body["items"].as_array().unwrap().len(), 1);
     let cursor = first.body["next_cursor"].as_str().unwrap();
-    let second = shop.send(asking(event("catalog/list"), &format!("limit=100&cursor={cursor}"))).await;
+    let second = shop.send(with_query(event("catalog/list"), &format!("limit=100&cursor={cursor}"))).await;
     assert_eq!(second.body["items"][0]["product_id"], "tee-black");
     assert_eq!(second.body["next_cursor"], Value::Null);
     for wrong in ["limit=0", "limit=101", "limit=x", "cursor=x", "limit=1&limit=2"] {
-        shop.send(asking(event("catalog/list"), wrong)).await.problem(400, "invalid_request");
+        shop.send(with_query(event("catalog/list"), wrong)).await.problem(400, "invalid_request");
     }
 }
 
@@ -94,11 +94,11 @@ async fn unknown_parameters_of_public_routes_are_ignored() {
     let query = "utm_source=x&_=1&utm_source=y&status=held";
     for name in names("catalog") {
         let event = event(&format!("catalog/{name}"));
-        let (plain, with) = (shop.send(event.clone()).await, shop.send(asking(event, query)).await);
+        let (plain, with) = (shop.send(event.clone()).await, shop.send(with_query(event, query)).await);
         assert_eq!((with.status, &with.body), (200, &plain.body), "{name}");
     }
     for path in ["/openapi.json", "/docs", "/docs/page.js"] {
-        let answer = shop.send(asking(at(event("catalog/list"), "GET", path), query)).await;
+        let answer = shop.send(with_query(at(event("catalog/list"), "GET", path), query)).await;
         assert_eq!(answer.status, 200, "{path}");
     }
 }
@@ -178,7 +178,7 @@ async fn a_table_that_does_not_respond_is_a_503_and_is_not_cached() {
             for name in names("catalog") {
                 shop.send(event(&format!("catalog/{name}"))).await.problem(status, code);
             }
-            shop.wire.mend();
+            shop.wire.clear_faults();
         }
         // Nothing of what was half read is remembered.
         assert_eq!(shop.get().await.body["available"], 95, "{fault:?}");
@@ -214,7 +214,7 @@ async fn an_unknown_route_is_a_problem_and_reads_nothing() {
         assert_eq!(answer.header("allow"), Some(allow), "{method} {path}");
         answer.problem(405, "method_not_allowed");
     }
-    let long = saying(at(get(), "POST", "/nowhere"), "x".repeat(65_537));
+    let long = with_body(at(get(), "POST", "/nowhere"), "x".repeat(65_537));
     shop.send(long).await.problem(413, "payload_too_large");
     assert!(shop.wire.take_calls().is_empty());
     shop.send(at(get(), "GET", "/products/no-such")).await.problem(404, "product_not_found");

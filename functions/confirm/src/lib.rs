@@ -13,8 +13,8 @@ use axum::{Json as Answer, Router};
 use futures_util::future::join_all;
 use holdfast_aws::Unanswered;
 use holdfast_aws::clock::Clock;
-use holdfast_aws::queues::{Confirmation, Queues, retry_delay};
-use holdfast_domain::{CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Timestamp};
+use holdfast_aws::queues::{Queues, retry_delay};
+use holdfast_domain::{Confirmation, CustomerId, PaymentReference, Refusal, Reservation, ReservationId};
 use holdfast_http::budgets::{BATCH_BUDGET, DELAY_BUDGET, REQUEST_BUDGET, TABLE_BUDGET};
 use holdfast_http::{Caller, Json, Problem, ReservationView, codes, log_reservation_id, path_id, schema};
 use holdfast_store::{Deadline, Error, Store};
@@ -115,8 +115,7 @@ async fn confirm_reservation(
         reservation_id: id,
         customer: caller.customer(body.customer_id)?,
         payment_reference: body.payment_reference,
-        requested_at_ms: now,
-        reason: None,
+        requested_at: now,
     };
     match app.confirm_now(&confirmation, table).await {
         Ok(reservation) => Ok(Answer(ReservationView::new(reservation, now)).into_response()),
@@ -177,7 +176,7 @@ async fn process_message(app: &App, message: &SqsMessage, table: Deadline, whole
         }
     };
     let reservation_id = confirmation.reservation_id.as_str();
-    match app.carry_out(&confirmation, app.clock.now(), table).await {
+    match app.store.confirm(&confirmation, app.clock.now(), table).await {
         Ok(_) => {
             tracing::info!(reservation_id, "confirmed from the queue");
             Ok(app.settle(&confirmation, table).await?)
@@ -205,7 +204,7 @@ async fn delay(app: &App, message: &SqsMessage, deadline: Deadline) {
 impl App {
     /// Confirms for a caller who waits for the response.
     async fn confirm_now(&self, confirmation: &Confirmation, table: Deadline) -> Result<Reservation, Error> {
-        let order = self.carry_out(confirmation, confirmation.requested_at_ms, table).await?;
+        let order = self.store.confirm(confirmation, confirmation.requested_at, table).await?;
         if order.confirmed_late {
             // An earlier attempt may have been recorded as a refund that is due.
             self.settle(confirmation, table).await?;
@@ -213,21 +212,9 @@ impl App {
         Ok(order)
     }
 
-    async fn carry_out(
-        &self,
-        confirmation: &Confirmation,
-        now: Timestamp,
-        table: Deadline,
-    ) -> Result<Reservation, Error> {
-        let Confirmation { reservation_id, customer, payment_reference, requested_at_ms, reason: _ } = confirmation;
-        self.store.confirm(reservation_id, customer, payment_reference.as_ref(), *requested_at_ms, now, table).await
-    }
-
     /// Settles the failed confirmation of this payment, if there is one.
     async fn settle(&self, confirmation: &Confirmation, table: Deadline) -> Result<(), Error> {
-        let Confirmation { reservation_id, customer, payment_reference, requested_at_ms, reason: _ } = confirmation;
-        let (payment, now) = (payment_reference.as_ref(), self.clock.now());
-        self.store.settle_as_confirmed(reservation_id, customer, payment, *requested_at_ms, now, table).await
+        self.store.settle_as_confirmed(confirmation, self.clock.now(), table).await
     }
 
     /// Records a payment that must be refunded, before the refusal is sent.

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use axum::Router;
 use confirm::{App, handle, router};
-use holdfast_aws::queues::Confirmation;
-use holdfast_domain::{Clock, PaymentReference, RateLimit, Reservation, Status, Timestamp};
+use holdfast_aws::queues::DeadLetter;
+use holdfast_domain::{Clock, Confirmation, Failure, PaymentReference, RateLimit, Reservation, Status, Timestamp};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
-use holdfast_store::Failure;
-use holdfast_testkit::event::{Answer, at, by, event, in_role, names, saying, with_header};
+use holdfast_testkit::event::{Answer, at, by, event, in_role, names, with_body, with_header};
 use holdfast_testkit::fixtures::{
-    CONFIRMATIONS, FAILED, Hands, NOW, basket, books, customer, payment, product, queues, reserve, soon, stocked,
+    CONFIRMATIONS, FAILED, NOW, TestClock, basket, books, customer, payment, product, queues, reserve, soon, stocked,
     store, table,
 };
 use holdfast_testkit::log::Log;
@@ -32,13 +31,13 @@ const WRITES: &[&str] = &["UpdateItem", "TransactWriteItems"];
 /// The function, and a shop with 3 tees.
 struct Shop {
     wire: Wire,
-    hands: Hands,
+    hands: TestClock,
     app: Arc<App>,
     router: Router,
 }
 
 async fn shop() -> Shop {
-    let (wire, hands) = (table().await, Hands::new());
+    let (wire, hands) = (table().await, TestClock::new());
     stocked(&wire, &[product("tee-black", 3, 1)]).await;
     let app = Arc::new(App { store: store(&wire, 1), queues: queues(&wire), clock: hands.clock() });
     let router = serve(router(app.clone()), Authenticator::default());
@@ -72,7 +71,7 @@ impl Shop {
     /// Alice pays for a reservation.
     async fn pay(&self, held: &Reservation, payment: &str) -> Answer {
         let path = format!("/reservations/{}/confirm", held.reservation_id);
-        self.http(saying(at(event("confirm/confirm"), "POST", &path), json!({ "payment_reference": payment }))).await
+        self.http(with_body(at(event("confirm/confirm"), "POST", &path), json!({ "payment_reference": payment }))).await
     }
 
     /// The ids of the messages that stay in the queue after this batch. The n-th message's id is `m<n>`.
@@ -83,11 +82,11 @@ impl Shop {
     }
 
     async fn stored(&self, held: &Reservation) -> Reservation {
-        self.wire.mend();
+        self.wire.clear_faults();
         store(&self.wire, 4).reservation(&held.reservation_id, &held.customer, soon()).await.unwrap()
     }
 
-    fn queued(&self, url: &str) -> Vec<Confirmation> {
+    fn queued(&self, url: &str) -> Vec<DeadLetter> {
         self.wire.messages(url).iter().map(|body| serde_json::from_str(body).unwrap()).collect()
     }
 }
@@ -106,7 +105,7 @@ fn batch(bodies: &[String]) -> Value {
 
 fn message(held: &Reservation, payment_reference: Option<PaymentReference>) -> String {
     let (reservation_id, customer) = (held.reservation_id.clone(), held.customer.clone());
-    let confirmation = Confirmation { reservation_id, customer, payment_reference, requested_at_ms: NOW, reason: None };
+    let confirmation = Confirmation { reservation_id, customer, payment_reference, requested_at: NOW };
     serde_json::to_string(&confirmation).unwrap()
 }
 
@@ -157,7 +156,7 @@ async fn while_the_table_is_away_the_payment_is_queued_with_its_time() {
 
         // As long as the table is away, the message stays.
         assert_eq!(shop.batch(&queued).await, ["m0"], "{fault:?}");
-        shop.wire.mend();
+        shop.wire.clear_faults();
         // It was in time when it was accepted: that it is carried out late is not the customer's fault.
         shop.hands.set(LATE);
         assert!(shop.batch(&queued).await.is_empty(), "{fault:?}");
@@ -197,12 +196,15 @@ async fn a_late_payment_without_units_is_recorded_before_the_response() {
     shop.pay(&held, "pay_123").await.problem(503, "unavailable");
     assert!(shop.wire.messages(FAILED).is_empty());
 
-    shop.wire.mend();
+    shop.wire.clear_faults();
     shop.pay(&held, "pay_123").await.problem(409, "refund_required");
     let failed = shop.queued(FAILED);
     assert_eq!(failed.len(), 1);
-    assert_eq!((&failed[0].reservation_id, &failed[0].customer), (&held.reservation_id, &held.customer));
-    assert_eq!(failed[0].payment_reference, Some(payment("pay_123")));
+    assert_eq!(
+        (&failed[0].confirmation.reservation_id, &failed[0].confirmation.customer),
+        (&held.reservation_id, &held.customer)
+    );
+    assert_eq!(failed[0].confirmation.payment_reference, Some(payment("pay_123")));
     assert_eq!(failed[0].reason.as_deref(), Some("refund_required"));
     assert_eq!(books(&shop.wire).await["tee-black"].held, 3, "Bob keeps his");
 }
@@ -218,11 +220,11 @@ async fn a_second_payment_for_an_order_is_recorded_and_a_repeated_one_is_not() {
 
     shop.wire.fail_all(&["SendMessage"], Fault::LostBefore);
     shop.pay(&held, "pay_456").await.problem(503, "unavailable");
-    shop.wire.mend();
+    shop.wire.clear_faults();
     let problem = shop.pay(&held, "pay_456").await.problem(409, "already_confirmed");
     assert_eq!(problem["refund_required"], true);
     let failed = shop.queued(FAILED);
-    assert_eq!((failed.len(), &failed[0].payment_reference), (1, &Some(payment("pay_456"))));
+    assert_eq!((failed.len(), &failed[0].confirmation.payment_reference), (1, &Some(payment("pay_456"))));
     assert_eq!(failed[0].reason.as_deref(), Some("already_confirmed"));
     assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")));
 }
@@ -232,9 +234,9 @@ async fn without_a_payment_nothing_is_recorded() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     shop.hands.set(LATE);
-    shop.http(saying(event("confirm/confirm"), "{}")).await.problem(410, "hold_expired");
+    shop.http(with_body(event("confirm/confirm"), "{}")).await.problem(410, "hold_expired");
     store(&shop.wire, 3).release_overdue(LATE, soon()).await.unwrap();
-    shop.http(saying(event("confirm/confirm"), "")).await.problem(410, "hold_expired");
+    shop.http(with_body(event("confirm/confirm"), "")).await.problem(410, "hold_expired");
     assert!(shop.wire.messages(FAILED).is_empty() && shop.wire.messages(CONFIRMATIONS).is_empty());
     assert_eq!(shop.stored(&held).await.status, Status::Expired);
 }
@@ -262,9 +264,9 @@ async fn only_unreadable_messages_of_a_batch_need_a_person_at_once() {
     assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")));
     let (mut unreadable, mut refused) = (Vec::new(), Vec::new());
     for body in shop.wire.messages(FAILED) {
-        match serde_json::from_str::<Confirmation>(&body) {
-            Ok(confirmation) => {
-                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, confirmation.reason));
+        match serde_json::from_str::<DeadLetter>(&body) {
+            Ok(DeadLetter { confirmation, reason }) => {
+                refused.push((confirmation.customer.to_string(), confirmation.payment_reference, reason));
             }
             Err(_) => unreadable.push(body),
         }
@@ -289,7 +291,7 @@ async fn unreadable_messages_stay_while_the_dead_letter_queue_is_away() {
         shop.wire.fail_all(&["SendMessage"], fault);
         assert_eq!(shop.batch(&["not JSON".to_owned()]).await, ["m0"], "{fault:?}");
     }
-    shop.wire.mend();
+    shop.wire.clear_faults();
     assert!(shop.batch(&["not JSON".to_owned()]).await.is_empty());
     assert_eq!(shop.wire.messages(FAILED), ["not JSON"]);
 }
@@ -331,7 +333,7 @@ async fn only_failed_messages_are_delayed_with_backoff() {
     let expected: Vec<_> = seconds.iter().enumerate().map(|(n, seconds)| (format!("r{n}"), *seconds)).collect();
     assert_eq!(delays(&shop), expected);
     // What is done, and what is a person's, does not come back: nobody asks when.
-    shop.wire.mend();
+    shop.wire.clear_faults();
     event["Records"][0]["body"] = "not JSON".into();
     assert_eq!(shop.call(event).await.unwrap(), json!({ "batchItemFailures": [] }));
     assert_eq!(delays(&shop), []);
@@ -417,17 +419,18 @@ async fn a_payment_for_an_unknown_reservation_is_recorded_before_the_response() 
         Reservation { reservation_id: basket("alice", "never", &[("tee-black", 1)]).reservation_id, ..held.clone() };
     shop.wire.fail_all(&["SendMessage"], Fault::LostBefore);
     shop.pay(&nobodys, "pay_1").await.problem(503, "unavailable");
-    shop.wire.mend();
+    shop.wire.clear_faults();
     shop.pay(&nobodys, "pay_1").await.problem(404, "reservation_not_found");
     // Whoever pays for another's reservation has paid all the same.
     shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
     let failed = shop.queued(FAILED);
-    let said: Vec<_> = failed.iter().map(|one| (one.customer.as_str(), one.reason.as_deref().unwrap())).collect();
+    let said: Vec<_> =
+        failed.iter().map(|one| (one.confirmation.customer.as_str(), one.reason.as_deref().unwrap())).collect();
     assert_eq!(said, [("alice", "reservation_not_found"), ("bob", "reservation_not_found")]);
-    assert_eq!(failed[0].payment_reference, Some(payment("pay_1")));
+    assert_eq!(failed[0].confirmation.payment_reference, Some(payment("pay_1")));
     // Where nothing was paid, there is nothing to write down.
     let path = format!("/reservations/{}/confirm", nobodys.reservation_id);
-    let unpaid = saying(at(event("confirm/confirm"), "POST", &path), "{}");
+    let unpaid = with_body(at(event("confirm/confirm"), "POST", &path), "{}");
     shop.http(unpaid).await.problem(404, "reservation_not_found");
     assert_eq!(shop.queued(FAILED).len(), 2);
 }
@@ -438,10 +441,12 @@ async fn resolving_without_a_payment_stops_queued_confirmations_only() {
     let held = shop.hold("alice", KEY, 1).await;
     let store = store(&shop.wire, 3);
     let failure = Failure {
-        reservation_id: Some(held.reservation_id.clone()),
-        customer: Some(held.customer.clone()),
-        payment_reference: None,
-        requested_at: Some(NOW),
+        confirmation: Some(Confirmation {
+            reservation_id: held.reservation_id.clone(),
+            customer: held.customer.clone(),
+            payment_reference: None,
+            requested_at: NOW,
+        }),
         reason: "not_confirmed".to_owned(),
         body: message(&held, None),
     };
@@ -456,7 +461,7 @@ async fn resolving_without_a_payment_stops_queued_confirmations_only() {
     let app = Arc::new(App { store: self::store(&shop.wire, 1), queues: queues(&shop.wire), clock });
     shop.router = serve(router(app.clone()), Authenticator::default());
     shop.app = app;
-    let answer = shop.http(saying(event("confirm/confirm"), "{}")).await;
+    let answer = shop.http(with_body(event("confirm/confirm"), "{}")).await;
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("confirmed")), "{answer:?}");
 }
 
@@ -468,7 +473,7 @@ async fn a_queued_confirmation_that_fails_stays_or_needs_a_person() {
     let paid = [message(&held, Some(payment("pay_123")))];
     shop.wire.fail_all(&["SendMessage"], Fault::LostBefore);
     assert_eq!(shop.batch(&paid).await, ["m0"]);
-    shop.wire.mend();
+    shop.wire.clear_faults();
     assert!(shop.batch(&paid).await.is_empty());
     let failed = shop.queued(FAILED);
     assert_eq!((failed.len(), failed[0].reason.as_deref()), (1, Some("refund_required")));
@@ -517,7 +522,7 @@ async fn a_service_confirms_for_the_customer_that_it_names() {
     let held = shop.hold("alice", KEY, 1).await;
     let service = || in_role(by(event("confirm/confirm"), "shop-back-end"), "service");
     let named =
-        |event, customer: &str| saying(event, json!({ "payment_reference": "pay_123", "customer_id": customer }));
+        |event, customer: &str| with_body(event, json!({ "payment_reference": "pay_123", "customer_id": customer }));
     let problem = shop.http(service()).await.problem(400, "invalid_request");
     assert_eq!(problem["field"], "customer_id");
     for customer in ["alice", "bob"] {
@@ -533,7 +538,7 @@ async fn a_service_confirms_for_the_customer_that_it_names() {
     shop.wire.fail_all(WRITES, Fault::LostBefore);
     let path = format!("/reservations/{}/confirm", other.reservation_id);
     assert_eq!(shop.http(at(named(service(), "alice"), "POST", &path)).await.status, 202);
-    assert_eq!(shop.queued(CONFIRMATIONS)[0].customer, customer("alice"));
+    assert_eq!(shop.queued(CONFIRMATIONS)[0].confirmation.customer, customer("alice"));
 }
 
 #[tokio::test]
@@ -547,7 +552,7 @@ async fn an_invalid_request_is_a_problem_with_its_request_id() {
     let answer = shop.http(at(confirm(), "GET", &path)).await;
     assert_eq!(answer.header("allow"), Some("POST"));
     answer.problem(405, "method_not_allowed");
-    let long = saying(confirm(), json!({ "payment_reference": "p".repeat(65_536) }));
+    let long = with_body(confirm(), json!({ "payment_reference": "p".repeat(65_536) }));
     shop.http(long).await.problem(413, "payload_too_large");
     for bad in [
         json!("not an object"),
@@ -555,9 +560,9 @@ async fn an_invalid_request_is_a_problem_with_its_request_id() {
         json!({ "payment_reference": "" }),
         json!({ "payment_reference": "pay_123", "amount": 1 }),
     ] {
-        shop.http(saying(confirm(), bad)).await.problem(400, "invalid_request");
+        shop.http(with_body(confirm(), bad)).await.problem(400, "invalid_request");
     }
-    shop.http(saying(confirm(), "{")).await.problem(400, "invalid_request");
+    shop.http(with_body(confirm(), "{")).await.problem(400, "invalid_request");
     assert_eq!(books(&shop.wire).await["tee-black"].held, 1);
 }
 
@@ -580,7 +585,7 @@ async fn the_log_has_the_reservation_and_no_payment_or_token() {
     assert_eq!(shop.pay(&held, "pay_456").await.status, 409);
     // A payment where none belongs, and one that cannot be read.
     for bad in [json!({ "payment": "pay_123" }), json!({ "payment_reference": ["pay_123"] }), json!("pay_123")] {
-        shop.http(saying(confirm.clone(), bad)).await.problem(400, "invalid_request");
+        shop.http(with_body(confirm.clone(), bad)).await.problem(400, "invalid_request");
     }
 
     log.is_free_of(&["pay_", "eyJhbGci", "c2VjcmV0", "Bearer"]);
@@ -624,7 +629,7 @@ async fn a_payment_that_cannot_be_counted_is_admitted() {
     assert!(started.elapsed().as_secs() < 9, "{:?}", started.elapsed());
     assert_eq!(shop.queued(CONFIRMATIONS).len(), 1);
     // Once the table counts again, so does the limit.
-    shop.wire.mend();
+    shop.wire.clear_faults();
     assert_eq!(shop.http(event("confirm/confirm")).await.status, 200);
     shop.http(event("confirm/confirm")).await.problem(429, "rate_limited");
     assert_eq!(shop.stored(&held).await.status, Status::Confirmed);

@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use expire::{App, Released, handle};
-use holdfast_domain::{Status, Timestamp};
-use holdfast_store::{Error, FailedConfirmation, FailedState};
+use holdfast_domain::{FailedConfirmation, FailedState, Status, Timestamp};
+use holdfast_store::Error;
 use holdfast_testkit::event::{event, names};
 use holdfast_testkit::fixtures::{
-    FAILED, Hands, NOW, basket, books, payment, product, queues, reserve, soon, stocked, store, table,
+    FAILED, NOW, TestClock, basket, books, confirmation, payment, product, queues, reserve, soon, stocked, store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
@@ -17,15 +17,15 @@ const LATE: Timestamp = NOW.plus_seconds(600);
 const NOTHING: Released = Released { holds: 0, units: 0, complete: true };
 
 /// Three holds of two units each at `NOW`, one of them an order, and one hold that is made 300 s later.
-async fn shop() -> (Wire, Hands, App) {
-    let (wire, hands) = (table().await, Hands::new());
+async fn shop() -> (Wire, TestClock, App) {
+    let (wire, hands) = (table().await, TestClock::new());
     stocked(&wire, &[product("tee-black", 20, 2)]).await;
     let store = store(&wire, 1);
     for (key, at) in [("a", NOW), ("b", NOW), ("paid", NOW), ("later", NOW.plus_seconds(300))] {
         reserve(&store, &basket("alice", key, &[("tee-black", 2)]), at).await.unwrap();
     }
     let paid = basket("alice", "paid", &[("tee-black", 2)]);
-    store.confirm(&paid.reservation_id, &paid.customer, None, NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&paid.reservation_id, &paid.customer, None, NOW), NOW, soon()).await.unwrap();
     let app = App { store, failed: queues(&wire).failed().clone(), clock: hands.clock() };
     (wire, hands, app)
 }
@@ -93,7 +93,7 @@ async fn while_the_table_is_away_the_call_fails_and_scheduler_retries() {
                 matches!(failed, Err(Error::Unavailable { .. } | Error::Internal { .. })),
                 "{operation:?} {fault:?}"
             );
-            wire.mend();
+            wire.clear_faults();
             handle(&app, &event("expire/slot")).await.unwrap();
             assert_eq!(where_they_are(&wire).await, (16, 2, 2), "{operation:?} {fault:?}");
             let a = basket("alice", "a", &[("tee-black", 2)]);
@@ -163,7 +163,7 @@ async fn holds_are_released_and_messages_kept_with_any_failure_of_the_queue() {
             assert!(started.elapsed().as_secs() < 28, "{operations:?} {fault:?}: {:?}", started.elapsed());
             assert_eq!(wire.messages(FAILED), [body], "{operations:?} {fault:?}");
             // The next sweep makes up for it.
-            wire.mend();
+            wire.clear_faults();
             wire.show_messages();
             handle(&app, &event("expire/sweep")).await.unwrap();
             assert!(wire.messages(FAILED).is_empty(), "{operations:?} {fault:?}");
@@ -181,7 +181,7 @@ async fn a_failed_release_is_reported_and_does_not_block_the_queue() {
     let started = Instant::now();
     assert!(handle(&app, &event("expire/sweep")).await.is_err());
     assert!(started.elapsed().as_secs() < 28, "{:?}", started.elapsed());
-    wire.mend();
+    wire.clear_faults();
     assert!(wire.messages(FAILED).is_empty());
     assert_eq!(open(&app).await.len(), 1);
 }

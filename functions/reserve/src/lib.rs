@@ -106,7 +106,7 @@ async fn create(
 ) -> Result<Response, Problem> {
     let quantity = |number: &serde_json::Number| number.as_u64().and_then(|quantity| u32::try_from(quantity).ok());
     let lines = body.lines.into_iter().map(|Object(line)| (line.product_id, quantity(&line.quantity))).collect();
-    let basket = Basket::new(caller.customer(body.customer_id)?, &key, lines)??;
+    let basket = Basket::new(caller.customer(body.customer_id)?, &key, lines).map_err(Error::from)?;
     log_reservation_id(&basket.reservation_id);
 
     let now = app.clock.now();

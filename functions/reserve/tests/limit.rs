@@ -5,8 +5,8 @@ use axum::Router;
 use futures_util::future::join_all;
 use holdfast_domain::{RateLimit, Timestamp};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
-use holdfast_testkit::event::{Answer, at, by, event, in_role, saying, send, with_header};
-use holdfast_testkit::fixtures::{Hands, NOW, books, product, schedules, stocked, store, table};
+use holdfast_testkit::event::{Answer, at, by, event, in_role, send, with_body, with_header};
+use holdfast_testkit::fixtures::{NOW, TestClock, books, product, schedules, stocked, store, table};
 use holdfast_testkit::wire::{Fault, Wire};
 use reserve::{App, router};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// The function in one environment, over a shop with 100 tees.
 struct Shop {
     wire: Wire,
-    hands: Hands,
+    hands: TestClock,
     router: Router,
 }
 
@@ -26,7 +26,7 @@ async fn shop() -> Shop {
 
 /// Two a second, three at once.
 fn environment(wire: &Wire, seed: u64) -> Shop {
-    let hands = Hands::new();
+    let hands = TestClock::new();
     let app = App { store: store(wire, seed), schedules: schedules(wire), clock: hands.clock() };
     let limiter = Limiter::new(store(wire, seed), hands.clock(), RateLimit::new(2, 3).unwrap());
     let router = serve(limited(router(app), Some(limiter)), Authenticator::default());
@@ -64,7 +64,7 @@ async fn after_the_burst_requests_get_429_and_change_nothing() {
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(refused.problem(429, "rate_limited")["retry_after_seconds"], 1);
     // What cannot be asked costs too; somebody else's requests do not.
-    shop.send(saying(mine(4), "{")).await.problem(429, "rate_limited");
+    shop.send(with_body(mine(4), "{")).await.problem(429, "rate_limited");
     assert_eq!(shop.send(create("bob", "k")).await.status, 201);
     assert_eq!(books(&shop.wire).await["tee-black"].held, 8);
     // After the time that was told, the same request with the same key is made.
@@ -102,7 +102,7 @@ async fn reads_services_admins_and_unauthenticated_requests_are_not_counted() {
     let shop = shop().await;
     let service = || in_role(create("shop-back-end", "k"), "service");
     let service = || {
-        saying(service(), json!({ "lines": [{ "product_id": "tee-black", "quantity": 1 }], "customer_id": "alice" }))
+        with_body(service(), json!({ "lines": [{ "product_id": "tee-black", "quantity": 1 }], "customer_id": "alice" }))
     };
     let mut anonymous = create("alice", "k");
     anonymous["requestContext"].as_object_mut().unwrap().remove("authorizer");
@@ -163,7 +163,7 @@ async fn a_throttled_count_refuses_its_customer_only() {
 #[tokio::test]
 async fn without_a_limit_there_is_no_call() {
     let shop = shop().await;
-    let hands = Hands::new();
+    let hands = TestClock::new();
     let app = App { store: store(&shop.wire, 2), schedules: schedules(&shop.wire), clock: hands.clock() };
     let router = serve(limited(router(app), None), Authenticator::default());
     for n in 0..10 {

@@ -4,8 +4,10 @@
 use axum::Router;
 use holdfast_domain::Timestamp;
 use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, asking, at, by, event, in_role, names, saying, send, with_header};
-use holdfast_testkit::fixtures::{Hands, NOW, basket, books, product, schedules, soon, stocked, store, table};
+use holdfast_testkit::event::{Answer, at, by, event, in_role, names, send, with_body, with_header, with_query};
+use holdfast_testkit::fixtures::{
+    NOW, TestClock, basket, books, confirmation, product, schedules, soon, stocked, store, table,
+};
 use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
 use reserve::{App, router};
@@ -17,7 +19,7 @@ const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
 /// The function in one environment, over a shop with 100 tees.
 struct Shop {
     wire: Wire,
-    hands: Hands,
+    hands: TestClock,
     router: Router,
 }
 
@@ -29,7 +31,7 @@ async fn shop() -> Shop {
 
 /// Another environment of the function: with a memory of its own.
 fn environment(wire: &Wire, seed: u64) -> Shop {
-    let hands = Hands::new();
+    let hands = TestClock::new();
     let app = App { store: store(wire, seed), schedules: schedules(wire), clock: hands.clock() };
     Shop { wire: wire.clone(), hands, router: serve(router(app), Authenticator::default()) }
 }
@@ -64,7 +66,7 @@ async fn every_event_file_is_answered_with_its_success() {
         }
         if name.starts_with("order") {
             let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
-            store(&shop.wire, 2).confirm(&id, &alice, None, NOW, NOW, soon()).await.unwrap();
+            store(&shop.wire, 2).confirm(&confirmation(&id, &alice, None, NOW), NOW, soon()).await.unwrap();
         }
         if name == "extend" {
             shop.hands.set(NOW.plus_seconds(60));
@@ -117,7 +119,7 @@ async fn peer_case_8_when_the_scheduler_is_away_no_unit_is_taken_and_the_retry_i
         assert_eq!(shop.free().await, 100, "{fault:?}");
 
         // The caller sends it again: a new reservation, not the echo of one that was never made.
-        shop.wire.mend();
+        shop.wire.clear_faults();
         let answer = shop.create(KEY).await;
         assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, None), "{fault:?}");
         assert_eq!(shop.free().await, 98, "{fault:?}");
@@ -132,7 +134,7 @@ async fn a_hold_is_not_extended_past_its_schedule() {
     shop.hands.set(NOW.plus_seconds(60));
     shop.wire.fail_all(&["CreateSchedule"], Fault::LostBefore);
     shop.send(event("reserve/extend")).await.problem(503, "unavailable");
-    shop.wire.mend();
+    shop.wire.clear_faults();
     assert_eq!(shop.send(event("reserve/get")).await.body["expires_at"], before.body["expires_at"]);
     assert_eq!(shop.send(event("reserve/extend")).await.status, 200);
     assert_eq!(shop.wire.schedules().len(), 2);
@@ -226,9 +228,9 @@ fn service(name: &str, customer: &str) -> Value {
     match event["body"].as_str().map(|body| serde_json::from_str::<Value>(body).unwrap()) {
         Some(mut body) => {
             body["customer_id"] = customer.into();
-            saying(event, body)
+            with_body(event, body)
         }
-        None => asking(event, &format!("customer_id={customer}")),
+        None => with_query(event, &format!("customer_id={customer}")),
     }
 }
 
@@ -244,7 +246,7 @@ async fn a_service_acts_for_the_customer_that_it_names() {
         }
         if name.starts_with("order") {
             let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
-            store(&shop.wire, 2).confirm(&id, &alice, None, NOW, NOW, soon()).await.unwrap();
+            store(&shop.wire, 2).confirm(&confirmation(&id, &alice, None, NOW), NOW, soon()).await.unwrap();
         }
         // For the wrong customer it meets what that customer would: nothing, and nothing is changed.
         let wrong = shop.send(service(&name, "bob")).await;
@@ -276,11 +278,11 @@ async fn a_service_must_name_a_customer_and_others_must_not() {
         for no_customer in ["", "a%0Ab"] {
             let mut event = service(&name, "alice");
             if event["body"].is_null() {
-                event = asking(event, &format!("customer_id={no_customer}"));
+                event = with_query(event, &format!("customer_id={no_customer}"));
             } else {
                 let mut body: Value = serde_json::from_str(event["body"].as_str().unwrap()).unwrap();
                 body["customer_id"] = no_customer.replace("%0A", "\n").into();
-                event = saying(event, body);
+                event = with_body(event, body);
             }
             shop.send(event).await.problem(400, "invalid_request");
         }
@@ -293,7 +295,7 @@ async fn a_service_must_name_a_customer_and_others_must_not() {
 async fn an_invalid_request_is_a_problem_and_reserves_nothing() {
     let shop = shop().await;
     let create = || event("reserve/create");
-    let lines = |lines: Value| saying(create(), json!({ "lines": lines }));
+    let lines = |lines: Value| with_body(create(), json!({ "lines": lines }));
     let line = |quantity: Value| lines(json!([{ "product_id": "tee-black", "quantity": quantity }]));
     let keyed = |key: &str| with_header(create(), "idempotency-key", key);
     let mut keyless = create();
@@ -305,26 +307,26 @@ async fn an_invalid_request_is_a_problem_and_reserves_nothing() {
     for (what, event, status, code) in [
         ("no such route", at(create(), "POST", "/nowhere"), 404, "route_not_found"),
         ("no such method", at(create(), "PUT", "/reservations"), 405, "method_not_allowed"),
-        ("too long", saying(create(), "x".repeat(65_537)), 413, "payload_too_large"),
-        ("as long as may be", saying(create(), "x".repeat(65_536)), 400, "invalid_request"),
+        ("too long", with_body(create(), "x".repeat(65_537)), 413, "payload_too_large"),
+        ("as long as may be", with_body(create(), "x".repeat(65_536)), 400, "invalid_request"),
         ("nobody", anonymous, 401, "unauthenticated"),
         ("no key", keyless, 400, "idempotency_key_missing"),
         ("an empty key", keyed(""), 400, "idempotency_key_invalid"),
         ("too long a key", keyed(&"k".repeat(256)), 400, "idempotency_key_invalid"),
         ("a key with a blank behind it", keyed("k1 "), 400, "idempotency_key_invalid"),
         ("a quoted key with a blank before it", keyed("\" k1\""), 400, "idempotency_key_invalid"),
-        ("a parameter", asking(create(), "dry_run=1"), 400, "invalid_request"),
-        ("a parameter of another route", asking(event("reserve/get"), "limit=1"), 400, "invalid_request"),
-        ("a parameter of a cancellation", asking(event("reserve/cancel"), "force=1"), 400, "invalid_request"),
-        ("a parameter of an extension", asking(event("reserve/extend"), "a"), 400, "invalid_request"),
-        ("a parameter that no list has", asking(event("reserve/list"), "page=2"), 400, "invalid_request"),
+        ("a parameter", with_query(create(), "dry_run=1"), 400, "invalid_request"),
+        ("a parameter of another route", with_query(event("reserve/get"), "limit=1"), 400, "invalid_request"),
+        ("a parameter of a cancellation", with_query(event("reserve/cancel"), "force=1"), 400, "invalid_request"),
+        ("a parameter of an extension", with_query(event("reserve/extend"), "a"), 400, "invalid_request"),
+        ("a parameter that no list has", with_query(event("reserve/list"), "page=2"), 400, "invalid_request"),
         ("two keys, as API Gateway joins them", keyed("k1,k2"), 400, "idempotency_key_invalid"),
         ("a key that is quoted at one end", keyed("\"k1"), 400, "idempotency_key_invalid"),
-        ("not JSON", saying(create(), "{\"lines\":"), 400, "invalid_request"),
-        ("no body", saying(create(), ""), 400, "invalid_request"),
-        ("an unknown field", saying(create(), json!({ "lines": [], "customer": "bob" })), 400, "invalid_request"),
-        ("another's name", saying(create(), json!({ "lines": [], "customer_id": "bob" })), 403, "forbidden"),
-        ("their own name", saying(create(), json!({ "lines": [], "customer_id": "alice" })), 403, "forbidden"),
+        ("not JSON", with_body(create(), "{\"lines\":"), 400, "invalid_request"),
+        ("no body", with_body(create(), ""), 400, "invalid_request"),
+        ("an unknown field", with_body(create(), json!({ "lines": [], "customer": "bob" })), 400, "invalid_request"),
+        ("another's name", with_body(create(), json!({ "lines": [], "customer_id": "bob" })), 403, "forbidden"),
+        ("their own name", with_body(create(), json!({ "lines": [], "customer_id": "alice" })), 403, "forbidden"),
         ("no lines", lines(json!([])), 400, "invalid_request"),
         ("21 lines", lines(twenty_one.into()), 400, "invalid_request"),
         ("an id that is none", lines(json!([{ "product_id": "a b", "quantity": 1 }])), 400, "invalid_request"),
@@ -406,7 +408,7 @@ async fn logs_have_the_reservation_and_no_token_or_key() {
             let event = with_header(event, "idempotency-key", SECRET_KEY);
             shop.send(event.clone()).await;
             shop.send(with_header(event.clone(), "idempotency-key", &format!("\"{SECRET_KEY}"))).await;
-            shop.send(saying(event, json!({ "payment_reference": "pay_123", "key": SECRET_KEY }))).await;
+            shop.send(with_body(event, json!({ "payment_reference": "pay_123", "key": SECRET_KEY }))).await;
         }
     }
     log.is_free_of(&["eyJhbGci", "Y3VzdG9tZXI", "Bearer", "pay_123", SECRET_KEY]);

@@ -1,4 +1,4 @@
-//! The one reader of the wall clock.
+//! The only place that reads the wall clock.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,7 +1,7 @@
-//! The environment: the only place that reads it, and the AWS clients that are made of it.
+//! The only place that reads environment variables, and the AWS clients that are configured by them.
 //!
-//! Each part is read by the functions that need it, and by no other, so that `template.yaml` gives each function just
-//! what it uses. A missing or malformed variable ends the start, by its name.
+//! A function reads only the variables that it needs, so that `template.yaml` gives each function only what it uses. If
+//! a variable is missing or malformed the start fails, with its name.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use holdfast_domain::RateLimit;
 use crate::queues::{FailedQueue, Queues};
 use crate::schedules::{Schedules, Target};
 
-/// How long one try of a call may take. DynamoDB answers in milliseconds; a call that hangs must leave time for
-/// another within the request.
-const ATTEMPT: Duration = Duration::from_secs(2);
-/// The tries of one call. What fails after these goes to the caller's own loop, or to a queue.
-const TRIES: u32 = 3;
-/// The first wait between them. The SDK's own is a second after a throttle: longer than most requests last.
+/// How long one try of a call may take. DynamoDB answers in milliseconds; a call that hangs must leave time for another
+/// one within the request.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The tries of one call. What fails after these is retried by the caller, or goes to a queue.
+const MAX_ATTEMPTS: u32 = 3;
+/// The first backoff. The SDK's default is a second after a throttle: longer than most requests last.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
 
-/// A variable that is missing, or holds something else than it must.
+/// A variable that is missing or malformed.
 #[derive(Debug, thiserror::Error)]
 #[error("environment variable {name}: {problem}")]
 pub struct ConfigError {
@@ -32,7 +32,7 @@ pub struct ConfigError {
     pub problem: &'static str,
 }
 
-/// A client of one SDK: each has a builder of its own, with the same methods.
+/// A client of one SDK: each has its own builder type, with the same methods.
 macro_rules! client {
     ($(#[$doc:meta])* $name:ident, $sdk:ident) => {
         $(#[$doc])*
@@ -42,8 +42,8 @@ macro_rules! client {
                 .region(self.region.clone())
                 .credentials_provider(self.credentials.clone())
                 .http_client(self.http.clone())
-                .retry_config(RetryConfig::standard().with_max_attempts(TRIES).with_initial_backoff(INITIAL_BACKOFF))
-                .timeout_config(TimeoutConfig::builder().connect_timeout(ATTEMPT).operation_attempt_timeout(ATTEMPT).build());
+                .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS).with_initial_backoff(INITIAL_BACKOFF))
+                .timeout_config(TimeoutConfig::builder().connect_timeout(ATTEMPT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build());
             config.set_endpoint_url(self.endpoint_url.clone());
             $sdk::Client::from_conf(config.build())
         }
@@ -60,7 +60,10 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads what Lambda itself sets, and `AWS_ENDPOINT_URL` where an emulator takes AWS's place.
+    /// Reads the variables that Lambda sets, and `AWS_ENDPOINT_URL`, which names an emulator in place of AWS.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a variable that is missing or malformed.
     pub fn read() -> Result<Self, ConfigError> {
         let credentials = Credentials::new(
             required("AWS_ACCESS_KEY_ID")?,
@@ -77,7 +80,7 @@ impl Environment {
         })
     }
 
-    /// The same over other parts: for tools and tests, which have no environment of Lambda's.
+    /// The environment of an emulator: for tools and tests, which do not run in Lambda.
     pub fn of_emulator(region: &str, endpoint_url: &str) -> Self {
         Self {
             region: Region::new(region.to_owned()),
@@ -87,9 +90,9 @@ impl Environment {
         }
     }
 
-    /// The same, with all calls sent through `http`: for tests that put faults into the wire.
+    /// The same, with all calls sent through `http`: for tests that inject faults.
     #[must_use]
-    pub fn over(self, http: SharedHttpClient) -> Self {
+    pub fn with_http_client(self, http: SharedHttpClient) -> Self {
         Self { http, ..self }
     }
 
@@ -110,6 +113,9 @@ impl Environment {
     );
 
     /// The two queues of confirmations: `CONFIRMATIONS_QUEUE_URL`, `FAILED_CONFIRMATIONS_QUEUE_URL`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a variable that is missing or malformed.
     pub fn queues(&self) -> Result<Queues, ConfigError> {
         let (confirmations, failed) =
             (required("CONFIRMATIONS_QUEUE_URL")?, required("FAILED_CONFIRMATIONS_QUEUE_URL")?);
@@ -117,12 +123,18 @@ impl Environment {
     }
 
     /// The dead-letter queue alone: `FAILED_CONFIRMATIONS_QUEUE_URL`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a variable that is missing or malformed.
     pub fn failed_queue(&self) -> Result<FailedQueue, ConfigError> {
         Ok(FailedQueue::new(self.sqs(), required("FAILED_CONFIRMATIONS_QUEUE_URL")?))
     }
 
     /// The reminders of holds: `SCHEDULE_GROUP`, `EXPIRE_FUNCTION_ARN`, `SCHEDULE_ROLE_ARN`, `SCHEDULE_DLQ_ARN`,
     /// `EXPIRY_SLOT_SECONDS`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a variable that is missing or malformed.
     pub fn schedules(&self) -> Result<Schedules, ConfigError> {
         let name = "EXPIRY_SLOT_SECONDS";
         let slot_seconds = required(name)?
@@ -141,22 +153,31 @@ impl Environment {
 }
 
 /// The table's name: `TABLE_NAME`.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
 pub fn table_name() -> Result<String, ConfigError> {
     required("TABLE_NAME")
 }
 
-/// The JSON Web Key Set of local tokens: `HOLDFAST_LOCAL_KEY_SET`. Only the local stack sets it: deployed, API Gateway
-/// checks the tokens, and with neither nobody gets in.
+/// The JSON Web Key Set of local tokens: `HOLDFAST_LOCAL_KEY_SET`. Only the local stack sets it. In AWS, API Gateway
+/// verifies the tokens; without either, every token is refused.
 pub fn local_key_set() -> Option<String> {
     optional("HOLDFAST_LOCAL_KEY_SET")
 }
 
 /// The claim that carries a token's roles: `ROLES_CLAIM`.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
 pub fn roles_claim() -> Result<String, ConfigError> {
     required("ROLES_CLAIM")
 }
 
 /// The limit on each customer's requests: `RATE_LIMIT_PER_SECOND` (0 for none) and `RATE_LIMIT_BURST`.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
 pub fn rate_limit() -> Result<Option<RateLimit>, ConfigError> {
     let number = |name| {
         let problem = "must be a whole number from 0 to 10000";

@@ -1,49 +1,50 @@
-//! The intake: what has arrived in the dead-letter queue goes into the table, where it can be looked at and worked on.
+//! Moving messages from the dead-letter queue into the table, where they can be listed and handled.
 //!
-//! What must always hold: a message leaves the queue only when the table has it. So an intake may end anywhere, and two
-//! may run at once: what one left is another's, and what both took in is one failed confirmation.
+//! What must always hold: a message is deleted from the queue only when it is in the table. So the move can be
+//! interrupted anywhere and run concurrently: what is left is moved later, and what is moved twice is one failed
+//! confirmation.
 
 use futures_util::future::join_all;
-use holdfast_domain::Clock;
-use holdfast_store::{Deadline, Error, Failure, NOT_CONFIRMED, Store};
+use holdfast_domain::{Clock, Failure, NOT_CONFIRMED};
+use holdfast_store::{Deadline, Error, Store};
 
 use crate::Unanswered;
-use crate::queues::{Confirmation, FailedQueue, Received};
+use crate::queues::{DeadLetter, FailedQueue, Received};
 
 /// The reason of a message that cannot be read.
 pub const UNREADABLE: &str = "unreadable";
 
-/// How many receives one intake spends: ten messages each. What is left is the next one's.
-const MOST_RECEIVES: usize = 20;
-/// The longest body that is kept, in characters of up to four bytes: an item of DynamoDB may have 400 KB. Those of
-/// Holdfast's own messages are far shorter.
-const MOST_BODY_CHARACTERS: usize = 64 * 1_024;
+/// How many times one call receives messages, ten each time. The rest is left for the next call.
+const MAX_RECEIVES: usize = 20;
+/// The longest body that is stored, in characters of up to four bytes: a DynamoDB item has at most 400 KB. Holdfast's
+/// own messages are far shorter.
+const MAX_BODY_CHARACTERS: usize = 64 * 1_024;
 
-/// What an intake did.
+/// The result of moving messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ingested {
     /// Messages that are in the table, and no longer in the queue.
     pub messages: u32,
-    /// Whether nothing is left in the queue, as far as it says.
+    /// Whether the queue says that it is empty.
     pub complete: bool,
 }
 
-/// What stopped an intake. What it had taken in before stays taken in.
+/// Why moving messages stopped. Those that were moved before stay moved.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// The table did not take a message.
+    /// The table did not accept a message.
     #[error(transparent)]
     Table(#[from] Error),
-    /// The queue gave no answer.
+    /// The queue did not answer.
     #[error(transparent)]
     Queue(#[from] Unanswered),
 }
 
-/// Takes what has arrived in the dead-letter queue into the table, until the queue is empty, the deadline has passed, or
-/// two hundred messages are taken in.
+/// Moves the messages of the dead-letter queue into the table, until the queue is empty, the deadline has passed, or
+/// two hundred messages are moved.
 ///
 /// # Errors
-/// The first thing that went wrong. The other messages of the same receive are taken in all the same.
+/// The first error. The other messages of the same receive are moved anyway.
 pub async fn ingest_dead_letters(
     queue: &FailedQueue,
     store: &Store,
@@ -51,7 +52,7 @@ pub async fn ingest_dead_letters(
     deadline: Deadline,
 ) -> Result<Ingested, IngestError> {
     let mut ingested = Ingested::default();
-    for _ in 0..MOST_RECEIVES {
+    for _ in 0..MAX_RECEIVES {
         if deadline.passed() {
             return Ok(ingested);
         }
@@ -59,7 +60,7 @@ pub async fn ingest_dead_letters(
         if messages.is_empty() {
             return Ok(Ingested { complete: true, ..ingested });
         }
-        // Together, so that one that is slow does not use up the time of the others.
+        // Concurrently, so that a slow one does not use up the time of the others.
         for outcome in join_all(messages.iter().map(|message| ingest(queue, store, clock, message, deadline))).await {
             outcome?;
             ingested.messages += 1;
@@ -81,26 +82,19 @@ async fn ingest(
     Ok(queue.delete(message, deadline).await?)
 }
 
-/// What a message of the dead-letter queue says.
+/// The failure that a message of the dead-letter queue describes.
 fn failure(body: &str) -> Failure {
-    match serde_json::from_str::<Confirmation>(body) {
-        Ok(confirmation) => Failure {
-            // Stored without its reason, so that it is a confirmation like any other when it is sent again.
-            body: serde_json::to_string(&Confirmation { reason: None, ..confirmation.clone() })
-                .unwrap_or_else(|_| body.to_owned()),
-            reservation_id: Some(confirmation.reservation_id),
-            customer: Some(confirmation.customer),
-            payment_reference: confirmation.payment_reference,
-            requested_at: Some(confirmation.requested_at_ms),
-            reason: confirmation.reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
+    match serde_json::from_str::<DeadLetter>(body) {
+        Ok(DeadLetter { confirmation, reason }) => Failure {
+            // Stored without its reason, so that it is an ordinary confirmation when it is sent again.
+            body: serde_json::to_string(&confirmation).unwrap_or_else(|_| body.to_owned()),
+            confirmation: Some(confirmation),
+            reason: reason.unwrap_or_else(|| NOT_CONFIRMED.to_owned()),
         },
         Err(_) => Failure {
-            reservation_id: None,
-            customer: None,
-            payment_reference: None,
-            requested_at: None,
+            confirmation: None,
             reason: UNREADABLE.to_owned(),
-            body: body.chars().take(MOST_BODY_CHARACTERS).collect(),
+            body: body.chars().take(MAX_BODY_CHARACTERS).collect(),
         },
     }
 }

@@ -1,5 +1,6 @@
-//! What surrounds the rules: the environment, the clock, the AWS clients, schedules, queues, and the way from the
-//! dead-letter queue into the table.
+//! Everything around the rules: environment variables, the clock, the AWS clients, schedules, queues, and moving dead
+//! letters into the table.
+#![warn(clippy::missing_errors_doc)]
 
 pub mod clock;
 pub mod config;
@@ -7,13 +8,13 @@ pub mod dead_letters;
 pub mod queues;
 pub mod schedules;
 
-/// A service that did not do what it was asked, after the SDK's own retries.
+/// A service that refused or did not answer, after the SDK's own retries.
 #[derive(Debug, thiserror::Error)]
 #[error("{during}: {detail}")]
 pub struct Unanswered {
     /// The call.
     pub during: &'static str,
-    /// What went wrong: for the log, never for the caller.
+    /// What went wrong: internal, for the log, never for the caller.
     pub detail: String,
 }
 

@@ -1,48 +1,41 @@
-//! The queue of confirmations that wait for another try, and the dead-letter queue behind it.
+//! The queue of confirmations to be retried, and its dead-letter queue.
 //!
-//! Every call ends with the deadline that it is given: what a call that was given up did stays unknown, so the caller
-//! takes it for not done.
+//! Every call ends at its deadline. Whether a call that was given up had an effect is unknown, so the caller treats it
+//! as failed.
 
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
-use holdfast_domain::{CustomerId, PaymentReference, ReservationId, Timestamp};
+use holdfast_domain::Confirmation;
 use holdfast_store::Deadline;
 use serde::{Deserialize, Serialize};
 
 use crate::Unanswered;
 
-/// How long a receive waits for a message. Without a wait, SQS asks only some of its servers, and an empty answer would
-/// not say that the queue is empty.
+/// How long a receive waits for a message. Without waiting, SQS queries only some of its servers, and an empty answer
+/// does not mean that the queue is empty.
 const LONG_POLL_SECONDS: i32 = 1;
 /// SQS's limit for one receive.
-const MOST_AT_ONCE: i32 = 10;
+const MAX_MESSAGES: i32 = 10;
 
-/// After how many seconds a message that failed comes back, by how often it was received; from then on, the last.
+/// The delay of a failed message in seconds, by how often it was received; the last one applies from then on.
 const RETRY_SECONDS: [u64; 6] = [30, 60, 120, 240, 480, 900];
 
-/// How long a confirmation stays away that failed when it was received for the `receives`th time.
+/// The delay of a confirmation that failed when it was received for the `receives`th time.
 ///
-/// The queue's `maxReceiveCount` in `template.yaml` says how often it comes back.
+/// The queue's `maxReceiveCount` in `template.yaml` limits how often it is received.
 pub fn retry_delay(receives: u32) -> Duration {
     let nth = usize::try_from(receives.saturating_sub(1)).unwrap_or(usize::MAX).min(RETRY_SECONDS.len() - 1);
     Duration::from_secs(RETRY_SECONDS[nth])
 }
 
-/// A confirmation on its way through the queues.
+/// A message that Holdfast itself sends to the dead-letter queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Confirmation {
-    /// The reservation.
-    pub reservation_id: ReservationId,
-    /// Its customer.
-    pub customer: CustomerId,
-    /// The payment, if one was taken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payment_reference: Option<PaymentReference>,
-    /// When the customer asked: decides whether it was in time.
-    pub requested_at_ms: Timestamp,
-    /// Why it failed: the code of a refusal. Only in the dead-letter queue, and only where it did not get there by
-    /// using up its tries.
+pub struct DeadLetter {
+    /// The confirmation that failed.
+    #[serde(flatten)]
+    pub confirmation: Confirmation,
+    /// Why: the code of a refusal. Absent if it used up its tries, so that SQS moved it here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -50,9 +43,9 @@ pub struct Confirmation {
 /// A message of the dead-letter queue.
 #[derive(Debug, Clone)]
 pub struct Received {
-    /// What it says, unchecked.
+    /// Its body, unchecked.
     pub body: String,
-    /// What [`FailedQueue::delete`] takes.
+    /// The receipt handle for [`FailedQueue::delete`].
     pub receipt: String,
 }
 
@@ -63,7 +56,7 @@ pub struct Queues {
     failed: FailedQueue,
 }
 
-/// The dead-letter queue alone, for a function that has nothing to do with the other.
+/// The dead-letter queue alone, for a function that does not use the other.
 #[derive(Debug, Clone)]
 pub struct FailedQueue(Queue);
 
@@ -85,33 +78,48 @@ impl Queues {
         &self.failed
     }
 
-    /// Leaves a confirmation for another try. When this returns, it is durable.
+    /// Queues a confirmation for a retry. When this returns, it is durable.
+    ///
+    /// # Errors
+    /// [`Unanswered`] where SQS refused or did not answer before the deadline.
     pub async fn send_confirmation(&self, confirmation: &Confirmation, deadline: Deadline) -> Result<(), Unanswered> {
         self.confirmations.send(&text(confirmation)?, deadline).await
     }
 
-    /// Leaves a confirmation for a person, with the reason. When this returns, it is durable.
+    /// Sends a confirmation to the dead-letter queue, with the reason. When this returns, it is durable.
+    ///
+    /// # Errors
+    /// [`Unanswered`] where SQS refused or did not answer before the deadline.
     pub async fn send_failed(
         &self,
         confirmation: &Confirmation,
         reason: &str,
         deadline: Deadline,
     ) -> Result<(), Unanswered> {
-        let failed = Confirmation { reason: Some(reason.to_owned()), ..confirmation.clone() };
-        self.failed.0.send(&text(&failed)?, deadline).await
+        let letter = DeadLetter { confirmation: confirmation.clone(), reason: Some(reason.to_owned()) };
+        self.failed.0.send(&text(&letter)?, deadline).await
     }
 
-    /// Leaves a message for a person that cannot be read, as it is. When this returns, it is durable.
+    /// Sends a message that cannot be read to the dead-letter queue, unchanged. When this returns, it is durable.
+    ///
+    /// # Errors
+    /// [`Unanswered`] where SQS refused or did not answer before the deadline.
     pub async fn send_unreadable(&self, body: &str, deadline: Deadline) -> Result<(), Unanswered> {
         self.failed.0.send(body, deadline).await
     }
 
-    /// Sends a message of the dead-letter queue on its way again, whatever it says.
+    /// Queues a message of the dead-letter queue again, whatever it contains.
+    ///
+    /// # Errors
+    /// [`Unanswered`] where SQS refused or did not answer before the deadline.
     pub async fn resend(&self, body: &str, deadline: Deadline) -> Result<(), Unanswered> {
         self.confirmations.send(body, deadline).await
     }
 
-    /// Keeps a confirmation that failed away from everybody for `delay` from now, by the receipt of its delivery.
+    /// Hides a confirmation that failed for `delay` from now, by the receipt handle of its delivery.
+    ///
+    /// # Errors
+    /// [`Unanswered`] where SQS refused or did not answer before the deadline.
     pub async fn delay(&self, receipt: &str, delay: Duration, deadline: Deadline) -> Result<(), Unanswered> {
         let Queue { client, url } = &self.confirmations;
         let seconds = i32::try_from(delay.as_secs()).unwrap_or(i32::MAX);
@@ -126,11 +134,14 @@ impl FailedQueue {
         Self(Queue { client, url })
     }
 
-    /// Up to ten messages. They are hidden from others for a while, and stay until deleted. None, and the queue has none
-    /// to give: all of its servers were asked.
+    /// Up to ten messages. They are hidden from other receivers for a while, and stay until they are deleted. If there
+    /// are none, the queue is empty: all of its servers were queried.
+    ///
+    /// # Errors
+    /// [`Unanswered`] where SQS refused or did not answer before the deadline.
     pub async fn receive(&self, deadline: Deadline) -> Result<Vec<Received>, Unanswered> {
         let Queue { client, url } = &self.0;
-        let request = client.receive_message().queue_url(url).max_number_of_messages(MOST_AT_ONCE);
+        let request = client.receive_message().queue_url(url).max_number_of_messages(MAX_MESSAGES);
         let answer = within("ReceiveMessage", deadline, request.wait_time_seconds(LONG_POLL_SECONDS).send()).await?;
         let messages = answer.messages.unwrap_or_default().into_iter();
         let received = messages.filter_map(|message| {
@@ -139,7 +150,10 @@ impl FailedQueue {
         Ok(received.collect())
     }
 
-    /// Takes a message out of the queue.
+    /// Deletes a message.
+    ///
+    /// # Errors
+    /// [`Unanswered`] where SQS refused or did not answer before the deadline.
     pub async fn delete(&self, received: &Received, deadline: Deadline) -> Result<(), Unanswered> {
         let Queue { client, url } = &self.0;
         let request = client.delete_message().queue_url(url).receipt_handle(&received.receipt);
@@ -154,8 +168,8 @@ impl Queue {
     }
 }
 
-fn text(confirmation: &Confirmation) -> Result<String, Unanswered> {
-    serde_json::to_string(confirmation).map_err(|error| Unanswered::new("SendMessage", &error))
+fn text(message: &impl Serialize) -> Result<String, Unanswered> {
+    serde_json::to_string(message).map_err(|error| Unanswered::new("SendMessage", &error))
 }
 
 /// The answer to a call, if it comes before the deadline.
@@ -177,7 +191,7 @@ mod tests {
     #[test]
     fn a_message_stays_away_longer_each_time_up_to_a_quarter_of_an_hour() {
         let seconds = |receives| retry_delay(receives).as_secs();
-        // SQS counts from 1; a count that is missing is none.
+        // SQS counts from 1; a missing count is 0 here.
         assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, u32::MAX].map(seconds), [30, 30, 60, 120, 240, 480, 900, 900, 900]);
     }
 }

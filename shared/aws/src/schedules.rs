@@ -1,8 +1,8 @@
 //! Reminders: one-time schedules that call `expire` when holds may have ended.
 //!
-//! One schedule serves all holds that end within a slot of some seconds. Its name is the slot, so making it twice is a
-//! conflict, and a conflict is success. It is made before the hold, so a hold cannot exist without it; a schedule for
-//! a hold that was never made finds nothing to do. It only reminds: whether a hold has ended, the clock decides.
+//! One schedule serves all holds that end within a slot of some seconds. It is named after its slot, so creating it
+//! twice is a conflict, and a conflict is success. It is created before the hold, so there is no hold without it; a
+//! schedule whose hold was never made finds nothing to do. It only reminds: the clock decides whether a hold has ended.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -19,10 +19,10 @@ use time::macros::format_description;
 
 use crate::Unanswered;
 
-/// How many slots an environment remembers: an hour of them, the longest hold, at the default length.
-const REMEMBERED: usize = 360;
+/// How many slots an environment remembers: one hour, the longest hold, at the default length.
+const MAX_REMEMBERED_SLOTS: usize = 360;
 
-/// What `expire` is called with. It is a hint for the log: whatever calls it, it releases what is overdue.
+/// The input of `expire`. It is only logged: `expire` always releases what is overdue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Reminder {
@@ -35,16 +35,16 @@ pub enum Reminder {
     Sweep,
 }
 
-/// What the schedules call, and as whom.
+/// What the schedules call, and with which role.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// The schedule group.
     pub group: String,
     /// The function `expire`.
     pub function_arn: String,
-    /// The role that Scheduler takes on to call it.
+    /// The role that Scheduler assumes to call it.
     pub role_arn: String,
-    /// Where a call goes that failed for good.
+    /// The queue for calls that failed for good.
     pub dead_letter_arn: String,
 }
 
@@ -63,14 +63,17 @@ impl Schedules {
         Self { client, target, slot_seconds: slot_seconds.max(1), made: Mutex::default() }
     }
 
-    /// The end of the slot that `at` falls in, in seconds since the epoch: at `at` or after it.
+    /// The end of the slot that contains `at`, in seconds since the epoch: at `at` or after it.
     fn slot(&self, at: Timestamp) -> i64 {
         let seconds = at.plus_seconds(1).as_millis().saturating_sub(1).div_euclid(1_000);
         seconds.saturating_add(self.slot_seconds - 1).div_euclid(self.slot_seconds) * self.slot_seconds
     }
 
-    /// Makes sure that `expire` will be called at `at` or a little later. No call where this environment has made the
-    /// schedule of that slot before.
+    /// Makes sure that `expire` will be called at `at` or a little later. Makes no call if this environment has created
+    /// the schedule of that slot before.
+    ///
+    /// # Errors
+    /// [`Unanswered`] if Scheduler refused or did not answer.
     pub async fn ensure(&self, at: Timestamp) -> Result<(), Unanswered> {
         let slot = self.slot(at);
         let known = || self.made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +83,7 @@ impl Schedules {
         self.create(slot).await?;
         let mut made = known();
         made.insert(slot);
-        while made.len() > REMEMBERED {
+        while made.len() > MAX_REMEMBERED_SLOTS {
             made.pop_first();
         }
         Ok(())
@@ -99,7 +102,7 @@ impl Schedules {
             .role_arn(&self.target.role_arn)
             .input(input)
             .dead_letter_config(DeadLetterConfig::builder().arn(&self.target.dead_letter_arn).build())
-            // The recurring sweep comes every minute: a reminder that is an hour late reminds nobody.
+            // The recurring sweep runs every minute: a reminder that is an hour late is of no use.
             .retry_policy(RetryPolicy::builder().maximum_event_age_in_seconds(3_600).maximum_retry_attempts(10).build())
             .build()
             .map_err(|error| wrong(&error))?;
@@ -112,7 +115,7 @@ impl Schedules {
             .schedule_expression(format!("at({at})"))
             .flexible_time_window(window.map_err(|error| wrong(&error))?)
             .target(target)
-            // A finished one-time schedule stays, and counts against the quota, unless this says otherwise.
+            // Otherwise a finished one-time schedule stays, and counts towards the quota.
             .action_after_completion(ActionAfterCompletion::Delete);
         match request.send().await {
             Ok(_) => Ok(()),

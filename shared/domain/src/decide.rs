@@ -1,9 +1,9 @@
-//! What a command does to a reservation: one function a command, every status in every one of them.
+//! What a command does to a reservation: one function for each command, which handles every status.
 //!
-//! A function answers only what *should* happen. The store then makes it happen under a condition that repeats what
-//! was assumed here, and asks again when the condition fails, so a decision on stale data is never carried out.
+//! A function only decides what *should* happen. The store then carries it out under a condition that repeats what was
+//! assumed here, and decides again when the condition fails. So a decision on stale data is never carried out.
 
-use crate::{HoldSeconds, PaymentReference, Refusal, Reservation, Status, Timestamp};
+use crate::{Confirmation, HoldSeconds, Refusal, Reservation, Status, Timestamp};
 
 /// All extensions together are at most this many times the first hold.
 pub const MAX_EXTENSIONS_OF_FIRST_HOLD: i64 = 2;
@@ -11,187 +11,189 @@ pub const MAX_EXTENSIONS_OF_FIRST_HOLD: i64 = 2;
 /// How far the clock that accepted a confirmation may be behind the one that dated the hold.
 pub const CLOCK_TOLERANCE_SECONDS: i64 = 10;
 
-/// What confirming a reservation means.
+/// What a confirmation does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Confirm {
-    /// Held, and in time: make it an order.
+pub enum ConfirmDecision {
+    /// Held, and requested in time: make it an order.
     InTime,
-    /// Paid, and overdue, but nobody has given the units back yet: make it an order and keep the units.
+    /// Paid after the hold ended, but the hold has not been released yet: make it an order and keep the units.
     LateStillHeld,
-    /// Paid, and the units went back: take them again, and make it an order.
+    /// The hold was released, and the payment came late or the request was in time: take the units again and make it an
+    /// order.
     LateRetake,
-    /// Confirmed before without a payment: write down which payment it was.
+    /// Confirmed before, without a payment: record the payment.
     AttachPayment,
-    /// Confirmed before, by this very command: nothing to do.
+    /// Confirmed before by the same command: nothing to do.
     Done,
-    /// Paid, and nothing can be had for it: write down that the payment is owed back, and refuse it for good.
+    /// The payment can buy nothing: record on the reservation that it is owed back, and refuse it for good.
     OweBack,
-    /// Without a payment, and the hold has expired: write down that no confirmation without one, accepted by now, makes
-    /// an order of it any more, and refuse it.
+    /// Without a payment, and the hold has expired: record that no confirmation without a payment that was accepted until
+    /// now makes it an order, and refuse this one.
     CloseUnpaid,
-    /// Without a payment, and an admin has settled an earlier one so lately that no clock tells which came first.
-    AskAgain,
-    /// No.
+    /// Without a payment, and an admin settled an earlier one so recently that no clock can tell which came first.
+    RetryLater,
+    /// Refused.
     Refuse(Refusal),
 }
 
-/// The most payments that a reservation notes as owed back. Each may have 255 bytes, and an item of DynamoDB 400 KB. A
-/// reservation that has ended and has so many takes no further payment: what cannot be noted has to stay refused too.
+/// The most payments that a reservation records as owed back: each has up to 255 bytes, and a DynamoDB item up to 400 KB.
+/// A reservation that has ended and has this many accepts no other payment, since that refusal could not be recorded.
 pub const MAX_OWED_BACK: usize = 500;
 
-/// Decides a confirmation that was accepted at `at`: the moment that the request came in, also where a queue carries
-/// it out later (`queued`).
+/// Decides a confirmation that is carried out at `now`: the moment of the request, or later where a queue lies between.
 ///
-/// A confirmation accepted in time is a promise, and is kept even if the units went back meanwhile; but not with a
+/// A confirmation accepted in time is a promise, and is kept even if the units were released meanwhile; but not with a
 /// payment that is owed back, nor without a payment where that was settled otherwise since: by an admin, or because
-/// the customer was told that the hold has expired. Nobody is promised anything who waits for the answer: without a
-/// payment, a hold that was given back stays so for them, whatever their clock says. One that was accepted before the
-/// hold was made is about an earlier hold under the same key, which has been cleaned up.
-pub fn confirm(reservation: &Reservation, payment: Option<&PaymentReference>, at: Timestamp, queued: bool) -> Confirm {
+/// the customer was told that the hold has expired. A caller who waits for the answer was promised nothing: without a
+/// payment, a hold that was released stays released for them, whatever their clock says. A confirmation that was accepted
+/// before the hold was made is about an earlier hold under the same key, which has been cleaned up.
+pub fn confirmation(reservation: &Reservation, confirmation: &Confirmation, now: Timestamp) -> ConfirmDecision {
+    let (payment, at) = (confirmation.payment_reference.as_ref(), confirmation.requested_at);
+    let queued = at != now;
     if reservation.created_at > at.plus_seconds(CLOCK_TOLERANCE_SECONDS) {
-        return Confirm::Refuse(Refusal::ReservationNotFound);
+        return ConfirmDecision::Refuse(Refusal::ReservationNotFound);
     }
     if payment.is_some_and(|payment| reservation.owed_back.contains(payment)) {
-        return Confirm::Refuse(Refusal::RefundRequired);
+        return ConfirmDecision::Refuse(Refusal::RefundRequired);
     }
     let ended = matches!(reservation.status, Status::Expired | Status::Cancelled);
     if payment.is_some() && ended && reservation.owed_back.len() >= MAX_OWED_BACK {
-        return Confirm::Refuse(Refusal::RefundRequired);
+        return ConfirmDecision::Refuse(Refusal::RefundRequired);
     }
     let closed = payment.is_none() && reservation.unpaid_closed_at.is_some_and(|closed_at| at <= closed_at);
     let in_time = !reservation.overdue(at);
     match (reservation.status, payment) {
-        (Status::Confirmed, None) => Confirm::Done,
-        (Status::Confirmed, Some(given)) => match &reservation.payment_reference {
-            Some(known) if given == known => Confirm::Done,
-            Some(_) => Confirm::Refuse(Refusal::AlreadyConfirmed { other_payment: true }),
-            None => Confirm::AttachPayment,
-        },
-        (Status::Cancelled, None) => Confirm::Refuse(Refusal::ReservationCancelled),
-        (Status::Cancelled, Some(_)) => Confirm::OweBack,
-        (Status::Held, None) if closed && in_time && !queued => Confirm::AskAgain,
-        (Status::Held | Status::Expired, None) if closed => Confirm::Refuse(Refusal::HoldExpired),
-        (Status::Expired, None) if !queued => Confirm::CloseUnpaid,
-        (Status::Held, _) if in_time => Confirm::InTime,
-        (Status::Expired, _) if in_time => Confirm::LateRetake,
-        (Status::Held | Status::Expired, None) => Confirm::Refuse(Refusal::HoldExpired),
-        (Status::Held | Status::Expired, Some(_)) if reservation.too_late_to_pay(at) => Confirm::OweBack,
-        (Status::Held, Some(_)) => Confirm::LateStillHeld,
-        (Status::Expired, Some(_)) => Confirm::LateRetake,
+        (Status::Confirmed, _) if reservation.is_order_of(payment) => ConfirmDecision::Done,
+        (Status::Confirmed, _) if reservation.payment_reference.is_none() => ConfirmDecision::AttachPayment,
+        (Status::Confirmed, _) => ConfirmDecision::Refuse(Refusal::AlreadyConfirmed { other_payment: true }),
+        (Status::Cancelled, None) => ConfirmDecision::Refuse(Refusal::ReservationCancelled),
+        (Status::Cancelled, Some(_)) => ConfirmDecision::OweBack,
+        (Status::Held, None) if closed && in_time && !queued => ConfirmDecision::RetryLater,
+        (Status::Held | Status::Expired, None) if closed => ConfirmDecision::Refuse(Refusal::HoldExpired),
+        (Status::Expired, None) if !queued => ConfirmDecision::CloseUnpaid,
+        (Status::Held, _) if in_time => ConfirmDecision::InTime,
+        (Status::Expired, _) if in_time => ConfirmDecision::LateRetake,
+        (Status::Held | Status::Expired, None) => ConfirmDecision::Refuse(Refusal::HoldExpired),
+        (Status::Held | Status::Expired, Some(_)) if reservation.too_late_to_pay(at) => ConfirmDecision::OweBack,
+        (Status::Held, Some(_)) => ConfirmDecision::LateStillHeld,
+        (Status::Expired, Some(_)) => ConfirmDecision::LateRetake,
     }
 }
 
-/// What cancelling a reservation means.
+/// What a cancellation does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cancel {
-    /// Give the units back.
+pub enum CancelDecision {
+    /// Release the units.
     Release,
     /// Cancelled before: nothing to do.
     Done,
-    /// No.
+    /// Refused.
     Refuse(Refusal),
 }
 
 /// Decides a customer's cancellation at `now`.
-pub fn cancel(reservation: &Reservation, now: Timestamp) -> Cancel {
+pub fn cancellation(reservation: &Reservation, now: Timestamp) -> CancelDecision {
     match reservation.status {
-        Status::Held if !reservation.overdue(now) => Cancel::Release,
-        Status::Held | Status::Expired => Cancel::Refuse(Refusal::HoldExpired),
-        Status::Cancelled => Cancel::Done,
-        Status::Confirmed => Cancel::Refuse(Refusal::AlreadyConfirmed { other_payment: false }),
+        Status::Held if !reservation.overdue(now) => CancelDecision::Release,
+        Status::Held | Status::Expired => CancelDecision::Refuse(Refusal::HoldExpired),
+        Status::Cancelled => CancelDecision::Done,
+        Status::Confirmed => CancelDecision::Refuse(Refusal::AlreadyConfirmed { other_payment: false }),
     }
 }
 
-/// What extending a hold means.
+/// What an extension does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Extend {
-    /// Hold until then.
+pub enum ExtendDecision {
+    /// Extend the hold until then.
     Until(Timestamp),
-    /// It lasts that long already: nothing to do.
+    /// The hold already lasts that long: nothing to do.
     Done,
-    /// No.
+    /// Refused.
     Refuse(Refusal),
 }
 
-/// Decides an extension asked for at `now`: the hold shall last at least `hold_seconds` from now. It is never made
-/// shorter, so a repeated request costs nothing; and never lasts longer than three times the first hold in all, so
-/// that stock cannot be kept from others for ever.
-pub fn extend(reservation: &Reservation, hold_seconds: HoldSeconds, now: Timestamp) -> Extend {
+/// Decides an extension requested at `now`: the hold must last at least `hold_seconds` from now. It is never made
+/// shorter, so a repeated request changes nothing; and it lasts at most three times the first hold in total, so that
+/// nobody can keep stock from others forever.
+pub fn extension(reservation: &Reservation, hold_seconds: HoldSeconds, now: Timestamp) -> ExtendDecision {
     match reservation.status {
         Status::Held if !reservation.overdue(now) => {
             let first = reservation.hold_seconds.get();
             let latest = reservation.created_at.plus_seconds(first * (1 + MAX_EXTENSIONS_OF_FIRST_HOLD));
             let wanted = now.plus_seconds(hold_seconds.get());
             if wanted <= reservation.expires_at {
-                Extend::Done
+                ExtendDecision::Done
             } else if wanted > latest {
-                Extend::Refuse(Refusal::ExtensionLimitReached { latest })
+                ExtendDecision::Refuse(Refusal::ExtensionLimitReached { latest })
             } else {
-                Extend::Until(wanted)
+                ExtendDecision::Until(wanted)
             }
         }
-        Status::Held | Status::Expired => Extend::Refuse(Refusal::HoldExpired),
-        Status::Cancelled => Extend::Refuse(Refusal::ReservationCancelled),
-        Status::Confirmed => Extend::Refuse(Refusal::AlreadyConfirmed { other_payment: false }),
+        Status::Held | Status::Expired => ExtendDecision::Refuse(Refusal::HoldExpired),
+        Status::Cancelled => ExtendDecision::Refuse(Refusal::ReservationCancelled),
+        Status::Confirmed => ExtendDecision::Refuse(Refusal::AlreadyConfirmed { other_payment: false }),
     }
 }
 
-/// What the clock means for a reservation.
+/// What the end of a hold's time does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expire {
-    /// Give the units back.
+pub enum ExpireDecision {
+    /// Release the units.
     Release,
-    /// Its time has not come.
+    /// The hold has time left.
     NotYet,
-    /// It has ended already.
+    /// The hold ended before.
     Ended,
 }
 
 /// Decides whether a reservation has to be released at `now`.
-pub fn expire(reservation: &Reservation, now: Timestamp) -> Expire {
+pub fn expiry(reservation: &Reservation, now: Timestamp) -> ExpireDecision {
     match reservation.status {
-        Status::Held if reservation.overdue(now) => Expire::Release,
-        Status::Held => Expire::NotYet,
-        Status::Confirmed | Status::Cancelled | Status::Expired => Expire::Ended,
+        Status::Held if reservation.overdue(now) => ExpireDecision::Release,
+        Status::Held => ExpireDecision::NotYet,
+        Status::Confirmed | Status::Cancelled | Status::Expired => ExpireDecision::Ended,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CustomerId, IdempotencyKey, ReservationId};
+    use crate::{PaymentReference, reservation};
     use std::collections::BTreeSet;
 
     const CREATED: Timestamp = Timestamp::from_millis(0);
-    const EXPIRES: Timestamp = Timestamp::from_millis(600_000);
 
     fn reservation(status: Status, paid_with: Option<&str>) -> Reservation {
-        let customer = CustomerId::try_from("alice").unwrap();
         Reservation {
-            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap()),
-            customer,
-            lines: vec![],
-            currency: "EUR".to_owned().try_into().unwrap(),
             status,
-            created_at: CREATED,
-            expires_at: EXPIRES,
-            hold_seconds: HoldSeconds::DEFAULT,
             late_payment_seconds: 3_600,
-            fingerprint: String::new(),
-            confirmed_at: None,
-            confirmed_late: false,
             payment_reference: paid_with.map(|text| text.try_into().unwrap()),
-            owed_back: BTreeSet::new(),
-            unpaid_closed_at: None,
+            ..reservation::tests::held(&[])
         }
     }
 
-    /// One row a case: before, at and after expiry, for every status.
+    /// The decision on a confirmation that was accepted `at`, at once or, if `queued`, from the queue a moment later.
+    fn confirm(
+        found: &Reservation,
+        payment: Option<&PaymentReference>,
+        at: Timestamp,
+        queued: bool,
+    ) -> ConfirmDecision {
+        let command = Confirmation {
+            reservation_id: found.reservation_id.clone(),
+            customer: found.customer.clone(),
+            payment_reference: payment.cloned(),
+            requested_at: at,
+        };
+        confirmation(found, &command, Timestamp::from_millis(at.as_millis() + i64::from(queued)))
+    }
+
+    /// Before, at and after expiry.
     const TIMES: [(i64, bool); 3] = [(599_999, false), (600_000, true), (600_001, true)];
 
     #[test]
     fn every_status_by_confirm_before_at_and_after_expiry() {
-        use Confirm::{AttachPayment, CloseUnpaid, Done, InTime, LateRetake, LateStillHeld, OweBack, Refuse};
+        use ConfirmDecision::{AttachPayment, CloseUnpaid, Done, InTime, LateRetake, LateStillHeld, OweBack, Refuse};
         let pay: PaymentReference = "pay_1".try_into().unwrap();
         let refuse = |refusal: &Refusal| Refuse(refusal.clone());
         let expired = refuse(&Refusal::HoldExpired);
@@ -222,7 +224,7 @@ mod tests {
                 let wanted = if overdue { late.clone() } else { in_time.clone() };
                 for queued in [false, true] {
                     let found = reservation(status, paid_with);
-                    // Whoever waits for the answer is not promised what nobody paid for.
+                    // A caller who waits for the answer was promised nothing without a payment.
                     let direct = status == Status::Expired && !pays && !queued;
                     let wanted = if direct { CloseUnpaid } else { wanted.clone() };
                     let decision = confirm(&found, pays.then_some(&pay), Timestamp::from_millis(now), queued);
@@ -241,7 +243,7 @@ mod tests {
             let found = Reservation { owed_back: BTreeSet::from([owed.clone()]), ..reservation(status, None) };
             for now in TIMES.map(|(now, _)| Timestamp::from_millis(now)) {
                 let decide = |payment| confirm(&found, Some(payment), now, false);
-                assert_eq!(decide(&owed), Confirm::Refuse(Refusal::RefundRequired), "{status:?}");
+                assert_eq!(decide(&owed), ConfirmDecision::Refuse(Refusal::RefundRequired), "{status:?}");
                 assert_eq!(decide(&other), confirm(&reservation(status, None), Some(&other), now, false), "{status:?}");
             }
         }
@@ -258,8 +260,8 @@ mod tests {
             for now in TIMES.map(|(now, _)| Timestamp::from_millis(now)) {
                 let usual = confirm(&one_less, Some(&pay), now, true);
                 let ended = matches!(status, Status::Expired | Status::Cancelled);
-                let wanted = if ended { Confirm::Refuse(Refusal::RefundRequired) } else { usual.clone() };
-                assert_ne!(usual, Confirm::Refuse(Refusal::RefundRequired));
+                let wanted = if ended { ConfirmDecision::Refuse(Refusal::RefundRequired) } else { usual.clone() };
+                assert_ne!(usual, ConfirmDecision::Refuse(Refusal::RefundRequired));
                 assert_eq!(confirm(&full, Some(&pay), now, true), wanted, "{status:?}");
             }
         }
@@ -278,12 +280,12 @@ mod tests {
         ] {
             let at = Timestamp::from_millis(600_000 + late_by_ms);
             for (status, in_time, late) in [
-                (Status::Held, Confirm::InTime, Confirm::LateStillHeld),
-                (Status::Expired, Confirm::LateRetake, Confirm::LateRetake),
+                (Status::Held, ConfirmDecision::InTime, ConfirmDecision::LateStillHeld),
+                (Status::Expired, ConfirmDecision::LateRetake, ConfirmDecision::LateRetake),
             ] {
                 let found = Reservation { late_payment_seconds: seconds, ..reservation(status, None) };
                 let wanted = if late_by_ms < 0 { in_time } else { late };
-                let wanted = if too_late { Confirm::OweBack } else { wanted };
+                let wanted = if too_late { ConfirmDecision::OweBack } else { wanted };
                 assert_eq!(confirm(&found, Some(&pay), at, true), wanted, "{status:?} {seconds} {late_by_ms}");
             }
         }
@@ -292,10 +294,10 @@ mod tests {
     #[test]
     fn what_was_settled_without_a_payment_is_closed_to_what_was_accepted_by_then() {
         let (closed_at, pay): (_, PaymentReference) = (Timestamp::from_millis(5_000), "pay_1".try_into().unwrap());
-        let refused = Confirm::Refuse(Refusal::HoldExpired);
+        let refused = ConfirmDecision::Refuse(Refusal::HoldExpired);
         for (status, open, direct) in [
-            (Status::Held, Confirm::InTime, Confirm::AskAgain),
-            (Status::Expired, Confirm::LateRetake, refused.clone()),
+            (Status::Held, ConfirmDecision::InTime, ConfirmDecision::RetryLater),
+            (Status::Expired, ConfirmDecision::LateRetake, refused.clone()),
         ] {
             let found = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(status, None) };
             let at = |millis, payment, queued| confirm(&found, payment, Timestamp::from_millis(millis), queued);
@@ -305,9 +307,9 @@ mod tests {
             assert_eq!(at(5_000, Some(&pay), true), open, "{status:?}");
         }
         let held = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(Status::Held, None) };
-        assert_eq!(confirm(&held, None, Timestamp::from_millis(5_001), false), Confirm::InTime);
+        assert_eq!(confirm(&held, None, Timestamp::from_millis(5_001), false), ConfirmDecision::InTime);
         let order = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(Status::Confirmed, None) };
-        assert_eq!(confirm(&order, None, CREATED, true), Confirm::Done);
+        assert_eq!(confirm(&order, None, CREATED, true), ConfirmDecision::Done);
     }
 
     #[test]
@@ -317,8 +319,8 @@ mod tests {
             let found = Reservation { created_at: Timestamp::from_millis(20_000), ..reservation(status, None) };
             for payment in [None, Some(&pay)] {
                 let at = |millis| confirm(&found, payment, Timestamp::from_millis(millis), true);
-                assert_eq!(at(9_999), Confirm::Refuse(Refusal::ReservationNotFound), "{status:?}");
-                assert_ne!(at(10_000), Confirm::Refuse(Refusal::ReservationNotFound), "{status:?}");
+                assert_eq!(at(9_999), ConfirmDecision::Refuse(Refusal::ReservationNotFound), "{status:?}");
+                assert_ne!(at(10_000), ConfirmDecision::Refuse(Refusal::ReservationNotFound), "{status:?}");
             }
         }
     }
@@ -330,20 +332,24 @@ mod tests {
             let now = Timestamp::from_millis(now);
             let decide = |status| {
                 let held = reservation(status, None);
-                (cancel(&held, now), extend(&held, HoldSeconds::DEFAULT, now), expire(&held, now))
+                (cancellation(&held, now), extension(&held, HoldSeconds::DEFAULT, now), expiry(&held, now))
             };
-            let expired = (Cancel::Refuse(Refusal::HoldExpired), Extend::Refuse(Refusal::HoldExpired));
+            let expired = (CancelDecision::Refuse(Refusal::HoldExpired), ExtendDecision::Refuse(Refusal::HoldExpired));
             if overdue {
-                assert_eq!(decide(Status::Held), (expired.0.clone(), expired.1.clone(), Expire::Release));
+                assert_eq!(decide(Status::Held), (expired.0.clone(), expired.1.clone(), ExpireDecision::Release));
             } else {
                 let until = now.plus_seconds(600);
-                assert_eq!(decide(Status::Held), (Cancel::Release, Extend::Until(until), Expire::NotYet));
+                assert_eq!(
+                    decide(Status::Held),
+                    (CancelDecision::Release, ExtendDecision::Until(until), ExpireDecision::NotYet)
+                );
             }
-            assert_eq!(decide(Status::Expired), (expired.0, expired.1, Expire::Ended));
-            let cancelled = Extend::Refuse(Refusal::ReservationCancelled);
-            assert_eq!(decide(Status::Cancelled), (Cancel::Done, cancelled, Expire::Ended));
-            let (no_cancel, no_extend) = (Cancel::Refuse(confirmed.clone()), Extend::Refuse(confirmed.clone()));
-            assert_eq!(decide(Status::Confirmed), (no_cancel, no_extend, Expire::Ended));
+            assert_eq!(decide(Status::Expired), (expired.0, expired.1, ExpireDecision::Ended));
+            let cancelled = ExtendDecision::Refuse(Refusal::ReservationCancelled);
+            assert_eq!(decide(Status::Cancelled), (CancelDecision::Done, cancelled, ExpireDecision::Ended));
+            let (no_cancel, no_extend) =
+                (CancelDecision::Refuse(confirmed.clone()), ExtendDecision::Refuse(confirmed.clone()));
+            assert_eq!(decide(Status::Confirmed), (no_cancel, no_extend, ExpireDecision::Ended));
         }
     }
 
@@ -352,20 +358,20 @@ mod tests {
         let mut held = reservation(Status::Held, None);
         let hour = HoldSeconds::MAX;
         let latest = CREATED.plus_seconds(1_800);
-        assert_eq!(extend(&held, hour, CREATED), Extend::Refuse(Refusal::ExtensionLimitReached { latest }));
+        assert_eq!(extension(&held, hour, CREATED), ExtendDecision::Refuse(Refusal::ExtensionLimitReached { latest }));
         // Nothing is longer than what is left: a repeat changes nothing.
-        assert_eq!(extend(&held, HoldSeconds::DEFAULT, CREATED), Extend::Done);
+        assert_eq!(extension(&held, HoldSeconds::DEFAULT, CREATED), ExtendDecision::Done);
         // Renewed every 400 s, it lasts until 600 s after the last renewal that ends by 1,800 s: the one at 1,200 s.
         for now in [400, 800, 1_200] {
             let now = CREATED.plus_seconds(now);
             let until = now.plus_seconds(600);
-            assert_eq!(extend(&held, HoldSeconds::DEFAULT, now), Extend::Until(until));
+            assert_eq!(extension(&held, HoldSeconds::DEFAULT, now), ExtendDecision::Until(until));
             held.expires_at = until;
         }
         let next = CREATED.plus_seconds(1_201);
         assert_eq!(
-            extend(&held, HoldSeconds::DEFAULT, next),
-            Extend::Refuse(Refusal::ExtensionLimitReached { latest })
+            extension(&held, HoldSeconds::DEFAULT, next),
+            ExtendDecision::Refuse(Refusal::ExtensionLimitReached { latest })
         );
     }
 }

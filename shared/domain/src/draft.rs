@@ -1,10 +1,10 @@
-//! From a request to the reservation that would be made, or the reason why not.
+//! From a request to the reservation to make, or the refusal.
 
 use std::collections::BTreeMap;
 
 use crate::{
-    Currency, CustomerId, HoldSeconds, IdempotencyKey, Invalid, Product, ProductId, Refusal, ReservationId, Timestamp,
-    digest_id,
+    Currency, CustomerId, HoldSeconds, IdempotencyKey, Invalid, Line, Product, ProductId, Refusal, Reservation,
+    ReservationId, Take, Timestamp, digest_id,
 };
 
 /// The most lines of a reservation.
@@ -12,49 +12,59 @@ pub const MAX_LINES: usize = 20;
 /// The most units of one line.
 pub const MAX_QUANTITY: u32 = 1_000;
 
-/// What a customer asks for: one line a product, in the order of their ids.
+/// What a customer asks for: one line for each product, ordered by id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Basket {
-    /// Who asks.
+    /// The customer.
     pub customer: CustomerId,
-    /// The reservation's id, made of the customer and their Idempotency-Key.
+    /// The reservation's id, derived from the customer and their Idempotency-Key.
     pub reservation_id: ReservationId,
-    /// A digest of the lines: tells a replay from a reused key.
+    /// A digest of the lines: distinguishes a replay from a reused key.
     pub fingerprint: String,
     lines: BTreeMap<ProductId, u32>,
+}
+
+/// Why a request makes no [`Basket`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BasketError {
+    /// It breaks a rule of the request's form.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// It is well formed, and refused by name.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
 }
 
 impl Basket {
     /// Merges lines of the same product, since one transaction may not touch an item twice.
     ///
-    /// A quantity is `None` where the caller sent a number that is no whole number from 1 to 2^32-1.
+    /// A quantity is `None` if the caller sent a number other than a whole number from 1 to 2^32-1.
     ///
     /// # Errors
-    /// [`Invalid`] for no lines or too many (the outer error), [`Refusal::InvalidQuantity`] for a merged quantity
-    /// outside 1 to 1,000 (the inner one).
+    /// [`Invalid`] for no lines or too many, [`Refusal::InvalidQuantity`] for a merged quantity outside 1 to 1,000.
     pub fn new(
         customer: CustomerId,
         key: &IdempotencyKey,
         lines: Vec<(ProductId, Option<u32>)>,
-    ) -> Result<Result<Self, Refusal>, Invalid> {
+    ) -> Result<Self, BasketError> {
         if lines.is_empty() || lines.len() > MAX_LINES {
-            return Err(Invalid::new("lines", "must be 1 to 20 lines"));
+            return Err(Invalid::new("lines", "must be 1 to 20 lines").into());
         }
         let mut merged: BTreeMap<ProductId, u32> = BTreeMap::new();
         for (product_id, quantity) in lines {
-            // Each summand is checked, not only the sum: -1 + 2 and 0 + 1 are no way to ask for one unit.
+            // Each quantity is checked, not only the sum: -1 + 2 and 0 + 1 must not count as one unit.
             let Some(quantity) = quantity.filter(|quantity| (1..=MAX_QUANTITY).contains(quantity)) else {
-                return Ok(Err(Refusal::InvalidQuantity { product_id }));
+                return Err(Refusal::InvalidQuantity { product_id }.into());
             };
             *merged.entry(product_id).or_default() += quantity;
         }
         if let Some((product_id, _)) = merged.iter().find(|&(_, &quantity)| quantity > MAX_QUANTITY) {
-            return Ok(Err(Refusal::InvalidQuantity { product_id: product_id.clone() }));
+            return Err(Refusal::InvalidQuantity { product_id: product_id.clone() }.into());
         }
         let canonical: Vec<String> = merged.iter().map(|(product, quantity)| format!("{quantity} {product}")).collect();
         let fingerprint = digest_id("", &canonical.iter().map(String::as_str).collect::<Vec<_>>());
         let reservation_id = ReservationId::derive(&customer, key);
-        Ok(Ok(Self { customer, reservation_id, fingerprint, lines: merged }))
+        Ok(Self { customer, reservation_id, fingerprint, lines: merged })
     }
 
     /// The products asked for, in the order of their ids.
@@ -75,7 +85,7 @@ pub struct DraftLine {
 /// A reservation that may be made if the stock allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Draft {
-    /// One line a product.
+    /// One line for each product.
     pub lines: Vec<DraftLine>,
     /// The currency of every line.
     pub currency: Currency,
@@ -83,16 +93,37 @@ pub struct Draft {
     pub hold_seconds: HoldSeconds,
     /// When the hold ends.
     pub expires_at: Timestamp,
-    /// For how long after that a payment may still make an order of it: the shortest of the products'.
+    /// How long after that a payment may still make it an order: the shortest of the products' times.
     pub late_payment_seconds: u32,
 }
 
-/// What would be reserved for `basket` at `now`, given what is known of its `products`.
+impl Draft {
+    /// The hold that this makes of `basket` at `now`, with the shards that each line's units come from.
+    pub fn hold(&self, basket: &Basket, takes: Vec<Vec<Take>>, now: Timestamp) -> Reservation {
+        let lines = self.lines.iter().zip(takes).map(|(line, takes)| Line {
+            product_id: line.product.product_id.clone(),
+            quantity: line.quantity,
+            name: line.product.name.clone(),
+            unit_price_minor: line.product.price_minor,
+            limited: line.product.counts_per_customer,
+            takes,
+        });
+        let (id, customer) = (basket.reservation_id.clone(), basket.customer.clone());
+        Reservation {
+            expires_at: self.expires_at,
+            late_payment_seconds: self.late_payment_seconds,
+            fingerprint: basket.fingerprint.clone(),
+            ..Reservation::held(id, customer, lines.collect(), self.currency, self.hold_seconds, now)
+        }
+    }
+}
+
+/// The reservation to make for `basket` at `now`, given the `products` that are known.
 ///
 /// # Errors
-/// The refusals that no stock could change: unknown product, mixed currencies, paused, outside the sale window, more
-/// than the limit for each customer in this one request. The first in the order of [`Refusal`] wins, and within one
-/// kind the first product by id.
+/// The refusals that do not depend on stock: unknown product, mixed currencies, paused, outside the sale window, more than
+/// the limit for each customer in one request. The first in the order of [`Refusal`] wins, and within one kind the first
+/// product by id.
 pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Timestamp) -> Result<Draft, Refusal> {
     let mut lines = Vec::with_capacity(basket.lines.len());
     for (product_id, &quantity) in &basket.lines {
@@ -106,7 +137,7 @@ pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Time
         lines.iter().map(|line| line.product.hold_seconds).min(),
         lines.iter().map(|line| line.product.late_payment_seconds).min(),
     ) else {
-        // A basket has at least one line; an empty one names nothing that could be found.
+        // Cannot happen: a basket has at least one line.
         return Err(Refusal::ReservationNotFound);
     };
     if lines.iter().any(|line| line.product.currency != currency) {
@@ -135,7 +166,7 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
-    fn basket(lines: &[(&str, Option<u32>)]) -> Result<Result<Basket, Refusal>, Invalid> {
+    fn basket(lines: &[(&str, Option<u32>)]) -> Result<Basket, BasketError> {
         let lines = lines.iter().map(|&(id, quantity)| (ProductId::try_from(id).unwrap(), quantity)).collect();
         Basket::new(CustomerId::try_from("alice").unwrap(), &IdempotencyKey::try_from("k").unwrap(), lines)
     }
@@ -146,10 +177,10 @@ mod tests {
 
     #[test]
     fn lines_of_one_product_are_merged_and_their_order_does_not_matter() {
-        let one = basket(&[("b", Some(1)), ("a", Some(2)), ("b", Some(3))]).unwrap().unwrap();
-        let other = basket(&[("a", Some(2)), ("b", Some(4))]).unwrap().unwrap();
+        let one = basket(&[("b", Some(1)), ("a", Some(2)), ("b", Some(3))]).unwrap();
+        let other = basket(&[("a", Some(2)), ("b", Some(4))]).unwrap();
         assert_eq!(one, other);
-        assert_ne!(one.fingerprint, basket(&[("a", Some(2)), ("b", Some(5))]).unwrap().unwrap().fingerprint);
+        assert_ne!(one.fingerprint, basket(&[("a", Some(2)), ("b", Some(5))]).unwrap().fingerprint);
     }
 
     #[test]
@@ -163,24 +194,24 @@ mod tests {
             &[("a", Some(600)), ("a", Some(600))],
         ];
         for lines in bad {
-            assert!(matches!(basket(lines), Ok(Err(Refusal::InvalidQuantity { .. }))), "{lines:?}");
+            assert!(matches!(basket(lines), Err(BasketError::Refused(Refusal::InvalidQuantity { .. }))), "{lines:?}");
         }
-        assert!(basket(&[("a", Some(1_000))]).unwrap().is_ok());
+        assert!(basket(&[("a", Some(1_000))]).is_ok());
     }
 
     #[test]
     fn one_to_twenty_lines() {
-        assert!(basket(&[]).is_err());
+        assert!(matches!(basket(&[]), Err(BasketError::Invalid(_))));
         let names: Vec<String> = (0..21).map(|n| format!("p{n}")).collect();
         let lines: Vec<_> = names.iter().map(|name| (name.as_str(), Some(1))).collect();
-        assert!(basket(&lines).is_err());
+        assert!(matches!(basket(&lines), Err(BasketError::Invalid(_))));
         assert!(basket(&lines[..20]).is_ok());
     }
 
     #[test]
     fn refusals_come_in_their_documented_order() {
-        let ask = basket(&[("a", Some(5)), ("b", Some(1))]).unwrap().unwrap();
-        // Every fault at once; then the one that outranks the rest is mended, until none is left.
+        let ask = basket(&[("a", Some(5)), ("b", Some(1))]).unwrap();
+        // All problems at once; then the one with the highest precedence is fixed, until none is left.
         let mut a = Product { max_per_customer: Some(4), ..product("a") };
         a.sale_starts_at = Some(NOW.plus_seconds(1));
         let mut b = Product { status: ProductStatus::Paused, ..product("b") };
@@ -201,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_shortest_hold_counts_for_all_lines() {
-        let ask = basket(&[("a", Some(1)), ("b", Some(1))]).unwrap().unwrap();
+        let ask = basket(&[("a", Some(1)), ("b", Some(1))]).unwrap();
         let short = Product { hold_seconds: HoldSeconds::MIN, late_payment_seconds: 60, ..product("b") };
         let made = draft(&ask, &known(vec![product("a"), short]), NOW).unwrap();
         assert_eq!((made.hold_seconds, made.late_payment_seconds), (HoldSeconds::MIN, 60));

@@ -1,4 +1,4 @@
-//! Names of things. Each is checked when it is made, and then trusted.
+//! Identifiers. Each is checked when it is made, and trusted afterwards.
 
 use std::fmt;
 
@@ -58,7 +58,7 @@ fn is_id(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-/// No blank at either end: `pay_1` and `pay_1 ` would be two payments, and look like one.
+/// No blank at either end: `pay_1` and `pay_1 ` would be two payments that look like one.
 fn is_printable_ascii(text: &str, longest: usize) -> bool {
     (1..=longest).contains(&text.len()) && text.bytes().all(|b| (0x20..=0x7e).contains(&b)) && text.trim() == text
 }
@@ -69,13 +69,13 @@ checked_string!(
 );
 
 checked_string!(
-    /// A customer: the `sub` of the verified token. OIDC allows up to 255 ASCII characters. Or a guest whom a shop's back
-    /// end names, see [`CustomerId::is_guest`].
+    /// A customer: the `sub` of the verified token, which in OIDC has up to 255 ASCII characters; or a guest, named by the
+    /// shop's back end, see [`CustomerId::is_guest`].
     CustomerId, "customer_id", "must be 1 to 255 printable ASCII characters, with no blank at either end", |text| is_printable_ascii(text, 255)
 );
 
 checked_string!(
-    /// The caller's name for one attempt, in the words of the IETF Idempotency-Key draft.
+    /// The caller's key for one request and its retries, as in the IETF Idempotency-Key draft.
     IdempotencyKey, "Idempotency-Key", "must be 1 to 255 printable ASCII characters, with no blank at either end",
     |text| is_printable_ascii(text, 255)
 );
@@ -95,16 +95,16 @@ checked_string!(
 );
 
 impl CustomerId {
-    /// Whether it is a guest of a shop's: `guest:` and what the shop calls them. No token's `sub` may be one, so a shop
-    /// that makes its ids so never meets a user's.
+    /// Whether it is a guest: `guest:` and an id chosen by the shop. No token's `sub` may begin like this, so a guest's id
+    /// never collides with a user's.
     pub fn is_guest(&self) -> bool {
         self.0.starts_with("guest:")
     }
 }
 
 impl ReservationId {
-    /// The reservation of this customer under this key. The same pair always gives the same id, which is what makes
-    /// the reservation's own item the record of its idempotency key: there is nothing else to keep in step with it.
+    /// The reservation of this customer under this key. The same pair always gives the same id. So the reservation's own
+    /// item is the record of its idempotency key, and nothing else has to be kept consistent with it.
     pub fn derive(customer: &CustomerId, key: &IdempotencyKey) -> Self {
         Self(digest_id("rsv_", &[customer.as_str(), key.as_str()]))
     }
@@ -112,7 +112,7 @@ impl ReservationId {
 
 /// `prefix` and the SHA-256 of `parts` in lower-case base32.
 ///
-/// Each part goes in behind its length, so that ("ab", "c") and ("a", "bc") differ.
+/// Each part is preceded by its length, so that ("ab", "c") and ("a", "bc") differ.
 pub fn digest_id(prefix: &str, parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {

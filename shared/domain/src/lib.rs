@@ -1,17 +1,22 @@
 //! The rules of Holdfast, and nothing else: no AWS, no HTTP, no async, no clock (`now` is an argument).
 //!
-//! Outside input becomes one of these types once, at the edge; that a value exists proves that it is valid.
-//! Every branch of the business is decided here, so the adapters around it are straight lines:
+//! Outside input is parsed once, at the edge, into one of these types: that a value exists proves that it is valid. Every
+//! business decision is made here, so the adapters around it are straight lines:
 //!
 //! - [`draft`](fn@draft) decides whether a hold may be made, and at what price,
-//! - [`shards::choose`] decides from which slices of the stock,
-//! - [`confirm`](fn@confirm), [`cancel`](fn@cancel), [`extend`](fn@extend) and [`expire`](fn@expire) decide what a
-//!   command does to a reservation,
-//! - [`RateLimit`] decides whether a customer asks too often,
-//! - [`Refusal`] names every "no", in the order in which they outrank one another.
+//! - [`shards::choose`] decides which shards of the stock serve a quantity,
+//! - [`decide`] has what a command does to a reservation: one function for each command,
+//! - [`Failure::record`], [`FailedConfirmation::retry`] and [`FailedConfirmation::resolve`] decide what becomes of a
+//!   confirmation that failed,
+//! - [`RateLimit`] decides whether a customer sends too many requests,
+//! - [`Refusal`] names every refusal, in order of precedence.
+#![warn(clippy::missing_errors_doc)]
 
-mod decide;
+mod adjustment;
+mod confirmation;
+pub mod decide;
 mod draft;
+mod failed;
 mod ids;
 mod product;
 mod rate;
@@ -21,11 +26,13 @@ pub mod shards;
 pub mod text;
 mod time;
 
-pub use decide::{
-    CLOCK_TOLERANCE_SECONDS, Cancel, Confirm, Expire, Extend, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK, cancel,
-    confirm, expire, extend,
+pub use adjustment::Adjustment;
+pub use confirmation::Confirmation;
+pub use decide::{CLOCK_TOLERANCE_SECONDS, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK};
+pub use draft::{Basket, BasketError, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
+pub use failed::{
+    FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, RecordDecision, ResolveDecision, RetryDecision,
 };
-pub use draft::{Basket, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
 pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
 pub use product::{
     Currency, DEFAULT_LATE_PAYMENT_SECONDS, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product,
@@ -36,7 +43,7 @@ pub use refusal::{Refusal, Shortage};
 pub use reservation::{Line, Reservation, Status, Take};
 pub use time::{Clock, HoldSeconds, Timestamp};
 
-/// Outside input that is not a value of the type it should become. Nothing was changed.
+/// Outside input that breaks a rule. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {rule}")]
 pub struct Invalid {
@@ -47,7 +54,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    /// An input `field` that broke `rule`.
+    /// Input in `field` that breaks `rule`.
     pub const fn new(field: &'static str, rule: &'static str) -> Self {
         Self { field, rule }
     }

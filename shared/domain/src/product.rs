@@ -1,9 +1,9 @@
-//! Products, and what an admin may change of them.
+//! Products, and the changes that an admin may make.
 
 use iso_currency::Currency as Iso4217;
 use serde::{Deserialize, Serialize};
 
-use crate::text::is_line;
+use crate::text::{LINE_RULE, MAX_LINE, is_line};
 use crate::{HoldSeconds, Invalid, ProductId, Refusal, Timestamp};
 
 /// The highest price of one unit: 10^11 minor units. Twenty lines of 1,000 units at this price stay below 2^53, so a
@@ -14,19 +14,16 @@ pub const MAX_TOTAL: u64 = 1_000_000_000;
 /// The most shards of one product: with its product, ledger and idempotency items they fit one DynamoDB transaction
 /// (100 actions).
 pub const MAX_SHARDS: u32 = 64;
-/// How long after a hold's end a payment may still make an order of it, where the product names no other: a day.
+/// How long after a hold's end a payment may still make it an order, unless the product says otherwise: a day.
 pub const DEFAULT_LATE_PAYMENT_SECONDS: u32 = 86_400;
-/// The longest such time: 30 days, for which an ended hold is kept at least.
+/// The longest such time: 30 days, the shortest time that an ended hold is kept.
 pub const MAX_LATE_PAYMENT_SECONDS: u32 = 2_592_000;
-/// The shards of a product that names no other number.
+/// The most shards that a product gets by default.
 const DEFAULT_SHARDS: u32 = 16;
-/// The longest name, in characters.
-const MAX_NAME: usize = 200;
 
 /// A currency of ISO 4217 that prices can be in: one with a minor unit, which gold and "no currency" do not have.
 ///
-/// It may have been withdrawn since: what is stored in it can still be read. A new product asks for one that is in
-/// force, see [`Currency::in_force`].
+/// It may have been withdrawn since it was stored. A new product needs one that is in force, see [`Currency::in_force`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Currency {
@@ -35,10 +32,10 @@ pub struct Currency {
 }
 
 impl Currency {
-    /// The currency of this code, if ISO 4217 has it in force today.
+    /// The currency with this code, if it is in force in ISO 4217.
     ///
     /// # Errors
-    /// [`Invalid`] for any other code, a withdrawn one too.
+    /// [`Invalid`] for any other code, including withdrawn ones.
     pub fn in_force(code: &str) -> Result<Self, Invalid> {
         Self::find(code).filter(|found| found.is_in_force()).ok_or(Invalid::new(
             "currency",
@@ -70,7 +67,7 @@ impl Currency {
     }
 
     fn is_in_force(self) -> bool {
-        // The crate calls VES replaced by VED. ISO 4217 has had both since its amendment 170: VES is what shops use.
+        // The crate says that VED replaced VES. ISO 4217 has had both since amendment 170, and shops use VES.
         self.code.is_superseded().is_none() || self.code == Iso4217::VES
     }
 }
@@ -93,9 +90,9 @@ impl From<Currency> for String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProductStatus {
-    /// It may, within its sale window.
+    /// Yes, within its sale window.
     OnSale,
-    /// It may not. Holds that were made before stay as they are.
+    /// No. Existing holds are not affected.
     Paused,
 }
 
@@ -112,33 +109,33 @@ pub struct Product {
     pub currency: Currency,
     /// All units: free, held and sold together.
     pub total: u64,
-    /// How many slices the stock is cut into. Set once.
+    /// The number of shards of its stock. Set once.
     pub shards: u32,
     /// How long a hold lasts.
     pub hold_seconds: HoldSeconds,
-    /// For how many seconds after a hold's end a payment may still make an order of it, where the units are free.
+    /// How many seconds after a hold's end a payment may still make it an order, if the units are free.
     #[serde(default = "default_late_payment_seconds")]
     pub late_payment_seconds: u32,
-    /// The most units that one customer may hold and own together.
+    /// The most units that one customer may hold and own in total.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_per_customer: Option<u32>,
-    /// Whether each customer's units are counted, also while there is no limit: one that is set later then counts what
-    /// was bought before. Set once.
+    /// Whether each customer's units are counted, even without a limit: a limit that is set later then includes what was
+    /// bought before. Set once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub counts_per_customer: bool,
-    /// From when it may be reserved.
+    /// The start of the sale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sale_starts_at: Option<Timestamp>,
-    /// Until when it may be reserved: from this moment on it may not.
+    /// The end of the sale: from this moment on it cannot be reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sale_ends_at: Option<Timestamp>,
     /// Whether it may be reserved.
     pub status: ProductStatus,
-    /// Counts the changes of anything but `total`. Starts at 1.
+    /// Raised by every change of anything but `total`. Starts at 1.
     pub version: u64,
 }
 
-/// What an admin changes of a product. `None` leaves a field as it is; `Some(None)` takes an optional field away.
+/// An admin's change of a product. `None` leaves a field as it is; `Some(None)` removes an optional field.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProductChange {
     /// See [`Product::name`].
@@ -164,19 +161,19 @@ fn default_late_payment_seconds() -> u32 {
 }
 
 impl Product {
-    /// The shards of a product that names no number: 16, at most half its units, at least 1. More shards than units
-    /// would leave most of them empty, and every sale of the last units would have to look through them.
+    /// The default number of shards: 16, but at most half the units and at least 1. With more shards than units most would
+    /// be empty, and each sale of the last units would have to read all of them.
     pub fn default_shards(total: u64) -> u32 {
         u32::try_from(total / 2).unwrap_or(DEFAULT_SHARDS).clamp(1, DEFAULT_SHARDS)
     }
 
     /// The product itself, if every field is within its limits.
+    ///
+    /// # Errors
+    /// [`Invalid`] for the first field that is not.
     pub fn checked(self) -> Result<Self, Invalid> {
-        if !is_line(&self.name, MAX_NAME) {
-            return Err(Invalid::new(
-                "name",
-                "must be 1 to 200 characters, some of them visible, none a control character",
-            ));
+        if !is_line(&self.name, MAX_LINE) {
+            return Err(Invalid::new("name", LINE_RULE));
         }
         if self.price_minor > MAX_PRICE_MINOR {
             return Err(Invalid::new("price_minor", "must be a whole number from 0 to 100000000000"));
@@ -208,6 +205,9 @@ impl Product {
     }
 
     /// The product after `change`, one version on.
+    ///
+    /// # Errors
+    /// [`Invalid`] where the change would break a limit.
     pub fn changed(&self, change: ProductChange) -> Result<Self, Invalid> {
         Self {
             name: change.name.unwrap_or_else(|| self.name.clone()),
@@ -225,6 +225,9 @@ impl Product {
     }
 
     /// Whether the product may be reserved at `now`.
+    ///
+    /// # Errors
+    /// [`Refusal::ProductNotOnSale`] or [`Refusal::SaleNotOpen`].
     pub fn on_sale(&self, now: Timestamp) -> Result<(), Refusal> {
         match self.status {
             ProductStatus::Paused => {

@@ -1,37 +1,37 @@
-//! How often one customer may ask.
+//! How many requests a customer may send.
 //!
 //! The rule is the generic cell rate algorithm in the form that ITU-T Recommendation I.371 (annex A) calls virtual
-//! scheduling: a token bucket whose whole state is one number, the theoretical arrival time (TAT). Requests that keep
-//! to the rate arrive at their TAT or later; one may come before it, but by no more than a burst is worth. A request
-//! that is refused changes nothing.
+//! scheduling: a token bucket whose whole state is one number, the theoretical arrival time (TAT). Requests at the
+//! permitted rate arrive at their TAT or later; a request may arrive earlier by at most the length of a burst. A refused
+//! request changes nothing.
 //!
 //! What must always hold: of a customer's requests, at most `burst + per_second * t` are admitted in any `t` seconds.
 
 use std::time::Duration;
 
-/// A point in time, in microseconds since the epoch: with milliseconds, 300 a second would be 333.
+/// Microseconds since the epoch. In milliseconds, the interval of 300 requests per second would be that of 333.
 pub type Micros = i64;
 
-/// So many requests a second on average, and so many at once.
+/// A limit on the average number of requests per second, and on the number at once (the burst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateLimit {
     interval: Micros,
     burst: u32,
 }
 
-/// What becomes of a request.
+/// Whether a request is admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// It goes on. Nothing is left of earlier requests: the next TAT counts from now.
+    /// Admitted. Earlier requests no longer count: the next TAT is one interval from now.
     Idle,
-    /// It goes on. The next TAT is one interval after the last.
+    /// Admitted, within the burst. The next TAT is one interval after the last.
     Within,
-    /// It does not. None will before this time is over, whatever else happens.
+    /// Refused. No request will be admitted before this time has passed.
     Refused(Duration),
 }
 
 impl RateLimit {
-    /// `None` where either is 0: then there is no limit.
+    /// `None` if either is 0: there is no limit.
     pub fn new(per_second: u32, burst: u32) -> Option<Self> {
         (per_second > 0 && burst > 0).then(|| Self { interval: 1_000_000 / Micros::from(per_second), burst })
     }
@@ -46,7 +46,7 @@ impl RateLimit {
         now + Micros::from(self.burst - 1) * self.interval
     }
 
-    /// Whether a request at `now` goes on, given the TAT that the earlier ones left, if any.
+    /// Decides a request at `now`, given the TAT that earlier requests left, if any.
     pub fn decide(self, tat: Option<Micros>, now: Micros) -> Admission {
         match tat {
             Some(tat) if tat > self.latest(now) => {
@@ -62,7 +62,7 @@ impl RateLimit {
 mod tests {
     use super::*;
 
-    /// Admits requests at these times, as the store does, and says which.
+    /// The times at which a request is admitted, with the TAT updated as the store does.
     fn admitted(limit: RateLimit, times: impl IntoIterator<Item = Micros>) -> Vec<Micros> {
         let mut tat = None;
         let mut admitted = Vec::new();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn nought_is_no_limit() {
+    fn zero_is_no_limit() {
         assert_eq!(RateLimit::new(0, 5), None);
         assert_eq!(RateLimit::new(5, 0), None);
     }

@@ -1,12 +1,12 @@
-//! Every business "no", by name.
+//! Every refusal, by name.
 
 use crate::{ProductId, Timestamp};
 
 /// Why a command changed nothing.
 ///
-/// The variants stand in the order of precedence: where several hold at once, the caller is told the first. An
-/// existing reservation outranks everything that stock or product could say, so the owner of a hold is never told
-/// "sold out". Each has one stable [`code`](Self::code); `holdfast-http` is the one place that gives it a status.
+/// The variants are in order of precedence: if several apply, the caller is told the first. An existing reservation has
+/// precedence over all that depends on products and stock, so the owner of a hold is never told "sold out". Each refusal
+/// has one stable [`code`](Self::code); `holdfast-http` gives it a status.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The key was used before, with another request.
@@ -15,7 +15,7 @@ pub enum Refusal {
     /// A quantity that is not a whole number from 1 to 1,000, after lines of one product were merged.
     #[error("the quantity of {product_id} must be a whole number from 1 to 1000")]
     InvalidQuantity {
-        /// Whose quantity.
+        /// The product.
         product_id: ProductId,
     },
     /// No such product.
@@ -55,22 +55,22 @@ pub enum Refusal {
         /// The lines that fall short.
         shortages: Vec<Shortage>,
     },
-    /// No such reservation, or another customer's.
+    /// There is no such reservation, or it is another customer's.
     #[error("there is no such reservation")]
     ReservationNotFound,
     /// The reservation is an order already.
     #[error("the reservation is confirmed already")]
     AlreadyConfirmed {
-        /// A payment came in that is not the one that the order was confirmed with: somebody is owed a refund.
+        /// The confirmation has another payment than the order: a refund is due.
         other_payment: bool,
     },
-    /// A payment was taken, and the units are gone.
+    /// A payment was taken, and can buy nothing: a refund is due.
     #[error("the units are no longer available, and the payment must be refunded")]
     RefundRequired,
-    /// The customer gave the hold up.
+    /// The customer cancelled the reservation.
     #[error("the reservation was cancelled")]
     ReservationCancelled,
-    /// The hold's time is over.
+    /// The hold has expired.
     #[error("the hold has expired")]
     HoldExpired,
     /// All extensions together would exceed twice the first hold.
@@ -79,13 +79,13 @@ pub enum Refusal {
         /// The latest time that the hold can be extended to.
         latest: Timestamp,
     },
-    /// A product of that id exists.
+    /// A product with that id exists.
     #[error("there is a product {product_id} already")]
     ProductExists {
         /// The id.
         product_id: ProductId,
     },
-    /// The caller's idea of the current value is out of date.
+    /// The caller's version or total is out of date.
     #[error("the current value is another: {current}")]
     VersionMismatch {
         /// The product's version, or its total where `expected_total` was compared.
@@ -99,7 +99,7 @@ pub enum Refusal {
     AlreadySettled,
 }
 
-/// One line that cannot be served.
+/// A line with too few free units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
     /// The product.
@@ -111,7 +111,7 @@ pub struct Shortage {
 }
 
 impl Refusal {
-    /// The stable code that callers branch on. Codes are never renamed and never reused.
+    /// The stable code for callers to branch on. Codes are never renamed or reused.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::IdempotencyKeyReused => "idempotency_key_reused",
@@ -135,9 +135,8 @@ impl Refusal {
         }
     }
 
-    /// Whether a payment that came with the command must be given back, so that it has to be recorded somewhere
-    /// durable before this refusal is spoken. One for a reservation that does not exist, or is another customer's, bought
-    /// nothing either.
+    /// Whether a payment in the command must be refunded. It must then be recorded durably before the caller is told. A
+    /// payment for a reservation that does not exist, or is another customer's, has bought nothing either.
     pub const fn owes_refund(&self) -> bool {
         matches!(
             self,

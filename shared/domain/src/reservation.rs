@@ -1,13 +1,15 @@
-//! The reservation: one customer's claim on some units, from hold to its one end.
+//! The reservation: one customer's units, from the hold to its end.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Currency, CustomerId, HoldSeconds, PaymentReference, ProductId, ReservationId, Timestamp};
+use crate::{
+    CLOCK_TOLERANCE_SECONDS, Currency, CustomerId, HoldSeconds, PaymentReference, ProductId, ReservationId, Timestamp,
+};
 
-/// Where a reservation stands. It leaves `Held` once and for all, but for one way back from `Expired`: a payment that
-/// was taken too late may take the units again and make it `Confirmed`.
+/// The status of a reservation. It leaves `Held` once and never returns. After `Expired` it can still become `Confirmed`: a
+/// late payment may take the units again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -15,9 +17,9 @@ pub enum Status {
     Held,
     /// Units are sold: the reservation is the order.
     Confirmed,
-    /// The customer gave the units back.
+    /// Cancelled by the customer: the units are released.
     Cancelled,
-    /// Time gave the units back.
+    /// Not confirmed in time: the units are released.
     Expired,
 }
 
@@ -42,7 +44,7 @@ pub struct Take {
     pub units: u32,
 }
 
-/// One product of a reservation, at the price and under the name that it had when it was reserved.
+/// One product of a reservation, with its price and name at the time of the reservation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// The product.
@@ -56,7 +58,7 @@ pub struct Line {
     /// Whether the units count against the product's limit for each customer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub limited: bool,
-    /// The shards that the units came from: they go back there. Together `quantity` units.
+    /// The shards that the units were taken from and are released to: `quantity` units in total.
     pub takes: Vec<Take>,
 }
 
@@ -65,25 +67,25 @@ pub struct Line {
 pub struct Reservation {
     /// Its id; see [`ReservationId::derive`].
     pub reservation_id: ReservationId,
-    /// Who owns it.
+    /// Its owner.
     pub customer: CustomerId,
-    /// What it holds, one line a product.
+    /// One line for each product.
     pub lines: Vec<Line>,
     /// The currency of every line.
     pub currency: Currency,
-    /// Where it stands.
+    /// Its status.
     pub status: Status,
     /// When it was made.
     pub created_at: Timestamp,
-    /// When the hold ends: at this moment it is over.
+    /// When the hold ends: from this moment on it is overdue.
     pub expires_at: Timestamp,
-    /// For how many seconds after `expires_at` a payment may still make an order of it: the least of its products' when it
+    /// How many seconds after `expires_at` a payment may still make it an order: the shortest of its products' times when it
     /// was made.
     #[serde(default = "default_late_payment_seconds")]
     pub late_payment_seconds: u32,
     /// The length of the first hold.
     pub hold_seconds: HoldSeconds,
-    /// The digest of the request that made it: tells a replay from a reused key.
+    /// A digest of the request that made it: distinguishes a replay from a reused key.
     pub fingerprint: String,
     /// When it was confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -94,12 +96,12 @@ pub struct Reservation {
     /// The payment that it was confirmed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payment_reference: Option<PaymentReference>,
-    /// Payments that are owed back, or were given back: refused as such, or resolved by an admin. They confirm nothing,
-    /// unless an admin's retry takes them out again.
+    /// Payments that are owed back or were refunded: refused as such, or resolved by an admin. They confirm nothing, unless
+    /// an admin's retry removes them from here.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub owed_back: BTreeSet<PaymentReference>,
-    /// Until when confirmations without a payment are settled otherwise: an admin resolved one, or the customer was told
-    /// that the hold has expired. None that was accepted by then makes an order of it any more.
+    /// No confirmation without a payment that was accepted until then makes it an order: an admin resolved one, or the
+    /// customer was told that the hold has expired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpaid_closed_at: Option<Timestamp>,
 }
@@ -109,9 +111,37 @@ fn default_late_payment_seconds() -> u32 {
 }
 
 impl Reservation {
+    /// A hold that begins at `now`, without a fingerprint and with the default time for late payments.
+    pub fn held(
+        reservation_id: ReservationId,
+        customer: CustomerId,
+        lines: Vec<Line>,
+        currency: Currency,
+        hold_seconds: HoldSeconds,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            reservation_id,
+            customer,
+            lines,
+            currency,
+            status: Status::Held,
+            created_at: now,
+            expires_at: now.plus_seconds(hold_seconds.get()),
+            late_payment_seconds: crate::DEFAULT_LATE_PAYMENT_SECONDS,
+            hold_seconds,
+            fingerprint: String::new(),
+            confirmed_at: None,
+            confirmed_late: false,
+            payment_reference: None,
+            owed_back: BTreeSet::new(),
+            unpaid_closed_at: None,
+        }
+    }
+
     /// The price of everything, in minor units.
     ///
-    /// Cannot overflow for lines within the limits (20 lines x 1,000 units x 10^11); saturates for any others.
+    /// Cannot overflow for lines within the limits (20 lines x 1,000 units x 10^11); saturates otherwise.
     pub fn total_price_minor(&self) -> u64 {
         self.lines
             .iter()
@@ -119,28 +149,40 @@ impl Reservation {
             .fold(0, u64::saturating_add)
     }
 
-    /// Where it stands at `now`: a hold whose time is over has expired, also where nobody has released it yet.
+    /// Its status at `now`: an overdue hold is expired, even if it has not been released yet.
     pub fn status_at(&self, now: Timestamp) -> Status {
         if self.status == Status::Held && self.overdue(now) { Status::Expired } else { self.status }
     }
 
-    /// Whether the hold's time is over at `now`.
+    /// Whether the hold's time has passed at `now`.
     pub fn overdue(&self, now: Timestamp) -> bool {
         now >= self.expires_at
     }
 
-    /// Whether `now` is too late even for a payment. Where `late_payment_seconds` is 0, that is as soon as the hold is over.
+    /// Whether it is the order of this very payment; without one, whether it is an order.
+    pub fn is_order_of(&self, payment: Option<&PaymentReference>) -> bool {
+        self.status == Status::Confirmed && (payment.is_none() || self.payment_reference.as_ref() == payment)
+    }
+
+    /// The `unpaid_closed_at` that closes it to every confirmation without a payment that was accepted by `at`, whichever
+    /// clock dated that: never earlier than it is closed already.
+    pub fn unpaid_closed_by(&self, at: Timestamp) -> Timestamp {
+        let until = at.plus_seconds(CLOCK_TOLERANCE_SECONDS);
+        self.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until))
+    }
+
+    /// Whether `now` is too late for a payment. If `late_payment_seconds` is 0, it is as soon as the hold is overdue.
     pub fn too_late_to_pay(&self, now: Timestamp) -> bool {
         now >= self.expires_at.plus_seconds(i64::from(self.late_payment_seconds))
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::{DEFAULT_LATE_PAYMENT_SECONDS, IdempotencyKey};
+    use crate::IdempotencyKey;
 
-    fn held(lines: &[(u32, u64)]) -> Reservation {
+    pub(crate) fn held(lines: &[(u32, u64)]) -> Reservation {
         let customer = CustomerId::try_from("alice").unwrap();
         let line = |&(quantity, unit_price_minor): &(u32, u64)| Line {
             product_id: ProductId::try_from("tee").unwrap(),
@@ -150,23 +192,10 @@ mod tests {
             limited: false,
             takes: vec![Take { shard: 0, units: quantity }],
         };
-        Reservation {
-            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap()),
-            customer,
-            lines: lines.iter().map(line).collect(),
-            currency: "EUR".to_owned().try_into().unwrap(),
-            status: Status::Held,
-            created_at: Timestamp::from_millis(0),
-            expires_at: Timestamp::from_millis(600_000),
-            hold_seconds: HoldSeconds::DEFAULT,
-            late_payment_seconds: DEFAULT_LATE_PAYMENT_SECONDS,
-            fingerprint: String::new(),
-            confirmed_at: None,
-            confirmed_late: false,
-            payment_reference: None,
-            owed_back: BTreeSet::new(),
-            unpaid_closed_at: None,
-        }
+        let reservation_id = ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap());
+        let currency = "EUR".to_owned().try_into().unwrap();
+        let lines = lines.iter().map(line).collect();
+        Reservation::held(reservation_id, customer, lines, currency, HoldSeconds::DEFAULT, Timestamp::from_millis(0))
     }
 
     #[test]
@@ -177,11 +206,11 @@ mod tests {
 
     #[test]
     fn a_hold_whose_time_is_over_has_expired_and_nothing_else_has() {
-        let stands = |status, millis| Reservation { status, ..held(&[]) }.status_at(Timestamp::from_millis(millis));
-        assert_eq!(stands(Status::Held, 599_999), Status::Held);
-        assert_eq!(stands(Status::Held, 600_000), Status::Expired);
+        let status_at = |status, millis| Reservation { status, ..held(&[]) }.status_at(Timestamp::from_millis(millis));
+        assert_eq!(status_at(Status::Held, 599_999), Status::Held);
+        assert_eq!(status_at(Status::Held, 600_000), Status::Expired);
         for status in [Status::Confirmed, Status::Cancelled, Status::Expired] {
-            assert_eq!((stands(status, 0), stands(status, 600_001)), (status, status));
+            assert_eq!((status_at(status, 0), status_at(status, 600_001)), (status, status));
         }
     }
 

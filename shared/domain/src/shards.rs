@@ -1,18 +1,18 @@
-//! Which slices of a product's stock a reservation takes its units from.
+//! Which shards of a product's stock a reservation takes its units from.
 //!
-//! A shard is one item, and one item carries about a thousand writes a second and one transaction at a time, so a
-//! product's stock is cut into several. This module chooses among them with what is known, which may be out of date:
-//! the condition on the write decides, a wrong guess costs a round trip and never a unit.
+//! A shard is one item, and an item takes about a thousand writes a second and one transaction at a time. So a product's
+//! stock is divided into several. The choice is made with data that may be stale: the condition on the write decides, and
+//! a wrong choice costs a round trip and never a unit.
 
 use crate::Take;
 
-/// Takes `quantity` units, preferring one shard, the first at or after `home` (around the ring) that has enough or
-/// of which nothing is known; else the fullest shards together.
+/// Takes `quantity` units from one shard if possible: the first at or after `home` (wrapping around) that has enough or
+/// whose units are unknown; else from the fullest shards together.
 ///
-/// `known` has one entry a shard: its units, or `None` where nothing is known of it.
+/// `known` has an entry for each shard: its units, or `None` if unknown.
 ///
-/// Returns `None` where even all shards together are known to hold too little. The takes name distinct shards, each at
-/// least one unit and at most what is known, together exactly `quantity`.
+/// Returns `None` if all shards together are known to have too few. The takes are from distinct shards, each of at least one
+/// unit and at most what is known, in total exactly `quantity`.
 pub fn choose(quantity: u32, known: &[Option<u64>], home: u32) -> Option<Vec<Take>> {
     let shards = u32::try_from(known.len()).ok()?;
     let enough = |&shard: &u32| known[shard as usize].is_none_or(|units| units >= u64::from(quantity));
@@ -22,7 +22,7 @@ pub fn choose(quantity: u32, known: &[Option<u64>], home: u32) -> Option<Vec<Tak
     spread(u64::from(quantity), known.iter().map(|units| units.unwrap_or(0)))
 }
 
-/// Takes `units` from the fullest shards on, so that as few shards as can be take part.
+/// Takes `units` from the fullest shards first, so that as few shards as possible take part.
 fn spread(units: u64, available: impl Iterator<Item = u64>) -> Option<Vec<Take>> {
     let mut fullest: Vec<(u32, u64)> = (0..).zip(available).collect();
     fullest.sort_by_key(|&(shard, units)| (std::cmp::Reverse(units), shard));
@@ -39,12 +39,12 @@ fn spread(units: u64, available: impl Iterator<Item = u64>) -> Option<Vec<Take>>
     (left == 0).then_some(takes)
 }
 
-/// Takes `units` away from shards whose units are `available`, as an admin does; `None` if they hold too little.
+/// Takes `units` from shards that have `available`; `None` if these are too few.
 pub fn withdraw(units: u64, available: &[u64]) -> Option<Vec<Take>> {
     spread(units, available.iter().copied())
 }
 
-/// Deals `units` evenly over `shards`, starting at `first`; shards that would get nothing are left out.
+/// Distributes `units` evenly over `shards`, starting at `first`. Shards that would get none are left out.
 pub fn deal(units: u64, shards: u32, first: u32) -> Vec<Take> {
     let count = u64::from(shards.max(1));
     let (each, rest) = (units / count, units % count);

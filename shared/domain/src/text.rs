@@ -1,8 +1,8 @@
-//! Free texts: names, reasons, references, notes.
+//! Free text: names, reasons, references, notes.
 
 use std::ops::RangeInclusive;
 
-/// What shows nothing although it is neither a blank nor a control character: Unicode's `Default_Ignorable_Code_Point`
+/// Characters that are invisible although they are neither white space nor control characters: Unicode's `Default_Ignorable_Code_Point`
 /// (zero-width and direction marks, fillers, variation selectors, tags) and the empty Braille cell.
 pub const INVISIBLE: [RangeInclusive<char>; 18] = [
     '\u{AD}'..='\u{AD}',
@@ -25,17 +25,21 @@ pub const INVISIBLE: [RangeInclusive<char>; 18] = [
     '\u{E0000}'..='\u{E0FFF}',
 ];
 
-/// Whether somebody who reads the text sees anything: a character that is no blank (Unicode's `White_Space`), no control
-/// character and none of [`INVISIBLE`].
+/// Whether the text has a visible character: not white space (Unicode's `White_Space`), not a control character and not one
+/// of [`INVISIBLE`].
 pub fn is_visible(text: &str) -> bool {
-    text.chars().any(|sign| {
-        !sign.is_whitespace() && !sign.is_control() && !INVISIBLE.iter().any(|invisible| invisible.contains(&sign))
-    })
+    text.chars()
+        .any(|c| !c.is_whitespace() && !c.is_control() && !INVISIBLE.iter().any(|invisible| invisible.contains(&c)))
 }
 
-/// Whether it is a text of one line for people: visible, at most `longest` characters, none of them a control character.
-pub fn is_line(text: &str, longest: usize) -> bool {
-    text.chars().count() <= longest && !text.chars().any(char::is_control) && is_visible(text)
+/// The longest line, in characters.
+pub const MAX_LINE: usize = 200;
+/// What a line must be, in a sentence for the caller; see [`is_line`].
+pub const LINE_RULE: &str = "must be 1 to 200 characters, some of them visible, none a control character";
+
+/// Whether it is one line of readable text: visible, at most `max_characters`, none of them a control character.
+pub fn is_line(text: &str, max_characters: usize) -> bool {
+    text.chars().count() <= max_characters && !text.chars().any(char::is_control) && is_visible(text)
 }
 
 #[cfg(test)]
@@ -61,7 +65,7 @@ mod tests {
         ] {
             assert!(!is_visible(text) && !is_line(text, 200), "{text:?}");
         }
-        // Marks that join or turn signs belong into texts that have others.
+        // Joiners and direction marks are fine beside visible characters.
         for text in ["a", " a ", "é", "名前", "👩\u{200D}💻", "❤\u{FE0F}", "م\u{200C}ی", "-"] {
             assert!(is_line(text, 200), "{text:?}");
         }

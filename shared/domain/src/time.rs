@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::Invalid;
 
-/// Where "now" comes from, for what remembers things and has to know how old they are: the system in production, anything
-/// in a test. The rules never ask it; `now` is an argument to them.
+/// The source of "now" for caches, which must know how old their entries are: the system's clock in production, any other in
+/// a test. The rules never read it: `now` is an argument to them.
 ///
-/// It is a wall clock, and may step backwards. A monotonic clock alone would not do: it stands still while Lambda freezes
-/// an environment, so that minutes look like nothing.
+/// It is a wall clock, and may step backwards. A monotonic clock alone is not enough: it stops while Lambda freezes an
+/// environment, so minutes would go unnoticed.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl Clock {
-    /// A clock that shows what `now` returns.
+    /// A clock whose time is what `now` returns.
     pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
@@ -54,20 +54,20 @@ impl Timestamp {
         self.0.div_euclid(1_000)
     }
 
-    /// This many seconds later. Saturates at the end of time.
+    /// This many seconds later. Saturates.
     #[must_use]
     pub const fn plus_seconds(self, seconds: i64) -> Self {
         Self(self.0.saturating_add(seconds.saturating_mul(1_000)))
     }
 
-    /// Whether this lies less than `millis` milliseconds before `now`, and not after it: a clock that stepped backwards
-    /// makes what it dated too old to be used, never younger.
+    /// Whether this is less than `millis` milliseconds before `now`, and not after it. A clock that steps backwards makes a
+    /// cached value too old to be used, never younger.
     pub const fn within(self, millis: i64, now: Self) -> bool {
         let age = now.0.saturating_sub(self.0);
         0 <= age && age < millis
     }
 
-    /// Whole seconds from `earlier` to here, rounded up, never negative: what a countdown shows.
+    /// Whole seconds from `earlier` until this, rounded up, never negative: what a countdown shows.
     pub const fn seconds_since(self, earlier: Self) -> i64 {
         let millis = self.0.saturating_sub(earlier.0);
         if millis <= 0 { 0 } else { millis.saturating_add(999) / 1_000 }
@@ -84,7 +84,7 @@ impl HoldSeconds {
     pub const MIN: Self = Self(10);
     /// The longest hold.
     pub const MAX: Self = Self(3_600);
-    /// What a product gets that names no other.
+    /// The default of a product.
     pub const DEFAULT: Self = Self(600);
 
     /// The length in seconds.

@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_domain as domain;
+use holdfast_domain::decide::{self, CancelDecision, ConfirmDecision, ExpireDecision, ExtendDecision};
 use holdfast_domain::{
-    Basket, CustomerId, HoldSeconds, IdempotencyKey, Line, PaymentReference, Product, ProductId, ProductStatus,
+    Basket, Confirmation, CustomerId, HoldSeconds, IdempotencyKey, PaymentReference, Product, ProductId, ProductStatus,
     Refusal, Reservation, Status, Timestamp, shards,
 };
 use proptest::prelude::*;
@@ -99,35 +100,11 @@ impl World {
         let customer = CustomerId::try_from("alice").unwrap();
         let idempotency_key = IdempotencyKey::try_from(format!("k{key}")).unwrap();
         let lines = vec![(self.product.product_id.clone(), Some(quantity))];
-        let basket = Basket::new(customer.clone(), &idempotency_key, lines).unwrap().unwrap();
+        let basket = Basket::new(customer, &idempotency_key, lines).unwrap();
         let known = BTreeMap::from([(self.product.product_id.clone(), self.product.clone())]);
         let draft = domain::draft(&basket, &known, self.now).unwrap();
         let Some(takes) = self.draw(quantity, home) else { return false };
-        let line = Line {
-            product_id: self.product.product_id.clone(),
-            quantity,
-            name: self.product.name.clone(),
-            unit_price_minor: self.product.price_minor,
-            limited: false,
-            takes,
-        };
-        let reservation = Reservation {
-            reservation_id: basket.reservation_id.clone(),
-            customer,
-            lines: vec![line],
-            currency: draft.currency,
-            status: Status::Held,
-            created_at: self.now,
-            expires_at: draft.expires_at,
-            hold_seconds: draft.hold_seconds,
-            late_payment_seconds: draft.late_payment_seconds,
-            fingerprint: basket.fingerprint.clone(),
-            confirmed_at: None,
-            confirmed_late: false,
-            payment_reference: None,
-            owed_back: BTreeSet::new(),
-            unpaid_closed_at: None,
-        };
+        let reservation = draft.hold(&basket, vec![takes], self.now);
         self.reservations.insert(key, reservation);
         true
     }
@@ -136,11 +113,17 @@ impl World {
     fn confirm(&mut self, key: u8, payment: Option<&PaymentReference>) -> Result<(), Refusal> {
         let reservation = self.reservations.get(&key).ok_or(Refusal::ReservationNotFound)?;
         let quantity = reservation.lines[0].quantity;
-        let takes = match domain::confirm(reservation, payment, self.now, false) {
-            domain::Confirm::Refuse(refusal) => return Err(refusal),
-            domain::Confirm::OweBack => Err(Refusal::RefundRequired),
-            domain::Confirm::CloseUnpaid => Err(Refusal::HoldExpired),
-            domain::Confirm::LateRetake => self.draw(quantity, 0).ok_or(Refusal::RefundRequired).map(Some),
+        let command = Confirmation {
+            reservation_id: reservation.reservation_id.clone(),
+            customer: reservation.customer.clone(),
+            payment_reference: payment.cloned(),
+            requested_at: self.now,
+        };
+        let takes = match decide::confirmation(reservation, &command, self.now) {
+            ConfirmDecision::Refuse(refusal) => return Err(refusal),
+            ConfirmDecision::OweBack => Err(Refusal::RefundRequired),
+            ConfirmDecision::CloseUnpaid => Err(Refusal::HoldExpired),
+            ConfirmDecision::LateRetake => self.draw(quantity, 0).ok_or(Refusal::RefundRequired).map(Some),
             _ => Ok(None),
         };
         let reservation = self.reservations.get_mut(&key).unwrap();
@@ -217,7 +200,7 @@ proptest! {
                 }
                 Step::Cancel { key } => {
                     let release = world.reservations.get(&key)
-                        .is_some_and(|held| domain::cancel(held, world.now) == domain::Cancel::Release);
+                        .is_some_and(|held| decide::cancellation(held, world.now) == CancelDecision::Release);
                     prop_assert_eq!(release, model.held.get(&key).is_some_and(|&(_, until)| now < until));
                     if release {
                         world.give_back(key, Status::Cancelled);
@@ -228,7 +211,7 @@ proptest! {
                 }
                 Step::Expire { key } => {
                     let release = world.reservations.get(&key)
-                        .is_some_and(|held| domain::expire(held, world.now) == domain::Expire::Release);
+                        .is_some_and(|held| decide::expiry(held, world.now) == ExpireDecision::Release);
                     prop_assert_eq!(release, model.held.get(&key).is_some_and(|&(_, until)| now >= until));
                     if release {
                         world.give_back(key, Status::Expired);
@@ -240,7 +223,7 @@ proptest! {
                 Step::Extend { key, hold_seconds } => {
                     let hold = HoldSeconds::try_from(hold_seconds).unwrap();
                     if let Some(held) = world.reservations.get_mut(&key)
-                        && let domain::Extend::Until(until) = domain::extend(held, hold, world.now)
+                        && let ExtendDecision::Until(until) = decide::extension(held, hold, world.now)
                     {
                         let entry = model.held.get_mut(&key).unwrap();
                         prop_assert!(now < entry.1, "only a live hold is extended");

@@ -88,7 +88,7 @@ enum Status {
 struct Reservation {
     status: Status,
     shard: usize,
-    /// `created_at`: tells a hold from one made anew under its key.
+    /// `created_at`: distinguishes a hold from a later one under the same key.
     created: u8,
     time: Time,
     extended: bool,
@@ -108,7 +108,7 @@ struct Read {
 struct State {
     available: [i8; SHARDS],
     reservations: [Option<Reservation>; CUSTOMERS],
-    /// How many holds this key had: one may be cleaned up and made anew.
+    /// How many holds this key had: one may be cleaned up, and another made.
     made: [u8; CUSTOMERS],
     read: BTreeSet<Read>,
     /// A confirmation was accepted in time: it is in a function, or in the queue.

@@ -1,8 +1,8 @@
 //! Messages: what `confirm` is given by its queue, and what `admin` takes out of the dead-letter queue.
 
-use holdfast_aws::queues::Confirmation;
-use holdfast_domain::Status;
-use holdfast_store::{Failure, keys};
+use holdfast_aws::queues::DeadLetter;
+use holdfast_domain::{Confirmation, Failure};
+use holdfast_store::keys;
 use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, NOW, soon};
 use lambda_runtime::{Context, LambdaEvent};
 use serde_json::{Value, json};
@@ -69,11 +69,7 @@ pub fn messages(input: &[u8]) {
 async fn kept(shop: &Shop, confirmation: &Confirmation) -> bool {
     let Confirmation { reservation_id, customer, payment_reference, .. } = confirmation;
     let order = shop.store.reservation(reservation_id, customer, soon()).await;
-    let done = order.is_ok_and(|order| {
-        order.status == Status::Confirmed
-            // Without a payment there is none that could be another.
-            && (payment_reference.is_none() || order.payment_reference == *payment_reference)
-    });
+    let done = order.is_ok_and(|order| order.is_order_of(payment_reference.as_ref()));
     done || shop.wire.messages(FAILED).iter().any(|kept| {
         serde_json::from_str::<Confirmation>(kept).is_ok_and(|kept| {
             (&kept.reservation_id, &kept.customer, &kept.payment_reference)
@@ -127,14 +123,6 @@ pub fn letters(input: &[u8]) {
 
 /// The id that a message's failed confirmation has.
 fn id_of(body: &str) -> String {
-    let read: Option<Confirmation> = serde_json::from_str(body).ok();
-    let failure = Failure {
-        reservation_id: read.as_ref().map(|read| read.reservation_id.clone()),
-        customer: read.as_ref().map(|read| read.customer.clone()),
-        payment_reference: read.and_then(|read| read.payment_reference),
-        requested_at: Some(NOW),
-        reason: String::new(),
-        body: body.to_owned(),
-    };
-    failure.id()
+    let confirmation = serde_json::from_str(body).ok().map(|letter: DeadLetter| letter.confirmation);
+    Failure { confirmation, reason: String::new(), body: body.to_owned() }.id()
 }

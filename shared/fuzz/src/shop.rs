@@ -9,12 +9,12 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use axum::Router;
-use holdfast_domain::{Clock, HoldSeconds, PaymentReference, Product, ProductStatus, ReservationId};
+use holdfast_domain::{Clock, Failure, HoldSeconds, Product, ProductStatus, ReservationId};
 use holdfast_http::{Authenticator, serve};
-use holdfast_store::{Failure, Store};
+use holdfast_store::Store;
 use holdfast_testkit::fixtures::{
-    Hands, NOW, TABLE, basket, client, customer, payment, product, queues, reserve, schedules, soon, stocked, store,
-    table,
+    NOW, TABLE, TestClock, basket, client, confirmation, customer, payment, product, queues, reserve, schedules, soon,
+    stocked, store, table,
 };
 use holdfast_testkit::wire::{Call, Wire};
 use tokio::runtime::{Builder, Runtime};
@@ -119,7 +119,7 @@ pub(crate) fn worked(call: &Call) -> bool {
 }
 
 async fn open() -> Shop {
-    let (wire, hands) = (table().await, Hands::new());
+    let (wire, hands) = (table().await, TestClock::new());
     let dollars = "USD".to_owned().try_into().expect("a currency");
     stocked(
         &wire,
@@ -144,7 +144,10 @@ async fn open() -> Shop {
         reserve(store, &basket("alice", known.key(), &[(TEE, 1)]), at).await.expect("a hold");
     }
     let paid = payment(PAID);
-    shelf.confirm(&Known::Confirmed.id(), &alice, Some(&paid), NOW, NOW, soon()).await.expect("an order");
+    shelf
+        .confirm(&confirmation(&Known::Confirmed.id(), &alice, Some(&paid), NOW), NOW, soon())
+        .await
+        .expect("an order");
     shelf.cancel(&Known::Cancelled.id(), &alice, NOW, soon()).await.expect("an end");
     shelf.release_overdue(NOW, soon()).await.expect("an end");
     for failure in failures() {
@@ -170,26 +173,15 @@ async fn open() -> Shop {
 
 /// The failed confirmations of the shop: a refund that is owed, and a message that nobody could read.
 pub fn failures() -> [Failure; 2] {
-    let owed: PaymentReference = payment("pay_2");
     let read = Failure {
         body: format!(
             r#"{{"reservation_id":"{}","customer":"alice","payment_reference":"pay_2","requested_at_ms":{}}}"#,
             Known::Cancelled.id(),
             NOW.as_millis()
         ),
-        reservation_id: Some(Known::Cancelled.id()),
-        customer: Some(customer("alice")),
-        payment_reference: Some(owed),
-        requested_at: Some(NOW),
+        confirmation: Some(confirmation(&Known::Cancelled.id(), &customer("alice"), Some(&payment("pay_2")), NOW)),
         reason: "refund_required".to_owned(),
     };
-    let unread = Failure {
-        body: "no confirmation".to_owned(),
-        reservation_id: None,
-        customer: None,
-        payment_reference: None,
-        requested_at: Some(NOW),
-        reason: "unreadable".to_owned(),
-    };
+    let unread = Failure { body: "no confirmation".to_owned(), confirmation: None, reason: "unreadable".to_owned() };
     [read, unread]
 }

@@ -19,7 +19,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use holdfast_aws::clock::Clock;
 use holdfast_domain::{CustomerId, RateLimit, Timestamp};
-use holdfast_store::{Deadline, Store};
+use holdfast_store::{Admitted, Deadline, Store};
 
 use crate::budgets::RATE_LIMIT_BUDGET;
 use crate::{Caller, Problem};
@@ -49,8 +49,8 @@ impl Limiter {
             return Some(millis(until.as_millis() - now.as_millis()));
         }
         match self.store.admit(customer, self.limit, now, Deadline::after(RATE_LIMIT_BUDGET)).await {
-            Ok(Ok(())) => None,
-            Ok(Err(wait)) => {
+            Ok(Admitted::Yes) => None,
+            Ok(Admitted::RetryAfter(wait)) => {
                 // Rounded down: the cache must not refuse a request that the table would admit.
                 let wait_millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
                 let until = Timestamp::from_millis(now.as_millis().saturating_add(wait_millis));

@@ -4,8 +4,9 @@
 //! exactly if the domain accepts it (the tests compare both).
 
 use holdfast_domain::text::INVISIBLE;
-use holdfast_domain::{HoldSeconds, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Status};
-use holdfast_store::FailedState;
+use holdfast_domain::{
+    FailedState, HoldSeconds, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Status,
+};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -347,7 +348,7 @@ mod tests {
         let words = ["held", "confirmed", "cancelled", "expired", "paused", "retrying", "resolved"].map(Value::from);
         agree::<ReservationStatus, domain::Status>(texts().into_iter().chain(words.clone()));
         agree::<ProductStatus, domain::ProductStatus>(texts().into_iter().chain(words.clone()));
-        agree::<FailedConfirmationState, holdfast_store::FailedState>(texts().into_iter().chain(words));
+        agree::<FailedConfirmationState, domain::FailedState>(texts().into_iter().chain(words));
         agree::<Seconds, domain::HoldSeconds>([0, 9, 10, 3_600, 3_601, -10].map(Value::from));
     }
 

@@ -234,7 +234,8 @@ impl Environment {
         let name: Arc<str> = format!("{}-{number:04x}", function.name()).into();
         let vitals = Arc::new(Mutex::new(Vitals { skew_ms, ..Vitals::default() }));
         let connection = Connection { world: world.clone(), name: name.clone(), vitals: vitals.clone() };
-        let aws = AwsEnvironment::of_emulator("us-east-1", "http://aws.test").over(SharedHttpClient::new(connection));
+        let aws = AwsEnvironment::of_emulator("us-east-1", "http://aws.test")
+            .with_http_client(SharedHttpClient::new(connection));
         // The SDKs share their retry quota within a process, and draw tokens from a thread's chance: an environment is
         // a process of its own.
         // And they do not sign, and do not watch how fast a body goes over the wire: nobody here looks at a signature, a

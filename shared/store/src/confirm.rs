@@ -1,84 +1,81 @@
 //! Turning a hold into an order: one conditional update, and what to do when it is too late for that.
 //!
-//! What must always hold: a payment that was refused as owed back never makes an order afterwards, unless an admin's retry
-//! says so. So that refusal is a write: the reservation notes the payment under the condition that it is still what the
-//! refusal rests on, and every confirmation asks for that note.
+//! What must always hold: a payment that was refused as owed back never makes an order afterwards, unless an admin's
+//! retry lifts the refusal. So the refusal is a write: it is recorded on the reservation, under the condition that the
+//! reservation has not changed since the decision, and every confirmation checks that record.
 
 use std::collections::BTreeMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
+use holdfast_domain::decide::{self, ConfirmDecision};
 use holdfast_domain::{
-    CLOCK_TOLERANCE_SECONDS, Confirm, CustomerId, Line, PaymentReference, Product, ProductId, Refusal, Reservation,
-    ReservationId, Status, Take, Timestamp, confirm,
+    CLOCK_TOLERANCE_SECONDS, Confirmation, Line, PaymentReference, Product, ProductId, Refusal, Reservation, Status,
+    Take, Timestamp,
 };
 
+use crate::cache::CachedProduct;
 use crate::error::Attempts;
-use crate::items::{self, for_ever, text, time};
-use crate::reserve::{LimitSeen, limit_keys};
-use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
-use crate::units::{Found, Memory, Wanted, take_limit, take_units};
+use crate::items::{self, forever, text, time};
+use crate::reserve::{LimitSnapshot, limit_keys};
+use crate::transact::{Outcome, Reason, Transaction, contention_error};
+use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
+use crate::update::{Expression, Updated};
 use crate::{Deadline, Error, Store, keys};
 
-/// What an action of a late confirmation stands for.
-#[derive(Debug, Clone, Copy)]
-enum Action {
-    Reservation,
-    Shard,
-    Limit { line: usize },
-}
-
-/// One confirmation: what does not change from one try to the next.
+/// A confirmation, and when it is carried out.
 #[derive(Debug, Clone, Copy)]
 struct Command<'a> {
-    payment: Option<&'a PaymentReference>,
-    /// When it was accepted.
-    at: Timestamp,
-    /// When it is carried out.
+    confirmation: &'a Confirmation,
     now: Timestamp,
 }
 
 impl Command<'_> {
-    /// Whether a queue lies between the two.
-    fn queued(&self) -> bool {
-        self.at != self.now
+    fn payment(&self) -> Option<&PaymentReference> {
+        self.confirmation.payment_reference.as_ref()
     }
 }
 
-/// What came of one try.
-enum Tried {
+/// The outcome of one try.
+enum ConfirmOutcome {
     Confirmed(Reservation),
-    /// It is something else than was assumed, if that is known: decide again.
+    /// The reservation has changed, to this if the answer says so: decide again.
     Changed(Option<Reservation>),
+}
+
+impl From<Updated<Reservation>> for ConfirmOutcome {
+    fn from(updated: Updated<Reservation>) -> Self {
+        match updated {
+            Updated::Applied(order) => Self::Confirmed(order),
+            Updated::ConditionFailed(newer) => Self::Changed(newer),
+        }
+    }
 }
 
 impl Store {
     /// Makes an order of a hold. Repeating it with the same payment changes nothing.
     ///
-    /// `at` is when the confirmation was accepted, and decides whether it was in time; `now` is when it is carried
-    /// out. They differ where a queue lies between, and are the same where the caller waits for the answer.
+    /// `now` is when the confirmation is carried out: later than `requested_at` if it comes from the queue, and the
+    /// same if the caller waits for the answer.
     ///
     /// # Errors
-    /// Every refusal that confirming can meet. Where [`Refusal::owes_refund`], the caller records that before it
-    /// answers.
+    /// Every refusal of a confirmation. If [`Refusal::owes_refund`], the caller records that before it answers.
     pub async fn confirm(
         &self,
-        id: &ReservationId,
-        customer: &CustomerId,
-        payment: Option<&PaymentReference>,
-        at: Timestamp,
+        confirmation: &Confirmation,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
-        let command = Command { payment, at, now };
+        let command = Command { confirmation, now };
+        let Confirmation { reservation_id: id, customer, .. } = confirmation;
         let mut attempts = self.attempts(deadline);
-        // The usual case takes one round trip: the condition repeats what `decide` would ask of a reservation.
-        let mut tried = self.confirm_in_time(id, customer, command, &mut attempts).await?;
+        // The usual case takes one round trip: the condition repeats what the decision requires of a reservation.
+        let mut outcome = self.confirm_in_time(command, &mut attempts).await?;
         loop {
-            let seen = match tried {
-                Tried::Confirmed(order) => return Ok(order),
-                Tried::Changed(seen) => seen,
+            let seen = match outcome {
+                ConfirmOutcome::Confirmed(order) => return Ok(order),
+                ConfirmOutcome::Changed(seen) => seen,
             };
-            // It changed meanwhile: decide on what it is now.
+            // It has changed: decide again.
             if deadline.passed() {
                 return Err(attempts.unavailable("confirm"));
             }
@@ -89,97 +86,100 @@ impl Store {
             if reservation.customer != *customer {
                 return Err(Refusal::ReservationNotFound.into());
             }
-            tried = match (confirm(&reservation, payment, at, command.queued()), payment) {
-                (Confirm::Done, _) => return Ok(reservation),
-                // First it is ended: no clock that is behind can show it as held, or confirm it, afterwards.
-                (Confirm::Refuse(Refusal::HoldExpired) | Confirm::OweBack, _)
+            outcome = match (decide::confirmation(&reservation, confirmation, now), command.payment()) {
+                (ConfirmDecision::Done, _) => return Ok(reservation),
+                // Release it first: no clock that is behind can show it as held, or confirm it, afterwards.
+                (ConfirmDecision::Refuse(Refusal::HoldExpired) | ConfirmDecision::OweBack, _)
                     if reservation.status == Status::Held && reservation.overdue(now) =>
                 {
                     self.end_overdue(&reservation, now, deadline).await?;
-                    Tried::Changed(None)
+                    ConfirmOutcome::Changed(None)
                 }
-                (Confirm::Refuse(refusal), _) => return Err(refusal.into()),
-                (Confirm::CloseUnpaid, _) => self.close_unpaid(&reservation, command, &mut attempts).await?,
-                (Confirm::AskAgain, _) => {
+                (ConfirmDecision::Refuse(refusal), _) => return Err(refusal.into()),
+                (ConfirmDecision::CloseUnpaid, _) => self.close_unpaid(&reservation, command, &mut attempts).await?,
+                (ConfirmDecision::RetryLater, _) => {
                     let last = "an admin has just settled an earlier confirmation".to_owned();
                     return Err(Error::Unavailable { during: "confirm", last });
                 }
-                (Confirm::InTime, _) => self.confirm_in_time(id, customer, command, &mut attempts).await?,
-                (Confirm::LateStillHeld, _) => self.confirm_still_held(&reservation, command, &mut attempts).await?,
-                (Confirm::LateRetake, _) => self.retake(&reservation, command, &mut attempts).await?,
-                (Confirm::AttachPayment, Some(payment)) => {
+                (ConfirmDecision::InTime, _) => self.confirm_in_time(command, &mut attempts).await?,
+                (ConfirmDecision::LateStillHeld, _) => {
+                    self.confirm_still_held(&reservation, command, &mut attempts).await?
+                }
+                (ConfirmDecision::LateRetake, _) => self.retake(&reservation, command, &mut attempts).await?,
+                (ConfirmDecision::AttachPayment, Some(payment)) => {
                     self.attach_payment(&reservation, payment, &mut attempts).await?
                 }
-                (Confirm::OweBack, Some(payment)) => self.owe_back(&reservation, payment, &mut attempts).await?,
-                (decision @ (Confirm::AttachPayment | Confirm::OweBack), None) => {
+                (ConfirmDecision::OweBack, Some(payment)) => {
+                    self.owe_back(&reservation, payment, &mut attempts).await?
+                }
+                (decision @ (ConfirmDecision::AttachPayment | ConfirmDecision::OweBack), None) => {
                     return Err(Error::internal("confirm", format!("{decision:?} without a payment")));
                 }
             };
         }
     }
 
-    /// The order, or what the reservation is instead, as far as the answer says.
+    /// Confirms a hold that has not ended.
     async fn confirm_in_time(
         &self,
-        id: &ReservationId,
-        customer: &CustomerId,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
+        let id = &command.confirmation.reservation_id;
         let condition = unless_settled(
             "#customer = :customer AND #status = :held AND #expires_at > :at AND #created_at <= :latest",
             vec![
-                (":customer", text(customer.as_str())),
+                (":customer", text(command.confirmation.customer.as_str())),
                 (":held", text(Status::Held.as_str())),
-                (":at", time(command.at)),
-                (":latest", time(command.at.plus_seconds(CLOCK_TOLERANCE_SECONDS))),
+                (":at", time(command.confirmation.requested_at)),
+                (":latest", time(command.confirmation.requested_at.plus_seconds(CLOCK_TOLERANCE_SECONDS))),
             ],
             command,
         );
-        let updated = self.update_reservation(id, to_confirmed(command, None)?, condition, attempts).await?;
-        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
+        let updated = self.update_reservation(id, confirm_update(command, None)?, condition, attempts).await?;
+        Ok(updated.into())
     }
 
-    /// Paid late, and nobody has given the units back: they stay.
+    /// Confirms a hold that has ended and was not released: the units stay where they are.
     async fn confirm_still_held(
         &self,
         seen: &Reservation,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let condition = unless_settled(
             "#status = :held AND #created_at = :seen",
             vec![(":held", text(Status::Held.as_str())), (":seen", time(seen.created_at))],
             command,
         );
-        let update = to_confirmed(command, Some(&seen.lines))?;
+        let update = confirm_update(command, Some(&seen.lines))?;
         let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
-        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
+        Ok(updated.into())
     }
 
-    /// Confirmed without a payment, and now there is one: write it down.
+    /// Records the payment of an order that was confirmed without one.
     async fn attach_payment(
         &self,
         seen: &Reservation,
         payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let update = Expression::new("SET #payment_reference = :payment", vec![(":payment", text(payment.as_str()))]);
         let condition = Expression::new(
             format!("#status = :confirmed AND attribute_not_exists(#payment_reference) AND {NOT_OWED_BACK}"),
             vec![(":confirmed", text(Status::Confirmed.as_str())), (":payment", text(payment.as_str()))],
         );
         let updated = self.update_reservation(&seen.reservation_id, update, condition, attempts).await?;
-        Ok(updated.map_or_else(Tried::Changed, Tried::Confirmed))
+        Ok(updated.into())
     }
 
-    /// Refuses a payment that can buy nothing, for good: the reservation notes it, if it is still as it was seen.
+    /// Refuses a payment that can buy nothing, for good: records it on the reservation, if that has not changed.
     async fn owe_back(
         &self,
         seen: &Reservation,
         payment: &PaymentReference,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let condition = Expression::new(
             "#status = :status AND #created_at = :created AND #expires_at = :expires",
             vec![
@@ -188,141 +188,140 @@ impl Store {
                 (":expires", time(seen.expires_at)),
             ],
         );
-        match self.update_reservation(&seen.reservation_id, to_owed_back(payment), condition, attempts).await? {
-            Ok(_) => Err(Refusal::RefundRequired.into()),
-            Err(newer) => Ok(Tried::Changed(newer)),
+        match self.update_reservation(&seen.reservation_id, owe_back_update(payment), condition, attempts).await? {
+            Updated::Applied(_) => Err(Refusal::RefundRequired.into()),
+            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
     }
 
-    /// Refuses a confirmation without a payment, for good: what was accepted by now, and waits in the queue, makes no order
-    /// after somebody was told that the hold has expired.
+    /// Refuses a confirmation without a payment, for good: those that were accepted until now and wait in the queue
+    /// make no order after a customer was told that the hold has expired.
     async fn close_unpaid(
         &self,
         seen: &Reservation,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
-        let until = command.now.plus_seconds(CLOCK_TOLERANCE_SECONDS);
-        let until = seen.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
-        let update = Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]);
+    ) -> Result<ConfirmOutcome, Error> {
+        let update = close_unpaid_update(seen.unpaid_closed_by(command.now));
         let condition = Expression::new(
             format!("#status = :expired AND #created_at = :created AND {CLOSED_EARLIER}"),
             vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
         );
         match self.update_reservation(&seen.reservation_id, update, condition, attempts).await? {
-            Ok(_) => Err(Refusal::HoldExpired.into()),
-            Err(newer) => Ok(Tried::Changed(newer)),
+            Updated::Applied(_) => Err(Refusal::HoldExpired.into()),
+            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
     }
 
-    /// Refuses a confirmation whose units are gone, if the reservation is still as it was seen.
+    /// Refuses a confirmation whose units are gone, if the reservation has not changed.
     async fn refuse_retake(
         &self,
         seen: &Reservation,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
-        if let Some(payment) = command.payment {
+    ) -> Result<ConfirmOutcome, Error> {
+        if let Some(payment) = command.payment() {
             return self.owe_back(seen, payment, attempts).await;
         }
-        // Accepted in time, without a payment: nothing is owed.
+        // Accepted in time and without a payment: no refund is due.
         let found = self.snapshot(&[keys::reservation(&seen.reservation_id)], attempts).await?;
         let found = found.into_iter().next().flatten();
         match found.map(|item| items::read::<Reservation>("reservation", item)).transpose()? {
-            Some(found) if found != *seen => Ok(Tried::Changed(Some(found))),
+            Some(found) if found != *seen => Ok(ConfirmOutcome::Changed(Some(found))),
             _ => Err(Refusal::HoldExpired.into()),
         }
     }
 
-    /// Paid late, or accepted in time, and the units went back: takes them again and makes the order, in one transaction.
+    /// Takes the units of a released hold again and makes the order, in one transaction.
     async fn retake(
         &self,
         seen: &Reservation,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let deadline = attempts.deadline();
         let ids = seen.lines.iter().map(|line| &line.product_id);
-        // As they are now: a payment is not refused for good by a limit that was lifted a moment ago.
+        // Read now: a payment must not be refused for good by a limit that was just lifted.
         let facts = self.facts(ids, 0, deadline).await?;
         let wanted = seen.lines.iter().map(|line| wanted(&facts, line)).collect::<Result<Vec<_>, Error>>()?;
         let others = 1 + seen.lines.iter().filter(|line| line.limited).count();
-        let takes = match self.find_units(&wanted, others, Memory::Checked, command.now, deadline).await? {
-            Found::Units(takes) => takes,
-            Found::Short(_) => return self.refuse_retake(seen, command, attempts).await,
+        let takes = match self.allocate_units(&wanted, others, RefusalBasis::Read, command.now, deadline).await? {
+            Allocation::Takes(takes) => takes,
+            Allocation::Short(_) => return self.refuse_retake(seen, command, attempts).await,
         };
         let with = |(line, takes): (&Line, Vec<Take>)| Line { takes, ..line.clone() };
         let lines: Vec<Line> = seen.lines.iter().zip(takes).map(with).collect();
         let transaction = self.retake_transaction(seen, &lines, &wanted, command)?;
         let reasons = match self.transact(&transaction, attempts).await? {
-            Ok(()) => {
-                return Ok(Tried::Confirmed(Reservation {
+            Outcome::Applied => {
+                return Ok(ConfirmOutcome::Confirmed(Reservation {
                     lines,
                     status: Status::Confirmed,
                     confirmed_at: Some(command.now),
                     confirmed_late: true,
-                    payment_reference: command.payment.cloned(),
+                    payment_reference: command.payment().cloned(),
                     ..seen.clone()
                 }));
             }
-            Err(Cancelled::Fault(fault)) => {
-                attempts.pause(fault).await?;
-                return Ok(Tried::Changed(None));
-            }
-            Err(Cancelled::Because(reasons)) => reasons,
+            Outcome::TryAgain => return Ok(ConfirmOutcome::Changed(None)),
+            Outcome::Cancelled(reasons) => reasons,
         };
         for line in &lines {
-            self.with_cached(&line.product_id, crate::products::CachedProduct::invalidate_stock);
+            self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
         }
-        let of_reservation = reasons.iter().find(|(action, _)| matches!(action, Action::Reservation));
+        let of_reservation = reasons.iter().find(|(action, _)| matches!(action, TakeAction::Reservation));
         match of_reservation {
-            Some((_, Reason::Condition(_))) => return Ok(Tried::Changed(None)),
-            // It may be an order by now: what the others say is not enough to refuse it.
+            Some((_, Reason::Condition(_))) => return Ok(ConfirmOutcome::Changed(None)),
+            // It may be an order now: the other reasons are not enough for a refusal.
             Some((_, Reason::Conflict | Reason::Throttled)) => {
-                attempts.pause(contention_fault(&reasons)).await?;
-                return Ok(Tried::Changed(None));
+                attempts.pause(contention_error(&reasons)).await?;
+                return Ok(ConfirmOutcome::Changed(None));
             }
             None => {}
         }
         let over_limit = reasons.iter().find_map(|(action, reason)| match (action, reason) {
-            (&Action::Limit { line }, Reason::Condition(_)) => Some(line),
+            (&TakeAction::Limit { line }, Reason::Condition(_)) => Some(line),
             _ => None,
         });
         if let Some(line) = over_limit {
-            return self.refuse_for_limit_of(seen, wanted[line], command, attempts).await;
+            return self.refuse_retake_for_limit(seen, wanted[line], command, attempts).await;
         }
-        if reasons.iter().any(|(action, reason)| matches!((action, reason), (Action::Shard, Reason::Condition(_)))) {
+        if reasons
+            .iter()
+            .any(|(action, reason)| matches!((action, reason), (TakeAction::Shard { .. }, Reason::Condition(_))))
+        {
             let products: Vec<&Product> = facts.values().collect();
             self.refresh_stock(&products, deadline).await?;
             attempts.count();
         } else {
-            attempts.pause(contention_fault(&reasons)).await?;
+            attempts.pause(contention_error(&reasons)).await?;
         }
-        Ok(Tried::Changed(None))
+        Ok(ConfirmOutcome::Changed(None))
     }
 
-    /// Refuses a late confirmation for the customer's limit, if that is so once all that is overdue is released.
-    async fn refuse_for_limit_of(
+    /// Refuses a late confirmation for the customer's limit, if it is still exceeded once all overdue holds are
+    /// released.
+    async fn refuse_retake_for_limit(
         &self,
         seen: &Reservation,
         wanted: Wanted<'_>,
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Tried, Error> {
+    ) -> Result<ConfirmOutcome, Error> {
         let customer = Some(&seen.customer);
         let swept = self.release_overdue_of(&[wanted.product], customer, command.now, attempts.deadline()).await?;
         if swept.holds > 0 {
             attempts.count();
-            return Ok(Tried::Changed(None));
+            return Ok(ConfirmOutcome::Changed(None));
         }
         if !swept.complete {
             return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }
         let keys = limit_keys(&seen.reservation_id, &wanted.product.product_id, &seen.customer);
-        let now = LimitSeen::read(self.snapshot(&keys, attempts).await?)?;
-        if now.reservation.as_ref() != Some(seen) || now.limit_against(wanted.quantity).is_none() {
+        let now = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
+        if now.reservation.as_ref() != Some(seen) || now.limit_exceeded_by(wanted.quantity).is_none() {
             attempts.count();
-            return Ok(Tried::Changed(now.reservation));
+            return Ok(ConfirmOutcome::Changed(now.reservation));
         }
         self.refuse_retake(seen, command, attempts).await
     }
@@ -333,88 +332,76 @@ impl Store {
         lines: &[Line],
         wanted: &[Wanted<'_>],
         command: Command<'_>,
-    ) -> Result<Transaction<Action>, Error> {
+    ) -> Result<Transaction<TakeAction>, Error> {
         let mut transaction = Transaction::new();
         transaction.update(
-            Action::Reservation,
+            TakeAction::Reservation,
             &self.table,
             &keys::reservation(&seen.reservation_id),
-            to_confirmed(command, Some(lines))?,
+            confirm_update(command, Some(lines))?,
             unless_settled(
                 "#status = :expired AND #created_at = :seen",
                 vec![(":expired", text(Status::Expired.as_str())), (":seen", time(seen.created_at))],
                 command,
             ),
         )?;
-        for (at, line) in lines.iter().enumerate() {
-            for take in &line.takes {
-                let (update, mut condition) = take_units(take.units);
-                if line.limited {
-                    // The price was settled when the hold was made; the limit is the product's as it is now.
-                    condition.text.push_str(" AND #product_version <= :v");
-                    condition.values.push((":v", items::number(wanted[at].product.version)));
-                }
-                let key = keys::shard(&line.product_id, take.shard);
-                transaction.update(Action::Shard, &self.table, &key, update, condition)?;
-            }
-            if line.limited {
-                // A limit that was lifted meanwhile still has to count what a later release will give back.
-                let limit = wanted[at].product.max_per_customer.unwrap_or(u32::MAX);
-                let (update, condition) = take_limit(line.quantity, limit);
-                let key = keys::limit(&line.product_id, &seen.customer);
-                transaction.update(Action::Limit { line: at }, &self.table, &key, update, condition)?;
-            }
-        }
+        // The price was fixed when the hold was made; the limit is the current one.
+        self.take_lines(&mut transaction, &seen.customer, lines, wanted, |line| line.limited)?;
         Ok(transaction)
     }
 }
 
-/// What a line of a reservation needs to be taken again.
+/// The units of a line that must be taken again.
 fn wanted<'a>(facts: &'a BTreeMap<ProductId, Product>, line: &Line) -> Result<Wanted<'a>, Error> {
     let product = facts.get(&line.product_id).ok_or_else(|| Error::internal("product", "it is not there"))?;
     Ok(Wanted { product, quantity: line.quantity })
 }
 
-/// Part of a condition: what `:until` closes is not closed for longer already.
+/// Part of a condition: the reservation is not yet closed for longer than `:until`.
 pub(crate) const CLOSED_EARLIER: &str = "(attribute_not_exists(#unpaid_closed_at) OR #unpaid_closed_at <= :until)";
 
 /// Part of a condition: `:payment` is not owed back.
 const NOT_OWED_BACK: &str = "(attribute_not_exists(#owed_back) OR NOT contains(#owed_back, :payment))";
 
-/// `condition`, and that nothing has settled this confirmation otherwise: a refusal that was final, or an admin. An admin's
-/// word and an order exclude one another, whichever comes first.
+/// `condition`, and that this confirmation was not settled otherwise, by a final refusal or by an admin. So a
+/// resolution and an order exclude each other, whichever comes first.
 fn unless_settled(
     condition: &str,
     mut values: Vec<(&'static str, AttributeValue)>,
     command: Command<'_>,
 ) -> Expression {
-    match command.payment {
+    match command.payment() {
         Some(payment) => {
             values.push((":payment", text(payment.as_str())));
             Expression::new(format!("{condition} AND {NOT_OWED_BACK}"), values)
         }
         None => {
-            values.push((":accepted", time(command.at)));
+            values.push((":accepted", time(command.confirmation.requested_at)));
             let open = "(attribute_not_exists(#unpaid_closed_at) OR #unpaid_closed_at < :accepted)";
             Expression::new(format!("{condition} AND {open}"), values)
         }
     }
 }
 
-/// The update that notes a payment as owed back. The reservation stays from then on: once it were cleaned up, its key and
-/// this payment could be used again.
-pub(crate) fn to_owed_back(payment: &PaymentReference) -> Expression {
+/// The update that records a payment as owed back. The reservation is kept forever then: if it were deleted, its key
+/// and this payment could be used again.
+pub(crate) fn owe_back_update(payment: &PaymentReference) -> Expression {
     Expression::new(
         "SET #kept_until = :for_ever REMOVE #ttl ADD #owed_back :owed_back",
-        vec![(":for_ever", for_ever()), (":owed_back", AttributeValue::Ss(vec![payment.to_string()]))],
+        vec![(":for_ever", forever()), (":owed_back", AttributeValue::Ss(vec![payment.to_string()]))],
     )
 }
 
-/// The update that makes an order. `late` is given for a confirmation that came too late: the lines that it has now.
-fn to_confirmed(command: Command<'_>, late: Option<&[Line]>) -> Result<Expression, Error> {
+/// The update that closes a reservation to confirmations without a payment that were accepted until then.
+pub(crate) fn close_unpaid_update(until: Timestamp) -> Expression {
+    Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))])
+}
+
+/// The update that makes an order. `late` has the lines of an order that is confirmed after its hold ended.
+fn confirm_update(command: Command<'_>, late: Option<&[Line]>) -> Result<Expression, Error> {
     let mut update = "SET #status = :confirmed, #confirmed_at = :now".to_owned();
     let mut values = vec![(":confirmed", text(Status::Confirmed.as_str())), (":now", time(command.now))];
-    if let Some(payment) = command.payment {
+    if let Some(payment) = command.payment() {
         update.push_str(", #payment_reference = :payment");
         values.push((":payment", text(payment.as_str())));
     }
@@ -422,7 +409,7 @@ fn to_confirmed(command: Command<'_>, late: Option<&[Line]>) -> Result<Expressio
         update.push_str(", #confirmed_late = :late, #lines = :lines");
         values.extend([(":late", AttributeValue::Bool(true)), (":lines", items::value("lines", &lines)?)]);
     }
-    // Out of the index of holds, and never cleaned up: it is an order now.
+    // An order is not in the index of holds, and is never deleted.
     update.push_str(" REMOVE #due_key, #due_at, #ttl");
     Ok(Expression::new(update, values))
 }

@@ -1,11 +1,11 @@
-//! What may go wrong with a call, how long to try again, and what the caller is told in the end.
+//! What can go wrong with a call, how long it is retried, and the error that the caller gets.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use holdfast_domain::{Invalid, Refusal};
+use holdfast_domain::{BasketError, Invalid, Refusal};
 use tokio::time::Instant;
 
 use crate::lock;
@@ -13,28 +13,37 @@ use crate::lock;
 /// Why a command did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The rules say no. Nothing was changed.
+    /// Refused by the rules. Nothing was changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The input says something that it may not. Nothing was changed.
+    /// The input breaks a rule. Nothing was changed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// No clear answer within the deadline. Nothing is acknowledged; whoever asks again under the same key finds out.
+    /// No clear answer within the deadline. Nothing is acknowledged; a repetition with the same key gets the outcome.
     #[error("{during}: no answer within the deadline ({last})")]
     Unavailable {
         /// The call.
         during: &'static str,
-        /// The last thing that went wrong: for the log, never for the caller.
+        /// The last error: internal, for the log, never for the caller.
         last: String,
     },
-    /// What no repetition helps: a missing permission, an item that makes no sense.
+    /// Repeating does not help: a missing permission, an item that cannot be read.
     #[error("{during}: {source}")]
     Internal {
         /// The call or the step.
         during: &'static str,
-        /// What went wrong: for the log, never for the caller.
+        /// What went wrong: internal, for the log, never for the caller.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl From<BasketError> for Error {
+    fn from(error: BasketError) -> Self {
+        match error {
+            BasketError::Invalid(invalid) => invalid.into(),
+            BasketError::Refused(refusal) => refusal.into(),
+        }
+    }
 }
 
 impl Error {
@@ -43,12 +52,12 @@ impl Error {
     }
 }
 
-/// Until when a request may go on trying. Past it nobody waits for the answer any more.
+/// Until when a request may be retried. After that nobody waits for the answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// From now on, for `length`.
+    /// `length` from now.
     pub fn after(length: Duration) -> Self {
         Self(Instant::now() + length)
     }
@@ -59,7 +68,7 @@ impl Deadline {
         Self(self.0.min(Instant::now() + length))
     }
 
-    /// How long it is until then.
+    /// The time left.
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
@@ -70,60 +79,59 @@ impl Deadline {
     }
 }
 
-/// A failure that is worth another try, by what the next try should do differently.
+/// How a call failed, by what to do about it.
 #[derive(Debug)]
-pub(crate) enum Fault {
-    /// Another transaction was on the item: not applied, and the next try may come at once.
+pub(crate) enum CallError {
+    /// Another transaction was on the item: not applied; retry soon.
     Conflict,
-    /// Refused for its rate: not applied, and the next try should wait.
+    /// Throttled: not applied; retry with a longer backoff.
     Throttled,
-    /// No answer came, or "internal error": applied or not, nobody knows.
+    /// No answer, or "internal error": it may have been applied; retry with a longer backoff.
     NoAnswer(String),
-    /// No try will help.
+    /// Retrying does not help.
     Fatal(Error),
 }
 
-/// What a failed call means, by its error code. Every code that is not named here is fatal: a new kind of refusal
-/// must not become a loop.
-pub(crate) fn fault<E>(during: &'static str, error: &SdkError<E, HttpResponse>) -> Fault
+/// How a call failed, by its error code. A code that is not named here is fatal: an unknown error must not be retried.
+pub(crate) fn call_error<E>(during: &'static str, error: &SdkError<E, HttpResponse>) -> CallError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     let SdkError::ServiceError(service) = error else {
         return match error {
-            SdkError::ConstructionFailure(_) => Fault::Fatal(Error::internal(during, chain(error))),
-            _ => Fault::NoAnswer(chain(error)),
+            SdkError::ConstructionFailure(_) => CallError::Fatal(Error::internal(during, chain(error))),
+            _ => CallError::NoAnswer(chain(error)),
         };
     };
     match service.err().code() {
-        Some("TransactionConflictException") => Fault::Conflict,
-        // The first try of this very transaction, whose answer was lost, is still running: it may be carried out yet.
-        Some("TransactionInProgressException") => Fault::NoAnswer(chain(error)),
+        Some("TransactionConflictException") => CallError::Conflict,
+        // The first try of the same transaction, whose answer was lost, is still running: it may still be applied.
+        Some("TransactionInProgressException") => CallError::NoAnswer(chain(error)),
         Some(
             "ProvisionedThroughputExceededException"
             | "ThrottlingException"
             | "RequestLimitExceeded"
             | "LimitExceededException",
-        ) => Fault::Throttled,
-        _ if service.raw().status().is_server_error() => Fault::NoAnswer(chain(error)),
-        _ => Fault::Fatal(Error::internal(during, chain(error))),
+        ) => CallError::Throttled,
+        _ if service.raw().status().is_server_error() => CallError::NoAnswer(chain(error)),
+        _ => CallError::Fatal(Error::internal(during, chain(error))),
     }
 }
 
-/// An error and its causes in one line, without the raw answer, which may carry items.
+/// An error and its causes in one line, without the raw answer, which may contain items.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// The tries of one request: bounded by its deadline, spaced with jitter so that those who collided do not collide
-/// again.
+/// The retries of one request: until its deadline, with exponential backoff and jitter, so that requests that collided do
+/// not collide again.
 pub(crate) struct Attempts<'a> {
     deadline: Deadline,
     random: &'a Mutex<fastrand::Rng>,
     failed: u32,
     last: String,
-    /// Whether some try may have been applied although its answer was lost.
+    /// Whether an earlier try may have been applied although its answer was lost.
     pub(crate) ambiguous: bool,
 }
 
@@ -136,18 +144,23 @@ impl<'a> Attempts<'a> {
         self.deadline
     }
 
-    /// Counts a try that failed for a reason that is gone already, so that the next may come at once.
+    /// Counts a try that was based on stale data. It can be repeated without a pause.
     pub(crate) fn count(&mut self) {
         self.failed += 1;
         "what was known of the stock or the product was out of date".clone_into(&mut self.last);
     }
 
-    /// The end of all tries.
+    /// The error when time has run out.
     pub(crate) fn unavailable(&self, during: &'static str) -> Error {
         Error::Unavailable { during, last: self.last.clone() }
     }
 
-    /// Awaits `call`, but not past the deadline. What a call that is given up did stays unknown.
+    /// The refusal, unless an earlier try may have been applied, or may still be: then the outcome is unknown.
+    pub(crate) fn refuse(&self, refusal: Refusal) -> Error {
+        if self.ambiguous { self.unavailable("an earlier try") } else { refusal.into() }
+    }
+
+    /// Awaits `call` until the deadline. Whether a call that is given up was applied is unknown.
     pub(crate) async fn call<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Error> {
         match tokio::time::timeout_at(self.deadline.0, call).await {
             Ok(answer) => Ok(answer),
@@ -155,20 +168,20 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// Waits as long as `fault` asks for, or gives up where that would pass the deadline.
-    pub(crate) async fn pause(&mut self, fault: Fault) -> Result<(), Error> {
+    /// Backs off as `error` requires, or gives up where that would pass the deadline.
+    pub(crate) async fn pause(&mut self, error: CallError) -> Result<(), Error> {
         self.failed += 1;
-        let (base_ms, most_ms) = match fault {
-            Fault::Fatal(error) => return Err(error),
-            Fault::Conflict => {
+        let (base_ms, most_ms) = match error {
+            CallError::Fatal(error) => return Err(error),
+            CallError::Conflict => {
                 "another transaction was on the item".clone_into(&mut self.last);
                 (4, 200)
             }
-            Fault::Throttled => {
+            CallError::Throttled => {
                 "throttled".clone_into(&mut self.last);
                 (50, 1_000)
             }
-            Fault::NoAnswer(text) => {
+            CallError::NoAnswer(text) => {
                 self.last = text;
                 self.ambiguous = true;
                 (50, 1_000)
@@ -179,7 +192,7 @@ impl<'a> Attempts<'a> {
         if until >= self.deadline.0 {
             return Err(self.unavailable("retries"));
         }
-        // Back-off is the one thing that has no event to wait for.
+        // A backoff has no event to wait for.
         tokio::time::sleep_until(until).await;
         Ok(())
     }
@@ -198,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn every_error_code_has_its_fault_and_an_unknown_one_is_fatal() {
+    fn every_error_code_is_classified_and_an_unknown_one_is_fatal() {
         for (status, code, wanted) in [
             (400, "TransactionConflictException", "Conflict"),
             (400, "TransactionInProgressException", "NoAnswer"),
@@ -211,7 +224,7 @@ mod tests {
             (400, "AccessDeniedException", "Fatal"),
             (400, "ValidationException", "Fatal"),
         ] {
-            let found = format!("{:?}", fault("test", &answered(status, code)));
+            let found = format!("{:?}", call_error("test", &answered(status, code)));
             assert!(found.starts_with(wanted), "{code}: {found}");
         }
     }
@@ -219,21 +232,21 @@ mod tests {
     #[test]
     fn a_request_that_cannot_be_made_is_fatal_and_one_without_an_answer_is_not() {
         let unmade = SdkError::construction_failure("no region");
-        assert!(matches!(fault::<UpdateItemError>("test", &unmade), Fault::Fatal(Error::Internal { .. })));
+        assert!(matches!(call_error::<UpdateItemError>("test", &unmade), CallError::Fatal(Error::Internal { .. })));
         let lost = SdkError::timeout_error("gone");
-        let Fault::NoAnswer(text) = fault::<UpdateItemError>("test", &lost) else { panic!("not lost") };
+        let CallError::NoAnswer(text) = call_error::<UpdateItemError>("test", &lost) else { panic!("not lost") };
         assert!(text.ends_with(": gone"), "without its cause: {text}");
     }
 
-    /// The longest that any of a hundred requests waits after its `nth` try.
-    async fn longest_pause(nth: u32, fault: fn() -> Fault) -> Duration {
+    /// The longest pause of a hundred requests after their `nth` try.
+    async fn longest_pause(nth: u32, error: fn() -> CallError) -> Duration {
         let mut longest = Duration::ZERO;
         for seed in 0..100 {
             let random = Mutex::new(fastrand::Rng::with_seed(seed));
             let mut attempts = Attempts::new(Deadline::after(Duration::from_secs(60)), &random);
             (1..nth).for_each(|_| attempts.count());
             let started = Instant::now();
-            attempts.pause(fault()).await.unwrap();
+            attempts.pause(error()).await.unwrap();
             longest = longest.max(started.elapsed());
         }
         longest
@@ -243,9 +256,11 @@ mod tests {
     async fn pauses_grow_with_every_try_up_to_their_bound() {
         let millis = |most: u64| Duration::from_millis(most * 8 / 10)..=Duration::from_millis(most);
         for (nth, conflict, throttled) in [(1, 8, 100), (2, 16, 200), (4, 64, 800), (5, 128, 1_000), (30, 200, 1_000)] {
-            for (fault, most) in [((|| Fault::Conflict) as fn() -> Fault, conflict), (|| Fault::Throttled, throttled)] {
-                let longest = longest_pause(nth, fault).await;
-                assert!(millis(most).contains(&longest), "{:?} {nth}: {longest:?}", fault());
+            for (error, most) in
+                [((|| CallError::Conflict) as fn() -> CallError, conflict), (|| CallError::Throttled, throttled)]
+            {
+                let longest = longest_pause(nth, error).await;
+                assert!(millis(most).contains(&longest), "{:?} {nth}: {longest:?}", error());
             }
         }
     }
@@ -259,7 +274,7 @@ mod tests {
         assert!(attempts.unavailable("test").to_string().contains("out of date"));
         assert!(!attempts.ambiguous);
         let error = loop {
-            if let Err(error) = attempts.pause(Fault::NoAnswer("gone".to_owned())).await {
+            if let Err(error) = attempts.pause(CallError::NoAnswer("gone".to_owned())).await {
                 break error;
             }
         };

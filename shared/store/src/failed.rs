@@ -1,203 +1,25 @@
-//! Failed confirmations: payments that are no order yet, and may never be.
+//! Storing failed confirmations; the rules are in [`holdfast_domain`].
 //!
-//! The dead-letter queue is where they arrive and cannot be lost; it has no memory, no order and no way to look at one
-//! message. So what has arrived is taken into the table (and only then out of the queue), and worked on here. The id is
-//! made of what failed, and of whose it is, so the copies that a queue delivers are one failed confirmation, and nobody
-//! overwrites another customer's.
-//!
-//! What must always hold: one that is settled stays so; one that is not settled is not the payment of an order; and a
-//! payment that an admin has resolved makes no order afterwards.
+//! They arrive in the dead-letter queue, where they cannot be lost, but which has no order and no way to look at one
+//! message. So they are moved into the table, and only then deleted from the queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
+use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{
-    CLOCK_TOLERANCE_SECONDS, CustomerId, PaymentReference, Refusal, Reservation, ReservationId, Status, Timestamp,
-    digest_id,
+    Confirmation, FailedConfirmation, FailedState, Failure, RecordDecision, Refusal, Reservation, ReservationId,
+    ResolveDecision, RetryDecision, Status, Timestamp,
 };
-use serde::{Deserialize, Serialize};
 
-use crate::confirm::{CLOSED_EARLIER, to_owed_back};
-use crate::error::{Attempts, fault};
+use crate::confirm::{CLOSED_EARLIER, close_unpaid_update, owe_back_update};
 use crate::items::{self, number, text, time};
 use crate::page::Part;
-use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault, names, values};
+use crate::transact::Transaction;
+use crate::update::{Expression, Updated};
 use crate::{Cursor, Deadline, Error, Page, Store, keys};
 
-/// The reason of a confirmation that used up its tries without an answer: every other one is the code of a refusal, or
-/// `unreadable`.
-pub const NOT_CONFIRMED: &str = "not_confirmed";
 /// The most pages of the index that one request reads to fill its own page.
 const MAX_INDEX_READS: u32 = 10;
-
-/// What arrived in the dead-letter queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// The reservation, if the message could be read.
-    pub reservation_id: Option<ReservationId>,
-    /// Its customer.
-    pub customer: Option<CustomerId>,
-    /// The payment.
-    pub payment_reference: Option<PaymentReference>,
-    /// When the confirmation was accepted.
-    pub requested_at: Option<Timestamp>,
-    /// Why it failed: a refusal's code, [`NOT_CONFIRMED`] or `unreadable`.
-    pub reason: String,
-    /// The message as it arrived.
-    pub body: String,
-}
-
-/// Where a failed confirmation stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailedState {
-    /// Somebody has to look at it.
-    Open,
-    /// It is in the queue again.
-    Retrying,
-    /// Settled: the reservation is confirmed.
-    Confirmed,
-    /// Settled: an admin has seen to it, for instance with a refund.
-    Resolved,
-}
-
-impl FailedState {
-    /// The name that is stored and sent.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Retrying => "retrying",
-            Self::Confirmed => "confirmed",
-            Self::Resolved => "resolved",
-        }
-    }
-
-    /// Whether nothing is left to do.
-    pub const fn is_settled(self) -> bool {
-        matches!(self, Self::Confirmed | Self::Resolved)
-    }
-}
-
-/// A failed confirmation as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FailedConfirmation {
-    /// Its id.
-    pub id: String,
-    /// See [`Failure::reservation_id`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reservation_id: Option<ReservationId>,
-    /// See [`Failure::customer`].
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "failed_customer")]
-    pub customer: Option<CustomerId>,
-    /// See [`Failure::payment_reference`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payment_reference: Option<PaymentReference>,
-    /// When the confirmation was accepted: the earliest of its copies.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub requested_at: Option<Timestamp>,
-    /// See [`Failure::reason`].
-    pub reason: String,
-    /// See [`Failure::body`].
-    pub body: String,
-    /// Where it stands.
-    pub state: FailedState,
-    /// When it was first seen.
-    pub first_failed_at: Timestamp,
-    /// When it was last seen.
-    pub last_failed_at: Timestamp,
-    /// How often it was written down: tells one failure from the next, which no clock can.
-    #[serde(default)]
-    pub failures: u64,
-    /// Who settled it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub settled_by: Option<String>,
-    /// When it was settled.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub settled_at: Option<Timestamp>,
-    /// What the admin wrote about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-}
-
-impl Failure {
-    /// The id: of the customer's payment for the reservation, or of the body where it could not be read.
-    pub fn id(&self) -> String {
-        match (&self.reservation_id, &self.customer) {
-            (Some(reservation), Some(customer)) => {
-                failed_id(reservation, customer, self.payment_reference.as_ref(), self.requested_at)
-            }
-            _ => digest_id("fc_", &[&self.body]),
-        }
-    }
-
-    /// What is known after this failure. Earlier news is kept where it is better: the code of a refusal says more than that
-    /// there was no answer, and the earliest time decides whether the confirmation was in time.
-    fn after(&self, seen: Option<FailedConfirmation>, now: Timestamp) -> FailedConfirmation {
-        let Some(seen) = seen else {
-            return FailedConfirmation {
-                id: self.id(),
-                reservation_id: self.reservation_id.clone(),
-                customer: self.customer.clone(),
-                payment_reference: self.payment_reference.clone(),
-                requested_at: self.requested_at,
-                reason: self.reason.clone(),
-                body: self.body.clone(),
-                state: FailedState::Open,
-                first_failed_at: now,
-                last_failed_at: now,
-                failures: 1,
-                settled_by: None,
-                settled_at: None,
-                note: None,
-            };
-        };
-        // While it is being retried, what it was refused for before does not count any more.
-        let says_less = self.reason == NOT_CONFIRMED && seen.state == FailedState::Open;
-        let reason = if says_less { seen.reason } else { self.reason.clone() };
-        let earlier = match (self.requested_at, seen.requested_at) {
-            (Some(this), Some(other)) => this < other,
-            (this, None) => this.is_some(),
-            (None, Some(_)) => false,
-        };
-        let (requested_at, body) =
-            if earlier { (self.requested_at, self.body.clone()) } else { (seen.requested_at, seen.body) };
-        let (state, failures) = (FailedState::Open, seen.failures + 1);
-        FailedConfirmation { requested_at, reason, body, state, failures, last_failed_at: now, ..seen }
-    }
-}
-
-impl FailedConfirmation {
-    /// Whether it is about this reservation. Without a payment, one that was accepted before the hold was made is about an
-    /// earlier hold under the same key.
-    fn is_about(&self, reservation: &Reservation) -> bool {
-        let made = reservation.created_at;
-        let its_hold = self.requested_at.is_none_or(|at| made <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
-        Some(&reservation.customer) == self.customer.as_ref() && (self.payment_reference.is_some() || its_hold)
-    }
-
-    /// Whether this reservation is the order that it asked for.
-    fn is_order(&self, reservation: &Reservation) -> bool {
-        let paid = self.payment_reference.is_none() || reservation.payment_reference == self.payment_reference;
-        self.is_about(reservation) && reservation.status == Status::Confirmed && paid
-    }
-}
-
-/// Copies of one confirmation have one id: a payment tells one from another, and where there is none, the time at which
-/// it was accepted. One that is asked for again, after an admin has settled the first, is another one.
-fn failed_id(
-    reservation: &ReservationId,
-    customer: &CustomerId,
-    payment: Option<&PaymentReference>,
-    requested_at: Option<Timestamp>,
-) -> String {
-    let (reservation, customer) = (reservation.as_str(), customer.as_str());
-    match (payment, requested_at) {
-        (Some(payment), _) => digest_id("fc_", &[reservation, customer, payment.as_str()]),
-        (None, Some(at)) => digest_id("fc_", &[reservation, customer, "", &at.as_millis().to_string()]),
-        (None, None) => digest_id("fc_", &[reservation, customer, ""]),
-    }
-}
 
 const UNSETTLED: &str = "(#state = :open OR #state = :retrying)";
 
@@ -205,18 +27,18 @@ fn unsettled() -> Vec<(&'static str, AttributeValue)> {
     vec![(":open", text(FailedState::Open.as_str())), (":retrying", text(FailedState::Retrying.as_str()))]
 }
 
-/// Not settled, and nothing new of it.
-fn as_seen(seen: &FailedConfirmation) -> Expression {
+/// The condition that it is not settled, and that nothing new was recorded.
+fn unchanged_since(seen: &FailedConfirmation) -> Expression {
     let mut values = unsettled();
     if seen.failures == 0 {
-        // Written before failures were counted.
+        // Stored before failures were counted.
         return Expression::new(format!("{UNSETTLED} AND attribute_not_exists(#failures)"), values);
     }
     values.push((":seen", number(seen.failures)));
     Expression::new(format!("{UNSETTLED} AND #failures = :seen"), values)
 }
 
-fn to_resolved(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
+fn resolve_update(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
     let mut update = "SET #state = :resolved, #settled_by = :actor, #settled_at = :now".to_owned();
     let mut values =
         vec![(":resolved", text(FailedState::Resolved.as_str())), (":actor", text(actor)), (":now", time(now))];
@@ -228,8 +50,11 @@ fn to_resolved(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
 }
 
 impl Store {
-    /// Writes a failure down as open, or adds it to what is known. One that was settled stays settled: this is a late copy
-    /// of it. One whose reservation is the order that it asked for is settled by that.
+    /// Records a failure as open, or adds it to what is stored. One that is settled stays settled. One whose
+    /// reservation is the order that it asked for is settled by that.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn record_failure(
         &self,
         failure: &Failure,
@@ -239,27 +64,29 @@ impl Store {
         let id = failure.id();
         let attempts = self.attempts(deadline);
         loop {
-            let seen = self.get(keys::failed(&id), deadline).await?;
-            let seen = seen.map(|item| items::read::<FailedConfirmation>("failed confirmation", item)).transpose()?;
-            if let Some(settled) = seen.as_ref().filter(|seen| seen.state.is_settled()) {
-                return Ok(settled.clone());
-            }
-            let condition = seen.as_ref().map_or_else(|| Expression::new("attribute_not_exists(#pk)", vec![]), as_seen);
-            let recorded = failure.after(seen, now);
-            match self.change_failed(&id, to_recorded(&recorded), condition, deadline).await? {
+            let stored = self.get(keys::failed(&id), deadline).await?;
+            let stored =
+                stored.map(|item| items::read::<FailedConfirmation>("failed confirmation", item)).transpose()?;
+            let absent = || Expression::new("attribute_not_exists(#pk)", vec![]);
+            let condition = stored.as_ref().map_or_else(absent, unchanged_since);
+            let record = match failure.record(stored, now) {
+                RecordDecision::Record(record) => record,
+                RecordDecision::Settled(settled) => return Ok(settled),
+            };
+            match self.update_failed(&id, record_update(&record), condition, deadline).await? {
                 Some(recorded) => return self.settle_if_ordered(recorded, now, deadline).await,
-                // Others wrote it meanwhile, or this was written and its answer lost: once more costs a count.
+                // It was changed meanwhile, or this was applied and its answer lost: recording it again only raises the
+                // count.
                 None if deadline.passed() => return Err(attempts.unavailable("record failure")),
                 None => {}
             }
         }
     }
 
-    /// Opens a failed confirmation for another try, on an admin's word. With `lift`, a payment that was refused as owed
-    /// back is not owed any more: nobody but an admin, who has seen that refusal, may ask for that. Where the record says
-    /// no more than that there was no answer, nothing is lifted: the admin has not seen a refusal.
+    /// Opens a failed confirmation for an admin's retry. With `lift`, a payment that was refused as owed back is not
+    /// owed any more; see [`FailedConfirmation::retry`].
     ///
-    /// This counts like a failure, so that nothing that was on its way before takes effect afterwards.
+    /// It counts like a failure, so that earlier marks that are still on their way have no effect afterwards.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
@@ -267,16 +94,15 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         loop {
             let seen = self.failed(id, deadline).await?;
-            if seen.state.is_settled() {
-                return Err(Refusal::AlreadySettled.into());
-            }
+            let lift = match seen.retry(lift) {
+                RetryDecision::Retry { lift } => lift,
+                RetryDecision::Refuse(refusal) => return Err(refusal.into()),
+            };
             let next = seen.failures + 1;
             let open = Expression::new("SET #state = :open, #failures = :next", vec![(":next", number(next))]);
             let mut transaction = Transaction::new();
-            transaction.update((), &self.table, &keys::failed(id), open, as_seen(&seen))?;
-            if lift
-                && seen.reason != NOT_CONFIRMED
-                && let Some(payment) = &seen.payment_reference
+            transaction.update((), &self.table, &keys::failed(id), open, unchanged_since(&seen))?;
+            if let Some(payment) = &lift
                 && let Some(found) = self.reservation_of(&seen, deadline).await?
                 && found.owed_back.contains(payment)
             {
@@ -289,14 +115,14 @@ impl Store {
                     Expression::new("#created_at = :created", vec![(":created", time(found.created_at))]),
                 )?;
             }
-            if self.transact_or_wait(&transaction, &mut attempts).await? {
+            if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(FailedConfirmation { state: FailedState::Open, failures: next, ..seen });
             }
         }
     }
 
-    /// Marks a failed confirmation as on its way through the queue again. One that has failed once more since it was
-    /// `seen` stays open: that is the later news of it.
+    /// Marks a failed confirmation as being in the queue again. One that has failed again since it was `seen` stays
+    /// open.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
@@ -307,16 +133,16 @@ impl Store {
     ) -> Result<FailedConfirmation, Error> {
         let next = number(seen.failures + 1);
         let update = Expression::new("SET #state = :retrying, #failures = :next", vec![(":next", next)]);
-        if let Some(marked) = self.change_failed(&seen.id, update, as_seen(seen), deadline).await? {
+        if let Some(marked) = self.update_failed(&seen.id, update, unchanged_since(seen), deadline).await? {
             return Ok(marked);
         }
         let current = self.failed(&seen.id, deadline).await?;
         if current.state.is_settled() { Err(Refusal::AlreadySettled.into()) } else { Ok(current) }
     }
 
-    /// Settles a failed confirmation on an admin's word. The reservation remembers it: it never becomes an order with that
-    /// payment any more, nor, where there was none, by what is still in the queue. Where it is one already, that settles
-    /// it instead.
+    /// Settles a failed confirmation by an admin's resolution. The reservation records it: it never becomes an order
+    /// with that payment or, without a payment, by what is still in the queue. If it is that order already, that
+    /// settles it instead.
     ///
     /// # Errors
     /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
@@ -331,53 +157,50 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         loop {
             let seen = self.failed(id, deadline).await?;
-            let resolved = FailedConfirmation {
-                state: FailedState::Resolved,
-                settled_by: Some(actor.to_owned()),
-                settled_at: Some(now),
-                note: note.map(str::to_owned),
-                ..seen.clone()
+            let found = if seen.state.is_settled() { None } else { self.reservation_of(&seen, deadline).await? };
+            let resolved = match seen.resolve(found.as_ref(), actor, note, now) {
+                ResolveDecision::Resolve(resolved) => resolved,
+                // An earlier try of this call, whose answer was lost.
+                ResolveDecision::Done(resolved) => return Ok(resolved),
+                ResolveDecision::SettleAsConfirmed => {
+                    self.settle_if_ordered(seen, now, deadline).await?;
+                    return Err(Refusal::AlreadySettled.into());
+                }
+                ResolveDecision::Refuse(refusal) => return Err(refusal.into()),
             };
-            if seen == resolved {
-                // Our own earlier try, whose answer was lost.
-                return Ok(resolved);
-            }
-            if seen.state.is_settled() {
-                return Err(Refusal::AlreadySettled.into());
-            }
-            let found = self.reservation_of(&seen, deadline).await?.filter(|found| seen.is_about(found));
-            if found.as_ref().is_some_and(|found| seen.is_order(found)) {
-                self.settle_if_ordered(seen, now, deadline).await?;
-                return Err(Refusal::AlreadySettled.into());
-            }
             let mut transaction = Transaction::new();
-            transaction.update((), &self.table, &keys::failed(id), to_resolved(actor, note, now), as_seen(&seen))?;
-            if let Some(found) = &found {
-                let (update, condition) = settled_elsewhere(&seen, found, now);
+            transaction.update(
+                (),
+                &self.table,
+                &keys::failed(id),
+                resolve_update(actor, note, now),
+                unchanged_since(&seen),
+            )?;
+            if let Some(found) = found.filter(|found| seen.is_about(found)) {
+                let (update, condition) = resolution_note(&seen, &found, now);
                 transaction.update((), &self.table, &keys::reservation(&found.reservation_id), update, condition)?;
             }
-            if self.transact_or_wait(&transaction, &mut attempts).await? {
+            if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(resolved);
             }
         }
     }
 
-    /// Settles the failed confirmation of this payment, or of this confirmation without one, if there is one: the
-    /// reservation has been confirmed by it.
+    /// Settles what failed of this confirmation before, if there is anything: it has confirmed the reservation.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn settle_as_confirmed(
         &self,
-        reservation: &ReservationId,
-        customer: &CustomerId,
-        payment: Option<&PaymentReference>,
-        requested_at: Timestamp,
+        confirmation: &Confirmation,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        let id = failed_id(reservation, customer, payment, Some(requested_at));
-        self.change_failed(&id, to_confirmed(now), Expression::new(UNSETTLED, unsettled()), deadline).await.map(drop)
+        let (id, condition) = (confirmation.failed_id(), Expression::new(UNSETTLED, unsettled()));
+        self.update_failed(&id, settle_update(now), condition, deadline).await.map(drop)
     }
 
-    /// The failed confirmation, settled if its reservation is the order that it asked for.
+    /// Settles it if its reservation is the order that it asked for. Returns it as it is then.
     async fn settle_if_ordered(
         &self,
         failed: FailedConfirmation,
@@ -388,7 +211,7 @@ impl Store {
             return Ok(failed);
         }
         match self.reservation_of(&failed, deadline).await? {
-            Some(found) if failed.is_order(&found) => self.settle(failed, now, deadline).await,
+            Some(found) if failed.is_settled_by(&found) => self.settle(failed, now, deadline).await,
             _ => Ok(failed),
         }
     }
@@ -400,13 +223,13 @@ impl Store {
         deadline: Deadline,
     ) -> Result<FailedConfirmation, Error> {
         let condition = Expression::new(UNSETTLED, unsettled());
-        match self.change_failed(&failed.id, to_confirmed(now), condition, deadline).await? {
+        match self.update_failed(&failed.id, settle_update(now), condition, deadline).await? {
             Some(settled) => Ok(settled),
             None => self.failed(&failed.id, deadline).await,
         }
     }
 
-    /// The reservation that a failed confirmation is about, if it is there and its customer's.
+    /// The reservation of a failed confirmation, if it exists and is its customer's.
     async fn reservation_of(
         &self,
         failed: &FailedConfirmation,
@@ -420,26 +243,6 @@ impl Store {
         }
     }
 
-    /// Carries the transaction out: whether it was. If not, what it rests on has changed.
-    async fn transact_or_wait(
-        &self,
-        transaction: &Transaction<()>,
-        attempts: &mut Attempts<'_>,
-    ) -> Result<bool, Error> {
-        match self.transact(transaction, attempts).await? {
-            Ok(()) => return Ok(true),
-            Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
-            Err(Cancelled::Because(reasons)) => {
-                if reasons.iter().any(|((), reason)| matches!(reason, Reason::Condition(_))) {
-                    attempts.count();
-                } else {
-                    attempts.pause(contention_fault(&reasons)).await?;
-                }
-            }
-        }
-        if attempts.deadline().passed() { Err(attempts.unavailable("failed confirmation")) } else { Ok(false) }
-    }
-
     /// One failed confirmation.
     ///
     /// # Errors
@@ -451,8 +254,11 @@ impl Store {
         }
     }
 
-    /// A page of failed confirmations, of one state or of all, the oldest first within a state. What is shown as unsettled
-    /// was compared with its reservation: it is no order.
+    /// A page of failed confirmations, of one state or of all, the oldest first within a state. Those that are shown as
+    /// unsettled were compared with their reservations, and are no orders.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn failed_confirmations(
         &self,
         state: Option<FailedState>,
@@ -472,7 +278,7 @@ impl Store {
                     .key_condition_expression("#state = :state")
                     .expression_attribute_names("#state", keys::FAILED_STATE)
                     .expression_attribute_values(":state", text(state.as_str()));
-                (cursor.map(|cursor| cursor.over(&parts)).transpose()?, request)
+                (cursor.map(|cursor| cursor.into_key(&parts)).transpose()?, request)
             }
             None => {
                 let request = request
@@ -480,18 +286,18 @@ impl Store {
                     .expression_attribute_names("#pk", keys::PK)
                     .expression_attribute_values(":failed", text(keys::FAILED))
                     .consistent_read(true);
-                (cursor.map(|cursor| cursor.over(&[pk, sk])).transpose()?, request)
+                (cursor.map(|cursor| cursor.into_key(&[pk, sk])).transpose()?, request)
             }
         };
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let mut found: Vec<FailedConfirmation> = Vec::new();
         for _ in 0..MAX_INDEX_READS {
-            // Never more than the page still has room for, so the last key read is the last one shown.
+            // Not more than still fit on the page, so that the last key read is the last one shown.
             let room = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
             let (items, next) =
                 self.query(request.clone().limit(room).set_exclusive_start_key(start), deadline).await?;
             let ids = items.iter().filter_map(|item| item.get(keys::SK)?.as_s().ok()).map(|id| keys::failed(id));
-            // The index has keys only, and lags: what it leads to is read as it is.
+            // The index has only keys, and lags: read the items themselves.
             let mut page = Vec::new();
             for item in self.get_many(ids.collect(), deadline).await? {
                 page.push(items::read("failed confirmation", item)?);
@@ -508,8 +314,11 @@ impl Store {
         Ok(Page { items: found, next: start.map(Cursor::new) })
     }
 
-    /// Settles every open failed confirmation whose reservation is the order that it asked for: the sweep does so, so that
-    /// what is open is owed an answer also while nobody looks. Goes on until time runs out; how many were open.
+    /// Settles every open failed confirmation whose reservation is the order that it asked for, until time runs out:
+    /// the sweep does this, so that open ones need an answer even if nobody has listed them. Returns how many are open.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn settle_open(&self, now: Timestamp, deadline: Deadline) -> Result<u64, Error> {
         let (mut open, mut cursor) = (0, None);
         loop {
@@ -522,7 +331,7 @@ impl Store {
         }
     }
 
-    /// These failed confirmations, with those settled whose reservations are the orders that they asked for.
+    /// These failed confirmations, after settling those whose reservations are the orders that they asked for.
     async fn settle_ordered(
         &self,
         page: Vec<FailedConfirmation>,
@@ -535,72 +344,47 @@ impl Store {
         for item in self.get_many(ids.into_iter().map(keys::reservation).collect(), deadline).await? {
             match items::read::<Reservation>("reservation", item) {
                 Ok(reservation) => _ = reservations.insert(reservation.reservation_id.clone(), reservation),
-                // One that cannot be read must not hide the failed confirmations of all others.
+                // One that cannot be read must not hide the others.
                 Err(error) => tracing::error!(%error, "a failed confirmation is not compared with its reservation"),
             }
         }
         let mut settled = Vec::with_capacity(page.len());
         for failed in page {
             let reservation = failed.reservation_id.as_ref().and_then(|id| reservations.get(id));
-            let ordered = !failed.state.is_settled() && reservation.is_some_and(|found| failed.is_order(found));
+            let ordered = !failed.state.is_settled() && reservation.is_some_and(|found| failed.is_settled_by(found));
             settled.push(if ordered { self.settle(failed, now, deadline).await? } else { failed });
         }
         Ok(settled)
     }
 
-    /// Changes a failed confirmation where `condition` holds: what it is then, or nothing where it does not hold.
-    async fn change_failed(
+    async fn update_failed(
         &self,
         id: &str,
         update: Expression,
         condition: Expression,
         deadline: Deadline,
     ) -> Result<Option<FailedConfirmation>, Error> {
-        let mut attempts = self.attempts(deadline);
-        let (update_text, condition_text) = (update.text.clone(), condition.text.clone());
-        let values = values([update, condition]);
-        loop {
-            let request = self
-                .client
-                .update_item()
-                .table_name(&self.table)
-                .set_key(Some(keys::failed(id).item()))
-                .update_expression(&update_text)
-                .condition_expression(&condition_text)
-                .set_expression_attribute_names(Some(names(&[&update_text, &condition_text])))
-                .set_expression_attribute_values(Some(values.clone()))
-                .return_values(ReturnValue::AllNew);
-            match attempts.call(request.send()).await? {
-                Ok(answer) => {
-                    return items::read("failed confirmation", answer.attributes.unwrap_or_default()).map(Some);
-                }
-                Err(error)
-                    if error.as_service_error().is_some_and(UpdateItemError::is_conditional_check_failed_exception) =>
-                {
-                    return Ok(None);
-                }
-                Err(error) => attempts.pause(fault("UpdateItem", &error)).await?,
-            }
+        match self.update(&keys::failed(id), update, condition, &mut self.attempts(deadline)).await? {
+            Updated::Applied(item) => items::read("failed confirmation", item).map(Some),
+            Updated::ConditionFailed(_) => Ok(None),
         }
     }
 }
 
-/// The update that notes on a reservation what an admin settled elsewhere, and the condition that it is not the order.
-fn settled_elsewhere(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> (Expression, Expression) {
+/// The update that records a resolution on the reservation, and the condition that it is not the order.
+fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> (Expression, Expression) {
     let mut values = vec![(":created", time(found.created_at)), (":confirmed", text(Status::Confirmed.as_str()))];
     match &seen.payment_reference {
         Some(payment) => {
             values.push((":payment", text(payment.as_str())));
             let open = "#created_at = :created AND NOT (#status = :confirmed AND #payment_reference = :payment)";
-            (to_owed_back(payment), Expression::new(open, values))
+            (owe_back_update(payment), Expression::new(open, values))
         }
         None => {
-            // Whatever clock dated it.
+            // Whichever clock dated it.
             let asked = seen.requested_at.map_or(now, |at| at.max(now));
-            let until = asked.plus_seconds(CLOCK_TOLERANCE_SECONDS);
-            let until = found.unpaid_closed_at.map_or(until, |closed_at| closed_at.max(until));
             (
-                Expression::new("SET #unpaid_closed_at = :until", vec![(":until", time(until))]),
+                close_unpaid_update(found.unpaid_closed_by(asked)),
                 Expression::new(
                     format!("#created_at = :created AND #status <> :confirmed AND {CLOSED_EARLIER}"),
                     values,
@@ -610,8 +394,8 @@ fn settled_elsewhere(seen: &FailedConfirmation, found: &Reservation, now: Timest
     }
 }
 
-/// The update that writes down what is known of a failure.
-fn to_recorded(failed: &FailedConfirmation) -> Expression {
+/// The update that stores what is known of a failure.
+fn record_update(failed: &FailedConfirmation) -> Expression {
     let mut update = "SET #id = :id, #reason = :reason, #body = :body, #state = :open, #failures = :failures, \
          #first_failed_at = :first, #last_failed_at = :last"
         .to_owned();
@@ -635,7 +419,7 @@ fn to_recorded(failed: &FailedConfirmation) -> Expression {
         ":reservation_id",
         failed.reservation_id.as_ref().map(|id| text(id.as_str())),
     );
-    // Not `customer`: that name would put it into the index of reservations.
+    // Not `customer`: that attribute would put it into the index of reservations.
     optional(
         ", #failed_customer = :failed_customer",
         ":failed_customer",
@@ -651,7 +435,7 @@ fn to_recorded(failed: &FailedConfirmation) -> Expression {
 }
 
 /// The update that settles one whose reservation is an order.
-fn to_confirmed(now: Timestamp) -> Expression {
+fn settle_update(now: Timestamp) -> Expression {
     Expression::new(
         "SET #state = :confirmed, #settled_at = :now, #settled_by = :queue",
         vec![(":confirmed", text(FailedState::Confirmed.as_str())), (":now", time(now)), (":queue", text("retry"))],

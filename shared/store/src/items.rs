@@ -1,4 +1,4 @@
-//! Domain values to items and back, and the shapes that only the table has.
+//! Conversions between domain values and items, and the types that exist only in the table.
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{CustomerId, Line, Product, Reservation, ReservationId, Status, Timestamp};
@@ -8,19 +8,18 @@ use serde::{Deserialize, Serialize};
 use crate::keys::{self, Key};
 use crate::{Error, Item};
 
-/// How long an ended hold stays readable, and its Idempotency-Key known, before DynamoDB's clean-up may take it.
-/// Orders stay for ever.
+/// How long an ended hold, and with it its Idempotency-Key, is kept before DynamoDB may delete it. Orders are kept forever.
 pub(crate) const RETENTION_DAYS: i64 = 30;
 
 /// A shard of a product's stock.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ShardItem {
     pub(crate) available: u64,
     pub(crate) product_version: u64,
 }
 
-/// A hold as the index `due` projects it: what releasing it needs. An index lags, so this may be gone or changed; the
-/// conditions of the release say whether it is.
+/// A hold as projected by the index `due`: all that its release needs. An index lags, so the hold may have ended or changed;
+/// the conditions of the release check that.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Hold {
     pk: String,
@@ -52,19 +51,19 @@ impl From<&Reservation> for Hold {
     }
 }
 
-/// An item that no version of this program wrote.
+/// A value from its item.
 pub(crate) fn read<T: DeserializeOwned>(what: &'static str, item: Item) -> Result<T, Error> {
     serde_dynamo::from_item(item).map_err(|error| Error::internal(what, error))
 }
 
-/// `value` under `key`.
+/// The item of `value` under `key`.
 pub(crate) fn write<T: Serialize>(what: &'static str, key: &Key, value: &T) -> Result<Item, Error> {
     let mut item: Item = serde_dynamo::to_item(value).map_err(|error| Error::internal(what, error))?;
     item.extend(key.item());
     Ok(item)
 }
 
-/// The attribute value of anything that serde knows.
+/// The attribute value of anything serialisable.
 pub(crate) fn value<T: Serialize>(what: &'static str, value: &T) -> Result<AttributeValue, Error> {
     serde_dynamo::to_attribute_value(value).map_err(|error| Error::internal(what, error))
 }
@@ -84,9 +83,9 @@ pub(crate) fn time(at: Timestamp) -> AttributeValue {
     number(at.as_millis())
 }
 
-/// The `kept_until` of a reservation that has to be remembered for ever, as the payments that it owes back: in 9999. It is
-/// the `ttl` that the reservation gets when it ends.
-pub(crate) fn for_ever() -> AttributeValue {
+/// The `kept_until` of a reservation that must be kept forever, because it records payments that are owed back: in the year
+/// 9999. It becomes the reservation's `ttl` when that ends.
+pub(crate) fn forever() -> AttributeValue {
     number(253_370_764_800_i64)
 }
 
@@ -100,7 +99,7 @@ pub(crate) fn product(product: &Product) -> Result<Item, Error> {
     write("product", &keys::product(&product.product_id), product)
 }
 
-/// A reservation's item. While held, and only then, it is in the index `due`.
+/// A reservation's item. It is in the index `due` only while it is held.
 pub(crate) fn reservation(reservation: &Reservation, due_partitions: u32) -> Result<Item, Error> {
     let mut item = write("reservation", &keys::reservation(&reservation.reservation_id), reservation)?;
     if reservation.status == Status::Held {
@@ -114,33 +113,23 @@ pub(crate) fn reservation(reservation: &Reservation, due_partitions: u32) -> Res
 mod tests {
     use super::*;
     use holdfast_domain::{HoldSeconds, IdempotencyKey, Take};
-    use std::collections::BTreeSet;
 
     fn held() -> Reservation {
         let customer = CustomerId::try_from("alice").unwrap();
+        let reservation_id = ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap());
+        let line = Line {
+            product_id: "tee-black".try_into().unwrap(),
+            quantity: 2,
+            name: "Black tee".to_owned(),
+            unit_price_minor: 2_500,
+            limited: false,
+            takes: vec![Take { shard: 3, units: 2 }],
+        };
+        let (currency, now) = ("EUR".to_owned().try_into().unwrap(), Timestamp::from_millis(1_763_700_000_123));
         Reservation {
-            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap()),
-            customer,
-            lines: vec![Line {
-                product_id: "tee-black".try_into().unwrap(),
-                quantity: 2,
-                name: "Black tee".to_owned(),
-                unit_price_minor: 2_500,
-                limited: false,
-                takes: vec![Take { shard: 3, units: 2 }],
-            }],
-            currency: "EUR".to_owned().try_into().unwrap(),
-            status: Status::Held,
-            created_at: Timestamp::from_millis(1_763_700_000_123),
-            expires_at: Timestamp::from_millis(1_763_700_600_123),
-            hold_seconds: HoldSeconds::DEFAULT,
             late_payment_seconds: 0,
             fingerprint: "f".repeat(52),
-            confirmed_at: None,
-            confirmed_late: false,
-            payment_reference: None,
-            owed_back: BTreeSet::new(),
-            unpaid_closed_at: None,
+            ..Reservation::held(reservation_id, customer, vec![line], currency, HoldSeconds::DEFAULT, now)
         }
     }
 
@@ -169,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_makes_no_sense_is_an_error_and_no_panic() {
+    fn an_item_that_cannot_be_read_is_an_error_and_no_panic() {
         let mut item = reservation(&held(), 8).unwrap();
         item.insert("status".to_owned(), text("half-confirmed"));
         assert!(matches!(read::<Reservation>("test", item), Err(Error::Internal { .. })));

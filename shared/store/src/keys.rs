@@ -1,4 +1,4 @@
-//! Every key, index and attribute name of the table. No other place spells one.
+//! Every key, index name and key attribute of the table.
 
 use std::collections::HashMap;
 
@@ -16,8 +16,8 @@ pub const DUE_INDEX: &str = "due";
 pub const DUE_KEY: &str = "due_key";
 /// Its sort key: `expires_at` in milliseconds.
 pub const DUE_AT: &str = "due_at";
-/// Into how many partitions the index `due` is dealt: each carries about a thousand writes a second, and a hold
-/// writes to it twice.
+/// The number of partitions of the index `due`: each takes about a thousand writes a second, and a hold writes to it
+/// twice.
 pub const DUE_PARTITIONS: u32 = 8;
 
 /// The index of each customer's reservations, by when they were made.
@@ -29,21 +29,21 @@ pub const CREATED_AT: &str = "created_at";
 
 /// The index of failed confirmations, by state and age.
 pub const FAILED_INDEX: &str = "failed";
-/// Its partition key: an attribute that nothing but a failed confirmation has.
+/// Its partition key: an attribute that only failed confirmations have.
 pub const FAILED_STATE: &str = "state";
 /// Its sort key.
 pub const FIRST_FAILED_AT: &str = "first_failed_at";
 
-/// When DynamoDB may delete an item, in seconds since the epoch. Never a business clock: it comes up to days late.
+/// When DynamoDB may delete an item, in seconds since the epoch. It does so up to days later, so no rule relies on it.
 pub const TTL: &str = "ttl";
 
 /// The partition of all products.
 pub const CATALOG: &str = "CATALOG";
 /// The partition of all failed confirmations.
 pub const FAILED: &str = "FAILED";
-/// What a reservation's partition key begins with.
+/// The prefix of a reservation's partition key.
 pub const HOLD_PREFIX: &str = "HOLD#";
-/// What a product's sort key begins with.
+/// The prefix of a product's sort key.
 pub const PRODUCT_PREFIX: &str = "PRODUCT#";
 /// A reservation's sort key.
 pub const HOLD: &str = "HOLD";
@@ -72,12 +72,12 @@ pub fn product(id: &ProductId) -> Key {
     Key { pk: CATALOG.to_owned(), sk: format!("{PRODUCT_PREFIX}{id}") }
 }
 
-/// One shard of a product's stock. Each has a partition key of its own, so that DynamoDB can put them apart.
+/// One shard of a product's stock. Each has its own partition key, so that DynamoDB can distribute them.
 pub fn shard(id: &ProductId, shard: u32) -> Key {
     Key { pk: format!("STOCK#{id}#{shard}"), sk: "STOCK".to_owned() }
 }
 
-/// A reservation, which is its idempotency key's record too.
+/// A reservation, which is also the record of its idempotency key.
 pub fn reservation(id: &ReservationId) -> Key {
     Key { pk: format!("{HOLD_PREFIX}{id}"), sk: HOLD.to_owned() }
 }
@@ -109,7 +109,7 @@ pub fn failed(id: &str) -> Key {
 
 /// The partition of the index `due` that a reservation's hold is in.
 pub fn due_partition(id: &ReservationId, partitions: u32) -> String {
-    // The id is a digest: any of its characters is as good as random, and base32 has a multiple of 8 of them.
+    // The id is a digest, so its characters are evenly distributed, and base32 has a multiple of 8 of them.
     let last = id.as_str().bytes().rev().nth(1).unwrap_or_default();
     due_key(u32::from(last) % partitions.max(1))
 }
@@ -125,7 +125,7 @@ mod tests {
     use holdfast_domain::IdempotencyKey;
 
     #[test]
-    fn holds_are_dealt_over_all_partitions_of_the_index() {
+    fn holds_are_distributed_over_all_partitions_of_the_index() {
         let customer = CustomerId::try_from("alice").unwrap();
         let mut holds = HashMap::<String, u32>::new();
         for n in 0..8_000 {

@@ -4,16 +4,20 @@
 //! and of all orders add up to the product's total. So units only ever move inside one transaction that also moves
 //! the reservation (or the total) that explains them; there is no crash point in between.
 //!
-//! Decisions are `holdfast_domain`'s. A write repeats under its condition what the decision assumed; when the
-//! condition fails, what is stored comes back with the failure, and the decision is made again.
+//! Decisions are made by `holdfast_domain`. A write repeats in its condition what the decision assumed. When the condition
+//! fails, the answer carries what is stored instead, and the decision is made again.
 //!
 //! - [`keys`]: every key, index and attribute name
 //! - `items`: domain values to items and back
-//! - `transact`: transactions, and cancellation reasons by position
-//! - `units`: which shards serve a quantity, and when it is certain that none do
-//! - `reserve`, `confirm`, `release`, `reservations`, `products`, `stock`, `failed`, `rate`: one command each, or one
-//!   family
+//! - `update`, `transact`: conditional updates of one item, and transactions with their cancellation reasons by position
+//! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
+//! - `cache`: what an environment remembers of products and their stock
+//! - `reserve`, `confirm`, `release`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
+//!   or a few related ones
+#![warn(clippy::missing_errors_doc)]
 
+mod cache;
+mod catalog;
 mod confirm;
 mod error;
 mod failed;
@@ -28,6 +32,7 @@ mod reserve;
 mod stock;
 mod transact;
 mod units;
+mod update;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,35 +42,35 @@ use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::{Clock, ProductId};
 
+pub use catalog::Stock;
 pub use error::{Deadline, Error};
-pub use failed::{FailedConfirmation, FailedState, Failure, NOT_CONFIRMED};
 pub use page::{Cursor, Page};
-pub use products::Stock;
+pub use rate::Admitted;
 pub use release::Swept;
 pub use reserve::Reserved;
-pub use stock::{Adjusted, Adjustment, LedgerEntry};
+pub use stock::{Adjusted, LedgerEntry};
 
-use error::{Attempts, fault};
+use error::{Attempts, call_error};
 
 /// A stored item.
 pub(crate) type Item = HashMap<String, AttributeValue>;
 
-/// The table, and what this environment remembers of its products.
+/// The table, and this environment's cache of its products.
 ///
-/// Make one at start and share it: the memory is what makes a warm reserve one round trip.
+/// Make one at start and share it: with a warm cache a reserve takes one round trip.
 #[derive(Debug)]
 pub struct Store {
     client: Client,
     table: String,
     clock: Clock,
-    cached: Mutex<HashMap<ProductId, products::CachedProduct>>,
-    catalog: tokio::sync::Mutex<products::CatalogSnapshot>,
+    cached: Mutex<HashMap<ProductId, cache::CachedProduct>>,
+    catalog: tokio::sync::Mutex<catalog::CatalogSnapshot>,
     random: Mutex<fastrand::Rng>,
     due_partitions: u32,
 }
 
 impl Store {
-    /// A store over `table`. `clock` tells how old is what it remembers, and nothing else: every command has its own `now`.
+    /// A store over `table`. `clock` dates what is cached, and nothing else: every command has its own `now`.
     pub fn new(client: Client, table: impl Into<String>, clock: Clock) -> Self {
         Self {
             client,
@@ -78,14 +83,14 @@ impl Store {
         }
     }
 
-    /// The same with its jitter and its choice of the home shard decided by `seed`: where a run must repeat.
+    /// The same with its jitter and its choice of the home shard decided by `seed`, so that a run can be repeated.
     #[must_use]
     pub fn seeded(self, seed: u64) -> Self {
         Self { random: Mutex::new(fastrand::Rng::with_seed(seed)), ..self }
     }
 
-    /// The same with the index `due` dealt into fewer partitions, each of which a sweep asks for: where a run of hours
-    /// would spend itself on asking. All stores over one table must agree, or holds are overlooked.
+    /// The same with fewer partitions of the index `due`, each of which a sweep queries: for simulations of hours. All stores
+    /// over one table must agree, or holds are overlooked.
     #[must_use]
     pub fn with_due_partitions(self, due_partitions: u32) -> Self {
         Self { due_partitions, ..self }
@@ -99,7 +104,7 @@ impl Store {
         lock(&self.random).u32(0..bound.max(1))
     }
 
-    /// One item, as the latest write left it.
+    /// One item, by a consistent read.
     async fn get(&self, key: keys::Key, deadline: Deadline) -> Result<Option<Item>, Error> {
         let mut attempts = self.attempts(deadline);
         loop {
@@ -107,7 +112,7 @@ impl Store {
                 self.client.get_item().table_name(&self.table).set_key(Some(key.item())).consistent_read(true);
             match attempts.call(request.send()).await? {
                 Ok(answer) => return Ok(answer.item),
-                Err(error) => attempts.pause(fault("GetItem", &error)).await?,
+                Err(error) => attempts.pause(call_error("GetItem", &error)).await?,
             }
         }
     }
@@ -119,17 +124,17 @@ impl Store {
         loop {
             match attempts.call(request.clone().send()).await? {
                 Ok(answer) => return Ok((answer.items.unwrap_or_default(), answer.last_evaluated_key)),
-                Err(error) => attempts.pause(fault("Query", &error)).await?,
+                Err(error) => attempts.pause(call_error("Query", &error)).await?,
             }
         }
     }
 
-    /// Several items, as the latest writes left them, in any order; those that do not exist are left out.
+    /// Several items, by consistent reads, in any order; those that do not exist are left out.
     async fn get_many(&self, keys: Vec<keys::Key>, deadline: Deadline) -> Result<Vec<Item>, Error> {
         /// BatchGetItem's limit.
         const BATCH: usize = 100;
         let mut items = Vec::with_capacity(keys.len());
-        // DynamoDB refuses to be asked for an item twice, and an index that lags may name one twice.
+        // DynamoDB refuses a batch that names an item twice, and an index that lags may return one twice.
         let unique: BTreeSet<(String, String)> = keys.into_iter().map(|key| (key.pk, key.sk)).collect();
         let mut left: Vec<Item> = unique.into_iter().map(|(pk, sk)| keys::Key { pk, sk }.item()).collect();
         let mut attempts = self.attempts(deadline);
@@ -144,12 +149,12 @@ impl Store {
                     let before = left.len();
                     left.extend(unprocessed.flat_map(|keys| keys.keys));
                     if left.len() > before {
-                        attempts.pause(error::Fault::Throttled).await?;
+                        attempts.pause(error::CallError::Throttled).await?;
                     }
                 }
                 Err(error) => {
                     left.extend(batch);
-                    attempts.pause(fault("BatchGetItem", &error)).await?;
+                    attempts.pause(call_error("BatchGetItem", &error)).await?;
                 }
             }
         }
@@ -157,7 +162,7 @@ impl Store {
     }
 }
 
-/// The guarded value, also after a panic elsewhere: what is behind these locks is only ever replaced whole.
+/// The guarded value, even if a thread panicked with the lock: these values are only ever replaced as a whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,27 +11,27 @@ use crate::Item;
 /// One page of a list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page<T> {
-    /// What is on it.
+    /// Its items.
     pub items: Vec<T>,
-    /// Where the next one starts; absent on the last.
+    /// The start of the next page; absent on the last one.
     pub next: Option<Cursor>,
 }
 
 /// DynamoDB's limit on a sort key, in bytes.
-const LONGEST_KEY: usize = 1_024;
+const MAX_KEY_BYTES: usize = 1_024;
 
-/// What one attribute of a list's keys looks like.
+/// The form of one attribute of a list's keys.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Part<'a> {
     /// This text.
     Is(&'a str),
-    /// A text that begins so.
+    /// A text with this prefix.
     Begins(&'a str),
     /// A number.
     Number,
 }
 
-/// Where a list goes on: the key of the last item seen. Opaque to the caller.
+/// Where a list continues: the key of the last item seen. Opaque to the caller.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cursor(Item);
 
@@ -40,13 +40,13 @@ impl Cursor {
         Self(key)
     }
 
-    /// The key, if it could be one of a list whose keys look like `parts`: a cursor of one list is no cursor of another.
-    /// DynamoDB refuses a key from outside the list as it refuses a broken query, which would look like a fault of ours.
-    pub(crate) fn over(self, parts: &[(&str, Part<'_>)]) -> Result<Item, Invalid> {
+    /// The key, if it could be one of a list whose keys have these `parts`: a cursor of another list is invalid.
+    /// DynamoDB refuses a key from outside the list like a malformed query, which would look like an internal error.
+    pub(crate) fn into_key(self, parts: &[(&str, Part<'_>)]) -> Result<Item, Invalid> {
         let fits = |&(name, part): &(&str, Part<'_>)| match (self.0.get(name), part) {
             (Some(AttributeValue::S(text)), Part::Is(wanted)) => text == wanted,
             (Some(AttributeValue::S(text)), Part::Begins(prefix)) => {
-                text.starts_with(prefix) && text.len() <= LONGEST_KEY
+                text.starts_with(prefix) && text.len() <= MAX_KEY_BYTES
             }
             (Some(AttributeValue::N(_)), Part::Number) => true,
             _ => false,
@@ -58,7 +58,7 @@ impl Cursor {
         Invalid::new("cursor", "must be the next_cursor of an earlier page of this list")
     }
 
-    /// As a caller gets it.
+    /// The text for the caller.
     pub fn encode(&self) -> String {
         let parts: BTreeMap<&str, String> = self
             .0
@@ -69,11 +69,14 @@ impl Cursor {
                 _ => None,
             })
             .collect();
-        // A map of texts always serialises; an empty cursor would be refused when it comes back.
+        // A map of texts can always be serialised; an empty cursor would be refused when it is used.
         BASE64URL_NOPAD.encode(serde_json::to_string(&parts).unwrap_or_default().as_bytes())
     }
 
-    /// As a caller gives it back.
+    /// The cursor of a text from the caller.
+    ///
+    /// # Errors
+    /// [`Invalid`] for a text that no page returned.
     pub fn decode(text: &str) -> Result<Self, Invalid> {
         let parse = || {
             let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
@@ -105,7 +108,7 @@ mod tests {
             ("created_at".to_owned(), AttributeValue::N("-5".to_owned())),
         ]));
         assert_eq!(Cursor::decode(&cursor.encode()).unwrap(), cursor);
-        assert!(cursor.over(&[("pk", Part::Begins("HOLD#")), ("created_at", Part::Number)]).is_ok());
+        assert!(cursor.into_key(&[("pk", Part::Begins("HOLD#")), ("created_at", Part::Number)]).is_ok());
     }
 
     #[test]
@@ -117,7 +120,7 @@ mod tests {
             ]))
         };
         let products = [("pk", Part::Is("CATALOG")), ("sk", Part::Begins("PRODUCT#"))];
-        assert!(cursor("PRODUCT#a").over(&products).is_ok());
+        assert!(cursor("PRODUCT#a").into_key(&products).is_ok());
         let others: [&[(&str, Part<'_>)]; 6] = [
             &[("pk", Part::Is("FAILED")), ("sk", Part::Begins("PRODUCT#"))],
             &[("pk", Part::Is("CATALOG")), ("sk", Part::Begins("HOLD#"))],
@@ -127,9 +130,9 @@ mod tests {
             &[("pk", Part::Is("CATALOG")), ("sk", Part::Begins("PRODUCT#")), ("created_at", Part::Number)],
         ];
         for other in others {
-            assert_eq!(cursor("PRODUCT#a").over(other).unwrap_err().field, "cursor", "{other:?}");
+            assert_eq!(cursor("PRODUCT#a").into_key(other).unwrap_err().field, "cursor", "{other:?}");
         }
-        assert!(cursor(&format!("PRODUCT#{}", "a".repeat(1_024))).over(&products).is_err());
+        assert!(cursor(&format!("PRODUCT#{}", "a".repeat(1_024))).into_key(&products).is_err());
     }
 
     #[test]

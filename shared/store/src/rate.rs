@@ -1,33 +1,43 @@
-//! Counting a customer's requests, in an item of its own: no other command reads or writes it.
+//! Counting a customer's requests, in an item that no other command reads or writes.
 //!
-//! DynamoDB's expressions have no maximum, so the two ways that a request is admitted are two updates: from now, or one
-//! interval after the last. The first is tried first, since most customers have not asked for a while. Where its
-//! condition fails the answer carries the item, and that is enough to refuse. So an idle customer and one who asks too
-//! often cost one round trip, and one within their burst two.
+//! DynamoDB's expressions have no maximum, so the two ways to admit a request are two updates: from now, or one
+//! interval after the last TAT. The first is tried first, since most customers have not sent a request for a while. If
+//! its condition fails the answer carries the item, which is enough to refuse. So an idle customer and one who is
+//! refused cost one round trip, and one within their burst two.
 //!
-//! One item takes about a thousand writes a second, and then throttles. Only its own customer writes to it, so a throttle
-//! is their own flood and the best sign of one: it refuses them, where an answer that does not come refuses nobody.
+//! An item takes about a thousand writes a second, and then throttles. Only its own customer writes to it, so a
+//! throttle of the item means that this customer sends far too many requests, and refuses them. A missing answer
+//! refuses nobody.
 //!
-//! It is right under any concurrency: each update repeats in its condition what the decision assumed, and a TAT never
-//! falls. An update whose answer was lost and that is sent again may count twice, which only makes the limit stricter.
+//! It is correct under any concurrency: each update repeats in its condition what the decision assumed, and a TAT never
+//! falls. An update that is repeated after a lost answer may count twice, which only makes the limit stricter.
 
 use std::time::Duration;
 
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{ReturnValuesOnConditionCheckFailure, ThrottlingReason};
+use aws_sdk_dynamodb::types::ThrottlingReason;
 use holdfast_domain::{Admission, CustomerId, Micros, RateLimit, Timestamp};
 use serde::Deserialize;
 
-use crate::error::fault;
+use crate::error::call_error;
 use crate::items::{self, number};
-use crate::transact::{Expression, names, values};
+use crate::update::{Expression, condition_failed};
 use crate::{Deadline, Error, Store, keys};
 
-/// For how long a customer is refused whose item throttles. No TAT is known then; DynamoDB counts by the second.
+/// How long a customer whose item throttles is refused. Their TAT is unknown; DynamoDB counts by the second.
 const THROTTLED_WAIT: Duration = Duration::from_secs(1);
 
-/// How long after its last use an item may be cleaned up, beyond the time that it means anything.
+/// How long an item is kept after it has no effect any more.
 const KEPT_SECONDS: i64 = 3_600;
+
+/// Whether a request is admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// Yes, and it is counted.
+    Yes,
+    /// No, and no request will be before this time has passed.
+    RetryAfter(Duration),
+}
 
 #[derive(Deserialize)]
 struct RateItem {
@@ -35,17 +45,20 @@ struct RateItem {
 }
 
 impl Store {
-    /// Counts one request of the customer, or says for how long none will be admitted.
+    /// Counts one request of the customer, or says how long none will be admitted.
     ///
-    /// A customer whose own item throttles until the deadline is refused. Where the whole table or account throttles, or
-    /// nothing answers, that says nothing of them, and is an error.
+    /// A customer whose own item throttles until the deadline is refused. A throttle of the whole table or account, or
+    /// a missing answer, says nothing about the customer, and is an error.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline that says something about the customer.
     pub async fn admit(
         &self,
         customer: &CustomerId,
         limit: RateLimit,
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Result<(), Duration>, Error> {
+    ) -> Result<Admitted, Error> {
         let now = now.as_millis() * 1_000;
         let mut admission = Admission::Idle;
         let mut attempts = self.attempts(deadline);
@@ -64,45 +77,35 @@ impl Store {
                         "SET #tat = #tat + :interval, #ttl = :ttl",
                         vec![(":interval", number(limit.interval())), (":ttl", ttl(limit, now))],
                     ),
-                    // Not lower than now either: others may only have raised it.
+                    // Not lower than now either: others can only have raised it.
                     Expression::new("#tat <= :latest", vec![(":latest", number(limit.latest(now)))]),
                 ),
-                Admission::Refused(wait) => return Ok(Err(wait)),
+                Admission::Refused(wait) => return Ok(Admitted::RetryAfter(wait)),
             };
-            let request = self
-                .client
-                .update_item()
-                .table_name(&self.table)
-                .set_key(Some(keys::rate(customer).item()))
-                .update_expression(&update.text)
-                .condition_expression(&condition.text)
-                .set_expression_attribute_names(Some(names(&[&update.text, &condition.text])))
-                .set_expression_attribute_values(Some(values([update, condition])))
-                .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+            let request = self.update_request(&keys::rate(customer), update, condition);
             let error = match attempts.call(request.send()).await {
-                Ok(Ok(_)) => return Ok(Ok(())),
+                Ok(Ok(_)) => return Ok(Admitted::Yes),
                 Ok(Err(error)) => error,
-                Err(_) if throttled => return Ok(Err(THROTTLED_WAIT)),
+                Err(_) if throttled => return Ok(Admitted::RetryAfter(THROTTLED_WAIT)),
                 Err(error) => return Err(error),
             };
-            if let Some(UpdateItemError::ConditionalCheckFailedException(failed)) = error.as_service_error() {
-                // None: it was cleaned up between the two updates.
-                let old = failed.item().filter(|item| !item.is_empty()).cloned();
+            // No item: it was deleted between the two updates.
+            if let Some(old) = error.as_service_error().and_then(condition_failed) {
                 let old = old.map(|item| items::read::<RateItem>("rate", item)).transpose()?;
                 admission = limit.decide(old.map(|old| old.tat), now);
                 continue;
             }
             throttled |= error.as_service_error().is_some_and(is_flood);
-            match attempts.pause(fault("UpdateItem", &error)).await {
+            match attempts.pause(call_error("UpdateItem", &error)).await {
                 Ok(()) => {}
-                Err(Error::Unavailable { .. }) if throttled => return Ok(Err(THROTTLED_WAIT)),
+                Err(Error::Unavailable { .. }) if throttled => return Ok(Admitted::RetryAfter(THROTTLED_WAIT)),
                 Err(error) => return Err(error),
             }
         }
     }
 }
 
-/// Whether the error says that this very item is asked for too often, rather than the table or the account.
+/// Whether the error says that this item is throttled, rather than the table or the account.
 fn is_flood(error: &UpdateItemError) -> bool {
     let reasons = match error {
         UpdateItemError::ProvisionedThroughputExceededException(error) => error.throttling_reasons(),
@@ -154,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_item_is_kept_for_an_hour_after_it_has_lost_its_meaning() {
-        // One a second and nine at once: the latest TAT that an admitted request can leave is nine seconds on.
+        // One a second and nine at once: an admitted request leaves a TAT of at most nine seconds from now.
         let limit = RateLimit::new(1, 9).unwrap();
         assert_eq!(ttl(limit, 1_763_700_000_000_000), number(1_763_700_000 + 9 + 3_600));
     }

@@ -1,43 +1,45 @@
-//! Ending holds and giving their units back: by the customer, or by the clock.
+//! Ending holds and releasing their units: cancelled by the customer, or expired.
 //!
-//! A hold ends once: its reservation leaves `held` in the transaction that moves the units, under the condition that
-//! it is held and is the very hold that was read (`created_at`): without that, a late copy of a release could meet a
-//! new hold under the same key, made after the first was cleaned up.
+//! A hold ends once: its reservation leaves `held` in the transaction that moves the units, under the condition that it
+//! is held and is the same hold that was read (`created_at`). Otherwise a late copy of a release could release a new
+//! hold under the same key, made after the first was deleted.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use holdfast_domain::{Cancel, CustomerId, Product, Refusal, Reservation, ReservationId, Status, Timestamp, cancel};
+use holdfast_domain::decide::{self, CancelDecision};
+use holdfast_domain::{CustomerId, Product, Refusal, Reservation, ReservationId, Status, Timestamp};
 
+use crate::cache::{CachedProduct, ReadTime};
 use crate::error::Attempts;
-use crate::items::{self, Hold, number, text, time, ttl};
+use crate::items::{self, Hold, text, time, ttl};
 use crate::keys::Key;
-use crate::products::Dated;
-use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, contention_fault};
-use crate::units::give;
+use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
+use crate::units::{give_limit, give_units};
+use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
 
-/// The most holds that share a transaction. More would save more writes (the shard's are shared), but a transaction
-/// that large keeps its shard busy for longer, and reserves go on beside it.
+/// The most holds in one transaction. More would save more writes (those of the shard are shared), but a larger
+/// transaction keeps its shard busy for longer, while reserves go on.
 const HOLDS_PER_TRANSACTION: usize = 25;
-/// How long one batch may take: a busy shard must not keep the others' holds from being released.
+/// How long one batch may take: a busy shard must not delay the release of other holds.
 const BATCH_BUDGET: Duration = Duration::from_secs(4);
-/// How far ahead of the time holds are looked at, in milliseconds: no hold is made shorter than ten times that.
+/// How far ahead holds are searched for, in milliseconds: a tenth of the shortest hold.
 const LOOK_AHEAD_MS: i64 = 1_000;
-/// The holds read in one go.
+/// The holds read in one query.
 const HOLDS_PER_PAGE: i32 = 200;
 
-/// What one sweep did.
+/// The result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Holds released by this sweep.
     pub holds: u64,
-    /// Units given back.
+    /// Units released.
     pub units: u64,
-    /// Holds that somebody else ended first: confirmed, cancelled, extended, or released by another sweep.
+    /// Holds that ended or changed before: confirmed, cancelled, extended, or released by another sweep.
     pub ended_before: u64,
-    /// Whether all that was overdue was dealt with. If not, the next sweep goes on.
+    /// Whether every overdue hold was handled. If not, the next sweep continues.
     pub complete: bool,
 }
 
@@ -48,7 +50,7 @@ enum End {
     Expired,
 }
 
-/// What an action of the transaction stands for.
+/// The meaning of an action in a release.
 #[derive(Debug, Clone, Copy)]
 enum Action {
     Hold(usize),
@@ -56,7 +58,7 @@ enum Action {
 }
 
 impl Store {
-    /// Gives a hold back on its owner's word. Repeating it changes nothing.
+    /// Cancels a hold for its owner. Repeating it changes nothing.
     ///
     /// # Errors
     /// [`Refusal::ReservationNotFound`], [`Refusal::HoldExpired`], [`Refusal::AlreadyConfirmed`].
@@ -69,34 +71,34 @@ impl Store {
     ) -> Result<Reservation, Error> {
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
-            match cancel(&reservation, now) {
-                Cancel::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
+            match decide::cancellation(&reservation, now) {
+                CancelDecision::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
                     if self.end_overdue(&reservation, now, deadline).await? {
                         return Err(Refusal::HoldExpired.into());
                     }
                     continue;
                 }
-                Cancel::Refuse(refusal) => return Err(refusal.into()),
-                Cancel::Done => return Ok(reservation),
-                Cancel::Release => {}
+                CancelDecision::Refuse(refusal) => return Err(refusal.into()),
+                CancelDecision::Done => return Ok(reservation),
+                CancelDecision::Release => {}
             }
             let released = self.release(vec![Hold::from(&reservation)], End::Cancelled, now, deadline).await?;
             if released.holds == 1 {
-                // Units are free again: this environment must not go on saying "sold out".
+                // Units are free: this environment must not answer "sold out" from its cache.
                 for line in &reservation.lines {
-                    self.with_cached(&line.product_id, super::products::CachedProduct::invalidate_stock);
+                    self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
                 }
                 return Ok(Reservation { status: Status::Cancelled, ..reservation });
             }
-            // It ended meanwhile, one way or another: decide again on what it is now.
+            // It has ended or changed meanwhile: decide again.
             if deadline.passed() {
                 return Err(self.attempts(deadline).unavailable("cancel"));
             }
         }
     }
 
-    /// Ends a hold whose time is over, before anybody is told that it has expired: no clock that is behind can confirm it
-    /// afterwards. Whether it was still held.
+    /// Releases an overdue hold before anybody is told that it has expired: no clock that is behind can confirm it
+    /// afterwards. Returns whether it was still held.
     pub(crate) async fn end_overdue(
         &self,
         held: &Reservation,
@@ -107,25 +109,25 @@ impl Store {
             Ok(swept) => Ok(swept.holds == 1),
             Err(error @ Error::Internal { .. }) => {
                 tracing::error!(%error, reservation_id = held.reservation_id.as_str(), "it cannot be released");
-                // While it is held, nobody can be told for good that it is not.
+                // While it is held, nobody can be told that it has expired for good.
                 Err(Error::Unavailable { during: "release", last: "the hold cannot be released".to_owned() })
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Releases every hold that is overdue at `now`. Safe to run twice, late, or beside itself.
+    /// Releases every hold that is overdue at `now`. Safe to run twice, late, or concurrently.
     ///
     /// A batch that fails, or a hold that cannot be read, does not keep the others from being released; its error is
-    /// returned in the end.
+    /// returned at the end.
     ///
     /// # Errors
-    /// Only what stopped the reading, or the first error of a hold or a batch. Running out of time is none: see
-    /// [`Swept::complete`].
+    /// The error that stopped the reads, or the first error of a hold or a batch. Running out of time is not an error:
+    /// see [`Swept::complete`].
     pub async fn release_overdue(&self, now: Timestamp, deadline: Deadline) -> Result<Swept, Error> {
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
-        // Wherever the time runs out, the same holds must not be left behind each time.
+        // Start anywhere: if time runs out, the same holds must not be left behind each time.
         let first = self.random_below(self.due_partitions);
         'sweep: for k in 0..self.due_partitions {
             let mut start = None;
@@ -134,7 +136,7 @@ impl Store {
                     swept.complete = false;
                     break 'sweep;
                 }
-                let page = self.overdue((first + k) % self.due_partitions, now, start, deadline).await?;
+                let page = self.overdue_page((first + k) % self.due_partitions, now, start, deadline).await?;
                 if let Some(error) = page.unreadable {
                     swept.complete = false;
                     failed.get_or_insert(error);
@@ -161,11 +163,11 @@ impl Store {
         failed.map_or(Ok(swept), Err)
     }
 
-    /// Releases what is overdue of these products, or of these and this customer: whoever finds too little does that
-    /// before anybody is told so.
+    /// Releases the overdue holds of these products, or of these and this customer: before a request is refused for
+    /// lack of units.
     ///
-    /// That it runs out of time is no error: [`Swept::complete`] is false then. Neither is a hold that cannot be released
-    /// or read: it is the sweep's to report, and its units are in no reach of whoever asks.
+    /// Running out of time is not an error: [`Swept::complete`] is false then. Nor is a hold that cannot be released or
+    /// read: the sweep reports it, and its units are not available to anybody.
     pub(crate) async fn release_overdue_of(
         &self,
         products: &[&Product],
@@ -173,7 +175,7 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Swept, Error> {
-        // The request may have begun a while ago: what has ended since then is over too.
+        // The request may have begun a while ago: holds that have ended since then are overdue too.
         let now = now.max(self.clock.now());
         let quiet = |product: &&Product| {
             let no_overdue = self.with_cached(&product.product_id, |cached| cached.no_overdue).flatten();
@@ -184,10 +186,10 @@ impl Store {
         if products.is_empty() {
             return Ok(swept);
         }
-        let looked_at = Dated::now(&self.clock);
-        // Holds that end within the next second are seen too: until the first of them does, nobody has to look again.
+        let looked_at = ReadTime::now(&self.clock);
+        // Include the holds that end within the next second: until the first of them ends, no further search is needed.
         let horizon = Timestamp::from_millis(now.as_millis().saturating_add(LOOK_AHEAD_MS));
-        let partitions = (0..self.due_partitions).map(|k| self.overdue_of(&products, k, horizon, deadline));
+        let partitions = (0..self.due_partitions).map(|k| self.due_holds_of(&products, k, horizon, deadline));
         let mut holds = Vec::new();
         for part in join_all(partitions).await {
             match part {
@@ -219,8 +221,8 @@ impl Store {
         Ok(swept)
     }
 
-    /// What ends by `horizon` in one partition of the index, of these products.
-    async fn overdue_of(
+    /// The holds of these products in one partition of the index that end by `horizon`.
+    async fn due_holds_of(
         &self,
         products: &[&Product],
         k: u32,
@@ -232,7 +234,7 @@ impl Store {
         };
         let (mut found, mut start) = (Vec::new(), None);
         loop {
-            let page = self.overdue(k, horizon, start, deadline).await?;
+            let page = self.overdue_page(k, horizon, start, deadline).await?;
             found.extend(page.holds.into_iter().filter(wanted));
             start = page.next;
             if start.is_none() {
@@ -241,8 +243,14 @@ impl Store {
         }
     }
 
-    /// A page of what is overdue in one partition of the index.
-    async fn overdue(&self, k: u32, now: Timestamp, start: Option<Item>, deadline: Deadline) -> Result<Overdue, Error> {
+    /// A page of overdue holds in one partition of the index.
+    async fn overdue_page(
+        &self,
+        k: u32,
+        now: Timestamp,
+        start: Option<Item>,
+        deadline: Deadline,
+    ) -> Result<OverduePage, Error> {
         let request = self
             .client
             .query()
@@ -255,7 +263,7 @@ impl Store {
             .limit(HOLDS_PER_PAGE)
             .set_exclusive_start_key(start);
         let (found, next) = self.query(request, deadline).await?;
-        let mut page = Overdue { holds: Vec::with_capacity(found.len()), unreadable: None, next };
+        let mut page = OverduePage { holds: Vec::with_capacity(found.len()), unreadable: None, next };
         for item in found {
             match items::read("hold", item) {
                 Ok(hold) => page.holds.push(hold),
@@ -265,8 +273,8 @@ impl Store {
         Ok(page)
     }
 
-    /// Ends these holds together, or where one of them cannot be, each alone: one whose shard or limit does not exist must
-    /// not keep the others. What was done, and the first error.
+    /// Releases these holds together or, if one of them cannot be released, each alone: a missing shard or limit must
+    /// not keep the others. Returns what was done, and the first error.
     async fn release_each(
         &self,
         holds: Vec<Hold>,
@@ -291,7 +299,7 @@ impl Store {
         (swept, failed)
     }
 
-    /// Ends these holds in one transaction; those that have ended already drop out, alone.
+    /// Releases these holds in one transaction, without those that turn out to have ended.
     async fn release(
         &self,
         mut holds: Vec<Hold>,
@@ -304,16 +312,13 @@ impl Store {
         while !holds.is_empty() {
             let transaction = self.release_transaction(&holds, end, now)?;
             let reasons = match self.transact(&transaction, &mut attempts).await? {
-                Ok(()) => {
+                Outcome::Applied => {
                     swept.holds += holds.len() as u64;
                     swept.units += units(&holds);
                     break;
                 }
-                Err(Cancelled::Fault(fault)) => {
-                    attempts.pause(fault).await?;
-                    continue;
-                }
-                Err(Cancelled::Because(reasons)) => reasons,
+                Outcome::TryAgain => continue,
+                Outcome::Cancelled(reasons) => reasons,
             };
             let mut ended = vec![false; holds.len()];
             let mut lacking = false;
@@ -325,15 +330,15 @@ impl Store {
                 }
             }
             if !ended.contains(&true) {
-                // One that has ended gave its units back already. A conflict may hide that, and so may the moment at
-                // which each item was looked at: whether units are truly lacking, the holds themselves have to say.
+                // A hold that has ended has released its units before. A conflict may hide that, and so may the
+                // different instants of the conditions: read the holds to see whether units are really missing.
                 if lacking && !reasons.iter().any(|(_, reason)| reason.hides_condition()) {
                     ended = self.which_have_ended(&holds, &mut attempts).await?;
                     if !ended.contains(&true) {
                         return Err(Error::internal("release", "a shard or a limit of the hold does not exist"));
                     }
                 } else {
-                    attempts.pause(contention_fault(&reasons)).await?;
+                    attempts.pause(contention_error(&reasons)).await?;
                 }
             }
             swept.ended_before += ended.iter().filter(|&&ended| ended).count() as u64;
@@ -343,7 +348,7 @@ impl Store {
         Ok(swept)
     }
 
-    /// Which of these are not held any more, or are other holds by now.
+    /// Which of these are no longer held, or are other holds now.
     async fn which_have_ended(&self, holds: &[Hold], attempts: &mut Attempts<'_>) -> Result<Vec<bool>, Error> {
         let keys = holds.iter().map(|hold| Ok(keys::reservation(&hold.reservation_id()?)));
         let found = self.snapshot(&keys.collect::<Result<Vec<_>, Error>>()?, attempts).await?;
@@ -383,21 +388,19 @@ impl Store {
         }
         for (key, amount) in given_back(holds) {
             let (update, condition) = match amount {
-                Amount::Shard(units) => (give(units), "attribute_exists(#pk)"),
-                Amount::Limit(units) => {
-                    (Expression::new("SET #units = #units - :q", vec![(":q", number(units))]), "#units >= :q")
-                }
+                Amount::Shard(units) => give_units(units),
+                Amount::Limit(units) => give_limit(units),
             };
-            transaction.update(Action::Units, &self.table, &key, update, Expression::new(condition, vec![]))?;
+            transaction.update(Action::Units, &self.table, &key, update, condition)?;
         }
         Ok(transaction)
     }
 }
 
 /// A page of overdue holds.
-struct Overdue {
+struct OverduePage {
     holds: Vec<Hold>,
-    /// Why one of them cannot be read, where one cannot: as after a step back to an older version of this program.
+    /// The error of a hold that cannot be read, as after a rollback to an older version of this program.
     unreadable: Option<Error>,
     /// Where the next page starts.
     next: Option<Item>,
@@ -411,13 +414,13 @@ impl Swept {
     }
 }
 
-/// What one item gets back.
+/// What is given back to one item.
 enum Amount {
     Shard(u64),
     Limit(u64),
 }
 
-/// What each shard and each customer's limit gets back from these holds: one action an item.
+/// What these holds give back to each shard and each customer's limit: one action for each item.
 fn given_back(holds: &[Hold]) -> Vec<(Key, Amount)> {
     let mut shards: BTreeMap<_, u64> = BTreeMap::new();
     let mut limits: BTreeMap<_, u64> = BTreeMap::new();
@@ -440,7 +443,7 @@ fn units(holds: &[Hold]) -> u64 {
     holds.iter().flat_map(|hold| &hold.lines).map(|line| u64::from(line.quantity)).sum()
 }
 
-/// Holds dealt into transactions, those of one shard together, none with more actions than a transaction may have.
+/// Groups holds into transactions: those of one shard together, none with more actions than a transaction may have.
 fn batches(mut holds: Vec<Hold>) -> Vec<Vec<Hold>> {
     let home = |hold: &Hold| {
         hold.lines.first().map(|line| (line.product_id.clone(), line.takes.first().map(|take| take.shard)))
@@ -466,7 +469,6 @@ fn batches(mut holds: Vec<Hold>) -> Vec<Vec<Hold>> {
 mod tests {
     use super::*;
     use holdfast_domain::{HoldSeconds, IdempotencyKey, Line, Take};
-    use std::collections::BTreeSet;
 
     /// A hold of one unit from each of these shards of a product.
     fn hold(n: usize, product: &str, shards: impl IntoIterator<Item = u32>) -> Hold {
@@ -480,23 +482,9 @@ mod tests {
             limited: false,
             takes,
         };
-        Hold::from(&Reservation {
-            reservation_id: ReservationId::derive(&customer, &IdempotencyKey::try_from(format!("k{n}")).unwrap()),
-            customer,
-            lines: vec![line],
-            currency: "EUR".to_owned().try_into().unwrap(),
-            status: Status::Held,
-            created_at: Timestamp::from_millis(0),
-            expires_at: Timestamp::from_millis(600_000),
-            hold_seconds: HoldSeconds::DEFAULT,
-            late_payment_seconds: 0,
-            fingerprint: String::new(),
-            confirmed_at: None,
-            confirmed_late: false,
-            payment_reference: None,
-            owed_back: BTreeSet::new(),
-            unpaid_closed_at: None,
-        })
+        let reservation_id = ReservationId::derive(&customer, &IdempotencyKey::try_from(format!("k{n}")).unwrap());
+        let (currency, now) = ("EUR".to_owned().try_into().unwrap(), Timestamp::from_millis(0));
+        Hold::from(&Reservation::held(reservation_id, customer, vec![line], currency, HoldSeconds::DEFAULT, now))
     }
 
     fn sizes(holds: Vec<Hold>) -> Vec<usize> {
@@ -506,16 +494,16 @@ mod tests {
     #[test]
     fn holds_of_one_shard_share_a_transaction_up_to_twenty_five() {
         assert_eq!(sizes((0..60).map(|n| hold(n, "tee", [3])).collect()), [25, 25, 10]);
-        // However they are mixed, those of another shard or product are apart.
+        // In any order, those of another shard or product are apart.
         let mixed = (0..30).map(|n| hold(n, if n % 3 == 0 { "cap" } else { "tee" }, [u32::from(n % 3 == 1)]));
         assert_eq!(sizes(mixed.collect()), [10, 10, 10]);
     }
 
     #[test]
     fn a_batch_fits_a_transaction() {
-        // Each is one action, and each shard that gets units back is one, however many holds give it some.
+        // Each hold is one action, and so is each shard that gets units back, from however many holds.
         assert_eq!(sizes((0..3).map(|n| hold(n, "tee", 0..64)).collect()), [3]);
-        // 2 holds and 98 shards are a hundred actions, one shard more is one too many.
+        // 2 holds and 98 shards are a hundred actions; one shard more is too many.
         let together = |more: u32| vec![hold(0, "tee", 0..60), hold(1, "tee", [0].into_iter().chain(60..98 + more))];
         assert_eq!(sizes(together(0)), [2]);
         assert_eq!(sizes(together(1)), [1, 1]);

@@ -1,23 +1,23 @@
 //! Reading reservations, listing them, and extending their holds.
 
-use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-use aws_sdk_dynamodb::types::{ReturnConsumedCapacity, ReturnValue, ReturnValuesOnConditionCheckFailure};
-use holdfast_domain::{
-    CustomerId, Extend, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp, extend,
-};
+use holdfast_domain::decide::{self, ExtendDecision};
+use holdfast_domain::{CustomerId, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp};
 
-use crate::error::{Attempts, fault};
+use crate::error::{Attempts, call_error};
 use crate::items::{self, text, time};
 use crate::page::Part;
-use crate::transact::{Expression, names, values};
+use crate::update::{Expression, Updated};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
-/// The most pages of an index or of the table that one request reads to fill its own page. A list whose filter leaves
-/// little goes on in the next request.
-const MOST_READS: u32 = 10;
+/// The most pages of an index or of the table that one request reads to fill its own page. A list whose filter matches
+/// little continues in the next request.
+const MAX_READS: u32 = 10;
 
 impl Store {
-    /// One of the customer's own reservations. Another's does not exist for them.
+    /// One of the customer's own reservations. Another customer's does not exist for them.
+    ///
+    /// # Errors
+    /// [`Refusal::ReservationNotFound`]; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn reservation(
         &self,
         id: &ReservationId,
@@ -29,8 +29,11 @@ impl Store {
         found.filter(|found| found.customer == *customer).ok_or(Refusal::ReservationNotFound.into())
     }
 
-    /// The same for showing it: a hold whose time is over is ended first, so that what is shown as expired stays so for
+    /// The same for display: an overdue hold is released first, so that what is shown as expired stays expired for
     /// every clock.
+    ///
+    /// # Errors
+    /// As [`Store::reservation`].
     pub async fn current_reservation(
         &self,
         id: &ReservationId,
@@ -39,11 +42,11 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
         let found = self.reservation(id, customer, deadline).await?;
-        self.ended_if_overdue(found, now, deadline).await
+        self.end_if_overdue(found, now, deadline).await
     }
 
-    /// The reservation, ended and read again where its time is over.
-    pub(crate) async fn ended_if_overdue(
+    /// Releases it if it is overdue. Returns it as it is then.
+    pub(crate) async fn end_if_overdue(
         &self,
         found: Reservation,
         now: Timestamp,
@@ -76,16 +79,16 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         loop {
             let reservation = self.reservation(id, customer, deadline).await?;
-            let until = match extend(&reservation, hold_seconds, now) {
-                Extend::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
+            let until = match decide::extension(&reservation, hold_seconds, now) {
+                ExtendDecision::Refuse(Refusal::HoldExpired) if reservation.status == Status::Held => {
                     if self.end_overdue(&reservation, now, deadline).await? {
                         return Err(Refusal::HoldExpired.into());
                     }
                     continue;
                 }
-                Extend::Refuse(refusal) => return Err(refusal.into()),
-                Extend::Done => return Ok(reservation),
-                Extend::Until(until) => until,
+                ExtendDecision::Refuse(refusal) => return Err(refusal.into()),
+                ExtendDecision::Done => return Ok(reservation),
+                ExtendDecision::Until(until) => until,
             };
             remind(until).await?;
             let update = Expression::new("SET #expires_at = :until, #due_at = :until", vec![(":until", time(until))]);
@@ -97,7 +100,7 @@ impl Store {
                     (":seen", time(reservation.expires_at)),
                 ],
             );
-            if let Ok(extended) = self.update_reservation(id, update, condition, &mut attempts).await? {
+            if let Updated::Applied(extended) = self.update_reservation(id, update, condition, &mut attempts).await? {
                 return Ok(extended);
             }
             if deadline.passed() {
@@ -106,43 +109,20 @@ impl Store {
         }
     }
 
-    /// Updates one reservation under a condition, in one round trip. Where the condition fails, the inner error is the
-    /// reservation as it is, if the answer carries it.
     pub(crate) async fn update_reservation(
         &self,
         id: &ReservationId,
         update: Expression,
         condition: Expression,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Result<Reservation, Option<Reservation>>, Error> {
-        let (update_text, condition_text) = (update.text.clone(), condition.text.clone());
-        let values = values([update, condition]);
-        loop {
-            let request = self
-                .client
-                .update_item()
-                .table_name(&self.table)
-                .set_key(Some(keys::reservation(id).item()))
-                .update_expression(&update_text)
-                .condition_expression(&condition_text)
-                .set_expression_attribute_names(Some(names(&[&update_text, &condition_text])))
-                .set_expression_attribute_values(Some(values.clone()))
-                .return_values(ReturnValue::AllNew)
-                .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
-                .return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-            let error = match attempts.call(request.send()).await? {
-                Ok(answer) => return items::read("reservation", answer.attributes.unwrap_or_default()).map(Ok),
-                Err(error) => error,
-            };
-            if let Some(UpdateItemError::ConditionalCheckFailedException(failed)) = error.as_service_error() {
-                let old = failed.item().filter(|item| !item.is_empty()).cloned();
-                return old.map(|item| items::read("reservation", item)).transpose().map(Err);
-            }
-            attempts.pause(fault("UpdateItem", &error)).await?;
-        }
+    ) -> Result<Updated<Reservation>, Error> {
+        self.update(&keys::reservation(id), update, condition, attempts).await?.read("reservation")
     }
 
     /// A page of the customer's own reservations, the newest first, of one status or of all.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn reservations_of(
         &self,
         customer: &CustomerId,
@@ -158,7 +138,7 @@ impl Store {
             (keys::PK, Part::Begins(keys::HOLD_PREFIX)),
             (keys::SK, Part::Is(keys::HOLD)),
         ];
-        let mut start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
+        let mut start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
         let request = self
             .client
             .query()
@@ -168,9 +148,9 @@ impl Store {
             .expression_attribute_values(":customer", text(customer.as_str()))
             .scan_index_forward(false);
         let mut found: Vec<Reservation> = Vec::new();
-        for _ in 0..MOST_READS {
-            // No more than still fits: the page then ends at a key that the index gave. An index promises no order among
-            // equal sort keys, so behind any other key a reservation of the same millisecond could be missed.
+        for _ in 0..MAX_READS {
+            // Not more than still fit: the page then ends at a key from the index. An index has no defined order among
+            // equal sort keys, so after any other key a reservation of the same millisecond could be missed.
             let fits = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
             let (index, next) =
                 self.query(request.clone().limit(fits).set_exclusive_start_key(start), deadline).await?;
@@ -196,7 +176,10 @@ impl Store {
         Ok(Page { items: found, next: start.map(Cursor::new) })
     }
 
-    /// A page of everybody's reservations, in no order: for an admin, who has no index and reads the table.
+    /// A page of all reservations, in no order: for an admin. There is no index for it, so it scans the table.
+    ///
+    /// # Errors
+    /// As [`Store::reservations_of`].
     pub async fn reservations(
         &self,
         status: Option<Status>,
@@ -207,11 +190,11 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Page<Reservation>, Error> {
         let parts = [(keys::PK, Part::Begins("")), (keys::SK, Part::Begins(""))];
-        let mut start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
+        let mut start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
         let mut attempts = self.attempts(deadline);
         let mut found: Vec<Reservation> = Vec::new();
         let mut reads = 0;
-        while reads < MOST_READS {
+        while reads < MAX_READS {
             let request = self
                 .client
                 .scan()
@@ -224,7 +207,7 @@ impl Store {
             let answer = match attempts.call(request.send()).await? {
                 Ok(answer) => answer,
                 Err(error) => {
-                    attempts.pause(fault("Scan", &error)).await?;
+                    attempts.pause(call_error("Scan", &error)).await?;
                     continue;
                 }
             };
@@ -242,8 +225,8 @@ impl Store {
             }
         }
         if found.len() > limit {
-            // The scan returned more than the page holds: the next page starts behind the last one shown. A table's keys
-            // are unique, so unlike in an index there is one place behind each.
+            // The scan returned more than fits on the page: the next page starts after the last one shown. A table's
+            // keys are unique, so nothing is missed.
             found.truncate(limit);
             start = found.last().map(|last| keys::reservation(&last.reservation_id).item());
         }

@@ -1,21 +1,16 @@
-//! Making a hold: one transaction, and in a warm environment nothing before it.
+//! Making a hold: one transaction, and nothing before it if the cache is warm.
 
-use std::collections::BTreeSet;
-
-use holdfast_domain::{
-    Basket, CustomerId, Draft, Line, Product, ProductId, Refusal, Reservation, ReservationId, Status, Take, Timestamp,
-    draft,
-};
+use holdfast_domain::{Basket, CustomerId, Product, ProductId, Refusal, Reservation, ReservationId, Timestamp, draft};
 use serde::Deserialize;
 
+use crate::cache::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
 use crate::error::Attempts;
-use crate::items::{self, ShardItem, number};
-use crate::products::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
-use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
-use crate::units::{Found, Memory, Wanted, take_limit};
+use crate::items::{self, ShardItem};
+use crate::transact::{Outcome, Reason, Transaction, contention_error};
+use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
 use crate::{Deadline, Error, Item, Store, keys};
 
-/// A reservation that was made, now or before.
+/// A reservation that was made, by this request or by an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reserved {
     /// The reservation as it is now.
@@ -24,37 +19,29 @@ pub struct Reserved {
     pub replayed: bool,
 }
 
-/// What an action of the transaction stands for.
-#[derive(Debug, Clone, Copy)]
-enum Action {
-    Reservation,
-    Shard { line: usize, take: Take },
-    Limit { line: usize },
-}
-
-/// What a cancelled reserve means, in the order of precedence.
+/// What a cancelled reserve means, in order of precedence.
 enum Verdict {
-    /// The reservation exists: it outranks everything.
+    /// The reservation exists: it has precedence over everything.
     Exists(Option<Item>),
-    /// The facts that the draft rests on are out of date.
+    /// The facts behind the draft are out of date.
     Stale,
-    /// The customer's limit stands against it.
+    /// The customer's limit is exceeded.
     Limit { line: usize },
-    /// A shard holds too little.
+    /// A shard has too few units.
     Short,
-    /// Nothing stands against it but other transactions.
+    /// Only other transactions were in the way.
     Contention,
 }
 
 impl Store {
-    /// Makes the hold that `basket` asks for, or finds the one that it made before.
+    /// Makes the hold of `basket`, or finds the one that it made before.
     ///
-    /// `remind` makes sure that something will look at the hold when it ends; it is awaited before the transaction,
-    /// so there is no hold without its reminder.
+    /// `remind` makes sure that the hold is looked at when it ends. It is awaited before the transaction, so there is
+    /// no hold without its reminder.
     ///
     /// # Errors
-    /// Every refusal that reserving can meet, and [`Error::Unavailable`] where contention or lost answers outlast the
-    /// deadline: the hold may exist then, and the same key finds it.
+    /// Every refusal of a reserve, and [`Error::Unavailable`] if contention or lost answers outlast the deadline: the
+    /// hold may exist then, and the same key finds it.
     pub async fn reserve<F>(
         &self,
         basket: &Basket,
@@ -81,55 +68,26 @@ impl Store {
             let wanted: Vec<Wanted<'_>> =
                 draft.lines.iter().map(|line| Wanted { product: &line.product, quantity: line.quantity }).collect();
             let others = 1 + draft.lines.iter().filter(|line| line.product.counts_per_customer).count();
-            let takes = match self.find_units(&wanted, others, Memory::Trusted, now, deadline).await? {
-                Found::Units(takes) => takes,
-                Found::Short(shortages) => {
+            let takes = match self.allocate_units(&wanted, others, RefusalBasis::Cache, now, deadline).await? {
+                Allocation::Takes(takes) => takes,
+                Allocation::Short(shortages) => {
                     let refusal = Refusal::InsufficientStock { shortages };
                     return self.replay_or(basket, refusal, now, &mut attempts).await;
                 }
             };
             remind(draft.expires_at).await?;
             if self.clock.now() >= began.plus_seconds(draft.hold_seconds.get()) {
-                // The environment was frozen meanwhile: nobody is given a hold that is over.
+                // The environment was frozen meanwhile: do not make a hold that has ended.
                 return Err(attempts.unavailable("reserve"));
             }
-            let reservation = held(basket, &draft, takes, now);
-            let Err(cancelled) = self.try_reserve(&reservation, &draft, &mut attempts).await? else {
-                return Ok(Reserved { reservation, replayed: false });
+            let reservation = draft.hold(basket, takes, now);
+            let reasons = match self.try_reserve(&reservation, &wanted, &mut attempts).await? {
+                Outcome::Applied => return Ok(Reserved { reservation, replayed: false }),
+                Outcome::TryAgain => continue,
+                Outcome::Cancelled(reasons) => reasons,
             };
-            let reasons = match cancelled {
-                Cancelled::Fault(fault) => {
-                    attempts.pause(fault).await?;
-                    continue;
-                }
-                Cancelled::Because(reasons) => reasons,
-            };
-            match self.learn(&draft, &reasons)? {
-                Verdict::Exists(Some(item)) => {
-                    return self.replay(basket, items::read("reservation", item)?, now, &attempts).await;
-                }
-                // Some emulators leave the old item out.
-                Verdict::Exists(None) => {
-                    let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], &mut attempts).await?;
-                    if let Some(item) = found.into_iter().next().flatten() {
-                        return self.replay(basket, items::read("reservation", item)?, now, &attempts).await;
-                    }
-                    attempts.count();
-                }
-                Verdict::Stale => {
-                    facts.keys().for_each(|id| self.forget(id));
-                    attempts.count();
-                }
-                Verdict::Limit { line } => {
-                    let line = &draft.lines[line];
-                    let wanted = Wanted { product: &line.product, quantity: line.quantity };
-                    if let Some(found) = self.refuse_for_limit(basket, wanted, now, &mut attempts).await? {
-                        return Ok(found);
-                    }
-                    attempts.count();
-                }
-                Verdict::Short => attempts.count(),
-                Verdict::Contention => attempts.pause(contention_fault(&reasons)).await?,
+            if let Some(found) = self.answer_cancelled(basket, &wanted, &reasons, now, &mut attempts).await? {
+                return Ok(found);
             }
             if deadline.passed() {
                 return Err(attempts.unavailable("reserve"));
@@ -137,8 +95,46 @@ impl Store {
         }
     }
 
-    /// Refuses for the customer's limit, if that is so: by the product as it is now, with all that is overdue released, and
-    /// where the reservation does not exist. The reservation if it does, and nothing where there is room by now.
+    /// The answer after a cancelled transaction: a replay or a refusal. `None` means try again; if other transactions
+    /// were in the way, after a pause.
+    async fn answer_cancelled(
+        &self,
+        basket: &Basket,
+        wanted: &[Wanted<'_>],
+        reasons: &[(TakeAction, Reason)],
+        now: Timestamp,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Option<Reserved>, Error> {
+        match self.interpret(wanted, reasons)? {
+            Verdict::Exists(Some(item)) => {
+                return self.replay(basket, items::read("reservation", item)?, now, attempts).await.map(Some);
+            }
+            // Some emulators leave the old item out.
+            Verdict::Exists(None) => {
+                let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], attempts).await?;
+                if let Some(item) = found.into_iter().next().flatten() {
+                    return self.replay(basket, items::read("reservation", item)?, now, attempts).await.map(Some);
+                }
+                attempts.count();
+            }
+            Verdict::Stale => {
+                wanted.iter().for_each(|one| self.forget(&one.product.product_id));
+                attempts.count();
+            }
+            Verdict::Limit { line } => {
+                if let Some(found) = self.refuse_for_limit(basket, wanted[line], now, attempts).await? {
+                    return Ok(Some(found));
+                }
+                attempts.count();
+            }
+            Verdict::Short => attempts.count(),
+            Verdict::Contention => attempts.pause(contention_error(reasons)).await?,
+        }
+        Ok(None)
+    }
+
+    /// Refuses for the customer's limit if it is exceeded by the product as it is now, with all overdue holds released,
+    /// and if the reservation does not exist. Returns the reservation if it does, and `None` if there is room now.
     async fn refuse_for_limit(
         &self,
         basket: &Basket,
@@ -155,10 +151,10 @@ impl Store {
             return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }
         let keys = limit_keys(&basket.reservation_id, product_id, &basket.customer);
-        let seen = LimitSeen::read(self.snapshot(&keys, attempts).await?)?;
+        let seen = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
         // A change that has not reached the shards yet may have lifted the limit.
         let stale = seen.product.as_ref().is_none_or(|product| product.version != wanted.product.version);
-        let limit = seen.limit_against(wanted.quantity);
+        let limit = seen.limit_exceeded_by(wanted.quantity);
         if let Some(reservation) = seen.reservation {
             return self.replay(basket, reservation, now, attempts).await.map(Some);
         }
@@ -170,54 +166,36 @@ impl Store {
             None => Ok(None),
             Some(limit) => {
                 let refusal = Refusal::CustomerLimitReached { product_id: product_id.clone(), limit };
-                Err(unless_ambiguous(refusal, attempts))
+                Err(attempts.refuse(refusal))
             }
         }
     }
 
-    /// The transaction itself. Each condition is one promise: the shard has the units and knows no newer product, the
+    /// The transaction. Each condition is one promise: the shard has the units and knows no newer product, the
     /// reservation does not exist, the customer stays within the limit.
     async fn try_reserve(
         &self,
         reservation: &Reservation,
-        draft: &Draft,
+        wanted: &[Wanted<'_>],
         attempts: &mut Attempts<'_>,
-    ) -> Result<Result<(), Cancelled<Action>>, Error> {
+    ) -> Result<Outcome<TakeAction>, Error> {
         let mut transaction = Transaction::new();
         let item = items::reservation(reservation, self.due_partitions)?;
-        transaction.put(Action::Reservation, &self.table, item, "attribute_not_exists(#pk)")?;
-        for (at, line) in reservation.lines.iter().enumerate() {
-            let version = number(draft.lines[at].product.version);
-            for &take in &line.takes {
-                transaction.update(
-                    Action::Shard { line: at, take },
-                    &self.table,
-                    &keys::shard(&line.product_id, take.shard),
-                    Expression::new("SET #available = #available - :q", vec![(":q", number(take.units))]),
-                    Expression::new("#available >= :q AND #product_version <= :v", vec![(":v", version.clone())]),
-                )?;
-            }
-            if line.limited {
-                // Where there is no limit yet, one that is set later counts this too.
-                let limit = draft.lines[at].product.max_per_customer.unwrap_or(u32::MAX);
-                let (update, condition) = take_limit(line.quantity, limit);
-                let key = keys::limit(&line.product_id, &reservation.customer);
-                transaction.update(Action::Limit { line: at }, &self.table, &key, update, condition)?;
-            }
-        }
+        transaction.put(TakeAction::Reservation, &self.table, item, "attribute_not_exists(#pk)")?;
+        self.take_lines(&mut transaction, &reservation.customer, &reservation.lines, wanted, |_| true)?;
         let outcome = self.transact(&transaction, attempts).await?;
-        if outcome.is_ok() {
+        if matches!(outcome, Outcome::Applied) {
             for line in &reservation.lines {
                 self.with_cached(&line.product_id, |cached| {
-                    line.takes.iter().for_each(|take| cached.took(take.shard, take.units));
+                    line.takes.iter().for_each(|take| cached.subtract(take.shard, take.units));
                 });
             }
         }
         Ok(outcome)
     }
 
-    /// What the reasons mean, in the order of precedence; and what they say of the stock is remembered.
-    fn learn(&self, draft: &Draft, reasons: &[(Action, Reason)]) -> Result<Verdict, Error> {
+    /// What the reasons mean, in order of precedence. What they say about the stock goes into the cache.
+    fn interpret(&self, wanted: &[Wanted<'_>], reasons: &[(TakeAction, Reason)]) -> Result<Verdict, Error> {
         let mut stale = false;
         let mut short = false;
         let mut limit = None;
@@ -225,35 +203,35 @@ impl Store {
         let mut hidden = false;
         for (action, reason) in reasons {
             match (action, reason) {
-                (Action::Reservation, Reason::Condition(item)) => exists = Some(item.clone()),
-                (&Action::Limit { line }, Reason::Condition(_)) => limit = limit.or(Some(line)),
-                (&Action::Shard { line, take }, Reason::Condition(item)) => {
-                    let product = &draft.lines[line].product;
+                (TakeAction::Reservation, Reason::Condition(item)) => exists = Some(item.clone()),
+                (&TakeAction::Limit { line }, Reason::Condition(_)) => limit = limit.or(Some(line)),
+                (&TakeAction::Shard { line, take }, Reason::Condition(item)) => {
+                    let product = wanted[line].product;
                     let shard = item.clone().map(|item| items::read::<ShardItem>("shard", item)).transpose()?;
-                    // A shard that does not answer with its item is read instead.
+                    // A shard whose reason has no item is read instead.
                     let (available, version) = shard.map_or((0, 0), |shard| (shard.available, shard.product_version));
                     stale |= version > product.version;
                     short |= version <= product.version;
                     self.with_cached(&product.product_id, |cached| {
-                        cached.saw(take.shard, available);
+                        cached.set_shard(take.shard, available);
                         cached.invalidate_stock();
                     });
                 }
-                (&Action::Shard { line, take: _ }, Reason::Conflict) => {
-                    // Somebody else is at home here: move, and leave each other in peace from now on.
-                    let product = &draft.lines[line].product;
+                (&TakeAction::Shard { line, take: _ }, Reason::Conflict) => {
+                    // Another environment uses this home shard: choose another one, to avoid further conflicts.
+                    let product = wanted[line].product;
                     let home = self.random_below(product.shards);
                     self.with_cached(&product.product_id, |cached| cached.move_home(home));
                 }
-                // It may exist: what the others say is not enough to refuse anybody.
-                (Action::Reservation, Reason::Conflict | Reason::Throttled) => hidden = true,
+                // It may exist: the other reasons are not enough for a refusal.
+                (TakeAction::Reservation, Reason::Conflict | Reason::Throttled) => hidden = true,
                 (_, Reason::Conflict | Reason::Throttled) => {}
             }
         }
         Ok(match (exists, limit) {
             (Some(item), _) => Verdict::Exists(item),
             _ if hidden => Verdict::Contention,
-            // A limit that stale facts name is no reason to refuse anybody.
+            // A limit from stale facts is not enough for a refusal.
             _ if stale => Verdict::Stale,
             (None, Some(line)) => Verdict::Limit { line },
             (None, None) if short => Verdict::Short,
@@ -261,8 +239,8 @@ impl Store {
         })
     }
 
-    /// The reservation that this key made before, else `refusal`: the owner of a hold is never told "sold out". Whatever
-    /// the refusal rests on was read before: a transaction of this very key that had a part in it is waited for.
+    /// The reservation that this key made before, else `refusal`: the owner of a hold is never told "sold out". The
+    /// refusal is based on earlier reads, so a transaction of the same key that changed what they saw is waited for.
     async fn replay_or(
         &self,
         basket: &Basket,
@@ -273,11 +251,11 @@ impl Store {
         let found = self.snapshot(&[keys::reservation(&basket.reservation_id)], attempts).await?;
         match found.into_iter().next().flatten() {
             Some(item) => self.replay(basket, items::read("reservation", item)?, now, attempts).await,
-            None => Err(unless_ambiguous(refusal, attempts)),
+            None => Err(attempts.refuse(refusal)),
         }
     }
 
-    /// The first answer again, if this is the first request again.
+    /// Repeats the first answer, if this is the same request.
     async fn replay(
         &self,
         basket: &Basket,
@@ -288,31 +266,26 @@ impl Store {
         if reservation.fingerprint != basket.fingerprint {
             return Err(Refusal::IdempotencyKeyReused.into());
         }
-        // Made by our own earlier try, whose answer was lost: for the caller it is the first answer.
+        // Made by an earlier try of this call, whose answer was lost: for the caller it is the first answer.
         let replayed = !(attempts.ambiguous && reservation.created_at == now);
-        let reservation = self.ended_if_overdue(reservation, now, attempts.deadline()).await?;
+        let reservation = self.end_if_overdue(reservation, now, attempts.deadline()).await?;
         Ok(Reserved { reservation, replayed })
     }
 }
 
-/// The refusal, unless an earlier try of this request may still be carried out: then nobody is told "no".
-pub(crate) fn unless_ambiguous(refusal: Refusal, attempts: &Attempts<'_>) -> Error {
-    if attempts.ambiguous { attempts.unavailable("an earlier try") } else { refusal.into() }
-}
-
-/// The keys that a refusal for a customer's limit rests on.
+/// The keys of the items that a refusal for a customer's limit is based on.
 pub(crate) fn limit_keys(id: &ReservationId, product: &ProductId, customer: &CustomerId) -> [keys::Key; 3] {
     [keys::reservation(id), keys::product(product), keys::limit(product, customer)]
 }
 
-/// What is under those keys at one instant.
-pub(crate) struct LimitSeen {
+/// The items under those keys, at one instant.
+pub(crate) struct LimitSnapshot {
     pub(crate) reservation: Option<Reservation>,
     pub(crate) product: Option<Product>,
     counted: u64,
 }
 
-impl LimitSeen {
+impl LimitSnapshot {
     pub(crate) fn read(items: Vec<Option<Item>>) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct LimitItem {
@@ -328,37 +301,9 @@ impl LimitSeen {
         })
     }
 
-    /// The limit that keeps the customer from having `quantity` more.
-    pub(crate) fn limit_against(&self, quantity: u32) -> Option<u32> {
+    /// The limit, if `quantity` more would exceed it.
+    pub(crate) fn limit_exceeded_by(&self, quantity: u32) -> Option<u32> {
         let limit = self.product.as_ref()?.max_per_customer?;
         (self.counted + u64::from(quantity) > u64::from(limit)).then_some(limit)
-    }
-}
-
-fn held(basket: &Basket, draft: &Draft, takes: Vec<Vec<Take>>, now: Timestamp) -> Reservation {
-    let lines = draft.lines.iter().zip(takes).map(|(line, takes)| Line {
-        product_id: line.product.product_id.clone(),
-        quantity: line.quantity,
-        name: line.product.name.clone(),
-        unit_price_minor: line.product.price_minor,
-        limited: line.product.counts_per_customer,
-        takes,
-    });
-    Reservation {
-        reservation_id: basket.reservation_id.clone(),
-        customer: basket.customer.clone(),
-        lines: lines.collect(),
-        currency: draft.currency,
-        status: Status::Held,
-        created_at: now,
-        expires_at: draft.expires_at,
-        late_payment_seconds: draft.late_payment_seconds,
-        hold_seconds: draft.hold_seconds,
-        fingerprint: basket.fingerprint.clone(),
-        confirmed_at: None,
-        confirmed_late: false,
-        payment_reference: None,
-        owed_back: BTreeSet::new(),
-        unpaid_closed_at: None,
     }
 }

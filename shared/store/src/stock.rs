@@ -1,38 +1,19 @@
 //! An admin's adjustments of the stock, each with its reason in the ledger.
 
-use holdfast_domain::text::is_line;
 use holdfast_domain::{
-    IdempotencyKey, Invalid, MAX_TOTAL, Product, ProductId, Refusal, Shortage, Take, Timestamp, digest_id, shards,
+    Adjustment, Invalid, MAX_TOTAL, Product, ProductId, Refusal, Shortage, Take, Timestamp, digest_id, shards,
 };
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
+use crate::cache::CachedProduct;
 use crate::error::Attempts;
 use crate::items::{self, number, text};
 use crate::page::Part;
-use crate::reserve::unless_ambiguous;
-use crate::transact::{Cancelled, Expression, Reason, Transaction, contention_fault};
-use crate::units::{give, take_units, units_on};
+use crate::transact::Transaction;
+use crate::units::{give_units, take_units, units_on};
+use crate::update::Expression;
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
-
-/// A change of a product's total: stock that came in, or was lost, or was counted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Adjustment {
-    /// The product.
-    pub product_id: ProductId,
-    /// Units added, or taken away where negative. Not 0.
-    pub delta: i64,
-    /// Why: 1 to 200 characters.
-    pub reason: String,
-    /// The document behind it, up to 200 characters.
-    pub reference: Option<String>,
-    /// The total that the caller believes in: if it is another, nothing happens.
-    pub expected_total: Option<u64>,
-    /// Who adjusts: the `sub` of the verified token.
-    pub actor: String,
-    /// The caller's key for this adjustment.
-    pub key: IdempotencyKey,
-}
 
 /// One entry of a product's ledger. Never changed, never removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,10 +35,10 @@ pub struct LedgerEntry {
     pub created_at: Timestamp,
 }
 
-/// What an adjustment did.
+/// The result of an adjustment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adjusted {
-    /// The entry that it left in the ledger.
+    /// Its entry in the ledger.
     #[serde(flatten)]
     pub entry: LedgerEntry,
     /// Whether an earlier request made it.
@@ -65,34 +46,39 @@ pub struct Adjusted {
     pub replayed: bool,
 }
 
-/// The record of an adjustment's idempotency key: kept for as long as the ledger is.
+/// The record of an adjustment's idempotency key: kept as long as the ledger.
 #[derive(Debug, Serialize, Deserialize)]
 struct KeyRecord {
     fingerprint: String,
     entry: LedgerEntry,
 }
 
-/// What an adjustment is decided on: read together at one instant.
-struct Seen {
+/// What an adjustment is decided on, read at one instant.
+struct AdjustmentSnapshot {
     record: Option<KeyRecord>,
     product: Option<Product>,
-    /// The units of the shards that were asked for.
+    /// The units of the shards that were read.
     available: Vec<u64>,
 }
 
-/// What an adjustment meets.
-enum Decided {
-    /// It was carried out before, and left this entry.
-    Before(LedgerEntry),
-    /// It has to be carried out, on this product.
-    On(Product),
+/// What an adjustment does.
+enum AdjustDecision {
+    /// It was applied before, with this entry.
+    Replay(LedgerEntry),
+    /// Apply it to this product.
+    Apply(Product),
 }
 
-impl Seen {
-    fn decide(self, adjustment: &Adjustment, fingerprint: &str, attempts: &Attempts<'_>) -> Result<Decided, Error> {
+impl AdjustmentSnapshot {
+    fn decide(
+        self,
+        adjustment: &Adjustment,
+        fingerprint: &str,
+        attempts: &Attempts<'_>,
+    ) -> Result<AdjustDecision, Error> {
         if let Some(record) = self.record {
             return if record.fingerprint == fingerprint {
-                Ok(Decided::Before(record.entry))
+                Ok(AdjustDecision::Replay(record.entry))
             } else {
                 Err(Refusal::IdempotencyKeyReused.into())
             };
@@ -102,27 +88,18 @@ impl Seen {
         };
         match adjustment.expected_total {
             Some(expected) if expected != product.total => {
-                Err(unless_ambiguous(Refusal::VersionMismatch { current: product.total }, attempts))
+                Err(attempts.refuse(Refusal::VersionMismatch { current: product.total }))
             }
-            _ => Ok(Decided::On(product)),
+            _ => Ok(AdjustDecision::Apply(product)),
         }
     }
 }
 
-/// The answer to an adjustment that has its entry already.
-fn made_before(entry: LedgerEntry, now: Timestamp, attempts: &Attempts<'_>) -> Adjusted {
-    // Our own earlier try whose answer was lost is the first answer, not a replay.
+/// The answer to an adjustment that was applied before.
+fn replay(entry: LedgerEntry, now: Timestamp, attempts: &Attempts<'_>) -> Adjusted {
+    // An earlier try of this call whose answer was lost is the first answer, not a replay.
     let replayed = !(attempts.ambiguous && entry.created_at == now);
     Adjusted { entry, replayed }
-}
-
-/// What an action of the transaction stands for.
-#[derive(Debug, Clone, Copy)]
-enum Action {
-    Key,
-    Product,
-    Shard,
-    Ledger,
 }
 
 impl LedgerEntry {
@@ -152,68 +129,45 @@ fn entry_id(now: Timestamp, digest: &str) -> String {
     Ulid::from_parts(millis, random).to_string()
 }
 
-impl Adjustment {
-    /// The adjustment itself, if every field is within its limits.
-    pub fn checked(self) -> Result<Self, Invalid> {
-        const LINE: &str = "must be 1 to 200 characters, some of them visible, none a control character";
-        if self.delta == 0 || self.delta.unsigned_abs() > MAX_TOTAL {
-            return Err(Invalid::new("delta", "must be a whole number from -1000000000 to 1000000000, and not 0"));
-        }
-        if !is_line(&self.reason, 200) {
-            return Err(Invalid::new("reason", LINE));
-        }
-        if self.reference.as_deref().is_some_and(|reference| !is_line(reference, 200)) {
-            return Err(Invalid::new("reference", LINE));
-        }
-        Ok(self)
-    }
-
-    fn fingerprint(&self) -> String {
-        let (delta, expected) = (self.delta.to_string(), self.expected_total.map(|total| total.to_string()));
-        let part = |text: Option<&str>| text.map_or_else(String::new, |text| format!("={text}"));
-        let (reference, expected) = (part(self.reference.as_deref()), part(expected.as_deref()));
-        digest_id("", &[self.product_id.as_str(), &delta, &self.reason, &reference, &expected])
-    }
-}
-
 impl Store {
-    /// Changes a product's total and the stock on its shards together, and says why in the ledger.
+    /// Changes a product's total and the stock of its shards together, and records why in the ledger.
     ///
-    /// Units that are held or sold cannot be taken away: only what is free can.
+    /// Only free units can be taken away, not those that are held or sold.
     ///
     /// # Errors
-    /// [`Refusal::IdempotencyKeyReused`], [`Refusal::ProductNotFound`], [`Refusal::VersionMismatch`] where the total
-    /// is not the expected one, [`Refusal::InsufficientStock`].
+    /// [`Refusal::IdempotencyKeyReused`], [`Refusal::ProductNotFound`], [`Refusal::VersionMismatch`] if the total is
+    /// not the expected one, [`Refusal::InsufficientStock`].
     pub async fn adjust(&self, adjustment: &Adjustment, now: Timestamp, deadline: Deadline) -> Result<Adjusted, Error> {
         let id = &adjustment.product_id;
-        // The key belongs to the ledger, not to the person: two admins who count one delivery add it once.
+        // The key belongs to the ledger, not to the admin: if two admins record one delivery, it is added once.
         let record_id = digest_id("", &[id.as_str(), adjustment.key.as_str()]);
         let fingerprint = adjustment.fingerprint();
         let mut attempts = self.attempts(deadline);
         let mut tries = 0;
         loop {
-            // Together at one instant: a refusal must not rest on a total that another copy of this very adjustment
-            // has changed.
-            let seen = self.seen(adjustment, &record_id, 0, &mut attempts).await?;
+            // At one instant: a refusal must not be based on a total that a copy of the same adjustment has changed.
+            let seen = self.read_adjustment(adjustment, &record_id, 0, &mut attempts).await?;
             let product = match seen.decide(adjustment, &fingerprint, &attempts)? {
-                Decided::Before(entry) => return Ok(made_before(entry, now, &attempts)),
-                Decided::On(product) => product,
+                AdjustDecision::Replay(entry) => return Ok(replay(entry, now, &attempts)),
+                AdjustDecision::Apply(product) => product,
             };
             let takes = match self.takes(adjustment, &product, tries, deadline).await? {
                 Some(takes) => takes,
-                None => match self.takes_of_all(adjustment, &record_id, product.shards, now, &mut attempts).await? {
-                    Some(takes) => takes,
-                    None => {
-                        attempts.count();
-                        continue;
+                None => {
+                    match self.takes_after_release(adjustment, &record_id, product.shards, now, &mut attempts).await? {
+                        Some(takes) => takes,
+                        None => {
+                            attempts.count();
+                            continue;
+                        }
                     }
-                },
+                }
             };
             tries += 1;
             let total_after = match product.total.checked_add_signed(adjustment.delta) {
                 Some(total) if total <= MAX_TOTAL => total,
                 Some(_) => return Err(Invalid::new("delta", "must leave the total at most 1000000000").into()),
-                // The shards hold more than the total that was read a moment before them: units came in meanwhile.
+                // The shards have more than the total that was read a moment before: units came in meanwhile.
                 None => {
                     attempts.count();
                     continue;
@@ -229,47 +183,35 @@ impl Store {
                 created_at: now,
             };
             let record = KeyRecord { fingerprint: fingerprint.clone(), entry };
-            let transaction = self.adjustment(&record_id, &record, &product, &takes)?;
-            match self.transact(&transaction, &mut attempts).await? {
-                Ok(()) => {
-                    self.with_cached(id, crate::products::CachedProduct::invalidate_stock);
-                    return Ok(Adjusted { entry: record.entry, replayed: false });
-                }
-                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
-                Err(Cancelled::Because(reasons)) => {
-                    // Whatever a condition failed on is read again above; other transactions are waited for.
-                    match reasons.iter().find(|(_, reason)| matches!(reason, Reason::Condition(_))) {
-                        Some((Action::Key | Action::Product | Action::Shard | Action::Ledger, _)) => attempts.count(),
-                        None => attempts.pause(contention_fault(&reasons)).await?,
-                    }
-                }
-            }
-            if deadline.passed() {
-                return Err(attempts.unavailable("adjust"));
+            let transaction = self.adjustment_transaction(&record_id, &record, &product, &takes)?;
+            // What a condition failed on is read again.
+            if self.transact_or_wait("adjust", &transaction, &mut attempts).await? {
+                self.with_cached(id, CachedProduct::invalidate_stock);
+                return Ok(Adjusted { entry: record.entry, replayed: false });
             }
         }
     }
 
-    /// The key's record, the product and its first `shards` shards, together at one instant.
-    async fn seen(
+    /// The key's record, the product and its first `shards` shards, at one instant.
+    async fn read_adjustment(
         &self,
         adjustment: &Adjustment,
         record_id: &str,
         shards: u32,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Seen, Error> {
+    ) -> Result<AdjustmentSnapshot, Error> {
         let id = &adjustment.product_id;
         let mut keys = vec![keys::adjustment(record_id), keys::product(id)];
         keys.extend((0..shards).map(|shard| keys::shard(id, shard)));
         let mut items = self.snapshot(&keys, attempts).await?.into_iter();
         let record = items.next().flatten().map(|item| items::read("adjustment", item)).transpose()?;
         let product = items.next().flatten().map(|item| items::read("product", item)).transpose()?;
-        Ok(Seen { record, product, available: items.map(units_on).collect::<Result<_, _>>()? })
+        Ok(AdjustmentSnapshot { record, product, available: items.map(units_on).collect::<Result<_, _>>()? })
     }
 
-    /// The shards to take units from, by all that is read at one instant once all that is overdue is released. Nothing
-    /// where something has changed meanwhile, so that all of it is decided again.
-    async fn takes_of_all(
+    /// The shards to take units from, by a snapshot after all overdue holds are released. `None` if something has
+    /// changed meanwhile: decide again.
+    async fn takes_after_release(
         &self,
         adjustment: &Adjustment,
         record_id: &str,
@@ -278,10 +220,10 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Vec<Take>>, Error> {
         let units = adjustment.delta.unsigned_abs();
-        let Seen { product, .. } = self.seen(adjustment, record_id, 0, attempts).await?;
+        let AdjustmentSnapshot { product, .. } = self.read_adjustment(adjustment, record_id, 0, attempts).await?;
         let Some(product) = product else { return Ok(None) };
         let swept = self.release_overdue_of(&[&product], None, now, attempts.deadline()).await?;
-        let seen = self.seen(adjustment, record_id, shards, attempts).await?;
+        let seen = self.read_adjustment(adjustment, record_id, shards, attempts).await?;
         if seen.record.is_some() || seen.product.as_ref().is_none_or(|now| now.total != product.total) {
             return Ok(None);
         }
@@ -296,12 +238,12 @@ impl Store {
             requested: u32::try_from(units).unwrap_or(u32::MAX),
             available: seen.available.iter().sum(),
         };
-        Err(unless_ambiguous(Refusal::InsufficientStock { shortages: vec![shortage] }, attempts))
+        Err(attempts.refuse(Refusal::InsufficientStock { shortages: vec![shortage] }))
     }
 
-    /// Which shards get or give how much; nothing where they seem to hold too little. Units are dealt over all shards at
-    /// first; each try that failed halves their number, since a transaction over many shards of a busy product meets a
-    /// reserve on one of them again and again.
+    /// The shards that give or get units; `None` if they seem to have too few. Units are distributed over all shards at
+    /// first. Each failed try halves the number of shards: on a busy product, a transaction over many of them keeps
+    /// meeting other transactions.
     async fn takes(
         &self,
         adjustment: &Adjustment,
@@ -321,38 +263,39 @@ impl Store {
         Ok(shards::withdraw(units, &available))
     }
 
-    fn adjustment(
+    fn adjustment_transaction(
         &self,
         record_id: &str,
         record: &KeyRecord,
         product: &Product,
         takes: &[Take],
-    ) -> Result<Transaction<Action>, Error> {
+    ) -> Result<Transaction<()>, Error> {
         let mut transaction = Transaction::new();
         let (id, entry) = (&product.product_id, &record.entry);
         let absent = "attribute_not_exists(#pk)";
         let key_item = items::write("adjustment", &keys::adjustment(record_id), record)?;
-        transaction.put(Action::Key, &self.table, key_item, absent)?;
+        transaction.put((), &self.table, key_item, absent)?;
         transaction.update(
-            Action::Product,
+            (),
             &self.table,
             &keys::product(id),
             Expression::new("SET #total = :after", vec![(":after", number(entry.total_after))]),
             Expression::new("#total = :seen", vec![(":seen", number(product.total))]),
         )?;
         for take in takes {
-            let (update, condition) = if entry.delta > 0 {
-                (give(u64::from(take.units)), Expression::new("attribute_exists(#pk)", vec![]))
-            } else {
-                take_units(take.units)
-            };
-            transaction.update(Action::Shard, &self.table, &keys::shard(id, take.shard), update, condition)?;
+            let (update, condition) =
+                if entry.delta > 0 { give_units(take.units.into()) } else { take_units(take.units, None) };
+            transaction.update((), &self.table, &keys::shard(id, take.shard), update, condition)?;
         }
-        transaction.put(Action::Ledger, &self.table, entry.item(id)?, absent)?;
+        transaction.put((), &self.table, entry.item(id)?, absent)?;
         Ok(transaction)
     }
 
     /// A page of a product's ledger, the newest entry first.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list, [`Refusal::ProductNotFound`]; [`Error::Unavailable`] without an answer
+    /// within the deadline.
     pub async fn ledger(
         &self,
         id: &ProductId,
@@ -362,7 +305,7 @@ impl Store {
     ) -> Result<Page<LedgerEntry>, Error> {
         let partition = keys::ledger(id, "").pk;
         let parts = [(keys::PK, Part::Is(&partition)), (keys::SK, Part::Begins(""))];
-        let start = cursor.map(|cursor| cursor.over(&parts)).transpose()?;
+        let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
         self.product(id, deadline).await?;
         let request = self
             .client
@@ -390,7 +333,7 @@ mod tests {
         let digest = |text: &str| digest_id("", &[text]);
         assert!(entry_id(at(1), &digest("b")) < entry_id(at(2), &digest("a")));
         assert_eq!(entry_id(at(1), &digest("a")), entry_id(at(1), &digest("a")));
-        // Sixteen characters of a digest, five bits each: all eighty bits that a ULID has beside its time.
+        // Sixteen characters of a digest, five bits each: all eighty random bits of a ULID.
         let bits = |digest: &str| Ulid::from_string(&entry_id(at(0), digest)).unwrap().random();
         assert_eq!(bits("aaaaaaaaaaaaaaaa"), 0x0842_1084_2108_4210_8421);
         assert_eq!(bits("pppppppppppppppp"), 0x8421_0842_1084_2108_4210);

@@ -1,71 +1,40 @@
 //! Transactions, and what a cancelled one says.
 //!
-//! DynamoDB answers a cancelled transaction with one reason for each action, in the order of the actions. That order
-//! is the only link between the two, so an action and what it stands for are added together and never apart.
+//! DynamoDB answers a cancelled transaction with one reason for each action, in the order of the actions. That order is
+//! the only link between the two, so an action and its meaning are added together.
 //!
-//! Two rules for reading such an answer. An action that met a conflict or a throttle says nothing of its condition, so
-//! nothing is concluded from a condition that did *not* fail on it. And the actions of a transaction are not looked at in
-//! one instant, so a refusal about an item reads that item last, in a [`snapshot`](Store::snapshot) together with
-//! whatever else the refusal rests on.
+//! Two rules for reading such an answer. If an action met a conflict or was throttled, its condition was not evaluated:
+//! nothing is concluded from it. And the conditions of a transaction are not evaluated at one instant, so a refusal about
+//! an item reads that item last, in a [`snapshot`](Store::snapshot) with everything else the refusal is based on.
 
 use aws_sdk_dynamodb::error::BuildError;
 use aws_sdk_dynamodb::operation::transact_get_items::TransactGetItemsError;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{
-    AttributeValue, CancellationReason, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
-    TransactGetItem, TransactWriteItem, Update,
+    CancellationReason, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure, TransactGetItem,
+    TransactWriteItem, Update,
 };
 
-use crate::error::{Attempts, Fault, fault};
+use crate::error::{Attempts, CallError, call_error};
 use crate::keys::Key;
+use crate::update::{Expression, names, values};
 use crate::{Error, Item, Store};
 
 /// The code of a reason: another transaction was on the item.
 const CONFLICT: &str = "TransactionConflict";
-/// The codes of a reason: too fast.
+/// The codes of a reason: throttled.
 const THROTTLED: [&str; 2] = ["ThrottlingError", "ProvisionedThroughputExceeded"];
 
 /// The most actions of one transaction.
 pub(crate) const MAX_ACTIONS: usize = 100;
 
-/// An expression with its values. Attribute names stand in the expression as `#name`, and are derived from it.
-pub(crate) struct Expression {
-    pub(crate) text: String,
-    pub(crate) values: Vec<(&'static str, AttributeValue)>,
-}
-
-impl Expression {
-    pub(crate) fn new(text: impl Into<String>, values: Vec<(&'static str, AttributeValue)>) -> Self {
-        Self { text: text.into(), values }
-    }
-}
-
-/// Every `#name` in the expressions, each standing for the attribute of that name. All names go through this, so that
-/// none can meet one of DynamoDB's reserved words.
-pub(crate) fn names(expressions: &[&str]) -> std::collections::HashMap<String, String> {
-    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    expressions
-        .iter()
-        .flat_map(|text| text.split('#').skip(1))
-        .map(|rest| rest.split(|c| !is_name(c)).next().unwrap_or_default())
-        .map(|name| (format!("#{name}"), name.to_owned()))
-        .collect()
-}
-
-/// The values of several expressions.
-pub(crate) fn values(
-    expressions: impl IntoIterator<Item = Expression>,
-) -> std::collections::HashMap<String, AttributeValue> {
-    expressions.into_iter().flat_map(|e| e.values).map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// Actions that happen together or not at all; each with the `A` that it stands for.
+/// Actions that are applied together or not at all, each with its meaning for the caller.
 pub(crate) struct Transaction<A> {
     actions: Vec<(A, TransactWriteItem)>,
 }
 
 impl Reason {
-    /// Whether it says nothing of the action's condition.
+    /// Whether the action's condition was not evaluated.
     pub(crate) fn hides_condition(&self) -> bool {
         matches!(self, Self::Conflict | Self::Throttled)
     }
@@ -74,20 +43,22 @@ impl Reason {
 /// Why one action stopped its transaction.
 #[derive(Debug)]
 pub(crate) enum Reason {
-    /// Its condition failed on this item, or on none.
+    /// Its condition failed; on this item, if there is one.
     Condition(Option<Item>),
     /// Another transaction was on its item.
     Conflict,
-    /// Too fast for its partition, or for the table.
+    /// It was throttled.
     Throttled,
 }
 
-/// What a transaction that was not carried out says: the actions that stopped it.
-pub(crate) enum Cancelled<A> {
-    /// Cancelled: at least one action stopped it, and nothing was applied.
-    Because(Vec<(A, Reason)>),
-    /// No such answer.
-    Fault(Fault),
+/// What came of a transaction.
+pub(crate) enum Outcome<A> {
+    /// All of it was applied.
+    Applied,
+    /// No answer says whether it was applied, or it was throttled. The backoff is over: try again.
+    TryAgain,
+    /// Nothing was applied. These actions stopped it: at least one.
+    Cancelled(Vec<(A, Reason)>),
 }
 
 impl<A: Clone> Transaction<A> {
@@ -141,8 +112,8 @@ impl Store {
     /// These items as they were together at one instant, each in the place of its key; `None` where there is none. At most
     /// [`MAX_ACTIONS`] keys, each of them once.
     ///
-    /// Costs twice a consistent read, and waits while a transaction is on one of the items: for answers that must be
-    /// true as a whole.
+    /// Costs twice as much as a consistent read, and waits while a transaction is on one of the items: for answers that must
+    /// be true as a whole.
     pub(crate) async fn snapshot(&self, keys: &[Key], attempts: &mut Attempts<'_>) -> Result<Vec<Option<Item>>, Error> {
         let get = |key: &Key| {
             let get = Get::builder().table_name(&self.table).set_key(Some(key.item())).build().map_err(incomplete)?;
@@ -166,38 +137,55 @@ impl Store {
                     let codes = cancelled.cancellation_reasons().iter().filter_map(CancellationReason::code);
                     let codes: Vec<&str> = codes.filter(|code| *code != "None").collect();
                     if codes.iter().any(|code| THROTTLED.contains(code)) {
-                        Fault::Throttled
+                        CallError::Throttled
                     } else if codes.contains(&CONFLICT) {
-                        Fault::Conflict
+                        CallError::Conflict
                     } else {
-                        Fault::Fatal(Error::internal("cancelled snapshot", codes.join(", ")))
+                        CallError::Fatal(Error::internal("cancelled snapshot", codes.join(", ")))
                     }
                 }
-                _ => fault("TransactGetItems", &error),
+                _ => call_error("TransactGetItems", &error),
             };
             attempts.pause(fault).await?;
         }
     }
 
-    /// Carries the transaction out, or says what stopped it. The SDK gives each call one ClientRequestToken and keeps
-    /// it over its own retries, so a retry after a lost answer cannot apply it twice.
+    /// Applies the transaction, or says what stopped it. The SDK gives each call one ClientRequestToken and keeps it over
+    /// its own retries, so a retry after a lost answer cannot apply it twice.
     pub(crate) async fn transact<A: Clone>(
         &self,
         transaction: &Transaction<A>,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Result<(), Cancelled<A>>, Error> {
+    ) -> Result<Outcome<A>, Error> {
         let actions = transaction.actions.iter().map(|(_, action)| action.clone()).collect();
         let request = self.client.transact_write_items().set_transact_items(Some(actions));
         let request = request.return_consumed_capacity(ReturnConsumedCapacity::Indexes);
         let error = match attempts.call(request.send()).await? {
-            Ok(_) => return Ok(Ok(())),
+            Ok(_) => return Ok(Outcome::Applied),
             Err(error) => error,
         };
         if let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() {
-            let reasons = by_position(&transaction.actions, cancelled.cancellation_reasons())?;
-            return Ok(Err(Cancelled::Because(reasons)));
+            return Ok(Outcome::Cancelled(by_position(&transaction.actions, cancelled.cancellation_reasons())?));
         }
-        Ok(Err(Cancelled::Fault(fault("TransactWriteItems", &error))))
+        attempts.pause(call_error("TransactWriteItems", &error)).await?;
+        Ok(Outcome::TryAgain)
+    }
+
+    /// Applies the transaction if its conditions hold, and returns whether it was applied. If not, what it was decided on
+    /// may have changed, or another transaction was on one of its items and has been waited for: read and decide again.
+    pub(crate) async fn transact_or_wait<A: Clone>(
+        &self,
+        during: &'static str,
+        transaction: &Transaction<A>,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<bool, Error> {
+        match self.transact(transaction, attempts).await? {
+            Outcome::Applied => return Ok(true),
+            Outcome::TryAgain => {}
+            Outcome::Cancelled(reasons) if any_condition_failed(&reasons) => attempts.count(),
+            Outcome::Cancelled(reasons) => attempts.pause(contention_error(&reasons)).await?,
+        }
+        if attempts.deadline().passed() { Err(attempts.unavailable(during)) } else { Ok(false) }
     }
 }
 
@@ -226,12 +214,17 @@ fn by_position<A: Clone>(
     Ok(stopped)
 }
 
-/// The fault of a transaction that no condition stopped, as far as anybody can say.
-pub(crate) fn contention_fault<A>(reasons: &[(A, Reason)]) -> Fault {
+/// Whether the condition of an action is known to have failed.
+pub(crate) fn any_condition_failed<A>(reasons: &[(A, Reason)]) -> bool {
+    reasons.iter().any(|(_, reason)| matches!(reason, Reason::Condition(_)))
+}
+
+/// The error of a transaction that was stopped by contention.
+pub(crate) fn contention_error<A>(reasons: &[(A, Reason)]) -> CallError {
     if reasons.iter().any(|(_, reason)| matches!(reason, Reason::Throttled)) {
-        Fault::Throttled
+        CallError::Throttled
     } else {
-        Fault::Conflict
+        CallError::Conflict
     }
 }
 
@@ -260,13 +253,5 @@ mod tests {
         assert!(by_position(&actions(2), &[reason("ConditionalCheckFailed")]).is_err());
         assert!(by_position(&actions(1), &[reason("None")]).is_err());
         assert!(by_position(&actions(1), &[reason("ItemCollectionSizeLimitExceeded")]).is_err());
-    }
-
-    #[test]
-    fn names_are_taken_from_the_expressions() {
-        let found = names(&["SET #status = :a, #due_at=:b REMOVE #ttl", "attribute_not_exists(#pk)"]);
-        let mut found: Vec<_> = found.into_values().collect();
-        found.sort();
-        assert_eq!(found, ["due_at", "pk", "status", "ttl"]);
     }
 }

@@ -1,55 +1,63 @@
-//! Finding units: which shards of a product's stock serve a quantity, and what must be done before anybody is told that
-//! none do.
+//! Taking units from shards and giving them back: which shards serve a quantity, and what must be done before a request is
+//! refused for lack of units.
 //!
-//! What an environment remembers of the shards is enough to *try*: the condition on the write decides. It is not enough
-//! to *refuse*. Before that, the shards are read; then holds whose time is over are released; then the shards are read
-//! once more, all at one instant, since units that wander from one shard to another may be overlooked by reads that are
-//! made one after another.
+//! Cached stock is enough to *try*: the condition on the write decides. It is not enough to *refuse*. Before that, the
+//! shards are read; then overdue holds are released; then the shards are read again, all at one instant, since units that
+//! move from one shard to another may be missed by reads one after another.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use holdfast_domain::{Product, ProductId, Shortage, Take, Timestamp};
+use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
 
+use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
 use crate::items::{self, ShardItem, number};
-use crate::products::{Dated, REFUSAL_LIFETIME_MS};
-use crate::transact::{Cancelled, Expression, MAX_ACTIONS, Reason, Transaction, contention_fault};
+use crate::transact::{MAX_ACTIONS, Transaction};
+use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
 
-/// How long a request that found too little may spend on releasing what is overdue.
+/// How long a request that found too few units may spend on releasing overdue holds.
 const RELEASE_BUDGET: Duration = Duration::from_secs(2);
 
-/// A quantity of one product that is looked for.
+/// A quantity of one product that is requested.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     pub(crate) product: &'a Product,
     pub(crate) quantity: u32,
 }
 
-/// What there is for a basket.
+/// The units for a basket.
 #[derive(Debug)]
-pub(crate) enum Found {
-    /// The shards to take from, for each wanted quantity in its place.
-    Units(Vec<Vec<Take>>),
-    /// Too little: these fall short, all of them at one instant.
+pub(crate) enum Allocation {
+    /// The shards to take from, in the order of the wanted quantities.
+    Takes(Vec<Vec<Take>>),
+    /// These have too few, all of them at one instant.
     Short(Vec<Shortage>),
 }
 
-/// Whether a refusal may rest on what this environment saw within the last second.
+/// What a refusal may be based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Memory {
-    /// It may: a herd that is told "sold out" costs no reads.
-    Trusted,
-    /// It may not: a payment depends on it.
-    Checked,
+pub(crate) enum RefusalBasis {
+    /// What this environment read within the last second: many requests that are told "sold out" cost no reads.
+    Cache,
+    /// Only what was read for this request: a payment depends on it.
+    Read,
 }
 
-/// What the remembered stock says of a basket.
+/// The meaning of an action in a transaction that takes units for a reservation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TakeAction {
+    Reservation,
+    Shard { line: usize, take: Take },
+    Limit { line: usize },
+}
+
+/// What the cached stock says about a basket.
 enum Choice<'a> {
-    Units(Vec<Vec<Take>>),
-    /// Enough units, in so many crumbs that no one transaction can take them: most of them are this one's.
-    Crumbs(Wanted<'a>),
-    /// These fall short.
+    Takes(Vec<Vec<Take>>),
+    /// Enough units, but on more shards than one transaction can have; most of these shards are of this product.
+    Fragmented(Wanted<'a>),
+    /// These have too few.
     Short(Vec<Wanted<'a>>),
 }
 
@@ -58,35 +66,35 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`] where time runs out before it is certain that there are too few.
-    pub(crate) async fn find_units(
+    pub(crate) async fn allocate_units(
         &self,
         wanted: &[Wanted<'_>],
         other_actions: usize,
-        memory: Memory,
+        basis: RefusalBasis,
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Found, Error> {
+    ) -> Result<Allocation, Error> {
         let mut attempts = self.attempts(deadline);
         let (mut read, mut released) = (false, None);
         loop {
-            // Another request of this environment may have forgotten them meanwhile.
+            // Another request of this environment may have removed them from the cache.
             wanted.iter().for_each(|one| self.ensure_cached(one.product));
             let short = match self.choose(wanted, other_actions) {
-                Choice::Units(takes) => return Ok(Found::Units(takes)),
-                Choice::Crumbs(one) => {
-                    self.gather(one, deadline).await?;
+                Choice::Takes(takes) => return Ok(Allocation::Takes(takes)),
+                Choice::Fragmented(one) => {
+                    self.consolidate(one, deadline).await?;
                     attempts.count();
                     if deadline.passed() {
-                        return Err(attempts.unavailable("gather"));
+                        return Err(attempts.unavailable("consolidate"));
                     }
                     continue;
                 }
                 Choice::Short(short) => short,
             };
-            if memory == Memory::Trusted && short.iter().all(|one| self.is_exhausted(one.product)) {
+            if basis == RefusalBasis::Cache && short.iter().all(|one| self.is_exhausted(one.product)) {
                 let remembered = |one: &Wanted<'_>| self.with_cached(&one.product.product_id, |cached| cached.free());
                 let shortages = short.iter().map(|one| shortage(one, remembered(one).unwrap_or_default()));
-                return Ok(Found::Short(shortages.collect()));
+                return Ok(Allocation::Short(shortages.collect()));
             }
             let products: Vec<&Product> = short.iter().map(|one| one.product).collect();
             if !read {
@@ -107,7 +115,7 @@ impl Store {
                 if !complete {
                     return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
                 }
-                return Ok(Found::Short(shortages));
+                return Ok(Allocation::Short(shortages));
             }
             attempts.count();
             if deadline.passed() {
@@ -116,7 +124,7 @@ impl Store {
         }
     }
 
-    /// What the remembered stock has for a basket. A shard of which nothing is known is taken to have enough.
+    /// Chooses shards for a basket by the cached stock. An unknown shard is assumed to have enough.
     fn choose<'a>(&self, wanted: &[Wanted<'a>], other_actions: usize) -> Choice<'a> {
         let mut takes = Vec::with_capacity(wanted.len());
         let mut short = Vec::new();
@@ -132,12 +140,12 @@ impl Store {
         if other_actions + takes.iter().map(Vec::len).sum::<usize>() > MAX_ACTIONS
             && let Some((_, crumbs)) = takes.iter().zip(wanted).max_by_key(|(takes, _)| takes.len())
         {
-            return Choice::Crumbs(*crumbs);
+            return Choice::Fragmented(*crumbs);
         }
-        Choice::Units(takes)
+        Choice::Takes(takes)
     }
 
-    /// Reads all shards of these products, and remembers what they hold.
+    /// Reads all shards of these products into the cache.
     pub(crate) async fn refresh_stock(&self, products: &[&Product], deadline: Deadline) -> Result<(), Error> {
         for (id, available) in self.shards(products, deadline).await? {
             self.with_cached(&id, |cached| cached.set_stock(available));
@@ -145,8 +153,8 @@ impl Store {
         Ok(())
     }
 
-    /// Reads all shards of what falls short, of as many products as one snapshot can have, and remembers them. What falls
-    /// short then is returned, and, if all that was overdue is `released`, known to be exhausted.
+    /// Reads all shards of the products that had too few, of as many as fit into one snapshot, into the cache. Returns those
+    /// that still have too few; if all overdue holds are `released`, they are known to be exhausted.
     async fn read_stock_at_one_instant(
         &self,
         short: &[Wanted<'_>],
@@ -162,8 +170,8 @@ impl Store {
                 part.push(one);
             }
         }
-        // Before the reading: what it says may be as old as that.
-        let seen_at = Dated::now(&self.clock);
+        // Dated before the read, so that the result is never older than its date.
+        let seen_at = ReadTime::now(&self.clock);
         let mut items = self.snapshot(&keys, &mut self.attempts(deadline)).await?.into_iter();
         let mut shortages = Vec::new();
         for one in part {
@@ -207,9 +215,9 @@ impl Store {
         Ok(found)
     }
 
-    /// Moves units of a product into one shard, until it has the wanted quantity: a basket of many products that lie in
-    /// crumbs needs more shards than one transaction may touch. Where they are too few, nothing is moved.
-    async fn gather(&self, wanted: Wanted<'_>, deadline: Deadline) -> Result<(), Error> {
+    /// Moves units of a product into one shard until it has the wanted quantity: a basket of many fragmented products would
+    /// need more shards than one transaction can have. Moves nothing where there are too few units.
+    async fn consolidate(&self, wanted: Wanted<'_>, deadline: Deadline) -> Result<(), Error> {
         let id = &wanted.product.product_id;
         let mut attempts = self.attempts(deadline);
         loop {
@@ -225,36 +233,48 @@ impl Store {
             let moved: u64 = sources.iter().map(|take| u64::from(take.units)).sum();
             let mut transaction = Transaction::new();
             let target = keys::shard(id, target.shard);
-            transaction.update(
-                (),
-                &self.table,
-                &target,
-                give(moved),
-                Expression::new("attribute_exists(#pk)", vec![]),
-            )?;
+            let (update, condition) = give_units(moved);
+            transaction.update((), &self.table, &target, update, condition)?;
             for take in sources {
-                let (update, condition) = take_units(take.units);
+                let (update, condition) = take_units(take.units, None);
                 transaction.update((), &self.table, &keys::shard(id, take.shard), update, condition)?;
             }
-            match self.transact(&transaction, &mut attempts).await? {
-                Ok(()) => return self.refresh_stock(&[wanted.product], deadline).await,
-                Err(Cancelled::Fault(fault)) => attempts.pause(fault).await?,
-                Err(Cancelled::Because(reasons)) => {
-                    if reasons.iter().any(|((), reason)| matches!(reason, Reason::Condition(_))) {
-                        attempts.count();
-                    } else {
-                        attempts.pause(contention_fault(&reasons)).await?;
-                    }
-                }
-            }
-            if deadline.passed() {
-                return Err(attempts.unavailable("gather"));
+            if self.transact_or_wait("consolidate", &transaction, &mut attempts).await? {
+                return self.refresh_stock(&[wanted.product], deadline).await;
             }
         }
     }
 
-    /// Whether this environment has seen within the last second, after all that was overdue was released, that the
-    /// product has no more than what is remembered of it.
+    /// Adds the actions that take the units of `lines` and count them for the customer; `wanted` has the product of each
+    /// line. Where `of_version` says so, only from shards that know no newer version of it.
+    pub(crate) fn take_lines(
+        &self,
+        transaction: &mut Transaction<TakeAction>,
+        customer: &CustomerId,
+        lines: &[Line],
+        wanted: &[Wanted<'_>],
+        of_version: impl Fn(&Line) -> bool,
+    ) -> Result<(), Error> {
+        for (at, (line, wanted)) in lines.iter().zip(wanted).enumerate() {
+            let version = of_version(line).then_some(wanted.product.version);
+            for &take in &line.takes {
+                let (update, condition) = take_units(take.units, version);
+                let key = keys::shard(&line.product_id, take.shard);
+                transaction.update(TakeAction::Shard { line: at, take }, &self.table, &key, update, condition)?;
+            }
+            if line.limited {
+                // Counted also without a limit: one that is set later counts these units, and a release gives them back.
+                let limit = wanted.product.max_per_customer.unwrap_or(u32::MAX);
+                let (update, condition) = take_limit(line.quantity, limit);
+                let key = keys::limit(&line.product_id, customer);
+                transaction.update(TakeAction::Limit { line: at }, &self.table, &key, update, condition)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this environment read within the last second, after all overdue holds were released, that the product has no
+    /// more units than are cached.
     fn is_exhausted(&self, product: &Product) -> bool {
         let exhausted_at = self.with_cached(&product.product_id, |cached| cached.exhausted_at).flatten();
         exhausted_at.is_some_and(|at| at.within(REFUSAL_LIFETIME_MS, &self.clock))
@@ -265,29 +285,43 @@ fn shortage(wanted: &Wanted<'_>, available: u64) -> Shortage {
     Shortage { product_id: wanted.product.product_id.clone(), requested: wanted.quantity, available }
 }
 
-/// The units on a shard. One that does not exist has none.
+/// The units of a shard. One that does not exist has none.
 pub(crate) fn units_on(item: Option<Item>) -> Result<u64, Error> {
     item.map_or(Ok(0), |item| Ok(items::read::<ShardItem>("shard", item)?.available))
 }
 
-/// The update that gives a shard units.
-pub(crate) fn give(units: u64) -> Expression {
-    Expression::new("SET #available = #available + :q", vec![(":q", number(units))])
-}
-
-/// The update that takes units from a shard, and the condition that they are there.
-pub(crate) fn take_units(units: u32) -> (Expression, Expression) {
+/// The update that gives units to a shard, and the condition that there is one.
+pub(crate) fn give_units(units: u64) -> (Expression, Expression) {
     (
-        Expression::new("SET #available = #available - :q", vec![(":q", number(units))]),
-        Expression::new("#available >= :q", vec![]),
+        Expression::new("SET #available = #available + :q", vec![(":q", number(units))]),
+        Expression::new("attribute_exists(#pk)", vec![]),
     )
 }
 
-/// Counts `quantity` more units of a customer, where that stays within `limit`.
+/// The update that takes units from a shard, and the condition that it has them; with `version`, also that the shard has
+/// not been raised to a newer version of its product.
+pub(crate) fn take_units(units: u32, version: Option<u64>) -> (Expression, Expression) {
+    let update = Expression::new("SET #available = #available - :q", vec![(":q", number(units))]);
+    let condition = match version {
+        None => Expression::new("#available >= :q", vec![]),
+        Some(version) => Expression::new("#available >= :q AND #product_version <= :v", vec![(":v", number(version))]),
+    };
+    (update, condition)
+}
+
+/// The update that counts `quantity` more units of a customer, and the condition that they stay within `limit`.
 pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) {
     let room = number(i64::from(limit) - i64::from(quantity));
     (
         Expression::new("ADD #units :q", vec![(":q", number(quantity))]),
         Expression::new("attribute_not_exists(#units) OR #units <= :room", vec![(":room", room)]),
+    )
+}
+
+/// The update that counts `quantity` fewer units of a customer, and the condition that at least that many are counted.
+pub(crate) fn give_limit(quantity: u64) -> (Expression, Expression) {
+    (
+        Expression::new("SET #units = #units - :q", vec![(":q", number(quantity))]),
+        Expression::new("#units >= :q", vec![]),
     )
 }

@@ -8,7 +8,7 @@ use lambda_http::request::LambdaRequest;
 use lambda_http::{Adapter, Context, IntoResponse, LambdaEvent, Request, Service};
 use serde_json::{Value, json};
 
-/// What no caller may ever read: calls, services, addresses, and the words of these tests' faults.
+/// What no caller may read: calls, services, addresses, and the texts of injected faults.
 const INSIDE: [&str; 12] = [
     "dynamo",
     "sqs",
@@ -45,7 +45,7 @@ fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../events").join(name)
 }
 
-/// The same event, to another path.
+/// The same event with another method and path.
 pub fn at(mut event: Value, method: &str, path: &str) -> Value {
     event["rawPath"] = path.into();
     event["requestContext"]["http"]["path"] = path.into();
@@ -59,20 +59,20 @@ pub fn by(mut event: Value, customer: &str) -> Value {
     event
 }
 
-/// The same event by a caller of this role, as the authorizer hands Cognito's groups over.
+/// The same event by a caller with this role, as the authorizer passes Cognito's groups on.
 pub fn in_role(mut event: Value, role: &str) -> Value {
     event["requestContext"]["authorizer"]["jwt"]["claims"]["cognito:groups"] = format!("[{role}]").into();
     event
 }
 
 /// The same event with this query.
-pub fn asking(mut event: Value, query: &str) -> Value {
+pub fn with_query(mut event: Value, query: &str) -> Value {
     event["rawQueryString"] = query.into();
     event
 }
 
 /// The same event with another body.
-pub fn saying(mut event: Value, body: impl ToString) -> Value {
+pub fn with_body(mut event: Value, body: impl ToString) -> Value {
     event["body"] = body.to_string().into();
     event
 }
@@ -83,7 +83,7 @@ pub fn with_header(mut event: Value, name: &str, value: &str) -> Value {
     event
 }
 
-/// The answer of a router to an event, through the adapter that the runtime puts between them.
+/// The answer of a router to an event, through the runtime's adapter.
 pub async fn send<S, R, E>(router: S, event: Value) -> Answer
 where
     S: Service<Request, Response = R, Error = E>,
@@ -107,7 +107,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The answer in what the function returns.
+    /// The answer in a function's output.
     pub fn of(whole: Value) -> Self {
         assert_eq!(whole["isBase64Encoded"], false, "an answer of ours is text: {whole}");
         let body = serde_json::from_str(whole["body"].as_str().unwrap_or_default()).unwrap_or_default();
@@ -119,10 +119,10 @@ impl Answer {
         self.whole["headers"][name].as_str().or_else(|| self.whole["multiValueHeaders"][name][0].as_str())
     }
 
-    /// Checks that it is this problem, whole, with nothing from inside in it, and gives its body.
+    /// Checks that it is this problem, complete and without internals, and returns its body.
     ///
     /// # Panics
-    /// Where it is not.
+    /// If it is not.
     #[track_caller]
     pub fn problem(self, status: u64, code: &str) -> Value {
         assert_eq!((self.status, &self.body["code"]), (status, &json!(code)), "{:?}", self.whole);

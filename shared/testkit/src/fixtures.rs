@@ -16,8 +16,8 @@ use holdfast_aws::config::Environment;
 use holdfast_aws::queues::Queues;
 use holdfast_aws::schedules::{Schedules, Target};
 use holdfast_domain::{
-    Basket, CustomerId, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, IdempotencyKey, PaymentReference, Product,
-    ProductId, ProductStatus, Reservation, Status, Timestamp,
+    Basket, Confirmation, CustomerId, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, IdempotencyKey, PaymentReference,
+    Product, ProductId, ProductStatus, Reservation, ReservationId, Status, Timestamp,
 };
 use holdfast_store::{Deadline, Error, Reserved, Store, keys};
 
@@ -25,7 +25,7 @@ use crate::wire::Wire;
 
 /// The table of the fixtures.
 pub const TABLE: &str = "holdfast";
-/// When the fixtures' stories begin.
+/// The time at which tests begin.
 pub const NOW: Timestamp = Timestamp::from_millis(1_763_700_000_000);
 
 /// The queue of confirmations.
@@ -34,7 +34,7 @@ pub const CONFIRMATIONS: &str = "https://sqs.us-east-1.amazonaws.com/12345678901
 pub const FAILED: &str = "https://sqs.us-east-1.amazonaws.com/123456789012/failed-confirmations";
 
 fn environment(wire: &Wire) -> Environment {
-    Environment::of_emulator("us-east-1", "http://aws.test").over(wire.http_client())
+    Environment::of_emulator("us-east-1", "http://aws.test").with_http_client(wire.http_client())
 }
 
 /// A client over the wire.
@@ -47,7 +47,7 @@ pub fn queues(wire: &Wire) -> Queues {
     Queues::new(environment(wire).sqs(), CONFIRMATIONS.to_owned(), FAILED.to_owned())
 }
 
-/// Another environment's reminders over the wire, in slots of 10 s.
+/// The schedules of another environment over the wire, in slots of 10 s.
 pub fn schedules(wire: &Wire) -> Schedules {
     let target = Target {
         group: "holds".to_owned(),
@@ -58,29 +58,29 @@ pub fn schedules(wire: &Wire) -> Schedules {
     Schedules::new(environment(wire).scheduler(), target, 10)
 }
 
-/// The hands of a clock, which a test turns. They start at [`NOW`].
+/// A clock that a test sets. It starts at [`NOW`].
 #[derive(Debug, Clone)]
-pub struct Hands(Arc<AtomicI64>);
+pub struct TestClock(Arc<AtomicI64>);
 
-impl Hands {
-    /// At [`NOW`].
+impl TestClock {
+    /// A clock at [`NOW`].
     pub fn new() -> Self {
         Self(Arc::new(AtomicI64::new(NOW.as_millis())))
     }
 
-    /// Turns them.
+    /// Sets the time.
     pub fn set(&self, now: Timestamp) {
         self.0.store(now.as_millis(), Ordering::Relaxed);
     }
 
-    /// The clock that they are of.
+    /// The clock for what is tested.
     pub fn clock(&self) -> Clock {
         let hands = self.0.clone();
         Clock::new(move || Timestamp::from_millis(hands.load(Ordering::Relaxed)))
     }
 }
 
-impl Default for Hands {
+impl Default for TestClock {
     fn default() -> Self {
         Self::new()
     }
@@ -94,17 +94,17 @@ pub async fn table() -> Wire {
     wire
 }
 
-/// Another environment over the same table: with a memory and a chance of its own.
+/// Another environment over the same table, with its own cache and random numbers.
 pub fn store(wire: &Wire, seed: u64) -> Store {
     Store::new(client(wire), TABLE, wire.clock()).seeded(seed)
 }
 
-/// As long as any request may last.
+/// The deadline of an ordinary request.
 pub fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(8))
 }
 
-/// Makes the table of `template.yaml`.
+/// Creates the table of `template.yaml`.
 pub async fn create_table(client: &Client, name: &str) {
     let attribute =
         |name: &str, kind| AttributeDefinition::builder().attribute_name(name).attribute_type(kind).build().unwrap();
@@ -144,8 +144,7 @@ pub async fn create_table(client: &Client, name: &str) {
         .expect("a table");
 }
 
-/// A product of `total` units on `shards` shards, held for 600 s. Nobody counts what each customer has of it: see
-/// [`limited`].
+/// A product of `total` units on `shards` shards, held for 600 s. Customers' units are not counted: see [`limited`].
 pub fn product(id: &str, total: u64, shards: u32) -> Product {
     Product {
         product_id: product_id(id),
@@ -185,13 +184,28 @@ pub fn payment(reference: &str) -> PaymentReference {
     PaymentReference::try_from(reference).unwrap()
 }
 
-/// What `who` asks for under `key`.
+/// The basket of `who` under `key`.
 pub fn basket(who: &str, key: &str, lines: &[(&str, u32)]) -> Basket {
     let lines = lines.iter().map(|&(id, quantity)| (product_id(id), Some(quantity))).collect();
-    Basket::new(customer(who), &IdempotencyKey::try_from(key).unwrap(), lines).unwrap().unwrap()
+    Basket::new(customer(who), &IdempotencyKey::try_from(key).unwrap(), lines).unwrap()
 }
 
-/// Makes products.
+/// A confirmation that was requested at `at`.
+pub fn confirmation(
+    reservation_id: &ReservationId,
+    customer: &CustomerId,
+    payment: Option<&PaymentReference>,
+    at: Timestamp,
+) -> Confirmation {
+    Confirmation {
+        reservation_id: reservation_id.clone(),
+        customer: customer.clone(),
+        payment_reference: payment.cloned(),
+        requested_at: at,
+    }
+}
+
+/// Creates products.
 pub async fn stocked(wire: &Wire, products: &[Product]) {
     let store = store(wire, 0);
     for product in products {
@@ -200,7 +214,10 @@ pub async fn stocked(wire: &Wire, products: &[Product]) {
     wire.take_calls();
 }
 
-/// Reserves, with reminders that always work.
+/// Reserves, with reminders that always succeed.
+///
+/// # Errors
+/// As [`Store::reserve`].
 pub async fn reserve(store: &Store, basket: &Basket, now: Timestamp) -> Result<Reserved, Error> {
     store.reserve(basket, now, soon(), |_| async { Ok(()) }).await
 }
@@ -214,7 +231,7 @@ pub struct Books {
     pub held: u64,
     /// In orders.
     pub sold: u64,
-    /// What the product says that there are.
+    /// The product's total.
     pub total: u64,
 }
 

@@ -1,5 +1,6 @@
 //! For tests only: AWS in process behind the real SDKs, a wire that can be cut, events as they reach the functions, and
 //! fixtures.
+#![warn(clippy::missing_errors_doc)]
 
 pub mod event;
 pub mod fixtures;

@@ -11,8 +11,9 @@ use serde_json::Value;
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// From now on, as the runtime's own subscriber but for the writer; and of the whole process, since tracing decides
-    /// once for all threads whether anybody listens. So once a process, and other tests' lines are among these.
+    /// Starts capturing, with the runtime's own subscriber except for the writer. It captures the whole process, since
+    /// tracing decides once for all threads whether anybody listens. So call it once; it includes the lines of other
+    /// tests.
     pub fn capture() -> Self {
         let log = Self::default();
         let writer = log.clone();
@@ -31,10 +32,10 @@ impl Log {
         self.text().lines().map(|line| serde_json::from_str(line).unwrap_or_default()).collect()
     }
 
-    /// Checks that none of this was logged.
+    /// Checks that none of these was logged.
     ///
     /// # Panics
-    /// Where it was.
+    /// If one was.
     #[track_caller]
     pub fn is_free_of(&self, secrets: &[&str]) {
         let log = self.text();

@@ -1,8 +1,8 @@
-//! SQS and EventBridge Scheduler in memory: as much of them as the functions use.
+//! SQS and EventBridge Scheduler in memory, as far as the functions use them.
 
 use serde_json::{Value, json};
 
-/// A schedule that somebody made.
+/// A schedule.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     /// Its group.
@@ -27,7 +27,7 @@ struct Message {
     receives: u32,
 }
 
-/// Both services. A queue exists as soon as somebody names it.
+/// Both services. A queue exists as soon as it is named.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
     messages: Vec<Message>,
@@ -38,7 +38,7 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// The answer to a call, or nothing where the operation is of another service.
+    /// The answer to a call, or `None` if the operation is of another service.
     pub(crate) fn carry_out(&mut self, operation: &str, request: &Value) -> Option<(u16, Value)> {
         let named = || (text(request, "QueueUrl"), text(request, "ReceiptHandle"));
         Some(match operation {
@@ -83,7 +83,7 @@ impl Services {
     fn receive(&mut self, request: &Value) -> Value {
         let queue = text(request, "QueueUrl");
         let most = request["MaxNumberOfMessages"].as_u64().and_then(|most| most.try_into().ok()).unwrap_or(1);
-        // Who does not wait is answered by some of the servers, whether or not there is more on the others.
+        // A receive that does not wait is answered by some of the servers, even if others have messages.
         let waits = request["WaitTimeSeconds"].as_u64().is_some_and(|seconds| seconds > 0);
         let asked = (!waits).then(|| {
             self.short_polls += 1;

@@ -25,49 +25,49 @@ use crate::fixtures::NOW;
 pub use crate::services::Schedule;
 use crate::services::Services;
 
-/// What happens to a call instead of an answer.
+/// What happens to a call instead of its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It never arrives, and no answer comes.
+    /// The call never arrives, and no answer comes.
     LostBefore,
-    /// It is carried out, and its answer never comes.
+    /// The call is applied, and its answer never comes.
     LostAfter,
-    /// It never arrives, and whoever sent it hears nothing at all: the connection stays open.
+    /// The call never arrives, and the connection stays open without an answer.
     Silence,
-    /// It never arrives, and the answer is "internal error".
+    /// The call never arrives, and the answer is "internal error".
     ServerError,
-    /// It is carried out, and the answer is "internal error".
+    /// The call is applied, and the answer is "internal error".
     ServerErrorAfter,
-    /// Refused for its rate: not carried out.
+    /// Throttled: not applied.
     Throttled,
-    /// Another transaction is on its items: not carried out. Of a transaction, all actions meet it.
+    /// Another transaction is on its items: not applied. In a transaction, all actions meet the conflict.
     Conflict,
-    /// A transaction whose action at this position meets a conflict; no other is evaluated.
+    /// A transaction whose action at this position meets a conflict; no other action is evaluated.
     ConflictAt(usize),
-    /// Carried out. Where the transaction is cancelled, the reason at this position is a conflict, whatever else it
-    /// would have been: as in DynamoDB, which says of an item that another transaction is on nothing else.
+    /// The call is applied. If the transaction is cancelled, the reason at this position is a conflict in place of its
+    /// own: as in DynamoDB, where a conflict hides the result of a condition.
     HiddenAt(usize),
-    /// The caller may not: not carried out.
+    /// Access denied: not applied.
     AccessDenied,
-    /// Of a `BatchGetItem`: nothing is read, and all keys come back as not processed.
+    /// Of a `BatchGetItem`: nothing is read, and all keys are returned as unprocessed.
     Unprocessed,
 }
 
-/// One call that went over the wire.
+/// A call over the wire.
 #[derive(Debug, Clone)]
 pub struct Call {
     /// Such as `TransactWriteItems`.
     pub operation: String,
-    /// What was asked.
+    /// The request.
     pub request: Value,
-    /// The answer, where one came.
+    /// The answer, if there was one.
     pub response: Option<Value>,
-    /// What happened to it.
+    /// The fault that it met.
     pub fault: Option<Fault>,
 }
 
 impl Call {
-    /// The capacity units that the answer says it consumed on the table itself, and on its indexes.
+    /// The capacity units that it consumed on the table itself, and on its indexes.
     pub fn consumed(&self) -> (f64, f64) {
         let consumed = self.response.as_ref().map_or(&Value::Null, |response| &response["ConsumedCapacity"]);
         let consumed = consumed.as_array().and_then(|parts| parts.first()).unwrap_or(consumed);
@@ -76,7 +76,7 @@ impl Call {
         (units(&consumed["Table"]), indexes.map_or(0.0, |indexes| indexes.values().map(units).sum()))
     }
 
-    /// The keys that a transaction touches, in its order.
+    /// The keys of a transaction, in order.
     pub fn transaction_keys(&self) -> Vec<String> {
         let actions = self.request["TransactItems"].as_array().cloned().unwrap_or_default();
         let key = |action: &Value| {
@@ -90,8 +90,8 @@ impl Call {
 type Script = Box<dyn FnMut(&Call) -> Option<Fault> + Send>;
 type Wanted = Box<dyn FnMut(&Call) -> bool + Send>;
 
-/// A place on the wire where the first call that is wanted waits, before it is carried out: for tests in which something
-/// else must happen first. No clock decides who is first.
+/// A point on the wire where the first call that matches waits before it is applied, for tests in which something else
+/// must happen first. The order does not depend on time.
 #[derive(Debug, Default)]
 pub struct Gate {
     arrived: Notify,
@@ -141,7 +141,7 @@ impl Wire {
         }))
     }
 
-    /// The wall clock of everybody on this wire: it began at [`NOW`](crate::fixtures::NOW), and goes as the runtime's does.
+    /// The wall clock of this wire: it starts at [`NOW`](crate::fixtures::NOW), and advances with the runtime's clock.
     pub fn clock(&self) -> Clock {
         let wire = self.clone();
         Clock::new(move || {
@@ -151,19 +151,19 @@ impl Wire {
         })
     }
 
-    /// Moves the wall clock, forwards as after a freeze, or backwards; the runtime's own clock stays as it is.
+    /// Moves the wall clock, forwards as after a freeze, or backwards; the runtime's clock is not affected.
     pub fn step_clock(&self, millis: i64) {
         self.0.stepped_ms.fetch_add(millis, Ordering::SeqCst);
     }
 
-    /// The first call that is `wanted` waits at the gate until it is opened.
+    /// Makes the first call that is `wanted` wait at the gate until it is opened.
     pub fn gate(&self, wanted: impl FnMut(&Call) -> bool + Send + 'static) -> Arc<Gate> {
         let gate = Arc::new(Gate::default());
         *lock(&self.0.gate) = Some((Box::new(wanted), gate.clone()));
         gate
     }
 
-    /// Waits where the request is the one that a gate is for.
+    /// Waits if a gate is for this request.
     async fn pass(&self, request: &HttpRequest) {
         let gate = {
             let mut slot = lock(&self.0.gate);
@@ -181,7 +181,7 @@ impl Wire {
         *lock(&self.0.script) = Box::new(script);
     }
 
-    /// The next `times` calls of `operation` meet `fault`, and the wire is whole again.
+    /// The next `times` calls of `operation` meet `fault`, and later ones do not.
     pub fn fail(&self, operation: &'static str, times: usize, fault: Fault) {
         let mut left = times;
         self.script(move |call| {
@@ -196,17 +196,17 @@ impl Wire {
         self.script(move |call| operations.contains(&call.operation.as_str()).then_some(fault));
     }
 
-    /// From now on, every call arrives and is answered.
-    pub fn mend(&self) {
+    /// From now on, no call meets a fault.
+    pub fn clear_faults(&self) {
         self.script(|_| None);
     }
 
-    /// The bodies in the queue of this URL, also of messages that are hidden because somebody received them.
+    /// The bodies in the queue of this URL, including hidden messages that were received.
     pub fn messages(&self, queue_url: &str) -> Vec<String> {
         lock(&self.0.services).messages(queue_url)
     }
 
-    /// Puts a message into a queue, as somebody else would.
+    /// Puts a message into a queue.
     pub fn send_message(&self, queue_url: &str, body: &str) {
         lock(&self.0.services).send(queue_url, body);
     }
@@ -221,17 +221,17 @@ impl Wire {
         lock(&self.0.services).schedules()
     }
 
-    /// All calls since the last time that this was asked.
+    /// All calls since this was last called.
     pub fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut *lock(&self.0.calls))
     }
 
-    /// As the SDK takes it.
+    /// The client for the SDK.
     pub fn http_client(&self) -> SharedHttpClient {
         SharedHttpClient::new(self.clone())
     }
 
-    /// The answer to a request, or nothing where none will ever come.
+    /// The answer to a request, or `None` if none will ever come.
     fn answer(&self, request: &HttpRequest) -> Option<Result<HttpResponse, ConnectorError>> {
         let mut call = call(request);
         call.fault = lock(&self.0.script)(&call);
@@ -315,7 +315,7 @@ fn run<Q: DeserializeOwned, A: Serialize>(
     serde_json::to_value(answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
-/// Names the operation: in DynamoDB's and SQS's protocol a header does, in Scheduler's the method and the path.
+/// Names the operation: by a header in the protocols of DynamoDB and SQS, by method and path in Scheduler's.
 fn call(request: &HttpRequest) -> Call {
     let mut body: Value = request.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
     let target = request.headers().get("x-amz-target").and_then(|target| target.rsplit('.').next());
@@ -338,7 +338,7 @@ fn lost() -> ConnectorError {
     ConnectorError::timeout("the answer never came".into())
 }
 
-/// The SDKs of all three services find the code here, behind any namespace.
+/// The SDKs of all three services find the code here, in any namespace.
 fn error(code: &str) -> Value {
     json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"), "message": "a fault" })
 }
@@ -362,7 +362,7 @@ impl HttpConnector for Wire {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let wire = self.clone();
         HttpConnectorFuture::new(async move {
-            // As on any network, others get their turn between a request and its answer.
+            // As on any network, others run between a request and its answer.
             tokio::task::yield_now().await;
             wire.pass(&request).await;
             match wire.answer(&request) {

@@ -1,11 +1,14 @@
 //! Answers that somebody acts on, under duplicates, races and hidden reasons: none may be contradicted later.
 
 use futures_util::future::join;
-use holdfast_domain::{IdempotencyKey, PaymentReference, Product, Refusal, Reservation, Status, Timestamp};
-use holdfast_store::{Adjusted, Adjustment, Error, FailedState, Failure, NOT_CONFIRMED, Store, keys};
+use holdfast_domain::{
+    Adjustment, Confirmation, FailedState, Failure, IdempotencyKey, NOT_CONFIRMED, PaymentReference, Product, Refusal,
+    Reservation, Status, Timestamp,
+};
+use holdfast_store::{Adjusted, Error, Store, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, limited, payment, product, product_id, reserve, soon, stocked, store,
-    table,
+    NOW, TABLE, basket, books, client, confirmation, customer, limited, payment, product, product_id, reserve, soon,
+    stocked, store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
@@ -23,7 +26,7 @@ async fn hold(store: &Store, who: &str, units: u32, at: Timestamp) -> Reservatio
 }
 
 async fn pay(store: &Store, held: &Reservation, paid: &str, at: Timestamp) -> Result<Reservation, Error> {
-    store.confirm(&held.reservation_id, &held.customer, Some(&payment(paid)), at, at, soon()).await
+    store.confirm(&confirmation(&held.reservation_id, &held.customer, Some(&payment(paid)), at), at, soon()).await
 }
 
 async fn shop(product: Product) -> (Wire, Store, Store) {
@@ -35,10 +38,12 @@ async fn shop(product: Product) -> (Wire, Store, Store) {
 
 fn failure(held: &Reservation, who: &str, paid: Option<&str>, reason: &str, at: Timestamp) -> Failure {
     Failure {
-        reservation_id: Some(held.reservation_id.clone()),
-        customer: Some(customer(who)),
-        payment_reference: paid.map(payment),
-        requested_at: Some(at),
+        confirmation: Some(Confirmation {
+            reservation_id: held.reservation_id.clone(),
+            customer: customer(who),
+            payment_reference: paid.map(payment),
+            requested_at: at,
+        }),
         reason: reason.to_owned(),
         body: format!("{who} {}", at.as_millis()),
     }
@@ -76,9 +81,9 @@ async fn an_overdue_hold_stands_in_nobodys_way() {
     hold(&one, "alice", 4, NOW).await;
     let tee = product_id("tee");
     wire.step_clock(599_000);
-    assert_eq!(store(&wire, 3).product_lately(&tee, soon()).await.unwrap().1.available, 6);
+    assert_eq!(store(&wire, 3).product_with_stock(&tee, soon()).await.unwrap().1.available, 6);
     wire.step_clock(31_000);
-    let shown = store(&wire, 3).product_lately(&tee, soon()).await.unwrap().1;
+    let shown = store(&wire, 3).product_with_stock(&tee, soon()).await.unwrap().1;
     assert_eq!((shown.available, shown.reserved, shown.sold), (10, 0, 0));
     let adjusted = one.adjust(&adjustment(-10, None, "admin", "k"), over, soon()).await.unwrap();
     assert_eq!(adjusted.entry.total_after, 0);
@@ -274,12 +279,12 @@ async fn what_was_resolved_without_a_payment_is_no_order_by_a_retry_that_is_stil
         let settled = NOW.plus_seconds(5);
         shop.resolve_failed(&failed.id(), "admin", Some("not wanted any more"), settled, soon()).await.unwrap();
         let (id, owner) = (&alice.reservation_id, &alice.customer);
-        let retried = shop.confirm(id, owner, None, NOW, NOW.plus_seconds(6), soon()).await;
+        let retried = shop.confirm(&confirmation(id, owner, None, NOW), NOW.plus_seconds(6), soon()).await;
         assert_eq!(refusal(retried), Refusal::HoldExpired, "{released}");
         assert_eq!(books(&wire).await["tee"].sold, 0);
         // Too close to the admin's word to tell which came first: nobody is told anything yet.
         let now = NOW.plus_seconds(7);
-        let close = shop.confirm(id, owner, None, now, now, soon()).await;
+        let close = shop.confirm(&confirmation(id, owner, None, now), now, soon()).await;
         match close {
             Err(Error::Unavailable { .. }) if !released => {}
             Err(Error::Refused(Refusal::HoldExpired)) if released => {}
@@ -287,7 +292,7 @@ async fn what_was_resolved_without_a_payment_is_no_order_by_a_retry_that_is_stil
         }
         // Whoever asks later, while it is held, is another matter.
         let later = settled.plus_seconds(11);
-        assert_eq!(shop.confirm(id, owner, None, later, later, soon()).await.is_ok(), !released);
+        assert_eq!(shop.confirm(&confirmation(id, owner, None, later), later, soon()).await.is_ok(), !released);
     }
 }
 
@@ -302,11 +307,14 @@ async fn an_unpaid_confirmation_that_was_told_hold_expired_makes_no_order_by_its
         let (id, owner) = (&alice.reservation_id, &alice.customer);
         // In time, but the table was away: it waits in the queue. Then the customer asks again, and is told.
         let accepted = NOW.plus_seconds(599);
-        assert_eq!(refusal(shop.confirm(id, owner, None, LATE, LATE, soon()).await), Refusal::HoldExpired);
-        let queued = shop.confirm(id, owner, None, accepted, LATE.plus_seconds(1), soon()).await;
+        assert_eq!(
+            refusal(shop.confirm(&confirmation(id, owner, None, LATE), LATE, soon()).await),
+            Refusal::HoldExpired
+        );
+        let queued = shop.confirm(&confirmation(id, owner, None, accepted), LATE.plus_seconds(1), soon()).await;
         assert_eq!(refusal(queued), Refusal::HoldExpired, "{released}");
         // Neither by a clock that is behind.
-        let behind = shop.confirm(id, owner, None, accepted, accepted, soon()).await;
+        let behind = shop.confirm(&confirmation(id, owner, None, accepted), accepted, soon()).await;
         assert_eq!(refusal(behind), Refusal::HoldExpired, "{released}");
         assert_eq!(books(&wire).await["tee"].available, 2);
         // A payment is honoured all the same.
@@ -334,7 +342,8 @@ async fn an_unpaid_confirmation_of_an_earlier_hold_is_settled_without_the_later_
     let alice = hold(&shop, "alice", 1, month).await;
     let earlier = failure(&alice, "alice", None, NOT_CONFIRMED, NOW);
     shop.record_failure(&earlier, month, soon()).await.unwrap();
-    let order = shop.confirm(&alice.reservation_id, &alice.customer, None, month, month, soon()).await.unwrap();
+    let order =
+        shop.confirm(&confirmation(&alice.reservation_id, &alice.customer, None, month), month, soon()).await.unwrap();
     assert_eq!(shop.failed(&earlier.id(), soon()).await.unwrap().state, FailedState::Open);
     let resolved = shop.resolve_failed(&earlier.id(), "admin", Some("long gone"), month, soon()).await.unwrap();
     assert_eq!(resolved.state, FailedState::Resolved);
@@ -391,7 +400,7 @@ async fn nobody_is_refused_while_an_earlier_try_may_still_be_carried_out() {
     let ask = adjustment(-5, None, "admin", "k");
     let (answer, ()) = join(one.adjust(&ask, NOW, soon()), async {
         gate.arrived().await;
-        wire.mend();
+        wire.clear_faults();
         wire.fail("TransactWriteItems", 0, Fault::LostBefore);
         hold(&two, "bob", 1, NOW).await;
         wire.fail("TransactWriteItems", 1, Fault::LostBefore);
@@ -452,7 +461,7 @@ async fn a_payment_confirms_the_hold_that_was_paid_and_no_later_one_under_its_ke
     let alice = hold(&shop, "alice", 1, month).await;
     let then = month.plus_seconds(1);
     let (id, owner, pay_1) = (&alice.reservation_id, &alice.customer, payment("pay_1"));
-    let retried = shop.confirm(id, owner, Some(&pay_1), NOW, then, soon()).await;
+    let retried = shop.confirm(&confirmation(id, owner, Some(&pay_1), NOW), then, soon()).await;
     assert_eq!(refusal(retried), Refusal::ReservationNotFound);
     assert_eq!(books(&wire).await["tee"].held, 1);
     assert!(Refusal::ReservationNotFound.owes_refund());
@@ -465,10 +474,12 @@ async fn one_open_failure_is_found_among_hundreds_of_settled_ones_by_key() {
     for n in 0..120 {
         let held = basket("alice", &format!("k{n}"), &[("tee", 1)]);
         let failed = Failure {
-            reservation_id: Some(held.reservation_id),
-            customer: Some(customer("alice")),
-            payment_reference: Some(PaymentReference::try_from("pay_1").unwrap()),
-            requested_at: Some(NOW),
+            confirmation: Some(Confirmation {
+                reservation_id: held.reservation_id,
+                customer: customer("alice"),
+                payment_reference: Some(PaymentReference::try_from("pay_1").unwrap()),
+                requested_at: NOW,
+            }),
             reason: "refund_required".to_owned(),
             body: String::new(),
         };
@@ -600,7 +611,7 @@ async fn an_expired_hold_stays_expired_for_a_clock_that_is_behind() {
         let alice = hold(&one, "alice", 1, NOW).await;
         let (id, owner) = (&alice.reservation_id, &alice.customer);
         let told = match ask {
-            "confirm" => one.confirm(id, owner, None, LATE, LATE, soon()).await,
+            "confirm" => one.confirm(&confirmation(id, owner, None, LATE), LATE, soon()).await,
             "cancel" => one.cancel(id, owner, LATE, soon()).await,
             _ => {
                 let seconds = holdfast_domain::HoldSeconds::DEFAULT;

@@ -1,10 +1,14 @@
 //! Turning holds into orders: in time, late, twice, and with answers lost.
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_domain::{IdempotencyKey, Product, Refusal, Reservation, Status, Timestamp};
-use holdfast_store::{Adjustment, Error, FailedConfirmation, FailedState, Failure, Store, keys};
+use holdfast_domain::{
+    Adjustment, Confirmation, FailedConfirmation, FailedState, Failure, IdempotencyKey, Product, Refusal, Reservation,
+    Status, Timestamp,
+};
+use holdfast_store::{Error, Store, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, payment, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, confirmation, customer, payment, product, product_id, reserve, soon, stocked,
+    store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
@@ -22,7 +26,7 @@ async fn held() -> (Wire, Store, Reservation) {
 
 async fn confirm(store: &Store, held: &Reservation, paid: Option<&str>, at: Timestamp) -> Result<Reservation, Error> {
     let payment = paid.map(payment);
-    store.confirm(&held.reservation_id, &held.customer, payment.as_ref(), at, at, soon()).await
+    store.confirm(&confirmation(&held.reservation_id, &held.customer, payment.as_ref(), at), at, soon()).await
 }
 
 fn refusal(answer: Result<Reservation, Error>) -> Refusal {
@@ -61,10 +65,12 @@ async fn another_payment_for_an_order_owes_a_refund() {
 /// As an admin does who has given the money back.
 async fn pay_back(store: &Store, held: &Reservation, paid: &str) -> Result<FailedConfirmation, Error> {
     let failure = Failure {
-        reservation_id: Some(held.reservation_id.clone()),
-        customer: Some(held.customer.clone()),
-        payment_reference: Some(payment(paid)),
-        requested_at: Some(NOW),
+        confirmation: Some(Confirmation {
+            reservation_id: held.reservation_id.clone(),
+            customer: held.customer.clone(),
+            payment_reference: Some(payment(paid)),
+            requested_at: NOW,
+        }),
         reason: "not_confirmed".to_owned(),
         body: "{}".to_owned(),
     };
@@ -133,10 +139,12 @@ async fn what_is_an_order_is_not_given_back() {
     assert_eq!(listed.iter().map(|failed| failed.state).collect::<Vec<_>>(), [FailedState::Confirmed]);
     // What somebody else tried with it settles nothing of its own.
     let theirs = Failure {
-        reservation_id: Some(held.reservation_id.clone()),
-        customer: Some(customer("bob")),
-        payment_reference: Some(payment("pay_3")),
-        requested_at: Some(NOW),
+        confirmation: Some(Confirmation {
+            reservation_id: held.reservation_id.clone(),
+            customer: customer("bob"),
+            payment_reference: Some(payment("pay_3")),
+            requested_at: NOW,
+        }),
         reason: "not_confirmed".to_owned(),
         body: "{}".to_owned(),
     };
@@ -237,7 +245,8 @@ async fn paid_late_never_takes_what_somebody_else_took_a_moment_ago() {
 async fn a_confirmation_accepted_in_time_is_kept_when_the_queue_carries_it_out_late() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
-    let order = store.confirm(&held.reservation_id, &held.customer, None, NOW, LATE, soon()).await.unwrap();
+    let order =
+        store.confirm(&confirmation(&held.reservation_id, &held.customer, None, NOW), LATE, soon()).await.unwrap();
     assert_eq!(order.status, Status::Confirmed);
     assert_eq!(books(&wire).await["tee"].sold, 2);
 }
@@ -265,7 +274,7 @@ async fn another_customers_reservation_does_not_exist() {
     let (wire, store, held) = held().await;
     let (bob, pay) = (customer("bob"), payment("pay_1"));
     for at in [NOW, LATE] {
-        let answer = store.confirm(&held.reservation_id, &bob, Some(&pay), at, at, soon()).await;
+        let answer = store.confirm(&confirmation(&held.reservation_id, &bob, Some(&pay), at), at, soon()).await;
         assert_eq!(refusal(answer), Refusal::ReservationNotFound);
         assert_eq!(refusal(store.cancel(&held.reservation_id, &bob, at, soon()).await), Refusal::ReservationNotFound);
         assert_eq!(refusal(store.reservation(&held.reservation_id, &bob, soon()).await), Refusal::ReservationNotFound);

@@ -1,16 +1,18 @@
 //! Failed confirmations: copies are one, and what is settled stays settled.
 
-use holdfast_domain::Refusal;
-use holdfast_store::{Error, FailedConfirmation, FailedState, Failure};
-use holdfast_testkit::fixtures::{NOW, basket, customer, payment, soon, store, table};
+use holdfast_domain::{Confirmation, FailedConfirmation, FailedState, Failure, Refusal};
+use holdfast_store::Error;
+use holdfast_testkit::fixtures::{NOW, basket, confirmation, customer, payment, soon, store, table};
 use holdfast_testkit::wire::Fault;
 
 fn failure(key: &str, paid: &str) -> Failure {
     Failure {
-        reservation_id: Some(basket("alice", key, &[("tee", 1)]).reservation_id),
-        customer: Some(customer("alice")),
-        payment_reference: Some(payment(paid)),
-        requested_at: Some(NOW),
+        confirmation: Some(Confirmation {
+            reservation_id: basket("alice", key, &[("tee", 1)]).reservation_id,
+            customer: customer("alice"),
+            payment_reference: Some(payment(paid)),
+            requested_at: NOW,
+        }),
         reason: "refund_required".to_owned(),
         body: "{}".to_owned(),
     }
@@ -58,18 +60,14 @@ async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
     assert_eq!(store.mark_retrying(&first, soon()).await.unwrap().state, FailedState::Open);
     let again = store.failed(&failed.id(), soon()).await.unwrap();
     store.mark_retrying(&again, soon()).await.unwrap();
-    let reservation = failed.reservation_id.as_ref().unwrap();
-    store
-        .settle_as_confirmed(reservation, &customer("alice"), failed.payment_reference.as_ref(), NOW, NOW, soon())
-        .await
-        .unwrap();
+    store.settle_as_confirmed(failed.confirmation.as_ref().unwrap(), NOW, soon()).await.unwrap();
     assert_eq!(store.failed(&failed.id(), soon()).await.unwrap().state, FailedState::Confirmed);
     // An admin of the name that the queue settles under has not settled it.
     let resolved = store.resolve_failed(&failed.id(), "retry", None, NOW, soon()).await;
     assert!(matches!(resolved, Err(Error::Refused(Refusal::AlreadySettled))), "{resolved:?}");
     // Where there is nothing to settle, nothing is made.
     let other = basket("alice", "other", &[("tee", 1)]).reservation_id;
-    store.settle_as_confirmed(&other, &customer("alice"), None, NOW, NOW, soon()).await.unwrap();
+    store.settle_as_confirmed(&confirmation(&other, &customer("alice"), None, NOW), NOW, soon()).await.unwrap();
     assert_eq!(store.failed_confirmations(None, 10, None, NOW, soon()).await.unwrap().items.len(), 1);
 }
 

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use data_encoding::BASE64URL_NOPAD;
-use holdfast_domain::{HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal, Status};
-use holdfast_store::{Adjusted, Adjustment, Cursor, Deadline, Error, Store, keys};
+use holdfast_domain::{
+    Adjustment, HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal, Status,
+};
+use holdfast_store::{Adjusted, Cursor, Deadline, Error, Store, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, confirmation, customer, product, product_id, reserve, soon, stocked, store,
+    table,
 };
 use holdfast_testkit::wire::{Call, Fault, Wire};
 use serde_json::{Value, json};
@@ -414,7 +417,7 @@ async fn stock_says_where_the_units_are() {
     let (_, store) = tee(10, 2).await;
     let held = reserve(&store, &basket("alice", "k1", &[("tee", 3)]), NOW).await.unwrap().reservation;
     reserve(&store, &basket("alice", "k2", &[("tee", 2)]), NOW).await.unwrap();
-    store.confirm(&held.reservation_id, &held.customer, None, NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&held.reservation_id, &held.customer, None, NOW), NOW, soon()).await.unwrap();
     let tee = store.product(&product_id("tee"), soon()).await.unwrap();
     let stock = store.stock(&[&tee], soon()).await.unwrap()[&product_id("tee")];
     assert_eq!((stock.available, stock.reserved, stock.sold), (5, 2, 3));
@@ -426,8 +429,8 @@ async fn who_only_looks_sees_what_was_true_within_the_second_and_reads_once() {
     stocked(&wire, &[product("cap", 5, 1), product("tee", 10, 2)]).await;
     let (catalog, shop) = (store(&wire, 1), store(&wire, 2));
     let look = async || {
-        let page = catalog.products_lately(10, None, soon()).await.unwrap();
-        let one = catalog.product_lately(&product_id("tee"), soon()).await.unwrap();
+        let page = catalog.products_with_stock(10, None, soon()).await.unwrap();
+        let one = catalog.product_with_stock(&product_id("tee"), soon()).await.unwrap();
         assert_eq!(
             page.items.iter().map(|(product, _)| product.product_id.as_str()).collect::<Vec<_>>(),
             ["cap", "tee"]
@@ -444,7 +447,7 @@ async fn who_only_looks_sees_what_was_true_within_the_second_and_reads_once() {
     assert_eq!(calls, ["Query"], "the page's products, and nothing of their stock");
     tokio::time::advance(Duration::from_millis(1)).await;
     assert_eq!(look().await, [(5, 0), (7, 3)]);
-    let missing = catalog.product_lately(&product_id("none"), soon()).await.unwrap_err();
+    let missing = catalog.product_with_stock(&product_id("none"), soon()).await.unwrap_err();
     assert!(matches!(missing, Error::Refused(Refusal::ProductNotFound { .. })));
 }
 

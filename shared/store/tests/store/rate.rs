@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::future::join_all;
 use holdfast_domain::{RateLimit, Timestamp};
-use holdfast_store::{Deadline, Error, Store, keys};
+use holdfast_store::{Admitted, Deadline, Error, Store, keys};
 use holdfast_testkit::fixtures::{NOW, TABLE, client, customer, soon, store, table};
 use holdfast_testkit::wire::{Fault, Wire};
 use tokio::sync::Notify;
@@ -21,7 +21,10 @@ fn later(millis: i64) -> Timestamp {
 }
 
 async fn ask(store: &Store, who: &str, now: Timestamp) -> Result<(), Duration> {
-    store.admit(&customer(who), limit(), now, soon()).await.unwrap()
+    match store.admit(&customer(who), limit(), now, soon()).await.unwrap() {
+        Admitted::Yes => Ok(()),
+        Admitted::RetryAfter(wait) => Err(wait),
+    }
 }
 
 fn calls(wire: &Wire) -> usize {
@@ -125,11 +128,11 @@ async fn a_lost_answer_admits_no_more_than_the_limit_and_a_table_that_is_away_sa
     // Their own item throttles: that is their flood.
     wire.fail_all(&["UpdateItem"], Fault::Throttled);
     let throttled = store.admit(&customer("bob"), limit(), NOW, Deadline::after(Duration::from_secs(1))).await;
-    assert!(matches!(throttled, Ok(Err(wait)) if wait == Duration::from_secs(1)), "{throttled:?}");
+    assert!(matches!(throttled, Ok(Admitted::RetryAfter(wait)) if wait == Duration::from_secs(1)), "{throttled:?}");
     wire.fail_all(&["UpdateItem"], Fault::AccessDenied);
     assert!(matches!(store.admit(&customer("bob"), limit(), NOW, soon()).await, Err(Error::Internal { .. })));
     let value = AttributeValue::S("no number".to_owned());
-    wire.mend();
+    wire.clear_faults();
     let mut item = keys::rate(&customer("carol")).item();
     item.insert("tat".to_owned(), value);
     client(&wire).put_item().table_name(TABLE).set_item(Some(item)).send().await.unwrap();

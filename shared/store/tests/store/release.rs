@@ -9,7 +9,8 @@ use futures_util::FutureExt;
 use holdfast_domain::{HoldSeconds, Product, Refusal, ReservationId, Status, Timestamp};
 use holdfast_store::{Deadline, Error, Store, Swept, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, confirmation, customer, product, product_id, reserve, soon, stocked, store,
+    table,
 };
 use holdfast_testkit::wire::{Call, Fault, Wire};
 
@@ -106,7 +107,7 @@ async fn one_that_was_confirmed_meanwhile_drops_out_alone() {
     }
     // Three are paid, and the index, which lags, still shows them.
     for hold in &holds[..3] {
-        store.confirm(&hold.reservation_id, &hold.customer, None, NOW, NOW, soon()).await.unwrap();
+        store.confirm(&confirmation(&hold.reservation_id, &hold.customer, None, NOW), NOW, soon()).await.unwrap();
         client(&wire)
             .update_item()
             .table_name(TABLE)
@@ -311,7 +312,7 @@ async fn a_sweep_whose_time_is_over_stops_and_says_that_there_is_more() {
     });
     let swept = store.release_overdue(LATE, soon()).await.unwrap();
     assert_eq!((swept.holds, swept.units, swept.complete), (1, 1, false));
-    wire.mend();
+    wire.clear_faults();
     wire.take_calls();
     let swept = store.release_overdue(LATE, soon()).await.unwrap();
     assert_eq!((swept.holds, swept.complete), (1, true));

@@ -8,7 +8,8 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{Product, ProductChange, ProductStatus, Refusal, Status};
 use holdfast_store::{Error, keys};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, customer, limited, product, product_id, reserve, soon, stocked, store, table,
+    NOW, TABLE, basket, books, client, confirmation, customer, limited, product, product_id, reserve, soon, stocked,
+    store, table,
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
@@ -156,7 +157,7 @@ async fn a_limit_counts_live_holds_and_orders_of_one_customer() {
     let one = reserve(&store, &basket("alice", "k3", &[("tee", 1)]), NOW).await.unwrap().reservation;
     // An order counts, a hold that was given back does not.
     let alice = customer("alice");
-    store.confirm(&two.reservation_id, &alice, None, NOW, NOW, soon()).await.unwrap();
+    store.confirm(&confirmation(&two.reservation_id, &alice, None, NOW), NOW, soon()).await.unwrap();
     store.cancel(&one.reservation_id, &alice, NOW, soon()).await.unwrap();
     assert_eq!(
         code(&reserve(&store, &basket("alice", "k4", &[("tee", 2)]), NOW).await.unwrap_err()),
