@@ -1,5 +1,4 @@
-//! The function `catalog` over the real SDKs: what it says of products, how seldom it reads for that, and what it says
-//! to those who are lost.
+//! The function `catalog` over the real SDKs: products, caching, and unknown routes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::time::Duration;
@@ -87,7 +86,7 @@ async fn a_list_comes_in_pages() {
     }
 }
 
-/// Whoever passes a link on may have put something behind it.
+/// Others add parameters to links.
 #[tokio::test]
 async fn unknown_parameters_of_public_routes_are_ignored() {
     let shop = shop().await;
@@ -110,7 +109,7 @@ async fn a_matching_etag_gets_a_304_without_a_body() {
         let event = event(&format!("catalog/{name}"));
         let first = shop.send(event.clone()).await;
         let tag = first.header("etag").unwrap().to_owned();
-        // A strong tag: quoted, and no W/ before it.
+        // A strong tag: quoted, without W/.
         assert!(tag.starts_with('"') && tag.ends_with('"') && tag.len() > 20, "{tag}");
         for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
             let answer = shop.send(with_header(event.clone(), "if-none-match", &known)).await;
@@ -122,7 +121,7 @@ async fn a_matching_etag_gets_a_304_without_a_body() {
             let answer = shop.send(with_header(event.clone(), "if-none-match", unknown)).await;
             assert_eq!((answer.status, &answer.body), (200, &first.body), "{unknown}");
         }
-        // A unit is taken: a second later at the latest it is another answer.
+        // After a unit is taken, the response changes within a second.
         reserve(&store(&shop.wire, 3), &basket("carol", "k", &[("tee-black", 1)]), NOW).await.unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
         let answer = shop.send(with_header(event, "if-none-match", &tag)).await;
@@ -148,7 +147,7 @@ async fn concurrent_readers_count_the_holds_once_a_second() {
     assert_eq!(calls.iter().filter(|call| call.operation == "BatchGetItem").count(), 2, "{calls:#?}");
     assert_eq!(calls.len(), partitions + 2 + 1 + 50);
 
-    // Within the second nobody counts again, and what is said still adds up to the total.
+    // Within the second nothing is counted again, and the numbers still add up to the total.
     reserve(&store(&shop.wire, 3), &basket("carol", "k", &[("tee-black", 5)]), NOW).await.unwrap();
     shop.wire.take_calls();
     tokio::time::advance(Duration::from_millis(999)).await;
@@ -180,7 +179,7 @@ async fn a_table_that_does_not_respond_is_a_503_and_is_not_cached() {
             }
             shop.wire.clear_faults();
         }
-        // Nothing of what was half read is remembered.
+        // An incomplete read is not cached.
         assert_eq!(shop.get().await.body["available"], 95, "{fault:?}");
     }
 }

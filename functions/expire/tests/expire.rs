@@ -1,4 +1,4 @@
-//! The function `expire` over the real SDK: whatever the event says, the clock decides.
+//! The function `expire` over the real SDK: the clock decides, not the event.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use expire::{App, Released, handle};
@@ -12,7 +12,7 @@ use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-/// When a hold made at `NOW` is over.
+/// After the end of a hold that was created at `NOW`.
 const LATE: Timestamp = NOW.plus_seconds(600);
 const NOTHING: Released = Released { holds: 0, units: 0, complete: true };
 
@@ -52,7 +52,7 @@ async fn any_event_releases_exactly_what_is_overdue() {
     ]);
     for event in events {
         let (wire, hands, app) = shop().await;
-        // Early: a reminder reminds, it does not decide.
+        // Early: the schedule does not decide.
         assert_eq!(handle(&app, &event).await.unwrap(), NOTHING, "{event}");
         hands.set(Timestamp::from_millis(LATE.as_millis() - 1));
         assert_eq!(handle(&app, &event).await.unwrap(), NOTHING, "{event}");
@@ -103,7 +103,7 @@ async fn while_the_table_is_away_the_call_fails_and_scheduler_retries() {
     }
 }
 
-/// A confirmation in the dead-letter queue, as its tries left it there.
+/// A confirmation in the dead-letter queue after its last attempt.
 fn dead_letter(wire: &Wire) -> String {
     let body = json!({
         "reservation_id": basket("alice", "a", &[("tee-black", 2)]).reservation_id, "customer": "alice",
@@ -162,7 +162,7 @@ async fn holds_are_released_and_messages_kept_with_any_failure_of_the_queue() {
             // The function's timeout in template.yaml is 30 s.
             assert!(started.elapsed().as_secs() < 28, "{operations:?} {fault:?}: {:?}", started.elapsed());
             assert_eq!(wire.messages(FAILED), [body], "{operations:?} {fault:?}");
-            // The next sweep makes up for it.
+            // The next sweep does it.
             wire.clear_faults();
             wire.show_messages();
             handle(&app, &event("expire/sweep")).await.unwrap();

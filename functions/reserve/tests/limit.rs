@@ -1,4 +1,4 @@
-//! The limit on each customer's requests, before the routes of `reserve`.
+//! The rate limit per customer, before the routes of `reserve`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use axum::Router;
@@ -63,11 +63,11 @@ async fn after_the_burst_requests_get_429_and_change_nothing() {
     let refused = shop.send(mine(3)).await;
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(refused.problem(429, "rate_limited")["retry_after_seconds"], 1);
-    // What cannot be asked costs too; somebody else's requests do not.
+    // Invalid requests count too; other customers' requests do not.
     shop.send(with_body(mine(4), "{")).await.problem(429, "rate_limited");
     assert_eq!(shop.send(create("bob", "k")).await.status, 201);
     assert_eq!(books(&shop.wire).await["tee-black"].held, 8);
-    // After the time that was told, the same request with the same key is made.
+    // After `Retry-After`, the same request with the same key succeeds.
     shop.hands.set(later(1_000));
     let made = shop.send(mine(3)).await;
     assert_eq!((made.status, made.header("idempotent-replayed")), (201, None));
@@ -116,7 +116,7 @@ async fn reads_services_admins_and_unauthenticated_requests_are_not_counted() {
     }
     let rates = shop.wire.take_calls().into_iter().filter(|call| call.request.to_string().contains("RATE#")).count();
     assert_eq!(rates, 0);
-    // A role that is none of these is a customer.
+    // Any other role is a customer.
     let others = (0..4).map(|n| in_role(create("mallory", &format!("k{n}")), "vip services"));
     assert_eq!(shop.statuses(others).await, [201, 201, 201, 429]);
 }
@@ -132,7 +132,7 @@ async fn without_a_count_the_request_is_admitted() {
     }
 }
 
-/// A customer's flood throttles their own item long before it has counted all of it.
+/// A flood throttles the customer's own item long before all of it is counted.
 #[tokio::test(start_paused = true)]
 async fn a_throttled_count_refuses_its_customer_only() {
     let shop = shop().await;
@@ -148,7 +148,7 @@ async fn a_throttled_count_refuses_its_customer_only() {
     shop.wire.take_calls();
     assert_eq!(shop.statuses((0..50).map(|n| create("alice", &format!("h{n}")))).await, [429; 50]);
     assert!(shop.wire.take_calls().is_empty());
-    // A throttle that passes is waited for.
+    // A short throttle is waited for.
     shop.hands.set(later(1_000));
     let mut left = 2;
     shop.wire.script(move |call| {

@@ -1,5 +1,5 @@
-//! Checks the template's rules, then builds and deploys it unchanged to an emulator, whose
-//! own triggers drive the compiled functions and whose IAM enforces their roles.
+//! Checks the template's rules, then builds and deploys it unchanged to an emulator, whose triggers call the functions and
+//! whose IAM enforces their roles.
 //!
 //! Takes minutes, since every function is built as a release, for both processors:
 //! `cargo test --workspace --test deploy`. A filter takes only what it names: `... --test deploy rules`.
@@ -49,7 +49,7 @@ impl Shared {
         self.template.get_or_init(|| async { self.sam().await.expand(&[]).await }).await
     }
 
-    /// With all that SAM adds where new versions are tried on a part of the calls first.
+    /// With canary deployments.
     async fn canary(&self) -> &Expanded {
         self.canary.get_or_init(|| async { self.sam().await.expand(&["CanaryDeployments=true"]).await }).await
     }
@@ -69,7 +69,7 @@ impl Shared {
         self.cloud.get_or_init(deploy).await
     }
 
-    /// Builds for the other processor. What is made cannot be run here; that it is made for it can be seen.
+    /// Builds for the other processor. The result cannot run here, so the test checks its architecture.
     async fn other_architecture(&self) {
         let other = if Architecture::here() == Architecture::X86 { Architecture::Arm } else { Architecture::X86 };
         let (sam, template) = (self.sam().await, self.template().await);

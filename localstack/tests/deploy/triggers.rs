@@ -1,4 +1,4 @@
-//! What the cloud does by itself: schedules, the queue's event source, redrive. Nothing here is played by a test.
+//! The cloud's own triggers: schedules, the queue's event source, redrive.
 
 use std::collections::HashMap;
 
@@ -80,7 +80,7 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
     assert_eq!(cloud.http("AdminFunction", &resolve).await.is(200)["state"], "resolved");
 }
 
-/// A hold left alone: the schedule that the deployed `reserve` made calls the deployed `expire`.
+/// The schedule that the deployed `reserve` creates calls the deployed `expire`.
 pub(crate) async fn a_deployed_schedule_releases_a_hold(cloud: &Cloud) {
     let held = hold(cloud, "left-alone", 10).await;
     let group = cloud.output("ScheduleGroupName");
@@ -157,7 +157,7 @@ pub(crate) async fn the_event_source_confirms_what_is_in_the_queue(cloud: &Cloud
     assert_eq!(order["payment_reference"], "pay-queued");
 }
 
-/// A message that no retry can help is a person's at once, and an admin finds it; its neighbour is done.
+/// An unreadable message becomes a failed confirmation at once; the other message of its batch is confirmed.
 pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(cloud: &Cloud) {
     let held = hold(cloud, "beside-poison", 600).await;
     send(cloud, "poison: not JSON at all".to_owned()).await;
@@ -178,7 +178,7 @@ pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(cloud: &Cl
         .await;
 }
 
-/// What failed is taken into the table by the deployed sweep, with nobody looking.
+/// The deployed sweep ingests failed confirmations into the table.
 pub(crate) async fn the_deployed_sweep_ingests_failed_confirmations(cloud: &Cloud) {
     let (queue, body) = (cloud.output("FailedConfirmationsQueueUrl"), "swept: not JSON");
     cloud.clients.sqs.send_message().queue_url(queue).message_body(body).send().await.unwrap();

@@ -1,5 +1,4 @@
-//! What people who build a shop on the API rely on: roles, tokens, limits, answers that may be kept, and problems
-//! wherever a request may go.
+//! What integrators rely on: roles, tokens, limits, cacheable responses, and problems on every route.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -65,7 +64,7 @@ pub(crate) async fn only_a_service_acts_for_customers(api: Api) {
     };
     cancel("bob").await.is(404, "reservation_not_found");
     cancel("alice").await.is(409, "already_confirmed");
-    // A service is no admin.
+    // A service is not an admin.
     api.get("/admin/products", SHOP).await.is(403, "forbidden");
     let book = api.book("served").await;
     assert_eq!((book.available, book.sold), (8, 2));
@@ -169,7 +168,7 @@ pub(crate) async fn a_nested_list_gives_no_roles_and_a_guest_cannot_sign_in(api:
         assert_eq!(answer.status, if gets_in { 200 } else { 403 }, "{roles}: {answer:?}");
     }
 
-    // A guest is whom a shop's back end names so, and nobody else.
+    // Only a shop's back end names guests.
     api.product("guests", 5, json!({})).await;
     let body = json!({"lines": [{"product_id": "guests", "quantity": 1}], "customer_id": "guest:alice"}).to_string();
     let made = api.raw(Method::POST, "/reservations", SHOP, &[("idempotency-key", "guest")], Some(body)).await;
@@ -206,7 +205,7 @@ pub(crate) async fn unknown_parameters_are_refused_except_on_public_routes(api: 
             let answer = ask(&format!("?{unknown}"), who).await;
             answer.is(400, "invalid_request");
             assert!(answer.body["detail"].as_str().unwrap().contains("utm_source"), "{method} {path}: {answer:?}");
-            // Who asks is looked at before what they ask.
+            // Authentication comes before validation.
             ask(&format!("?{unknown}"), Who::Nobody).await.is(401, "unauthenticated");
             refused += 1;
         }
@@ -258,7 +257,7 @@ pub(crate) async fn a_limit_that_is_set_later_counts_what_was_bought_before(api:
     api.reserve("alice", "later-3", &[("limited-later", 1)]).await.is(201, "");
     api.reserve("alice", "later-4", &[("limited-later", 1)]).await.is(409, "customer_limit_reached");
 
-    // Who said at its creation that there will be none cannot have one, and is told so.
+    // A product that was created without counting refuses a limit.
     let never = api.product("limited-never", 20, json!({"max_per_customer": null, "late_payment_seconds": 0})).await;
     assert_eq!((&never.body["counts_per_customer"], &never.body["late_payment_seconds"]), (&json!(false), &json!(0)));
     api.reserve("alice", "never-1", &[("limited-never", 5)]).await.is(201, "");
@@ -393,7 +392,7 @@ pub(crate) async fn a_rate_limited_customer_gets_429_with_retry_after(_: Api) {
     assert!(answers.iter().all(|answer| matches!(answer.status, 201 | 429)), "{:?}", counts(&answers));
     assert_eq!(api.book("rated").await.held, i64::try_from(made).unwrap());
 
-    // Nobody else is held up, nor is who only looks; and to wait as long as one is told is enough.
+    // Other customers and reads are not limited; and waiting for `Retry-After` is enough.
     api.reserve("patient", "rated", &[("rated", 1)]).await.is(201, "");
     api.get("/reservations", Who::Customer("hasty")).await.is(200, "");
     // Both functions that serve customers count in the same place.

@@ -1,10 +1,9 @@
-//! End to end: the compiled functions behind `cargo lambda watch`, an emulator, and nothing faked.
+//! End to end: the compiled functions behind `cargo lambda watch`, and an emulator.
 //!
-//! One stack serves all tests, each with products of its own; those that kill functions start another, and those that
-//! break everything (see `chaos`) come after all others. The emulator is
-//! ministack, or whatever answers at `HOLDFAST_ENDPOINT`: `HOLDFAST_ENDPOINT=http://127.0.0.1:4566 cargo test --test e2e`.
+//! One stack serves all tests, each with its own products; tests that kill functions start another one, and those that
+//! break everything (see `chaos`) run last. The emulator is ministack, or the one at `HOLDFAST_ENDPOINT`: `HOLDFAST_ENDPOINT=http://127.0.0.1:4566 cargo test --test e2e`.
 //!
-//! What the functions asked of AWS in all that is then held against their roles: see `permissions`.
+//! Finally the functions' AWS calls are compared with their roles: see `permissions`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
 mod admin;
@@ -37,14 +36,13 @@ use holdfast_wiretap::Wiretap;
 use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
 
-/// As many tests at once as leave each of them time to run: most of it is waiting for holds to end.
+/// Most tests mainly wait for holds to end.
 const TESTS_AT_ONCE: usize = 6;
 
-/// Those that break what everything runs on have stacks of their own and come after the others, which count on time:
-/// most of a trial is waiting.
+/// Chaos tests have their own stacks, and run after the others, which depend on time.
 const CHAOS_AT_ONCE: usize = 3;
 
-/// The stack as the tests want it: what failed in a queue comes back after a second and not after a minute.
+/// The options of the tests' stacks: a failed message comes back after a second, not after a minute.
 fn options() -> Options {
     #[expect(clippy::disallowed_methods, reason = "a test binary has no other way to be told")]
     let endpoint = std::env::var("HOLDFAST_ENDPOINT").ok();
@@ -169,7 +167,7 @@ fn main() -> ExitCode {
     let threads = arguments.test_threads.map(|threads| threads.min(CHAOS_AT_ONCE));
     arguments = Arguments { test_threads: threads, ..arguments };
     let chaos = libtest_mimic::run(&arguments, broken);
-    // Only now, since they look at what all the others did; and always, whichever of the others were asked for.
+    // Last, because they look at the calls of all others; and always, whatever the filter.
     let complete = conclusion.num_passed == all;
     let mut verdicts = permissions::trials(stack.as_ref(), complete);
     verdicts.push(described::trial(complete));

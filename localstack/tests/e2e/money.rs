@@ -1,4 +1,4 @@
-//! Answers about money and stock that a shop acts on: what outside trials of the running service found wrong once.
+//! Responses about money and stock that a shop acts on: regression tests of bugs in the running service.
 
 use futures_util::future::join_all;
 use reqwest::Method;

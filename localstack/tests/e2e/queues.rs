@@ -1,4 +1,4 @@
-//! Confirmations by way of the queues.
+//! Confirmations through the queues.
 
 use holdfast_local::runner::Event;
 use holdfast_wiretap::Tapped as _;
@@ -60,7 +60,7 @@ pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(api: Api) 
     let events = api.stack.runner().unwrap().events();
     let mut deliveries = api.stack.runner().unwrap().events();
     let poison = send(&api, "poison: not json at all").await;
-    // A good one beside it is not held up by it.
+    // A valid message is not blocked by it.
     let good = json!({
         "reservation_id": held.id(), "customer": "alice", "payment_reference": "pay_p",
         "requested_at_ms": server_millis(&held.body),
@@ -69,7 +69,7 @@ pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(api: Api) 
     api.until_confirmed("alice", &held.id(), events).await;
     let item = failed(&api, "poison: not json at all").await;
     assert_eq!((&item["reason"], &item["state"]), (&json!("unreadable"), &json!("open")));
-    // It used up no tries: the function took it when it first came.
+    // It used up no attempts: the function handled it at the first delivery.
     let first = async {
         loop {
             if let Event::Delivered { taken, failed, .. } = deliveries.recv().await.unwrap() {
@@ -111,7 +111,7 @@ pub(crate) async fn the_sweep_ingests_failed_confirmations(api: Api) {
     }
 }
 
-/// One way to pay for what is not there is a reservation that was cleaned up; another, somebody else's.
+/// The reservation does not exist if it was cleaned up, or belongs to another customer.
 pub(crate) async fn a_payment_for_an_unknown_reservation_needs_a_person(api: Api) {
     api.product("not-there", 5, json!({})).await;
     let held = api.reserve("not-there-alice", "not-there", &[("not-there", 1)]).await;
@@ -137,6 +137,6 @@ pub(crate) async fn a_payment_for_an_unknown_reservation_needs_a_person(api: Api
     );
     let resolve = format!("/admin/failed-confirmations/{}/resolve", item["id"].as_str().unwrap());
     api.post(&resolve, Who::Admin, json!({"note": "refunded"})).await.is(200, "");
-    // It was never Alice's business.
+    // It was not Alice's.
     assert_eq!(api.confirm("not-there-alice", &held.id(), Some("pay_her_own")).await.status, 200);
 }
