@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_stays_away_longer_each_time_up_to_a_quarter_of_an_hour() {
+    fn the_delay_of_a_message_grows_up_to_a_quarter_of_an_hour() {
         let seconds = |receives| retry_delay(receives).as_secs();
         // SQS counts from 1; a missing count is 0 here.
         assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, u32::MAX].map(seconds), [30, 30, 60, 120, 240, 480, 900, 900, 900]);

@@ -1,7 +1,7 @@
 //! What a command does to a reservation: one function for each command, which handles every status.
 //!
 //! A function only decides what *should* happen. The store then carries it out under a condition that repeats what was
-//! assumed here, and decides again when the condition fails. So a decision on stale data is never carried out.
+//! assumed here, and decides again when the condition fails. So a decision on stale data is never applied.
 
 use crate::{Confirmation, HoldSeconds, Refusal, Reservation, Status, Timestamp};
 
@@ -40,7 +40,7 @@ pub enum ConfirmDecision {
 /// A reservation that has ended and has this many accepts no other payment, since that refusal could not be recorded.
 pub const MAX_OWED_BACK: usize = 500;
 
-/// Decides a confirmation that is carried out at `now`: the moment of the request, or later where a queue lies between.
+/// Decides a confirmation that is carried out at `now`: the moment of the request, or later if it comes from the queue.
 ///
 /// A confirmation accepted in time is a promise, and is kept even if the units were released meanwhile; but not with a
 /// payment that is owed back, nor without a payment where that was settled otherwise since: by an admin, or because
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_and_notes_all_the_payments_that_it_can_takes_no_other() {
+    fn an_ended_reservation_with_the_most_payments_owed_back_accepts_no_other() {
         let pay: PaymentReference = "pay".try_into().unwrap();
         let owed_back: BTreeSet<PaymentReference> =
             (0..MAX_OWED_BACK).map(|n| format!("pay_{n}").as_str().try_into().unwrap()).collect();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_is_too_late_from_the_end_of_its_time_on() {
+    fn a_payment_is_too_late_from_the_end_of_the_time_for_late_payments() {
         let pay: PaymentReference = "pay_1".try_into().unwrap();
         for (seconds, late_by_ms, too_late) in [
             (3_600, 0, false),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_settled_without_a_payment_is_closed_to_what_was_accepted_by_then() {
+    fn an_unpaid_settlement_closes_the_reservation_to_earlier_unpaid_confirmations() {
         let (closed_at, pay): (_, PaymentReference) = (Timestamp::from_millis(5_000), "pay_1".try_into().unwrap());
         let refused = ConfirmDecision::Refuse(Refusal::HoldExpired);
         for (status, open, direct) in [

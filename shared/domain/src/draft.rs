@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_hold_counts_for_all_lines() {
+    fn the_shortest_hold_applies_to_all_lines() {
         let ask = basket(&[("a", Some(1)), ("b", Some(1))]).unwrap();
         let short = Product { hold_seconds: HoldSeconds::MIN, late_payment_seconds: 60, ..product("b") };
         let made = draft(&ask, &known(vec![product("a"), short]), NOW).unwrap();

@@ -297,7 +297,7 @@ pub(crate) mod tests {
 
     /// Or nobody could read their orders from the day on which the code was withdrawn.
     #[test]
-    fn what_is_stored_in_a_withdrawn_currency_can_be_read() {
+    fn a_stored_price_in_a_withdrawn_currency_can_be_read() {
         let stored = Currency::try_from("HRK".to_owned()).unwrap();
         assert_eq!((String::from(stored).as_str(), stored.exponent()), ("HRK", 2));
         for code in ["XYZ", "XAU", "XXX", "eur", ""] {

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_at_once_and_then_the_rate() {
+    fn a_burst_is_admitted_at_once_and_then_the_rate() {
         let limit = RateLimit::new(10, 5).unwrap();
         assert_eq!(admitted(limit, [7; 20]).len(), 5);
         // A request each millisecond for ten seconds.
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn in_no_window_are_more_admitted_than_the_limit_says() {
+    fn no_window_admits_more_than_the_limit() {
         let mut random = fastrand::Rng::with_seed(1);
         for (per_second, burst) in [(1, 1), (3, 2), (300, 1), (1_000, 50)] {
             let limit = RateLimit::new(per_second, burst).unwrap();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_refused_is_admitted_at_the_time_that_they_were_told_and_not_before() {
+    fn a_refused_customer_is_admitted_at_the_time_they_were_told_and_not_before() {
         let limit = RateLimit::new(4, 3).unwrap();
         let tat = Some(1_000_000 + 3 * limit.interval());
         let Admission::Refused(wait) = limit.decide(tat, 1_000_000) else { panic!("admitted") };

@@ -205,7 +205,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_hold_whose_time_is_over_has_expired_and_nothing_else_has() {
+    fn only_an_overdue_hold_is_shown_as_expired() {
         let status_at = |status, millis| Reservation { status, ..held(&[]) }.status_at(Timestamp::from_millis(millis));
         assert_eq!(status_at(Status::Held, 599_999), Status::Held);
         assert_eq!(status_at(Status::Held, 600_000), Status::Expired);

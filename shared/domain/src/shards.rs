@@ -45,7 +45,7 @@ pub fn withdraw(units: u64, available: &[u64]) -> Option<Vec<Take>> {
 }
 
 /// Distributes `units` evenly over `shards`, starting at `first`. Shards that would get none are left out.
-pub fn deal(units: u64, shards: u32, first: u32) -> Vec<Take> {
+pub fn distribute(units: u64, shards: u32, first: u32) -> Vec<Take> {
     let count = u64::from(shards.max(1));
     let (each, rest) = (units / count, units % count);
     (0..count)
@@ -93,10 +93,10 @@ mod tests {
     }
 
     #[test]
-    fn units_are_dealt_evenly() {
-        assert_eq!(deal(5, 3, 0), vec![take(0, 2), take(1, 2), take(2, 1)]);
-        assert_eq!(deal(2, 4, 3), vec![take(3, 1), take(0, 1)]);
-        assert_eq!(deal(0, 4, 0), vec![]);
+    fn units_are_distributed_evenly() {
+        assert_eq!(distribute(5, 3, 0), vec![take(0, 2), take(1, 2), take(2, 1)]);
+        assert_eq!(distribute(2, 4, 3), vec![take(3, 1), take(0, 1)]);
+        assert_eq!(distribute(0, 4, 0), vec![]);
     }
 
     proptest! {
@@ -122,8 +122,8 @@ mod tests {
         }
 
         #[test]
-        fn dealing_loses_nothing(units in 0u64..1_000_000_000, shards in 1u32..=64, first in 0u32..64) {
-            let takes = deal(units, shards, first);
+        fn distributing_loses_nothing(units in 0u64..1_000_000_000, shards in 1u32..=64, first in 0u32..64) {
+            let takes = distribute(units, shards, first);
             prop_assert_eq!(takes.iter().map(|take| u64::from(take.units)).sum::<u64>(), units);
             let most = takes.iter().map(|take| take.units).max().unwrap_or(0);
             let least = takes.iter().map(|take| take.units).min().unwrap_or(0);

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_of_nothing_but_blanks_and_what_does_not_show_is_no_text() {
+    fn a_text_of_blanks_and_invisible_characters_is_not_visible() {
         for text in [
             "",
             "   ",

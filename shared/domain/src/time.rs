@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_dated_in_the_future_is_too_old_to_be_used() {
+    fn a_date_in_the_future_is_too_old_to_be_used() {
         let now = Timestamp::from_millis(1_000);
         for (dated, within) in [(0, false), (1, true), (1_000, true), (1_001, false), (i64::MAX, false)] {
             assert_eq!(Timestamp::from_millis(dated).within(1_000, now), within, "{dated}");

@@ -1,5 +1,5 @@
-//! Generated histories of several reservations over one stock, against a reference model that knows no shards, no
-//! statuses and no decisions: only where every unit is.
+//! Generated histories of several reservations of one product, compared with a reference model without shards, statuses and
+//! decisions: it only knows where every unit is.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -172,7 +172,7 @@ proptest! {
                             }
                         }
                         (None, Some(until)) => {
-                            // Only a payment brings an ended hold back, soon enough, and with units that are free.
+                            // Only a payment makes an ended hold an order: in time, and if the units are free.
                             let ended = &world.reservations[&key];
                             let quantity = ended.lines[0].quantity;
                             let right = paid && ended.status != Status::Cancelled

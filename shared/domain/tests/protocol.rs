@@ -100,7 +100,7 @@ struct Read {
     customer: usize,
     shard: usize,
     created: u8,
-    /// By its owner's word, which may come while there is time left.
+    /// By its owner, who may cancel while there is time left.
     cancel: bool,
 }
 

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_survives_its_journey() {
+    fn a_cursor_survives_encoding_and_decoding() {
         let cursor = Cursor(Item::from([
             ("pk".to_owned(), AttributeValue::S("HOLD#é".to_owned())),
             ("created_at".to_owned(), AttributeValue::N("-5".to_owned())),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_cursor_is_refused() {
+    fn a_text_that_is_not_a_cursor_is_refused() {
         let forged = [
             "",
             "?",

@@ -64,12 +64,12 @@ impl Store {
         deadline: Deadline,
     ) -> Result<(), Error> {
         let id = &product.product_id;
-        let dealt = shards::deal(product.total, product.shards, 0);
+        let distributed = shards::distribute(product.total, product.shards, 0);
         let mut transaction = Transaction::new();
         let absent = "attribute_not_exists(#pk)";
         transaction.put((), &self.table, items::product(product)?, absent)?;
         for shard in 0..product.shards {
-            let units = dealt.iter().find(|take| take.shard == shard).map_or(0, |take| take.units);
+            let units = distributed.iter().find(|take| take.shard == shard).map_or(0, |take| take.units);
             let shard_item = ShardItem { available: units.into(), product_version: product.version };
             transaction.put((), &self.table, items::write("shard", &keys::shard(id, shard), &shard_item)?, absent)?;
         }

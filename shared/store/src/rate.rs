@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_throttle_of_the_item_is_the_customers_own_flood_and_one_of_the_table_is_not() {
+    fn a_throttle_of_the_item_refuses_its_customer_and_one_of_the_table_does_not() {
         let reason = |text: &str| ThrottlingReason::builder().reason(text).build();
         let provisioned = |reasons: &[&str]| {
             let error = ProvisionedThroughputExceededException::builder();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_item_is_kept_for_an_hour_after_it_has_lost_its_meaning() {
+    fn an_item_is_kept_for_an_hour_after_it_has_no_effect_any_more() {
         // One a second and nine at once: an admitted request leaves a TAT of at most nine seconds from now.
         let limit = RateLimit::new(1, 9).unwrap();
         assert_eq!(ttl(limit, 1_763_700_000_000_000), number(1_763_700_000 + 9 + 3_600));

@@ -4,7 +4,6 @@
 //! is held and is the same hold that was read (`created_at`). Otherwise a late copy of a release could release a new
 //! hold under the same key, made after the first was deleted.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,9 +13,8 @@ use holdfast_domain::{CustomerId, Product, Refusal, Reservation, ReservationId, 
 use crate::cache::{CachedProduct, ReadTime};
 use crate::error::Attempts;
 use crate::items::{self, Hold, text, time, ttl};
-use crate::keys::Key;
 use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
-use crate::units::{give_limit, give_units};
+use crate::units::given_back;
 use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
 
@@ -386,11 +384,7 @@ impl Store {
                 Expression::new(condition, values),
             )?;
         }
-        for (key, amount) in given_back(holds) {
-            let (update, condition) = match amount {
-                Amount::Shard(units) => give_units(units),
-                Amount::Limit(units) => give_limit(units),
-            };
+        for (key, (update, condition)) in given_back(holds) {
             transaction.update(Action::Units, &self.table, &key, update, condition)?;
         }
         Ok(transaction)
@@ -412,31 +406,6 @@ impl Swept {
         self.units += part.units;
         self.ended_before += part.ended_before;
     }
-}
-
-/// What is given back to one item.
-enum Amount {
-    Shard(u64),
-    Limit(u64),
-}
-
-/// What these holds give back to each shard and each customer's limit: one action for each item.
-fn given_back(holds: &[Hold]) -> Vec<(Key, Amount)> {
-    let mut shards: BTreeMap<_, u64> = BTreeMap::new();
-    let mut limits: BTreeMap<_, u64> = BTreeMap::new();
-    for hold in holds {
-        for line in &hold.lines {
-            for take in &line.takes {
-                *shards.entry((&line.product_id, take.shard)).or_default() += u64::from(take.units);
-            }
-            if line.limited {
-                *limits.entry((&line.product_id, &hold.customer)).or_default() += u64::from(line.quantity);
-            }
-        }
-    }
-    let shards = shards.into_iter().map(|((id, shard), units)| (keys::shard(id, shard), Amount::Shard(units)));
-    let limits = limits.into_iter().map(|((id, customer), units)| (keys::limit(id, customer), Amount::Limit(units)));
-    shards.chain(limits).collect()
 }
 
 fn units(holds: &[Hold]) -> u64 {

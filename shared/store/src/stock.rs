@@ -255,8 +255,9 @@ impl Store {
         if adjustment.delta > 0 {
             let first = self.random_below(product.shards);
             let shards_now = (product.shards >> tries.min(6)).max(1);
-            let dealt = shards::deal(units, shards_now, 0);
-            let moved = dealt.into_iter().map(|take| Take { shard: (take.shard + first) % product.shards, ..take });
+            let distributed = shards::distribute(units, shards_now, 0);
+            let moved =
+                distributed.into_iter().map(|take| Take { shard: (take.shard + first) % product.shards, ..take });
             return Ok(Some(moved.collect()));
         }
         let available = self.shards(&[product], deadline).await?.remove(&product.product_id).unwrap_or_default();

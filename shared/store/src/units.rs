@@ -11,7 +11,8 @@ use std::time::Duration;
 use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
 
 use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
-use crate::items::{self, ShardItem, number};
+use crate::items::{self, Hold, ShardItem, number};
+use crate::keys::Key;
 use crate::transact::{MAX_ACTIONS, Transaction};
 use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, keys};
@@ -62,7 +63,7 @@ enum Choice<'a> {
 }
 
 impl Store {
-    /// Units for a basket whose transaction has `other_actions` beside those on shards.
+    /// Units for a basket whose transaction has `other_actions` in addition to those on shards.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where time runs out before it is certain that there are too few.
@@ -138,9 +139,9 @@ impl Store {
             return Choice::Short(short);
         }
         if other_actions + takes.iter().map(Vec::len).sum::<usize>() > MAX_ACTIONS
-            && let Some((_, crumbs)) = takes.iter().zip(wanted).max_by_key(|(takes, _)| takes.len())
+            && let Some((_, fragmented)) = takes.iter().zip(wanted).max_by_key(|(takes, _)| takes.len())
         {
-            return Choice::Fragmented(*crumbs);
+            return Choice::Fragmented(*fragmented);
         }
         Choice::Takes(takes)
     }
@@ -319,9 +320,28 @@ pub(crate) fn take_limit(quantity: u32, limit: u32) -> (Expression, Expression) 
 }
 
 /// The update that counts `quantity` fewer units of a customer, and the condition that at least that many are counted.
-pub(crate) fn give_limit(quantity: u64) -> (Expression, Expression) {
+fn give_limit(quantity: u64) -> (Expression, Expression) {
     (
         Expression::new("SET #units = #units - :q", vec![(":q", number(quantity))]),
         Expression::new("#units >= :q", vec![]),
     )
+}
+
+/// What these holds give back to each shard and each customer's limit: one action for each item.
+pub(crate) fn given_back(holds: &[Hold]) -> Vec<(Key, (Expression, Expression))> {
+    let mut shards: BTreeMap<_, u64> = BTreeMap::new();
+    let mut limits: BTreeMap<_, u64> = BTreeMap::new();
+    for hold in holds {
+        for line in &hold.lines {
+            for take in &line.takes {
+                *shards.entry((&line.product_id, take.shard)).or_default() += u64::from(take.units);
+            }
+            if line.limited {
+                *limits.entry((&line.product_id, &hold.customer)).or_default() += u64::from(line.quantity);
+            }
+        }
+    }
+    let shards = shards.into_iter().map(|((id, shard), units)| (keys::shard(id, shard), give_units(units)));
+    let limits = limits.into_iter().map(|((id, customer), units)| (keys::limit(id, customer), give_limit(units)));
+    shards.chain(limits).collect()
 }

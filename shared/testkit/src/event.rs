@@ -109,7 +109,7 @@ pub struct Answer {
 impl Answer {
     /// The answer in a function's output.
     pub fn of(whole: Value) -> Self {
-        assert_eq!(whole["isBase64Encoded"], false, "an answer of ours is text: {whole}");
+        assert_eq!(whole["isBase64Encoded"], false, "an answer is text: {whole}");
         let body = serde_json::from_str(whole["body"].as_str().unwrap_or_default()).unwrap_or_default();
         Self { status: whole["statusCode"].as_u64().unwrap_or_default(), body, whole }
     }

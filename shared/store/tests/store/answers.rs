@@ -1,56 +1,17 @@
-//! Answers that somebody acts on, under duplicates, races and hidden reasons: none may be contradicted later.
+//! Answers under duplicates, races and hidden reasons: none may be contradicted later.
 
 use futures_util::future::join;
-use holdfast_domain::{
-    Adjustment, Confirmation, FailedState, Failure, IdempotencyKey, NOT_CONFIRMED, PaymentReference, Product, Refusal,
-    Reservation, Status, Timestamp,
-};
-use holdfast_store::{Adjusted, Error, Store, keys};
+use holdfast_domain::{Adjustment, IdempotencyKey, Product, Refusal, Status};
+use holdfast_store::{Adjusted, Error, keys};
 use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, confirmation, customer, limited, payment, product, product_id, reserve, soon,
-    stocked, store, table,
+    stocked, store,
 };
-use holdfast_testkit::wire::{Fault, Wire};
+use holdfast_testkit::wire::Fault;
 
-const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
-
-fn refusal<T: std::fmt::Debug>(answer: Result<T, Error>) -> Refusal {
-    match answer.unwrap_err() {
-        Error::Refused(refusal) => refusal,
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn hold(store: &Store, who: &str, units: u32, at: Timestamp) -> Reservation {
-    reserve(store, &basket(who, "k", &[("tee", units)]), at).await.unwrap().reservation
-}
-
-async fn pay(store: &Store, held: &Reservation, paid: &str, at: Timestamp) -> Result<Reservation, Error> {
-    store.confirm(&confirmation(&held.reservation_id, &held.customer, Some(&payment(paid)), at), at, soon()).await
-}
-
-async fn shop(product: Product) -> (Wire, Store, Store) {
-    let wire = table().await;
-    stocked(&wire, &[product]).await;
-    let (one, two) = (store(&wire, 1), store(&wire, 2));
-    (wire, one, two)
-}
-
-fn failure(held: &Reservation, who: &str, paid: Option<&str>, reason: &str, at: Timestamp) -> Failure {
-    Failure {
-        confirmation: Some(Confirmation {
-            reservation_id: held.reservation_id.clone(),
-            customer: customer(who),
-            payment_reference: paid.map(payment),
-            requested_at: at,
-        }),
-        reason: reason.to_owned(),
-        body: format!("{who} {}", at.as_millis()),
-    }
-}
-
+use crate::{LATE, hold, pay, refusal, shop};
 #[tokio::test]
-async fn whoever_paid_late_gets_what_an_overdue_hold_keeps() {
+async fn a_late_payment_gets_the_units_of_an_overdue_hold() {
     for (product, units) in [(product("tee", 1, 1), 1), (limited(product("tee", 4, 1), 2), 2)] {
         let limits = product.counts_per_customer;
         let (wire, shop, _) = shop(product).await;
@@ -67,7 +28,7 @@ async fn whoever_paid_late_gets_what_an_overdue_hold_keeps() {
 }
 
 #[tokio::test]
-async fn an_overdue_hold_stands_in_nobodys_way() {
+async fn an_overdue_hold_blocks_nobody() {
     let over = LATE.plus_seconds(30);
     // The customer's own limit.
     let (_, one, two) = shop(limited(product("tee", 4, 1), 1)).await;
@@ -91,7 +52,7 @@ async fn an_overdue_hold_stands_in_nobodys_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_release_that_cannot_see_that_the_hold_has_ended_waits_and_breaks_nobodys_reserve() {
+async fn a_release_that_a_conflict_keeps_from_seeing_the_end_waits_and_fails_no_reserve() {
     let (wire, one, two) = shop(limited(product("tee", 2, 1), 2)).await;
     hold(&one, "alice", 2, NOW).await;
     // `two` has read the hold; `one` ends it; another transaction is on the reservation as `two` writes.
@@ -108,7 +69,7 @@ async fn a_release_that_cannot_see_that_the_hold_has_ended_waits_and_breaks_nobo
 }
 
 #[tokio::test]
-async fn one_broken_hold_keeps_no_other_from_being_released() {
+async fn one_broken_hold_does_not_keep_others_from_being_released() {
     let (wire, shop, _) = shop(limited(product("tee", 3, 1), 2)).await;
     for who in ["alice", "bob", "carol"] {
         hold(&shop, who, 1, NOW).await;
@@ -124,7 +85,7 @@ async fn one_broken_hold_keeps_no_other_from_being_released() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_of_a_late_confirmation_never_owes_what_the_other_made_an_order_of() {
+async fn a_copy_of_a_late_confirmation_never_owes_a_refund_for_the_others_order() {
     // By the limit, by the units, and by a conflict that hides that the order is there.
     for (product, hidden) in [
         (limited(product("tee", 4, 1), 2), true),
@@ -152,7 +113,7 @@ async fn a_copy_of_a_late_confirmation_never_owes_what_the_other_made_an_order_o
 }
 
 #[tokio::test]
-async fn an_order_made_while_its_copy_is_being_refused_is_no_refund() {
+async fn an_order_made_while_its_copy_is_being_refused_owes_no_refund() {
     let (wire, one, two) = shop(product("tee", 1, 1)).await;
     let alice = hold(&one, "alice", 1, NOW).await;
     one.release_overdue(LATE, soon()).await.unwrap();
@@ -171,30 +132,7 @@ async fn an_order_made_while_its_copy_is_being_refused_is_no_refund() {
 }
 
 #[tokio::test]
-async fn a_payment_that_is_owed_back_makes_no_order_until_an_admin_retries_it() {
-    let (wire, shop, _) = shop(product("tee", 1, 1)).await;
-    let alice = hold(&shop, "alice", 1, NOW).await;
-    shop.release_overdue(LATE, soon()).await.unwrap();
-    let bob = hold(&shop, "bob", 1, LATE).await;
-    assert_eq!(refusal(pay(&shop, &alice, "pay_1", LATE).await), Refusal::RefundRequired);
-    shop.cancel(&bob.reservation_id, &bob.customer, LATE, soon()).await.unwrap();
-    // The provider sends its webhook again, days later, and the unit is free.
-    let later = LATE.plus_seconds(3_600);
-    assert_eq!(refusal(pay(&shop, &alice, "pay_1", later).await), Refusal::RefundRequired);
-    assert_eq!(books(&wire).await["tee"].available, 1);
-    let failed = failure(&alice, "alice", Some("pay_1"), "refund_required", LATE);
-    shop.record_failure(&failed, LATE, soon()).await.unwrap();
-    shop.begin_retry(&failed.id(), true, soon()).await.unwrap();
-    assert_eq!(pay(&shop, &alice, "pay_1", later).await.unwrap().status, Status::Confirmed);
-    assert_eq!(books(&wire).await["tee"].sold, 1);
-    // And it is settled, as a late copy of the failure finds out.
-    let settled = shop.record_failure(&failed, later, soon()).await.unwrap();
-    assert_eq!(settled.state, FailedState::Confirmed);
-    assert_eq!(refusal(shop.begin_retry(&failed.id(), true, soon()).await), Refusal::AlreadySettled);
-}
-
-#[tokio::test]
-async fn what_is_owed_back_outlives_the_clean_up_of_its_hold() {
+async fn a_payment_owed_back_is_kept_when_its_hold_would_be_deleted() {
     for released_first in [true, false] {
         let (wire, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 1, 1) }).await;
         let alice = hold(&shop, "alice", 1, NOW).await;
@@ -214,7 +152,7 @@ async fn what_is_owed_back_outlives_the_clean_up_of_its_hold() {
 }
 
 #[tokio::test]
-async fn a_payment_is_late_until_the_products_time_for_it_ends() {
+async fn a_late_payment_is_accepted_until_the_products_time_for_it_ends() {
     for (seconds, after, ok) in [(60, 59, true), (60, 60, false), (0, 0, false)] {
         for released in [true, false] {
             let (wire, shop, _) = shop(Product { late_payment_seconds: seconds, ..product("tee", 1, 1) }).await;
@@ -230,74 +168,7 @@ async fn a_payment_is_late_until_the_products_time_for_it_ends() {
 }
 
 #[tokio::test]
-async fn a_strangers_failure_is_another_one() {
-    let (_, shop, _) = shop(product("tee", 2, 1)).await;
-    let alice = hold(&shop, "alice", 1, NOW).await;
-    let own = failure(&alice, "alice", Some("pay_1"), "refund_required", NOW);
-    let strangers = failure(&alice, "mallory", Some("pay_1"), NOT_CONFIRMED, NOW);
-    for failed in [&own, &strangers] {
-        shop.record_failure(failed, NOW, soon()).await.unwrap();
-    }
-    let seen = shop.failed(&own.id(), soon()).await.unwrap();
-    assert_eq!((seen.customer, seen.reason.as_str()), (Some(customer("alice")), "refund_required"));
-    // What an admin says of the stranger's says nothing of the owner's.
-    shop.resolve_failed(&strangers.id(), "admin", Some("no such order"), NOW, soon()).await.unwrap();
-    assert_eq!(shop.failed(&own.id(), soon()).await.unwrap().state, FailedState::Open);
-    shop.resolve_failed(&own.id(), "admin", Some("refunded"), NOW, soon()).await.unwrap();
-    assert_eq!(refusal(pay(&shop, &alice, "pay_1", NOW).await), Refusal::RefundRequired);
-}
-
-#[tokio::test]
-async fn later_news_of_a_failure_overwrites_no_better_news() {
-    let (_, shop, _) = shop(product("tee", 2, 1)).await;
-    let alice = hold(&shop, "alice", 1, NOW).await;
-    let (early, late) = (NOW.plus_seconds(1), LATE);
-    let news = |reason, at| failure(&alice, "alice", Some("pay_1"), reason, at);
-    shop.record_failure(&news(NOT_CONFIRMED, late), NOW, soon()).await.unwrap();
-    let seen = shop.record_failure(&news("refund_required", early), NOW, soon()).await.unwrap();
-    assert_eq!((seen.reason.as_str(), seen.requested_at), ("refund_required", Some(early)));
-    let seen = shop.record_failure(&news(NOT_CONFIRMED, late), NOW, soon()).await.unwrap();
-    assert_eq!((seen.reason.as_str(), seen.requested_at, seen.failures), ("refund_required", Some(early), 3));
-    assert_eq!(seen.body, news("", early).body, "what is sent again says when it was asked for first");
-    // Once an admin has it retried, the old reason does not count any more.
-    shop.mark_retrying(&seen, soon()).await.unwrap();
-    let seen = shop.record_failure(&news(NOT_CONFIRMED, late), NOW, soon()).await.unwrap();
-    assert_eq!((seen.reason.as_str(), seen.requested_at), (NOT_CONFIRMED, Some(early)));
-}
-
-#[tokio::test]
-async fn what_was_resolved_without_a_payment_is_no_order_by_a_retry_that_is_still_on_its_way() {
-    for released in [true, false] {
-        let (wire, shop, _) = shop(product("tee", 2, 1)).await;
-        let alice = hold(&shop, "alice", 1, NOW).await;
-        if released {
-            shop.release_overdue(LATE, soon()).await.unwrap();
-        }
-        let failed = failure(&alice, "alice", None, NOT_CONFIRMED, NOW);
-        let open = shop.record_failure(&failed, NOW, soon()).await.unwrap();
-        shop.mark_retrying(&open, soon()).await.unwrap();
-        let settled = NOW.plus_seconds(5);
-        shop.resolve_failed(&failed.id(), "admin", Some("not wanted any more"), settled, soon()).await.unwrap();
-        let (id, owner) = (&alice.reservation_id, &alice.customer);
-        let retried = shop.confirm(&confirmation(id, owner, None, NOW), NOW.plus_seconds(6), soon()).await;
-        assert_eq!(refusal(retried), Refusal::HoldExpired, "{released}");
-        assert_eq!(books(&wire).await["tee"].sold, 0);
-        // Too close to the admin's word to tell which came first: nobody is told anything yet.
-        let now = NOW.plus_seconds(7);
-        let close = shop.confirm(&confirmation(id, owner, None, now), now, soon()).await;
-        match close {
-            Err(Error::Unavailable { .. }) if !released => {}
-            Err(Error::Refused(Refusal::HoldExpired)) if released => {}
-            other => panic!("{other:?}"),
-        }
-        // Whoever asks later, while it is held, is another matter.
-        let later = settled.plus_seconds(11);
-        assert_eq!(shop.confirm(&confirmation(id, owner, None, later), later, soon()).await.is_ok(), !released);
-    }
-}
-
-#[tokio::test]
-async fn an_unpaid_confirmation_that_was_told_hold_expired_makes_no_order_by_its_queued_copy() {
+async fn an_unpaid_confirmation_refused_as_expired_makes_no_order_from_the_queue() {
     for released in [true, false] {
         let (wire, shop, _) = shop(product("tee", 2, 1)).await;
         let alice = hold(&shop, "alice", 1, NOW).await;
@@ -323,60 +194,7 @@ async fn an_unpaid_confirmation_that_was_told_hold_expired_makes_no_order_by_its
 }
 
 #[tokio::test]
-async fn an_unpaid_confirmation_that_fails_again_after_it_was_settled_is_another_one() {
-    let (_, shop, _) = shop(product("tee", 2, 1)).await;
-    let alice = hold(&shop, "alice", 1, NOW).await;
-    let first = failure(&alice, "alice", None, NOT_CONFIRMED, NOW);
-    shop.record_failure(&first, NOW, soon()).await.unwrap();
-    shop.resolve_failed(&first.id(), "admin", Some("not wanted"), NOW, soon()).await.unwrap();
-    let again = failure(&alice, "alice", None, NOT_CONFIRMED, NOW.plus_seconds(60));
-    let recorded = shop.record_failure(&again, NOW.plus_seconds(60), soon()).await.unwrap();
-    assert_eq!(recorded.state, FailedState::Open);
-    assert_ne!(recorded.id, first.id());
-}
-
-#[tokio::test]
-async fn an_unpaid_confirmation_of_an_earlier_hold_is_settled_without_the_later_one() {
-    let (_, shop, _) = shop(product("tee", 2, 1)).await;
-    let month = NOW.plus_seconds(31 * 86_400);
-    let alice = hold(&shop, "alice", 1, month).await;
-    let earlier = failure(&alice, "alice", None, NOT_CONFIRMED, NOW);
-    shop.record_failure(&earlier, month, soon()).await.unwrap();
-    let order =
-        shop.confirm(&confirmation(&alice.reservation_id, &alice.customer, None, month), month, soon()).await.unwrap();
-    assert_eq!(shop.failed(&earlier.id(), soon()).await.unwrap().state, FailedState::Open);
-    let resolved = shop.resolve_failed(&earlier.id(), "admin", Some("long gone"), month, soon()).await.unwrap();
-    assert_eq!(resolved.state, FailedState::Resolved);
-    assert_eq!(shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap(), order);
-}
-
-#[tokio::test]
-async fn a_retry_lifts_only_a_refusal_that_the_admin_has_seen_and_counts_as_news() {
-    let (_, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 1, 1) }).await;
-    let alice = hold(&shop, "alice", 1, NOW).await;
-    shop.release_overdue(LATE, soon()).await.unwrap();
-    assert_eq!(refusal(pay(&shop, &alice, "pay_1", LATE).await), Refusal::RefundRequired);
-    let owed =
-        async || !shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap().owed_back.is_empty();
-    // The record says no more than that there was no answer: what was refused since is not lifted.
-    let unanswered = failure(&alice, "alice", Some("pay_1"), NOT_CONFIRMED, LATE);
-    let seen = shop.record_failure(&unanswered, LATE, soon()).await.unwrap();
-    let retried = shop.begin_retry(&seen.id, true, soon()).await.unwrap();
-    assert!(owed().await && retried.failures > seen.failures);
-    // Nor by a redrive, whatever it says.
-    let refused = failure(&alice, "alice", Some("pay_1"), "refund_required", LATE);
-    let seen = shop.record_failure(&refused, LATE, soon()).await.unwrap();
-    shop.begin_retry(&seen.id, false, soon()).await.unwrap();
-    assert!(owed().await);
-    let lifted = shop.begin_retry(&seen.id, true, soon()).await.unwrap();
-    assert!(!owed().await);
-    // What an admin began before has no effect any more.
-    assert_eq!(shop.mark_retrying(&seen, soon()).await.unwrap().state, FailedState::Open);
-    assert_eq!(shop.mark_retrying(&lifted, soon()).await.unwrap().state, FailedState::Retrying);
-}
-
-#[tokio::test]
-async fn a_limit_that_was_lifted_a_moment_ago_refuses_no_payment() {
+async fn a_limit_that_was_just_lifted_refuses_no_payment() {
     let (_, shop, admin) = shop(limited(product("tee", 4, 1), 1)).await;
     let alice = hold(&shop, "alice", 1, NOW).await;
     shop.release_overdue(LATE, soon()).await.unwrap();
@@ -388,7 +206,7 @@ async fn a_limit_that_was_lifted_a_moment_ago_refuses_no_payment() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_refused_while_an_earlier_try_may_still_be_carried_out() {
+async fn nobody_is_refused_while_an_earlier_try_may_still_be_applied() {
     let (wire, one, two) = shop(product("tee", 5, 1)).await;
     // The answer is lost, all tries of the SDK; then somebody takes the units.
     wire.fail("TransactWriteItems", 3, Fault::LostBefore);
@@ -411,7 +229,7 @@ async fn nobody_is_refused_while_an_earlier_try_may_still_be_carried_out() {
 }
 
 #[tokio::test]
-async fn what_is_shown_as_expired_stays_so_for_a_clock_that_is_behind() {
+async fn a_hold_shown_as_expired_stays_expired_for_a_clock_that_is_behind() {
     let (wire, one, two) = shop(product("tee", 1, 1)).await;
     let alice = hold(&one, "alice", 1, NOW).await;
     let (id, owner) = (&alice.reservation_id, &alice.customer);
@@ -424,33 +242,6 @@ async fn what_is_shown_as_expired_stays_so_for_a_clock_that_is_behind() {
     let again = reserve(&two, &basket("alice", "k", &[("tee", 1)]), behind).await.unwrap();
     assert_eq!((again.replayed, again.reservation.status), (true, Status::Expired));
     assert_eq!(books(&wire).await["tee"].available, 1);
-}
-
-#[tokio::test]
-async fn an_order_leaves_no_failure_of_its_own_open() {
-    let (_, shop, _) = shop(product("tee", 2, 1)).await;
-    let alice = hold(&shop, "alice", 1, NOW).await;
-    let (paid, unpaid) = (
-        failure(&alice, "alice", Some("pay_1"), NOT_CONFIRMED, NOW),
-        failure(&alice, "alice", None, NOT_CONFIRMED, NOW),
-    );
-    let second = failure(&alice, "alice", Some("pay_2"), "already_confirmed", NOW);
-    shop.record_failure(&paid, NOW, soon()).await.unwrap();
-    shop.record_failure(&unpaid, NOW, soon()).await.unwrap();
-    pay(&shop, &alice, "pay_1", NOW).await.unwrap();
-    shop.record_failure(&second, NOW, soon()).await.unwrap();
-    let open = async |state| {
-        let listed = shop.failed_confirmations(state, 10, None, NOW, soon()).await.unwrap().items;
-        let mut open: Vec<_> =
-            listed.into_iter().filter(|one| one.state == FailedState::Open).map(|one| one.id).collect();
-        open.sort();
-        open
-    };
-    assert_eq!(open(Some(FailedState::Open)).await, [second.id()]);
-    assert_eq!(open(None).await, [second.id()]);
-    for settled in [paid, unpaid] {
-        assert_eq!(shop.failed(&settled.id(), soon()).await.unwrap().state, FailedState::Confirmed);
-    }
 }
 
 #[tokio::test]
@@ -467,35 +258,6 @@ async fn a_payment_confirms_the_hold_that_was_paid_and_no_later_one_under_its_ke
     assert!(Refusal::ReservationNotFound.owes_refund());
 }
 
-#[tokio::test]
-async fn one_open_failure_is_found_among_hundreds_of_settled_ones_by_key() {
-    let (wire, shop, _) = shop(product("tee", 2, 1)).await;
-    let mut last = None;
-    for n in 0..120 {
-        let held = basket("alice", &format!("k{n}"), &[("tee", 1)]);
-        let failed = Failure {
-            confirmation: Some(Confirmation {
-                reservation_id: held.reservation_id,
-                customer: customer("alice"),
-                payment_reference: Some(PaymentReference::try_from("pay_1").unwrap()),
-                requested_at: NOW,
-            }),
-            reason: "refund_required".to_owned(),
-            body: String::new(),
-        };
-        shop.record_failure(&failed, NOW.plus_seconds(n), soon()).await.unwrap();
-        if n < 119 {
-            shop.resolve_failed(&failed.id(), "admin", Some("refunded"), NOW, soon()).await.unwrap();
-        }
-        last = Some(failed.id());
-    }
-    wire.take_calls();
-    let page = shop.failed_confirmations(Some(FailedState::Open), 1, None, NOW, soon()).await.unwrap();
-    assert_eq!(page.items.into_iter().map(|one| one.id).collect::<Vec<_>>(), [last.unwrap()]);
-    let queries = wire.take_calls().iter().filter(|call| call.operation == "Query").count();
-    assert!(queries <= 2, "{queries}");
-}
-
 fn adjustment(delta: i64, expected_total: Option<u64>, actor: &str, key: &str) -> Adjustment {
     Adjustment {
         product_id: product_id("tee"),
@@ -509,9 +271,9 @@ fn adjustment(delta: i64, expected_total: Option<u64>, actor: &str, key: &str) -
 }
 
 #[tokio::test]
-async fn copies_of_one_adjustment_have_one_answer_whichever_call_the_other_overtakes() {
+async fn copies_of_one_adjustment_have_one_answer_in_any_order_of_their_calls() {
     for (delta, expected) in [(5, Some(5)), (-5, None), (-5, Some(5))] {
-        // Whatever the copy has read so far, the other is carried out before its next call.
+        // Whatever the copy has read so far, the other is applied before its next call.
         for nth in 1.. {
             let (wire, one, two) = shop(product("tee", 5, 1)).await;
             let ask = adjustment(delta, expected, "admin", "k");
@@ -551,7 +313,7 @@ async fn idle() {
 }
 
 #[tokio::test]
-async fn an_adjustments_key_belongs_to_the_ledger_and_not_to_the_person() {
+async fn an_adjustments_key_belongs_to_the_ledger_and_not_to_the_admin() {
     let (wire, shop, _) = shop(product("tee", 5, 1)).await;
     let first = shop.adjust(&adjustment(10, None, "anne", "k"), NOW, soon()).await.unwrap();
     let again = shop.adjust(&adjustment(10, None, "bert", "k"), NOW.plus_seconds(1), soon()).await.unwrap();
@@ -580,7 +342,7 @@ async fn a_limit_that_is_set_later_counts_what_was_bought_before() {
 }
 
 #[tokio::test]
-async fn a_hidden_reservation_is_no_reason_to_name_its_owners_limit() {
+async fn a_reservation_hidden_by_a_conflict_is_not_refused_for_the_limit() {
     let (wire, one, two) = shop(limited(product("tee", 4, 1), 2)).await;
     let ask = basket("alice", "k", &[("tee", 2)]);
     let first = reserve(&one, &ask, NOW).await.unwrap().reservation;
@@ -591,7 +353,7 @@ async fn a_hidden_reservation_is_no_reason_to_name_its_owners_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn memory_ages_by_the_wall_clock_also_backwards() {
+async fn the_cache_ages_by_the_wall_clock_even_backwards() {
     for step in [5 * 60_000, -5 * 60_000] {
         let (wire, one, two) = shop(product("tee", 1, 1)).await;
         let bob = hold(&two, "bob", 1, NOW).await;

@@ -79,7 +79,7 @@ async fn pay_back(store: &Store, held: &Reservation, paid: &str) -> Result<Faile
 }
 
 #[tokio::test]
-async fn a_payment_that_was_given_back_buys_nothing_in_any_state_of_the_reservation() {
+async fn a_refunded_payment_buys_nothing_in_any_status_of_the_reservation() {
     for state in ["held", "overdue", "expired", "confirmed"] {
         let (wire, store, held) = held().await;
         let at = if state == "held" { NOW } else { LATE };
@@ -96,7 +96,7 @@ async fn a_payment_that_was_given_back_buys_nothing_in_any_state_of_the_reservat
             .send()
             .await
             .unwrap();
-        assert!(!item.item.unwrap().contains_key("ttl"), "{state}: once cleaned up, it could be made anew");
+        assert!(!item.item.unwrap().contains_key("ttl"), "{state}: if it were deleted, its key could be used again");
         let before = books(&wire).await["tee"];
         assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), at).await), Refusal::RefundRequired, "{state}");
         let tee = books(&wire).await["tee"];
@@ -109,14 +109,14 @@ async fn a_payment_that_was_given_back_buys_nothing_in_any_state_of_the_reservat
 }
 
 #[tokio::test]
-async fn a_payment_is_either_given_back_or_an_order_whichever_comes_first() {
+async fn a_payment_is_either_refunded_or_an_order_whichever_comes_first() {
     for (state, write) in [("held", "UpdateItem"), ("expired", "TransactWriteItems")] {
         let (wire, store, held) = held().await;
         let at = if state == "held" { NOW } else { LATE };
         if state == "expired" {
             store.release_overdue(LATE, soon()).await.unwrap();
         }
-        // The confirmation has read all it reads, and its write is on its way: the admin's word arrives before it.
+        // The confirmation has made all its reads, and its write is in flight: the resolution arrives before it.
         let gate = wire.gate(move |call| call.operation == write);
         let admin = async {
             gate.arrived().await;
@@ -130,7 +130,7 @@ async fn a_payment_is_either_given_back_or_an_order_whichever_comes_first() {
 }
 
 #[tokio::test]
-async fn what_is_an_order_is_not_given_back() {
+async fn an_order_is_not_released() {
     let (_, store, held) = held().await;
     confirm(&store, &held, Some("pay_1"), NOW).await.unwrap();
     let refused = pay_back(&store, &held, "pay_1").await;
@@ -158,7 +158,7 @@ async fn what_is_an_order_is_not_given_back() {
 }
 
 #[tokio::test]
-async fn a_payment_that_comes_after_an_unpaid_confirmation_is_written_down() {
+async fn a_payment_after_an_unpaid_confirmation_is_recorded() {
     let (_, store, held) = held().await;
     confirm(&store, &held, None, NOW).await.unwrap();
     let order = confirm(&store, &held, Some("pay_1"), LATE).await.unwrap();
@@ -167,7 +167,7 @@ async fn a_payment_that_comes_after_an_unpaid_confirmation_is_written_down() {
 }
 
 #[tokio::test]
-async fn too_late_without_a_payment_is_refused_also_before_anybody_released_it() {
+async fn too_late_without_a_payment_is_refused_even_before_the_release() {
     let (wire, store, held) = held().await;
     assert_eq!(refusal(confirm(&store, &held, None, LATE).await), Refusal::HoldExpired);
     store.release_overdue(LATE, soon()).await.unwrap();
@@ -176,7 +176,7 @@ async fn too_late_without_a_payment_is_refused_also_before_anybody_released_it()
 }
 
 #[tokio::test]
-async fn paid_late_keeps_units_that_nobody_gave_back() {
+async fn a_late_payment_keeps_units_that_were_not_released() {
     let (wire, store, held) = held().await;
     let order = confirm(&store, &held, Some("pay_1"), LATE).await.unwrap();
     assert!(order.confirmed_late);
@@ -185,7 +185,7 @@ async fn paid_late_keeps_units_that_nobody_gave_back() {
 }
 
 #[tokio::test]
-async fn paid_late_takes_the_units_again_and_counts_them_against_the_limit() {
+async fn a_late_payment_takes_the_units_again_and_counts_them_against_the_limit() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     assert_eq!(books(&wire).await["tee"].available, 3);
@@ -201,7 +201,7 @@ async fn paid_late_takes_the_units_again_and_counts_them_against_the_limit() {
 }
 
 #[tokio::test]
-async fn paid_late_and_gone_owes_a_refund_and_takes_nothing() {
+async fn a_late_payment_without_units_owes_a_refund_and_takes_nothing() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     reserve(&store, &basket("bob", "k", &[("tee", 2)]), LATE).await.unwrap();
@@ -211,7 +211,7 @@ async fn paid_late_and_gone_owes_a_refund_and_takes_nothing() {
 }
 
 #[tokio::test]
-async fn paid_late_takes_what_is_there_from_wherever_it_is() {
+async fn a_late_payment_takes_units_from_any_shard() {
     let wire = table().await;
     stocked(&wire, &[product("tee", 8, 4)]).await;
     let store = store(&wire, 1);
@@ -224,7 +224,7 @@ async fn paid_late_takes_what_is_there_from_wherever_it_is() {
 }
 
 #[tokio::test]
-async fn paid_late_never_takes_what_somebody_else_took_a_moment_ago() {
+async fn a_late_payment_never_takes_units_that_were_just_taken() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     // After the stock was read and before the transaction, bob takes all of it.
@@ -242,7 +242,7 @@ async fn paid_late_never_takes_what_somebody_else_took_a_moment_ago() {
 }
 
 #[tokio::test]
-async fn a_confirmation_accepted_in_time_is_kept_when_the_queue_carries_it_out_late() {
+async fn a_confirmation_accepted_in_time_is_honoured_when_it_leaves_the_queue_late() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     let order =
@@ -252,7 +252,7 @@ async fn a_confirmation_accepted_in_time_is_kept_when_the_queue_carries_it_out_l
 }
 
 #[tokio::test]
-async fn accepted_in_time_without_a_payment_and_gone_owes_nothing() {
+async fn an_unpaid_confirmation_in_time_whose_units_are_gone_owes_nothing() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     reserve(&store, &basket("bob", "k", &[("tee", 3)]), LATE).await.unwrap();
@@ -301,7 +301,7 @@ async fn lost_answers_make_one_order() {
 }
 
 #[tokio::test]
-async fn paid_late_and_over_the_limit_by_now_owes_a_refund() {
+async fn a_late_payment_over_the_limit_owes_a_refund() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     reserve(&store, &basket("alice", "k2", &[("tee", 2)]), LATE).await.unwrap();
@@ -319,7 +319,7 @@ async fn paid_late_and_over_the_limit_by_now_owes_a_refund() {
     wire.take_calls();
     assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), LATE).await), Refusal::RefundRequired);
     let tries = wire.take_calls().iter().filter(|call| call.operation == "TransactWriteItems").count();
-    assert_eq!(tries, 1, "no repetition mends it");
+    assert_eq!(tries, 1, "it cannot be retried");
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.available, tee.held, tee.sold), (6, 2, 0));
 }
@@ -343,7 +343,7 @@ async fn crumble(wire: &Wire, id: &str, shards: u32) {
 }
 
 #[tokio::test]
-async fn paid_late_from_more_shards_than_one_transaction_takes_gathers_them_first() {
+async fn a_late_payment_on_more_shards_than_one_transaction_can_have_consolidates_them_first() {
     // Alone on its shard a unit is an action. With the reservation's own, a hundred are the most.
     for (shards, takes) in [(35, 99), (36, 37)] {
         let wire = table().await;

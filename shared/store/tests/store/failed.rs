@@ -1,9 +1,13 @@
 //! Failed confirmations: copies are one, and what is settled stays settled.
 
-use holdfast_domain::{Confirmation, FailedConfirmation, FailedState, Failure, Refusal};
+use holdfast_domain::{
+    Confirmation, FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, PaymentReference, Product, Refusal, Status,
+};
 use holdfast_store::Error;
-use holdfast_testkit::fixtures::{NOW, basket, confirmation, customer, payment, soon, store, table};
+use holdfast_testkit::fixtures::{NOW, basket, books, confirmation, customer, payment, product, soon, store, table};
 use holdfast_testkit::wire::Fault;
+
+use crate::{LATE, failure_of, hold, pay, refusal, shop};
 
 fn failure(key: &str, paid: &str) -> Failure {
     Failure {
@@ -97,7 +101,7 @@ async fn the_list_comes_in_pages_of_one_state() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_recorded_retried_and_settled_whatever_the_wire_does() {
+async fn a_failure_is_recorded_retried_and_settled_despite_faults() {
     let faults = [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled];
     // Once or twice, the SDK itself repeats the call, and the store never hears of it; five times, it does.
     for (fault, times) in faults.into_iter().flat_map(|fault| [1, 2, 5].map(|times| (fault, times))) {
@@ -139,4 +143,203 @@ async fn a_page_of_one_state_is_full_while_there_is_more_of_it() {
     assert_eq!((first.items.len(), first.next.is_some()), (3, true));
     let last = store.failed_confirmations(Some(FailedState::Open), 3, first.next, NOW, soon()).await.unwrap();
     assert_eq!((last.items.len(), last.next), (1, None));
+}
+
+#[tokio::test]
+async fn a_payment_that_is_owed_back_makes_no_order_until_an_admin_retries_it() {
+    let (wire, shop, _) = shop(product("tee", 1, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    shop.release_overdue(LATE, soon()).await.unwrap();
+    let bob = hold(&shop, "bob", 1, LATE).await;
+    assert_eq!(refusal(pay(&shop, &alice, "pay_1", LATE).await), Refusal::RefundRequired);
+    shop.cancel(&bob.reservation_id, &bob.customer, LATE, soon()).await.unwrap();
+    // The provider sends its webhook again, days later, and the unit is free.
+    let later = LATE.plus_seconds(3_600);
+    assert_eq!(refusal(pay(&shop, &alice, "pay_1", later).await), Refusal::RefundRequired);
+    assert_eq!(books(&wire).await["tee"].available, 1);
+    let failed = failure_of(&alice, "alice", Some("pay_1"), "refund_required", LATE);
+    shop.record_failure(&failed, LATE, soon()).await.unwrap();
+    shop.begin_retry(&failed.id(), true, soon()).await.unwrap();
+    assert_eq!(pay(&shop, &alice, "pay_1", later).await.unwrap().status, Status::Confirmed);
+    assert_eq!(books(&wire).await["tee"].sold, 1);
+    // And it is settled, as a late copy of the failure finds out.
+    let settled = shop.record_failure(&failed, later, soon()).await.unwrap();
+    assert_eq!(settled.state, FailedState::Confirmed);
+    assert_eq!(refusal(shop.begin_retry(&failed.id(), true, soon()).await), Refusal::AlreadySettled);
+}
+
+#[tokio::test]
+async fn a_failure_of_another_customer_is_a_separate_one() {
+    let (_, shop, _) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    let own = failure_of(&alice, "alice", Some("pay_1"), "refund_required", NOW);
+    let strangers = failure_of(&alice, "mallory", Some("pay_1"), NOT_CONFIRMED, NOW);
+    for failed in [&own, &strangers] {
+        shop.record_failure(failed, NOW, soon()).await.unwrap();
+    }
+    let seen = shop.failed(&own.id(), soon()).await.unwrap();
+    assert_eq!((seen.customer, seen.reason.as_str()), (Some(customer("alice")), "refund_required"));
+    // What an admin says of the stranger's says nothing of the owner's.
+    shop.resolve_failed(&strangers.id(), "admin", Some("no such order"), NOW, soon()).await.unwrap();
+    assert_eq!(shop.failed(&own.id(), soon()).await.unwrap().state, FailedState::Open);
+    shop.resolve_failed(&own.id(), "admin", Some("refunded"), NOW, soon()).await.unwrap();
+    assert_eq!(refusal(pay(&shop, &alice, "pay_1", NOW).await), Refusal::RefundRequired);
+}
+
+#[tokio::test]
+async fn a_later_failure_does_not_overwrite_better_information() {
+    let (_, shop, _) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    let (early, late) = (NOW.plus_seconds(1), LATE);
+    let news = |reason, at| failure_of(&alice, "alice", Some("pay_1"), reason, at);
+    shop.record_failure(&news(NOT_CONFIRMED, late), NOW, soon()).await.unwrap();
+    let seen = shop.record_failure(&news("refund_required", early), NOW, soon()).await.unwrap();
+    assert_eq!((seen.reason.as_str(), seen.requested_at), ("refund_required", Some(early)));
+    let seen = shop.record_failure(&news(NOT_CONFIRMED, late), NOW, soon()).await.unwrap();
+    assert_eq!((seen.reason.as_str(), seen.requested_at, seen.failures), ("refund_required", Some(early), 3));
+    assert_eq!(seen.body, news("", early).body, "what is sent again says when it was asked for first");
+    // Once an admin has it retried, the old reason does not count any more.
+    shop.mark_retrying(&seen, soon()).await.unwrap();
+    let seen = shop.record_failure(&news(NOT_CONFIRMED, late), NOW, soon()).await.unwrap();
+    assert_eq!((seen.reason.as_str(), seen.requested_at), (NOT_CONFIRMED, Some(early)));
+}
+
+#[tokio::test]
+async fn an_unpaid_confirmation_that_was_resolved_makes_no_order_by_a_retry_in_flight() {
+    for released in [true, false] {
+        let (wire, shop, _) = shop(product("tee", 2, 1)).await;
+        let alice = hold(&shop, "alice", 1, NOW).await;
+        if released {
+            shop.release_overdue(LATE, soon()).await.unwrap();
+        }
+        let failed = failure_of(&alice, "alice", None, NOT_CONFIRMED, NOW);
+        let open = shop.record_failure(&failed, NOW, soon()).await.unwrap();
+        shop.mark_retrying(&open, soon()).await.unwrap();
+        let settled = NOW.plus_seconds(5);
+        shop.resolve_failed(&failed.id(), "admin", Some("not wanted any more"), settled, soon()).await.unwrap();
+        let (id, owner) = (&alice.reservation_id, &alice.customer);
+        let retried = shop.confirm(&confirmation(id, owner, None, NOW), NOW.plus_seconds(6), soon()).await;
+        assert_eq!(refusal(retried), Refusal::HoldExpired, "{released}");
+        assert_eq!(books(&wire).await["tee"].sold, 0);
+        // Too close to the resolution to tell which came first: no final answer yet.
+        let now = NOW.plus_seconds(7);
+        let close = shop.confirm(&confirmation(id, owner, None, now), now, soon()).await;
+        match close {
+            Err(Error::Unavailable { .. }) if !released => {}
+            Err(Error::Refused(Refusal::HoldExpired)) if released => {}
+            other => panic!("{other:?}"),
+        }
+        // A later request, while it is held, is not affected.
+        let later = settled.plus_seconds(11);
+        assert_eq!(shop.confirm(&confirmation(id, owner, None, later), later, soon()).await.is_ok(), !released);
+    }
+}
+
+#[tokio::test]
+async fn an_unpaid_confirmation_that_fails_again_after_it_was_settled_is_a_new_failure() {
+    let (_, shop, _) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    let first = failure_of(&alice, "alice", None, NOT_CONFIRMED, NOW);
+    shop.record_failure(&first, NOW, soon()).await.unwrap();
+    shop.resolve_failed(&first.id(), "admin", Some("not wanted"), NOW, soon()).await.unwrap();
+    let again = failure_of(&alice, "alice", None, NOT_CONFIRMED, NOW.plus_seconds(60));
+    let recorded = shop.record_failure(&again, NOW.plus_seconds(60), soon()).await.unwrap();
+    assert_eq!(recorded.state, FailedState::Open);
+    assert_ne!(recorded.id, first.id());
+}
+
+#[tokio::test]
+async fn an_unpaid_confirmation_of_an_earlier_hold_is_settled_without_the_later_one() {
+    let (_, shop, _) = shop(product("tee", 2, 1)).await;
+    let month = NOW.plus_seconds(31 * 86_400);
+    let alice = hold(&shop, "alice", 1, month).await;
+    let earlier = failure_of(&alice, "alice", None, NOT_CONFIRMED, NOW);
+    shop.record_failure(&earlier, month, soon()).await.unwrap();
+    let order =
+        shop.confirm(&confirmation(&alice.reservation_id, &alice.customer, None, month), month, soon()).await.unwrap();
+    assert_eq!(shop.failed(&earlier.id(), soon()).await.unwrap().state, FailedState::Open);
+    let resolved = shop.resolve_failed(&earlier.id(), "admin", Some("long gone"), month, soon()).await.unwrap();
+    assert_eq!(resolved.state, FailedState::Resolved);
+    assert_eq!(shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap(), order);
+}
+
+#[tokio::test]
+async fn a_retry_lifts_only_a_refusal_that_the_admin_has_seen_and_counts_as_news() {
+    let (_, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 1, 1) }).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    shop.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!(refusal(pay(&shop, &alice, "pay_1", LATE).await), Refusal::RefundRequired);
+    let owed =
+        async || !shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap().owed_back.is_empty();
+    // The record says no more than that there was no answer: what was refused since is not lifted.
+    let unanswered = failure_of(&alice, "alice", Some("pay_1"), NOT_CONFIRMED, LATE);
+    let seen = shop.record_failure(&unanswered, LATE, soon()).await.unwrap();
+    let retried = shop.begin_retry(&seen.id, true, soon()).await.unwrap();
+    assert!(owed().await && retried.failures > seen.failures);
+    // Nor by a redrive, whatever it says.
+    let refused = failure_of(&alice, "alice", Some("pay_1"), "refund_required", LATE);
+    let seen = shop.record_failure(&refused, LATE, soon()).await.unwrap();
+    shop.begin_retry(&seen.id, false, soon()).await.unwrap();
+    assert!(owed().await);
+    let lifted = shop.begin_retry(&seen.id, true, soon()).await.unwrap();
+    assert!(!owed().await);
+    // What an admin began before has no effect any more.
+    assert_eq!(shop.mark_retrying(&seen, soon()).await.unwrap().state, FailedState::Open);
+    assert_eq!(shop.mark_retrying(&lifted, soon()).await.unwrap().state, FailedState::Retrying);
+}
+
+#[tokio::test]
+async fn an_order_leaves_no_failure_of_its_own_open() {
+    let (_, shop, _) = shop(product("tee", 2, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    let (paid, unpaid) = (
+        failure_of(&alice, "alice", Some("pay_1"), NOT_CONFIRMED, NOW),
+        failure_of(&alice, "alice", None, NOT_CONFIRMED, NOW),
+    );
+    let second = failure_of(&alice, "alice", Some("pay_2"), "already_confirmed", NOW);
+    shop.record_failure(&paid, NOW, soon()).await.unwrap();
+    shop.record_failure(&unpaid, NOW, soon()).await.unwrap();
+    pay(&shop, &alice, "pay_1", NOW).await.unwrap();
+    shop.record_failure(&second, NOW, soon()).await.unwrap();
+    let open = async |state| {
+        let listed = shop.failed_confirmations(state, 10, None, NOW, soon()).await.unwrap().items;
+        let mut open: Vec<_> =
+            listed.into_iter().filter(|one| one.state == FailedState::Open).map(|one| one.id).collect();
+        open.sort();
+        open
+    };
+    assert_eq!(open(Some(FailedState::Open)).await, [second.id()]);
+    assert_eq!(open(None).await, [second.id()]);
+    for settled in [paid, unpaid] {
+        assert_eq!(shop.failed(&settled.id(), soon()).await.unwrap().state, FailedState::Confirmed);
+    }
+}
+
+#[tokio::test]
+async fn one_open_failure_is_found_among_hundreds_of_settled_ones() {
+    let (wire, shop, _) = shop(product("tee", 2, 1)).await;
+    let mut last = None;
+    for n in 0..120 {
+        let held = basket("alice", &format!("k{n}"), &[("tee", 1)]);
+        let failed = Failure {
+            confirmation: Some(Confirmation {
+                reservation_id: held.reservation_id,
+                customer: customer("alice"),
+                payment_reference: Some(PaymentReference::try_from("pay_1").unwrap()),
+                requested_at: NOW,
+            }),
+            reason: "refund_required".to_owned(),
+            body: String::new(),
+        };
+        shop.record_failure(&failed, NOW.plus_seconds(n), soon()).await.unwrap();
+        if n < 119 {
+            shop.resolve_failed(&failed.id(), "admin", Some("refunded"), NOW, soon()).await.unwrap();
+        }
+        last = Some(failed.id());
+    }
+    wire.take_calls();
+    let page = shop.failed_confirmations(Some(FailedState::Open), 1, None, NOW, soon()).await.unwrap();
+    assert_eq!(page.items.into_iter().map(|one| one.id).collect::<Vec<_>>(), [last.unwrap()]);
+    let queries = wire.take_calls().iter().filter(|call| call.operation == "Query").count();
+    assert!(queries <= 2, "{queries}");
 }

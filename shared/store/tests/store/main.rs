@@ -4,7 +4,54 @@
 mod answers;
 mod confirm;
 mod failed;
+mod lists;
 mod products;
 mod rate;
 mod release;
 mod reserve;
+
+use holdfast_domain::{Confirmation, Failure, Product, Refusal, Reservation, Timestamp};
+use holdfast_store::{Error, Store};
+use holdfast_testkit::fixtures::{NOW, basket, confirmation, customer, payment, reserve, soon, stocked, store, table};
+use holdfast_testkit::wire::Wire;
+
+/// When a hold that was made at [`NOW`] ends.
+const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
+
+fn refusal<T: std::fmt::Debug>(answer: Result<T, Error>) -> Refusal {
+    match answer.unwrap_err() {
+        Error::Refused(refusal) => refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A hold of the product `tee`.
+async fn hold(store: &Store, who: &str, units: u32, at: Timestamp) -> Reservation {
+    reserve(store, &basket(who, "k", &[("tee", units)]), at).await.unwrap().reservation
+}
+
+async fn pay(store: &Store, held: &Reservation, paid: &str, at: Timestamp) -> Result<Reservation, Error> {
+    store.confirm(&confirmation(&held.reservation_id, &held.customer, Some(&payment(paid)), at), at, soon()).await
+}
+
+/// A product in a table, and two environments.
+async fn shop(product: Product) -> (Wire, Store, Store) {
+    let wire = table().await;
+    stocked(&wire, &[product]).await;
+    let (one, two) = (store(&wire, 1), store(&wire, 2));
+    (wire, one, two)
+}
+
+/// A failure of a confirmation of `held` that was requested at `at`.
+fn failure_of(held: &Reservation, who: &str, paid: Option<&str>, reason: &str, at: Timestamp) -> Failure {
+    Failure {
+        confirmation: Some(Confirmation {
+            reservation_id: held.reservation_id.clone(),
+            customer: customer(who),
+            payment_reference: paid.map(payment),
+            requested_at: at,
+        }),
+        reason: reason.to_owned(),
+        body: format!("{who} {}", at.as_millis()),
+    }
+}

@@ -1,29 +1,21 @@
 //! Products, their stock and their ledger; and lists.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::AttributeValue;
-use data_encoding::BASE64URL_NOPAD;
-use holdfast_domain::{
-    Adjustment, HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal, Status,
-};
-use holdfast_store::{Adjusted, Cursor, Deadline, Error, Store, keys};
+use holdfast_domain::{Adjustment, HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal};
+use holdfast_store::{Adjusted, Deadline, Error, Store};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, books, client, confirmation, customer, product, product_id, reserve, soon, stocked, store,
-    table,
+    NOW, basket, books, confirmation, product, product_id, reserve, soon, stocked, store, table,
 };
 use holdfast_testkit::wire::{Call, Fault, Wire};
-use serde_json::{Value, json};
 use tokio::sync::Notify;
-
 /// The units of each customer are counted: a limit may be set later.
 fn counted_tee(total: u64, shards: u32) -> Product {
     Product { counts_per_customer: true, ..product("tee", total, shards) }
 }
 
-async fn tee(total: u64, shards: u32) -> (Wire, Store) {
+pub(crate) async fn tee(total: u64, shards: u32) -> (Wire, Store) {
     let wire = table().await;
     stocked(&wire, &[counted_tee(total, shards)]).await;
     let store = store(&wire, 1);
@@ -91,7 +83,7 @@ async fn adjustments_move_the_total_and_the_stock_together() {
 }
 
 #[tokio::test]
-async fn what_is_held_cannot_be_taken_away() {
+async fn held_units_cannot_be_taken_away() {
     let (wire, store) = tee(10, 2).await;
     reserve(&store, &basket("alice", "k", &[("tee", 6)]), NOW).await.unwrap();
     assert!(matches!(adjust(&store, -5, "k").await.unwrap_err(), Error::Refused(Refusal::InsufficientStock { .. })));
@@ -101,7 +93,7 @@ async fn what_is_held_cannot_be_taken_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_adjustment_happens_once_whatever_the_wire_does() {
+async fn an_adjustment_is_applied_once_despite_faults() {
     let faults = [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled, Fault::Conflict];
     for fault in faults {
         for delta in [6, -6] {
@@ -131,7 +123,7 @@ async fn an_adjustment_compares_the_total_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn adjustments_beside_one_another_all_count() {
+async fn concurrent_adjustments_all_count() {
     let (wire, _) = tee(10, 2).await;
     let all = (0..20).map(|n| {
         let store = store(&wire, n);
@@ -174,7 +166,7 @@ async fn adjustments_past_their_limits_are_refused() {
 }
 
 #[tokio::test]
-async fn units_that_come_in_meanwhile_can_be_taken_away() {
+async fn units_that_are_added_meanwhile_can_be_taken_away() {
     let (wire, one) = tee(3, 1).await;
     let other = store(&wire, 2);
     // The total is read before the other adjustment, the shards after it.
@@ -185,7 +177,7 @@ async fn units_that_come_in_meanwhile_can_be_taken_away() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn units_that_come_in_are_dealt_over_half_as_many_shards_with_each_try() {
+async fn added_units_are_distributed_over_half_as_many_shards_with_each_try() {
     let (wire, store) = tee(0, 8).await;
     wire.take_calls();
     let mut conflicts = 0;
@@ -201,7 +193,7 @@ async fn units_that_come_in_are_dealt_over_half_as_many_shards_with_each_try() {
 }
 
 #[tokio::test]
-async fn few_units_do_not_always_come_in_on_the_same_shard() {
+async fn few_units_are_not_always_added_to_the_same_shard() {
     let (wire, _) = tee(0, 16).await;
     for seed in 0..20 {
         let store = store(&wire, seed);
@@ -213,7 +205,7 @@ async fn few_units_do_not_always_come_in_on_the_same_shard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn units_that_an_environment_frees_it_sells_at_once() {
+async fn an_environment_sells_units_that_it_released_at_once() {
     let (wire, store) = tee(1, 1).await;
     let ask = async |who: &str, key: &str| reserve(&store, &basket(who, key, &[("tee", 1)]), NOW).await;
     let sold_out = |answer| matches!(answer, Err(Error::Refused(Refusal::InsufficientStock { .. })));
@@ -240,7 +232,7 @@ async fn a_change_needs_the_version_that_was_seen() {
 }
 
 #[tokio::test]
-async fn a_change_sets_and_takes_away_what_is_optional() {
+async fn a_change_sets_and_removes_optional_fields() {
     let (_, store) = tee(10, 2).await;
     let id = product_id("tee");
     let all = ProductChange {
@@ -262,7 +254,7 @@ async fn a_change_sets_and_takes_away_what_is_optional() {
 }
 
 #[tokio::test]
-async fn a_change_of_everything_at_once_is_read_back_as_it_was_asked_for() {
+async fn a_change_of_every_field_is_read_back_as_requested() {
     let (_, store) = tee(10, 2).await;
     let (id, starts, ends) = (product_id("tee"), NOW.plus_seconds(1), NOW.plus_seconds(61));
     // Without `..`, so that a field that is new must be asked for here.
@@ -329,7 +321,7 @@ async fn a_change_of_one_field_leaves_all_others_as_they_were() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_whose_answer_is_lost_is_known_again_beside_an_adjustment() {
+async fn a_change_whose_answer_is_lost_is_recognised_despite_a_concurrent_adjustment() {
     let (wire, store) = tee(10, 2).await;
     let admin = holdfast_testkit::fixtures::store(&wire, 2);
     let lost = Arc::new(Notify::new());
@@ -353,7 +345,7 @@ async fn a_change_whose_answer_is_lost_is_known_again_beside_an_adjustment() {
 }
 
 #[tokio::test]
-async fn a_change_is_answered_with_what_it_made_beside_another_admins_next_one() {
+async fn a_change_is_answered_with_its_own_result_despite_a_later_change() {
     let (wire, one) = tee(10, 2).await;
     let other = holdfast_testkit::fixtures::store(&wire, 2);
     let price = |price_minor| ProductChange { price_minor: Some(price_minor), ..ProductChange::default() };
@@ -390,7 +382,7 @@ async fn a_change_whose_answers_are_lost_happens_once_and_reaches_every_shard() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_that_was_cut_off_half_way_is_completed_by_its_repetition() {
+async fn a_change_that_was_interrupted_is_completed_by_its_repetition() {
     let (wire, shop) = tee(10, 1).await;
     reserve(&shop, &basket("alice", "k0", &[("tee", 1)]), NOW).await.unwrap();
     let admin = store(&wire, 9);
@@ -424,7 +416,7 @@ async fn stock_says_where_the_units_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_only_looks_sees_what_was_true_within_the_second_and_reads_once() {
+async fn readers_see_the_stock_of_the_last_second_and_cost_one_read() {
     let wire = table().await;
     stocked(&wire, &[product("cap", 5, 1), product("tee", 10, 2)]).await;
     let (catalog, shop) = (store(&wire, 1), store(&wire, 2));
@@ -449,183 +441,4 @@ async fn who_only_looks_sees_what_was_true_within_the_second_and_reads_once() {
     assert_eq!(look().await, [(5, 0), (7, 3)]);
     let missing = catalog.product_with_stock(&product_id("none"), soon()).await.unwrap_err();
     assert!(matches!(missing, Error::Refused(Refusal::ProductNotFound { .. })));
-}
-
-#[tokio::test]
-async fn a_list_of_everybodys_reads_ten_pages_of_the_table_in_one_request_and_goes_on_where_it_stopped() {
-    let wire = table().await;
-    stocked(&wire, &[product("tee", 40, 1)]).await;
-    let store = store(&wire, 1);
-    for n in 0..20 {
-        reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap();
-    }
-    // Three of these fill the megabyte that DynamoDB reads for one page.
-    for n in 0..45 {
-        let mut item = keys::failed(&format!("fc_{n}")).item();
-        item.insert(keys::PK.to_owned(), AttributeValue::S(format!("OTHER#{n}")));
-        item.insert("body".to_owned(), AttributeValue::S("x".repeat(380_000)));
-        client(&wire).put_item().table_name(TABLE).set_item(Some(item)).send().await.unwrap();
-    }
-    let (mut seen, mut cursor, mut most) = (0, None, 0);
-    loop {
-        wire.take_calls();
-        let page = store.reservations(None, None, NOW, 50, cursor, soon()).await.unwrap();
-        most = most.max(wire.take_calls().len());
-        seen += page.items.len();
-        cursor = page.next;
-        if cursor.is_none() {
-            break;
-        }
-    }
-    assert_eq!((seen, most), (20, 10));
-}
-
-#[tokio::test]
-async fn a_page_of_one_status_is_full_while_there_is_more() {
-    let (_, store) = tee(20, 1).await;
-    // The newest first: held, cancelled, held, and alice has two more that are held.
-    for (who, ended) in [("alice", [false, false, false, true, false].as_slice()), ("bob", &[false, true, false])] {
-        for (n, &ended) in (0..).zip(ended) {
-            let at = NOW.plus_seconds(n);
-            let held = reserve(&store, &basket(who, &format!("k{n}"), &[("tee", 1)]), at).await.unwrap().reservation;
-            if ended {
-                store.cancel(&held.reservation_id, &held.customer, at, soon()).await.unwrap();
-            }
-        }
-    }
-    let page = async |who: &str, cursor| {
-        let page = store.reservations_of(&customer(who), Some(Status::Held), NOW, 2, cursor, soon()).await.unwrap();
-        let made = page.items.iter().map(|found| found.created_at.as_seconds() - NOW.as_seconds()).collect::<Vec<_>>();
-        (made, page.next)
-    };
-    let (first, next) = page("alice", None).await;
-    assert_eq!((first, next.is_some()), (vec![4, 2], true));
-    assert_eq!(page("alice", next).await.0, [1, 0]);
-    // A page that is full to the last key of the index says that there may be more: there is an empty one.
-    let (last, next) = page("bob", None).await;
-    assert_eq!((last, page("bob", next).await), (vec![2, 0], (vec![], None)));
-    // Everybody's eight come on one page of the table, and are all that there is.
-    let all = store.reservations(None, None, NOW, 8, None, soon()).await.unwrap();
-    assert_eq!((all.items.len(), all.next), (8, None));
-}
-
-#[tokio::test]
-async fn lists_come_in_pages_and_miss_nothing() {
-    let wire = table().await;
-    let names: Vec<String> = (0..7).map(|n| format!("p{n}")).collect();
-    let products: Vec<_> = names.iter().map(|name| product(name, 10, 1)).collect();
-    stocked(&wire, &products).await;
-    let store = store(&wire, 1);
-    let mut seen = Vec::new();
-    let mut cursor: Option<Cursor> = None;
-    loop {
-        let page = store.products(3, cursor, soon()).await.unwrap();
-        assert!(page.items.len() <= 3);
-        seen.extend(page.items.into_iter().map(|product| product.product_id.to_string()));
-        // As a caller would send it back.
-        cursor = page.next.map(|next| Cursor::decode(&next.encode()).unwrap());
-        if cursor.is_none() {
-            break;
-        }
-    }
-    assert_eq!(seen, names);
-
-    for (n, name) in names.iter().enumerate() {
-        let at = NOW.plus_seconds(i64::try_from(n).unwrap());
-        let held = reserve(&store, &basket("alice", &format!("k{n}"), &[(name, 1)]), at).await.unwrap().reservation;
-        reserve(&store, &basket("bob", &format!("k{n}"), &[(name, 1)]), at).await.unwrap();
-        if n % 2 == 0 {
-            store.cancel(&held.reservation_id, &held.customer, at, soon()).await.unwrap();
-        }
-    }
-    for (status, count) in
-        [(None, 7), (Some(Status::Cancelled), 4), (Some(Status::Held), 3), (Some(Status::Expired), 0)]
-    {
-        let mut seen = Vec::new();
-        let mut cursor = None;
-        loop {
-            let page = store.reservations_of(&customer("alice"), status, NOW, 2, cursor, soon()).await.unwrap();
-            assert!(page.items.len() <= 2);
-            seen.extend(
-                page.items.iter().map(|found| (std::cmp::Reverse(found.created_at), found.customer.to_string())),
-            );
-            cursor = page.next;
-            if cursor.is_none() {
-                break;
-            }
-        }
-        assert_eq!(seen.len(), count, "{status:?}");
-        assert!(seen.is_sorted() && seen.iter().all(|(_, owner)| owner == "alice"));
-    }
-    let later = NOW.plus_seconds(10_000);
-    let overdue =
-        store.reservations_of(&customer("alice"), Some(Status::Expired), later, 50, None, soon()).await.unwrap();
-    assert_eq!(overdue.items.len(), 3, "by the clock they have expired, though nobody has released them");
-    let bobs = store.reservations_of(&customer("bob"), None, NOW, 2, None, soon()).await.unwrap().next.unwrap();
-    let stolen = store.reservations_of(&customer("alice"), None, NOW, 2, Some(bobs), soon()).await.unwrap_err();
-    assert!(matches!(stolen, Error::Invalid(_)));
-
-    let mut all = 0;
-    let mut cursor = None;
-    loop {
-        let page = store.reservations(Some(Status::Held), None, NOW, 3, cursor, soon()).await.unwrap();
-        assert!(page.items.len() <= 3);
-        all += page.items.len();
-        cursor = page.next;
-        if cursor.is_none() {
-            break;
-        }
-    }
-    assert_eq!(all, 10);
-    let of_one = store.reservations(None, Some(&product_id("p3")), NOW, 50, None, soon()).await.unwrap();
-    assert_eq!(of_one.items.len(), 2);
-}
-
-/// The key at which the last query ended, as a cursor says it.
-fn end_of_last_query(calls: &[Call]) -> Option<Value> {
-    let query = calls.iter().rfind(|call| call.operation == "Query").unwrap();
-    let key = query.response.as_ref().unwrap().get("LastEvaluatedKey")?.as_object().unwrap();
-    let parts = key.iter().map(|(name, value)| {
-        let (kind, text) = value.as_object().unwrap().iter().next().unwrap();
-        (name.clone(), json!(format!("{kind}{}", text.as_str().unwrap())))
-    });
-    Some(Value::Object(parts.collect()))
-}
-
-/// An index promises no order among equal sort keys: only a key that it gave itself says where it goes on. The table of
-/// the tests has an order of its own, and would not show what is missed: so each cursor is compared too.
-#[tokio::test]
-async fn a_list_of_one_moment_misses_nothing_whatever_the_size_of_its_pages() {
-    const MADE: usize = 13;
-    let (wire, store) = tee(20, 1).await;
-    let mut held = BTreeSet::new();
-    for n in 0..MADE {
-        let made = reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap().reservation;
-        if n % 3 == 0 {
-            store.cancel(&made.reservation_id, &made.customer, NOW, soon()).await.unwrap();
-        } else {
-            held.insert(made.reservation_id);
-        }
-    }
-    for (status, count) in
-        [(None, MADE), (Some(Status::Held), held.len()), (Some(Status::Cancelled), MADE - held.len())]
-    {
-        for limit in 1..=MADE + 1 {
-            let (mut seen, mut cursor) = (Vec::new(), None);
-            loop {
-                let page = store.reservations_of(&customer("alice"), status, NOW, limit, cursor, soon()).await.unwrap();
-                assert!(page.items.len() <= limit);
-                seen.extend(page.items.into_iter().map(|found| found.reservation_id));
-                cursor = page.next;
-                let said = cursor.as_ref().map(|next| BASE64URL_NOPAD.decode(next.encode().as_bytes()).unwrap());
-                let said: Option<Value> = said.map(|said| serde_json::from_slice(&said).unwrap());
-                assert_eq!(said, end_of_last_query(&wire.take_calls()), "{status:?}, {limit} a page");
-                if cursor.is_none() {
-                    break;
-                }
-            }
-            let different: BTreeSet<_> = seen.iter().collect();
-            assert_eq!((seen.len(), different.len()), (count, count), "{status:?}, {limit} a page");
-        }
-    }
 }

@@ -32,7 +32,7 @@ fn calls(wire: &Wire) -> usize {
 }
 
 #[tokio::test]
-async fn a_burst_goes_on_and_what_exceeds_it_is_told_how_long_to_wait() {
+async fn a_burst_is_admitted_and_requests_beyond_it_are_told_how_long_to_wait() {
     let wire = table().await;
     let store = store(&wire, 1);
     for nth in 0..5 {
@@ -68,7 +68,7 @@ async fn it_costs_one_call_for_the_idle_and_the_refused_and_two_within_a_burst()
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_hundred_requests_in_forty_environments_just_the_burst_is_admitted() {
+async fn forty_environments_admit_only_the_burst_of_two_hundred_requests() {
     let wire = table().await;
     let stores: Vec<Store> = (0..40).map(|seed| store(&wire, seed)).collect();
     let answers = join_all((0..200).map(|n| ask(&stores[n % stores.len()], "alice", NOW))).await;
@@ -79,7 +79,7 @@ async fn of_two_hundred_requests_in_forty_environments_just_the_burst_is_admitte
 }
 
 #[tokio::test(start_paused = true)]
-async fn its_item_goes_away_by_itself_but_not_before_it_means_nothing() {
+async fn its_item_expires_but_not_before_it_has_no_effect() {
     let wire = table().await;
     ask(&store(&wire, 1), "alice", NOW).await.unwrap();
     let key = keys::rate(&customer("alice")).item();
@@ -89,7 +89,7 @@ async fn its_item_goes_away_by_itself_but_not_before_it_means_nothing() {
     assert!((NOW.as_seconds() + 600..NOW.as_seconds() + 86_400).contains(&ttl), "{ttl}");
     assert!(!item.contains_key(keys::DUE_KEY) && !item.contains_key(keys::CUSTOMER), "in no index: {item:?}");
 
-    // Deleted just between the two updates of one request: it counts from anew.
+    // Deleted between the two updates of one request: counting starts again.
     wire.take_calls();
     let refused_once = Arc::new(Notify::new());
     let (mut updates, notify) = (0, refused_once.clone());
@@ -105,12 +105,12 @@ async fn its_item_goes_away_by_itself_but_not_before_it_means_nothing() {
         client(&wire).delete_item().table_name(TABLE).set_key(Some(key)).send().await.unwrap();
     });
     assert_eq!(asked, Ok(()));
-    // Within a burst; throttled; nothing there any more; as if from anew.
+    // Within a burst; throttled; the item is gone; counting starts again.
     assert_eq!(wire.take_calls().iter().filter(|call| call.operation == "UpdateItem").count(), 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_admits_no_more_than_the_limit_and_a_table_that_is_away_says_so() {
+async fn a_lost_answer_admits_no_more_than_the_limit_and_an_outage_is_an_error() {
     let wire = table().await;
     let store = store(&wire, 1);
     wire.fail("UpdateItem", 1, Fault::LostAfter);

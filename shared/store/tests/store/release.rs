@@ -1,4 +1,4 @@
-//! Giving units back: once, whoever and however often asks.
+//! Releasing units: once, however often and by whom it is requested.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,7 +65,7 @@ async fn only_what_is_overdue_is_released() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_event_may_come_twice_late_and_beside_itself() {
+async fn the_event_may_come_twice_late_and_concurrently() {
     let wire = tee(60, 3).await;
     let store = store(&wire, 1);
     for n in 0..40 {
@@ -82,7 +82,7 @@ async fn the_event_may_come_twice_late_and_beside_itself() {
 }
 
 #[tokio::test]
-async fn two_at_once_give_a_customers_limit_back_once() {
+async fn two_concurrent_releases_give_a_customers_limit_back_once() {
     let wire = table().await;
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(4), ..product("tee", 10, 1) }]).await;
     // One partition of the index: both begin with it.
@@ -98,7 +98,7 @@ async fn two_at_once_give_a_customers_limit_back_once() {
 }
 
 #[tokio::test]
-async fn one_that_was_confirmed_meanwhile_drops_out_alone() {
+async fn only_the_hold_that_was_confirmed_meanwhile_is_left_out() {
     let wire = tee(60, 1).await;
     let store = store(&wire, 1);
     let mut holds = Vec::new();
@@ -155,10 +155,10 @@ async fn sweep_while(wire: &Wire, hold: &ReservationId, meanwhile: &str, value: 
 }
 
 #[tokio::test]
-async fn a_late_copy_of_a_release_does_not_meet_a_hold_made_anew() {
+async fn a_late_copy_of_a_release_does_not_end_a_new_hold_under_the_same_key() {
     let wire = tee(5, 1).await;
     let first = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
-    // The hold under this key is another by now: the first ended, was cleaned up, and was made anew.
+    // There is another hold under this key now: the first ended and was deleted.
     let swept = sweep_while(&wire, &first.reservation_id, "created_at", NOW.as_millis() + 1).await;
     assert_eq!((swept.holds, swept.ended_before), (0, 1));
     assert_eq!(books(&wire).await["tee"].held, 2);
@@ -196,7 +196,7 @@ async fn lost_answers_and_conflicts_give_back_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_released_in_time_is_left_for_the_next() {
+async fn holds_that_are_not_released_in_time_are_left_for_the_next_sweep() {
     let wire = tee(10, 1).await;
     let store = store(&wire, 1);
     reserve(&store, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap();
@@ -261,7 +261,7 @@ async fn a_hold_that_cannot_be_read_does_not_keep_the_others_from_being_released
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_batches_that_fail_the_first_ones_error_is_the_sweeps() {
+async fn the_sweep_returns_the_first_error_of_its_batches() {
     let (wire, store) = three_batches().await;
     wire.script(|call| {
         let denied = touches(call, "cap", 0).then_some(Fault::AccessDenied);

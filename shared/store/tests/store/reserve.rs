@@ -123,7 +123,7 @@ async fn the_owner_of_a_hold_is_never_told_sold_out() {
 }
 
 #[tokio::test]
-async fn a_herd_that_finds_nothing_writes_nothing() {
+async fn many_requests_that_find_no_units_write_nothing() {
     let wire = tee(1, 1).await;
     let store = store(&wire, 1);
     reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
@@ -226,7 +226,7 @@ async fn a_conflict_moves_to_another_shard_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_never_ends_in_an_answer_acknowledges_nothing() {
+async fn a_reserve_without_an_answer_acknowledges_nothing() {
     for fault in [Fault::LostBefore, Fault::LostAfter, Fault::Throttled, Fault::Conflict, Fault::ServerError] {
         let wire = tee(10, 2).await;
         let store = store(&wire, 1);
@@ -243,7 +243,7 @@ async fn what_never_ends_in_an_answer_acknowledges_nothing() {
 }
 
 #[tokio::test]
-async fn what_no_repetition_mends_is_not_repeated() {
+async fn errors_that_cannot_be_retried_are_not_retried() {
     let wire = tee(10, 2).await;
     let store = store(&wire, 1);
     wire.fail("TransactWriteItems", usize::MAX, Fault::AccessDenied);
@@ -276,7 +276,7 @@ async fn no_hold_without_its_reminder() {
 }
 
 #[tokio::test]
-async fn a_reserve_that_finds_too_little_releases_what_is_overdue_first() {
+async fn a_reserve_that_finds_too_few_units_releases_overdue_holds_first() {
     let wire = tee(3, 1).await;
     let store = store(&wire, 1);
     let old = reserve(&store, &basket("alice", "k", &[("tee", 3)]), NOW).await.unwrap().reservation;
@@ -289,7 +289,7 @@ async fn a_reserve_that_finds_too_little_releases_what_is_overdue_first() {
     assert_eq!(old.status, Status::Expired);
 }
 
-// Time stands still while anybody works: however busy the machine is, none of them runs out of it.
+// Paused time advances only while all tasks wait: however busy the machine is, no deadline passes.
 #[tokio::test(start_paused = true)]
 async fn two_hundred_environments_race_for_the_last_units() {
     let wire = tee(5, 2).await;
@@ -327,12 +327,12 @@ async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_that_was_lifted_refuses_nobody_also_before_the_shards_know() {
+async fn a_lifted_limit_refuses_nobody_even_before_it_reaches_the_shards() {
     let wire = table().await;
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(2), ..product("tee", 10, 1) }]).await;
     let shop = store(&wire, 1);
     reserve(&shop, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap();
-    // A change stands in the product, and the process that made it was killed before it raised the shards.
+    // The product was changed, and the process was killed before it raised the shards.
     client(&wire)
         .update_item()
         .table_name(TABLE)
@@ -354,7 +354,7 @@ async fn a_limit_that_was_lifted_refuses_nobody_also_before_the_shards_know() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sold_out_is_believed_for_a_second_and_then_looked_at_again() {
+async fn sold_out_is_cached_for_a_second() {
     let wire = tee(4, 1).await;
     let (shop, other) = (store(&wire, 1), store(&wire, 2));
     let held = reserve(&other, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
@@ -380,7 +380,7 @@ async fn sold_out_is_believed_for_a_second_and_then_looked_at_again() {
 }
 
 #[tokio::test]
-async fn what_an_environment_took_it_does_not_try_to_take_again() {
+async fn an_environment_does_not_try_to_take_units_again_that_it_took() {
     let wire = tee(2, 1).await;
     let store = store(&wire, 1);
     // By this refusal it knows that there are two.
@@ -398,7 +398,7 @@ async fn what_an_environment_took_it_does_not_try_to_take_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_other_transactions_and_faults_are_waited_for() {
+async fn only_contention_and_faults_are_waited_for() {
     let wire = tee(6, 6).await;
     let started = tokio::time::Instant::now();
     let reserved = reserve(&store(&wire, 1), &basket("alice", "k", &[("tee", 6)]), NOW).await.unwrap();
@@ -437,7 +437,7 @@ async fn environments_start_at_different_shards_and_one_seed_always_at_the_same(
 }
 
 #[tokio::test]
-async fn lines_in_more_crumbs_than_one_transaction_takes_are_gathered_first() {
+async fn lines_on_more_shards_than_one_transaction_can_have_are_consolidated_first() {
     // With the reservation's own, a hundred actions are the most; a limit is one of them.
     for (other, gathers) in [(("b", 36), true), (("b", 35), false), (("c", 35), true), (("c", 34), false)] {
         let wire = table().await;
@@ -459,7 +459,7 @@ async fn lines_in_more_crumbs_than_one_transaction_takes_are_gathered_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_products_in_crumbs_are_sold_together_and_what_falls_short_says_how_much_there_is() {
+async fn two_fragmented_products_are_sold_together_and_a_shortage_says_what_is_free() {
     let wire = table().await;
     stocked(&wire, &[product("a", 64, 64), product("b", 64, 64)]).await;
     let store = store(&wire, 1);
