@@ -110,7 +110,8 @@ async fn create(
     log_reservation_id(&basket.reservation_id);
 
     let now = app.clock.now();
-    let reserved = app.store.reserve(&basket, now, Deadline::after(REQUEST_BUDGET), |at| app.ensure_schedule(at)).await?;
+    let reserved =
+        app.store.reserve(&basket, now, Deadline::after(REQUEST_BUDGET), |at| app.ensure_schedule(at)).await?;
 
     let location = format!("/reservations/{}", reserved.reservation.reservation_id);
     let mut answer =
