@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::Unanswered;
-use holdfast_domain::{Invalid, Refusal};
+use holdfast_domain::{Invalid, ProductId, Refusal, Shortage};
 use holdfast_store::Error;
 use serde_json::{Map, Value, json};
 
@@ -88,6 +88,10 @@ impl Problem {
         self
     }
 
+    fn about(self, product_id: &ProductId) -> Self {
+        self.with("product_id", product_id.as_str())
+    }
+
     fn internal_message(self, message: impl Into<String>) -> Self {
         Self { internal_message: Some(message.into()), ..self }
     }
@@ -126,60 +130,39 @@ impl IntoResponse for Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        let code = match &refusal {
-            Refusal::IdempotencyKeyReused => &codes::IDEMPOTENCY_KEY_REUSED,
-            Refusal::InvalidQuantity { .. } => &codes::INVALID_QUANTITY,
-            Refusal::ProductNotFound { .. } => &codes::PRODUCT_NOT_FOUND,
-            Refusal::CurrencyMismatch => &codes::CURRENCY_MISMATCH,
-            Refusal::ProductNotOnSale { .. } => &codes::PRODUCT_NOT_ON_SALE,
-            Refusal::SaleNotOpen { .. } => &codes::SALE_NOT_OPEN,
-            Refusal::CustomerLimitReached { .. } => &codes::CUSTOMER_LIMIT_REACHED,
-            Refusal::InsufficientStock { .. } => &codes::INSUFFICIENT_STOCK,
-            Refusal::ReservationNotFound => &codes::RESERVATION_NOT_FOUND,
-            Refusal::AlreadyConfirmed { .. } => &codes::ALREADY_CONFIRMED,
-            Refusal::RefundRequired => &codes::REFUND_REQUIRED,
-            Refusal::ReservationCancelled => &codes::RESERVATION_CANCELLED,
-            Refusal::HoldExpired => &codes::HOLD_EXPIRED,
-            Refusal::ExtensionLimitReached { .. } => &codes::EXTENSION_LIMIT_REACHED,
-            Refusal::ProductExists { .. } => &codes::PRODUCT_EXISTS,
-            Refusal::VersionMismatch { .. } => &codes::VERSION_MISMATCH,
-            Refusal::FailedConfirmationNotFound => &codes::FAILED_CONFIRMATION_NOT_FOUND,
-            Refusal::AlreadySettled => &codes::ALREADY_SETTLED,
-        };
-        let problem = Self::new(code, refusal.to_string());
+        let problem = |code| Self::new(code, refusal.to_string());
         match &refusal {
-            Refusal::InvalidQuantity { product_id }
-            | Refusal::ProductNotFound { product_id }
-            | Refusal::ProductNotOnSale { product_id }
-            | Refusal::ProductExists { product_id } => problem.with("product_id", product_id.as_str()),
+            Refusal::IdempotencyKeyReused => problem(&codes::IDEMPOTENCY_KEY_REUSED),
+            Refusal::InvalidQuantity { product_id } => problem(&codes::INVALID_QUANTITY).about(product_id),
+            Refusal::ProductNotFound { product_id } => problem(&codes::PRODUCT_NOT_FOUND).about(product_id),
+            Refusal::CurrencyMismatch => problem(&codes::CURRENCY_MISMATCH),
+            Refusal::ProductNotOnSale { product_id } => problem(&codes::PRODUCT_NOT_ON_SALE).about(product_id),
             Refusal::SaleNotOpen { product_id, opens_at } => {
                 let opens_at = opens_at.map_or(Value::Null, |at| json!(ApiTime(at)));
-                problem.with("product_id", product_id.as_str()).with("sale_starts_at", opens_at)
+                problem(&codes::SALE_NOT_OPEN).about(product_id).with("sale_starts_at", opens_at)
             }
             Refusal::CustomerLimitReached { product_id, limit } => {
-                problem.with("product_id", product_id.as_str()).with("max_per_customer", *limit)
+                problem(&codes::CUSTOMER_LIMIT_REACHED).about(product_id).with("max_per_customer", *limit)
             }
             Refusal::InsufficientStock { shortages } => {
-                let lines = shortages.iter().map(|shortage| {
-                    json!({
-                        "product_id": shortage.product_id,
-                        "requested": shortage.requested,
-                        "available": shortage.available,
-                    })
-                });
-                problem.with("lines", lines.collect::<Vec<_>>())
+                let line = |Shortage { product_id, requested, available }: &Shortage| json!({"product_id": product_id, "requested": requested, "available": available});
+                let lines: Vec<Value> = shortages.iter().map(line).collect();
+                problem(&codes::INSUFFICIENT_STOCK).with("lines", lines)
             }
-            Refusal::AlreadyConfirmed { other_payment } => problem.with("refund_required", *other_payment),
-            Refusal::ExtensionLimitReached { latest } => problem.with("latest", json!(ApiTime(*latest))),
-            Refusal::VersionMismatch { current } => problem.with("current", *current),
-            Refusal::IdempotencyKeyReused
-            | Refusal::CurrencyMismatch
-            | Refusal::ReservationNotFound
-            | Refusal::RefundRequired
-            | Refusal::ReservationCancelled
-            | Refusal::HoldExpired
-            | Refusal::FailedConfirmationNotFound
-            | Refusal::AlreadySettled => problem,
+            Refusal::ReservationNotFound => problem(&codes::RESERVATION_NOT_FOUND),
+            Refusal::AlreadyConfirmed { other_payment } => {
+                problem(&codes::ALREADY_CONFIRMED).with("refund_required", *other_payment)
+            }
+            Refusal::RefundRequired => problem(&codes::REFUND_REQUIRED),
+            Refusal::ReservationCancelled => problem(&codes::RESERVATION_CANCELLED),
+            Refusal::HoldExpired => problem(&codes::HOLD_EXPIRED),
+            Refusal::ExtensionLimitReached { latest } => {
+                problem(&codes::EXTENSION_LIMIT_REACHED).with("latest", json!(ApiTime(*latest)))
+            }
+            Refusal::ProductExists { product_id } => problem(&codes::PRODUCT_EXISTS).about(product_id),
+            Refusal::VersionMismatch { current } => problem(&codes::VERSION_MISMATCH).with("current", *current),
+            Refusal::FailedConfirmationNotFound => problem(&codes::FAILED_CONFIRMATION_NOT_FOUND),
+            Refusal::AlreadySettled => problem(&codes::ALREADY_SETTLED),
         }
     }
 }
@@ -211,7 +194,7 @@ impl From<Unanswered> for Problem {
 mod tests {
     use super::*;
     use crate::codes::MemberValue;
-    use holdfast_domain::{ProductId, Shortage, Timestamp};
+    use holdfast_domain::Timestamp;
 
     /// The refusal after this one. A new refusal does not compile until it is added here.
     fn after(refusal: Option<&Refusal>) -> Option<Refusal> {
