@@ -17,7 +17,7 @@ async fn a_late_payment_gets_the_units_of_an_overdue_hold() {
         let (wire, shop, _) = shop(product).await;
         let alice = hold(&shop, "alice", units, NOW).await;
         shop.release_overdue(LATE, soon()).await.unwrap();
-        // Somebody's hold, or her own other one that fills her limit, is over since half a minute; no sweep has come yet.
+        // Bob's hold, or Alice's other one that uses up her limit, has been overdue for half a minute; no sweep has run yet.
         let who = if limits { "alice" } else { "bob" };
         reserve(&shop, &basket(who, "k2", &[("tee", units)]), LATE).await.unwrap();
         let then = LATE.plus_seconds(630);
@@ -37,7 +37,7 @@ async fn an_overdue_hold_blocks_nobody() {
         let answer = reserve(&two, &basket("alice", "k2", &[("tee", 1)]), at).await;
         assert_eq!(answer.is_err(), refused, "{answer:?}");
     }
-    // An adjustment that takes away, and what is shown.
+    // An adjustment that takes units away, and what is shown.
     let (wire, one, _) = shop(product("tee", 10, 2)).await;
     hold(&one, "alice", 4, NOW).await;
     let tee = product_id("tee");
@@ -55,7 +55,7 @@ async fn an_overdue_hold_blocks_nobody() {
 async fn a_release_that_a_conflict_keeps_from_seeing_the_end_waits_and_fails_no_reserve() {
     let (wire, one, two) = shop(limited(product("tee", 2, 1), 2)).await;
     hold(&one, "alice", 2, NOW).await;
-    // `two` has read the hold; `one` ends it; another transaction is on the reservation as `two` writes.
+    // `two` has read the hold; `one` releases it; another transaction is on the reservation when `two` writes.
     let gate = wire.gate(|call| call.operation == "TransactWriteItems");
     let (bob, ()) = join(reserve(&two, &basket("bob", "k", &[("tee", 2)]), LATE), async {
         gate.arrived().await;
@@ -78,7 +78,7 @@ async fn one_broken_hold_does_not_keep_others_from_being_released() {
     client(&wire).delete_item().table_name(TABLE).set_key(Some(key.item())).send().await.unwrap();
     let dave = reserve(&shop, &basket("dave", "k", &[("tee", 2)]), LATE).await.unwrap();
     assert_eq!(dave.reservation.status, Status::Held);
-    // The sweep says that there is one that it cannot release.
+    // The sweep reports the one that it cannot release.
     assert!(matches!(shop.release_overdue(LATE, soon()).await, Err(Error::Internal { .. })));
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.available, tee.held), (0, 3));
@@ -86,7 +86,7 @@ async fn one_broken_hold_does_not_keep_others_from_being_released() {
 
 #[tokio::test(start_paused = true)]
 async fn a_copy_of_a_late_confirmation_never_owes_a_refund_for_the_others_order() {
-    // By the limit, by the units, and by a conflict that hides that the order is there.
+    // Refused for the limit, for the units, and with a conflict that hides the order.
     for (product, hidden) in [
         (limited(product("tee", 4, 1), 2), true),
         (limited(product("tee", 4, 1), 2), false),
@@ -118,7 +118,7 @@ async fn an_order_made_while_its_copy_is_being_refused_owes_no_refund() {
     let alice = hold(&one, "alice", 1, NOW).await;
     one.release_overdue(LATE, soon()).await.unwrap();
     let bob = hold(&one, "bob", 1, LATE).await;
-    // The copy found nothing free, and is about to say so; bob gives his unit back and the other copy takes it.
+    // The copy found no free units, and is about to be refused; Bob cancels and the other copy takes his unit.
     let gate =
         wire.gate(|call| call.operation == "UpdateItem" && call.request.to_string().contains("#owed_back :owed"));
     let (copy, ()) = join(pay(&two, &alice, "pay_1", LATE), async {
@@ -140,7 +140,7 @@ async fn a_payment_owed_back_is_kept_when_its_hold_would_be_deleted() {
             shop.release_overdue(LATE, soon()).await.unwrap();
         }
         assert_eq!(refusal(pay(&shop, &alice, "pay_1", LATE).await), Refusal::RefundRequired);
-        // No clock that is behind shows it as held afterwards.
+        // A clock that is behind does not show it as held afterwards.
         let refused = shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap();
         assert_eq!(refused.status, Status::Expired);
         let key = keys::reservation(&alice.reservation_id).item();
@@ -176,7 +176,7 @@ async fn an_unpaid_confirmation_refused_as_expired_makes_no_order_from_the_queue
             shop.release_overdue(LATE, soon()).await.unwrap();
         }
         let (id, owner) = (&alice.reservation_id, &alice.customer);
-        // In time, but the table was away: it waits in the queue. Then the customer asks again, and is told.
+        // In time, but the table did not answer: it waits in the queue. Then the customer asks again and is refused.
         let accepted = NOW.plus_seconds(599);
         assert_eq!(
             refusal(shop.confirm(&confirmation(id, owner, None, LATE), LATE, soon()).await),
@@ -184,11 +184,11 @@ async fn an_unpaid_confirmation_refused_as_expired_makes_no_order_from_the_queue
         );
         let queued = shop.confirm(&confirmation(id, owner, None, accepted), LATE.plus_seconds(1), soon()).await;
         assert_eq!(refusal(queued), Refusal::HoldExpired, "{released}");
-        // Neither by a clock that is behind.
+        // Nor by a clock that is behind.
         let behind = shop.confirm(&confirmation(id, owner, None, accepted), accepted, soon()).await;
         assert_eq!(refusal(behind), Refusal::HoldExpired, "{released}");
         assert_eq!(books(&wire).await["tee"].available, 2);
-        // A payment is honoured all the same.
+        // A payment is still honoured.
         assert_eq!(pay(&shop, &alice, "pay_1", LATE.plus_seconds(2)).await.unwrap().status, Status::Confirmed);
     }
 }
@@ -199,7 +199,7 @@ async fn a_limit_that_was_just_lifted_refuses_no_payment() {
     let alice = hold(&shop, "alice", 1, NOW).await;
     shop.release_overdue(LATE, soon()).await.unwrap();
     reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), LATE).await.unwrap();
-    // This environment has just read a limit of one, and another one lifts it.
+    // This environment has just read a limit of one, and another environment lifts it.
     let limit = holdfast_domain::ProductChange { max_per_customer: Some(Some(2)), ..Default::default() };
     admin.change_product(&product_id("tee"), 1, limit, soon()).await.unwrap();
     assert_eq!(pay(&shop, &alice, "pay_1", LATE).await.unwrap().status, Status::Confirmed);
@@ -208,7 +208,7 @@ async fn a_limit_that_was_just_lifted_refuses_no_payment() {
 #[tokio::test(start_paused = true)]
 async fn nobody_is_refused_while_an_earlier_try_may_still_be_applied() {
     let (wire, one, two) = shop(product("tee", 5, 1)).await;
-    // The answer is lost, all tries of the SDK; then somebody takes the units.
+    // The answers of all the SDK's tries are lost; then somebody else takes the units.
     wire.fail("TransactWriteItems", 3, Fault::LostBefore);
     let mut failed = 0;
     let gate = wire.gate(move |call| {
@@ -292,7 +292,7 @@ async fn copies_of_one_adjustment_have_one_answer_in_any_order_of_their_calls() 
             let both = tokio::select! {
                 biased;
                 both = join(copy, other) => Some(both),
-                // The copy makes fewer calls than that.
+                // The copy makes fewer calls.
                 () = idle() => None,
             };
             let Some((copy, first)) = both else { break };
@@ -305,7 +305,7 @@ async fn copies_of_one_adjustment_have_one_answer_in_any_order_of_their_calls() 
     }
 }
 
-/// Ready once nobody else has anything to do.
+/// Ready once all other tasks wait.
 async fn idle() {
     for _ in 0..10_000 {
         tokio::task::yield_now().await;
@@ -334,7 +334,7 @@ async fn a_limit_that_is_set_later_counts_what_was_bought_before() {
     assert!(matches!(refusal(more("alice", 1).await), Refusal::CustomerLimitReached { limit: 2, .. }));
     more("bob", 2).await.unwrap();
     assert_eq!(books(&wire).await["tee"].sold, 5);
-    // Where nobody counts, a limit cannot be promised.
+    // Without counting, a limit cannot be enforced.
     let uncounted = holdfast_domain::ProductChange { max_per_customer: Some(Some(2)), ..Default::default() };
     stocked(&wire, &[product("mug", 9, 1)]).await;
     let refused = shop.change_product(&product_id("mug"), 1, uncounted, soon()).await;
@@ -346,7 +346,7 @@ async fn a_reservation_hidden_by_a_conflict_is_not_refused_for_the_limit() {
     let (wire, one, two) = shop(limited(product("tee", 4, 1), 2)).await;
     let ask = basket("alice", "k", &[("tee", 2)]);
     let first = reserve(&one, &ask, NOW).await.unwrap().reservation;
-    // The copy meets her limit, and another transaction on the reservation.
+    // The copy exceeds her limit, and another transaction is on the reservation.
     wire.fail("TransactWriteItems", 1, Fault::HiddenAt(0));
     let copy = reserve(&two, &ask, NOW).await.unwrap();
     assert_eq!((copy.replayed, copy.reservation), (true, first));
@@ -360,7 +360,7 @@ async fn the_cache_ages_by_the_wall_clock_even_backwards() {
         let sold_out = reserve(&one, &basket("alice", "k1", &[("tee", 1)]), NOW).await;
         assert!(matches!(refusal(sold_out), Refusal::InsufficientStock { .. }));
         two.cancel(&bob.reservation_id, &bob.customer, NOW, soon()).await.unwrap();
-        // The environment was frozen, or its clock set: the runtime's own clock did not move.
+        // The environment was frozen, or its clock was set: the runtime's own clock did not advance.
         wire.step_clock(step);
         reserve(&one, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap();
     }

@@ -62,7 +62,7 @@ async fn another_payment_for_an_order_owes_a_refund() {
     assert_eq!(refused.code(), "already_confirmed");
 }
 
-/// As an admin does who has given the money back.
+/// As an admin does after a refund.
 async fn pay_back(store: &Store, held: &Reservation, paid: &str) -> Result<FailedConfirmation, Error> {
     let failure = Failure {
         confirmation: Some(Confirmation {
@@ -101,7 +101,7 @@ async fn a_refunded_payment_buys_nothing_in_any_status_of_the_reservation() {
         assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), at).await), Refusal::RefundRequired, "{state}");
         let tee = books(&wire).await["tee"];
         assert_eq!((tee.available, tee.held, tee.sold), (before.available, before.held, before.sold), "{state}");
-        // Another payment is another matter.
+        // Another payment is not affected.
         let order = confirm(&store, &held, Some("pay_2"), at).await.unwrap();
         assert_eq!(order.payment_reference, Some(payment("pay_2")), "{state}");
         assert_eq!(books(&wire).await["tee"].sold, 2, "{state}");
@@ -137,7 +137,7 @@ async fn an_order_is_not_released() {
     assert!(matches!(refused, Err(Error::Refused(Refusal::AlreadySettled))), "{refused:?}");
     let listed = store.failed_confirmations(None, 10, None, NOW, soon()).await.unwrap().items;
     assert_eq!(listed.iter().map(|failed| failed.state).collect::<Vec<_>>(), [FailedState::Confirmed]);
-    // What somebody else tried with it settles nothing of its own.
+    // A failure of another customer with the same payment is not settled by it.
     let theirs = Failure {
         confirmation: Some(Confirmation {
             reservation_id: held.reservation_id.clone(),
@@ -256,7 +256,7 @@ async fn an_unpaid_confirmation_in_time_whose_units_are_gone_owes_nothing() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     reserve(&store, &basket("bob", "k", &[("tee", 3)]), LATE).await.unwrap();
-    // In time by the clock that accepted it: another was ahead, and has released it.
+    // In time by the clock that accepted it; another clock was ahead, and its environment has released the hold.
     assert_eq!(refusal(confirm(&store, &held, None, NOW).await), Refusal::HoldExpired);
     assert_eq!(books(&wire).await["tee"].held, 3);
 }
@@ -305,7 +305,7 @@ async fn a_late_payment_over_the_limit_owes_a_refund() {
     let (wire, store, held) = held().await;
     store.release_overdue(LATE, soon()).await.unwrap();
     reserve(&store, &basket("alice", "k2", &[("tee", 2)]), LATE).await.unwrap();
-    // One unit is free and two of three are hers: two more are neither there nor allowed.
+    // One unit is free and she has two of at most three: two more are neither free nor allowed.
     let more = Adjustment {
         product_id: product_id("tee"),
         delta: 5,
@@ -344,7 +344,7 @@ async fn crumble(wire: &Wire, id: &str, shards: u32) {
 
 #[tokio::test]
 async fn a_late_payment_on_more_shards_than_one_transaction_can_have_consolidates_them_first() {
-    // Alone on its shard a unit is an action. With the reservation's own, a hundred are the most.
+    // Each unit is alone on its shard, so each is one action. With the reservation's, a hundred are the most.
     for (shards, takes) in [(35, 99), (36, 37)] {
         let wire = table().await;
         stocked(&wire, &[product("a", 64, 64), product("b", 72, shards)]).await;

@@ -57,19 +57,19 @@ async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
     store.record_failure(&failed, NOW.plus_seconds(1), soon()).await.unwrap();
     let again = store.failed(&failed.id(), soon()).await.unwrap();
     assert_eq!(again.state, FailedState::Open);
-    // It came back before it was marked, or a copy of the mark comes late: nothing of it is in the queue any more.
+    // It failed again before it was marked, or a copy of the mark comes late: nothing of it is in the queue any more.
     assert_eq!(store.mark_retrying(&first, soon()).await.unwrap(), again);
-    // Also where a copy of the first failure comes late, and so the mark of its retry.
+    // Also if a copy of the first failure comes late, and then the mark of its retry.
     store.record_failure(&failed, NOW, soon()).await.unwrap();
     assert_eq!(store.mark_retrying(&first, soon()).await.unwrap().state, FailedState::Open);
     let again = store.failed(&failed.id(), soon()).await.unwrap();
     store.mark_retrying(&again, soon()).await.unwrap();
     store.settle_as_confirmed(failed.confirmation.as_ref().unwrap(), NOW, soon()).await.unwrap();
     assert_eq!(store.failed(&failed.id(), soon()).await.unwrap().state, FailedState::Confirmed);
-    // An admin of the name that the queue settles under has not settled it.
+    // An admin whose name is the one that the queue settles under has not settled it.
     let resolved = store.resolve_failed(&failed.id(), "retry", None, NOW, soon()).await;
     assert!(matches!(resolved, Err(Error::Refused(Refusal::AlreadySettled))), "{resolved:?}");
-    // Where there is nothing to settle, nothing is made.
+    // If there is nothing to settle, nothing is created.
     let other = basket("alice", "other", &[("tee", 1)]).reservation_id;
     store.settle_as_confirmed(&confirmation(&other, &customer("alice"), None, NOW), NOW, soon()).await.unwrap();
     assert_eq!(store.failed_confirmations(None, 10, None, NOW, soon()).await.unwrap().items.len(), 1);
@@ -103,7 +103,7 @@ async fn the_list_comes_in_pages_of_one_state() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_recorded_retried_and_settled_despite_faults() {
     let faults = [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled];
-    // Once or twice, the SDK itself repeats the call, and the store never hears of it; five times, it does.
+    // Once or twice, the SDK itself retries the call, and the store does not notice; five times, it does.
     for (fault, times) in faults.into_iter().flat_map(|fault| [1, 2, 5].map(|times| (fault, times))) {
         let wire = table().await;
         let store = store(&wire, 1);
@@ -119,7 +119,7 @@ async fn a_failure_is_recorded_retried_and_settled_despite_faults() {
         let resolved = resolved.unwrap_or_else(|error| panic!("{fault:?} {times}: {error}"));
         assert_eq!((resolved.state, resolved.settled_at), (FailedState::Resolved, Some(NOW)));
         assert_eq!(store.failed(&failed.id(), soon()).await.unwrap(), resolved);
-        // Another admin, another moment, another note: that is not the answer that was lost.
+        // Another admin, note or time is not the resolution whose answer was lost.
         for (actor, note, at) in
             [("other", Some("refunded"), NOW), ("admin", None, NOW), ("admin", Some("refunded"), NOW.plus_seconds(1))]
         {
@@ -162,7 +162,7 @@ async fn a_payment_that_is_owed_back_makes_no_order_until_an_admin_retries_it() 
     shop.begin_retry(&failed.id(), true, soon()).await.unwrap();
     assert_eq!(pay(&shop, &alice, "pay_1", later).await.unwrap().status, Status::Confirmed);
     assert_eq!(books(&wire).await["tee"].sold, 1);
-    // And it is settled, as a late copy of the failure finds out.
+    // And it is settled, as recording a late copy of the failure shows.
     let settled = shop.record_failure(&failed, later, soon()).await.unwrap();
     assert_eq!(settled.state, FailedState::Confirmed);
     assert_eq!(refusal(shop.begin_retry(&failed.id(), true, soon()).await), Refusal::AlreadySettled);
@@ -179,7 +179,7 @@ async fn a_failure_of_another_customer_is_a_separate_one() {
     }
     let seen = shop.failed(&own.id(), soon()).await.unwrap();
     assert_eq!((seen.customer, seen.reason.as_str()), (Some(customer("alice")), "refund_required"));
-    // What an admin says of the stranger's says nothing of the owner's.
+    // A resolution of the stranger's does not affect the owner's.
     shop.resolve_failed(&strangers.id(), "admin", Some("no such order"), NOW, soon()).await.unwrap();
     assert_eq!(shop.failed(&own.id(), soon()).await.unwrap().state, FailedState::Open);
     shop.resolve_failed(&own.id(), "admin", Some("refunded"), NOW, soon()).await.unwrap();
@@ -198,7 +198,7 @@ async fn a_later_failure_does_not_overwrite_better_information() {
     let seen = shop.record_failure(&news(NOT_CONFIRMED, late), NOW, soon()).await.unwrap();
     assert_eq!((seen.reason.as_str(), seen.requested_at, seen.failures), ("refund_required", Some(early), 3));
     assert_eq!(seen.body, news("", early).body, "what is sent again says when it was asked for first");
-    // Once an admin has it retried, the old reason does not count any more.
+    // Once it is being retried, the old reason does not count any more.
     shop.mark_retrying(&seen, soon()).await.unwrap();
     let seen = shop.record_failure(&news(NOT_CONFIRMED, late), NOW, soon()).await.unwrap();
     assert_eq!((seen.reason.as_str(), seen.requested_at), (NOT_CONFIRMED, Some(early)));
@@ -271,19 +271,19 @@ async fn a_retry_lifts_only_a_refusal_that_the_admin_has_seen_and_counts_as_news
     assert_eq!(refusal(pay(&shop, &alice, "pay_1", LATE).await), Refusal::RefundRequired);
     let owed =
         async || !shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap().owed_back.is_empty();
-    // The record says no more than that there was no answer: what was refused since is not lifted.
+    // The record only says that there was no answer: a later refusal is not lifted.
     let unanswered = failure_of(&alice, "alice", Some("pay_1"), NOT_CONFIRMED, LATE);
     let seen = shop.record_failure(&unanswered, LATE, soon()).await.unwrap();
     let retried = shop.begin_retry(&seen.id, true, soon()).await.unwrap();
     assert!(owed().await && retried.failures > seen.failures);
-    // Nor by a redrive, whatever it says.
+    // Nor by a redrive, whatever the record says.
     let refused = failure_of(&alice, "alice", Some("pay_1"), "refund_required", LATE);
     let seen = shop.record_failure(&refused, LATE, soon()).await.unwrap();
     shop.begin_retry(&seen.id, false, soon()).await.unwrap();
     assert!(owed().await);
     let lifted = shop.begin_retry(&seen.id, true, soon()).await.unwrap();
     assert!(!owed().await);
-    // What an admin began before has no effect any more.
+    // An earlier retry has no effect any more.
     assert_eq!(shop.mark_retrying(&seen, soon()).await.unwrap().state, FailedState::Open);
     assert_eq!(shop.mark_retrying(&lifted, soon()).await.unwrap().state, FailedState::Retrying);
 }

@@ -63,10 +63,10 @@ async fn a_page_of_one_status_is_full_while_there_is_more() {
     let (first, next) = page("alice", None).await;
     assert_eq!((first, next.is_some()), (vec![4, 2], true));
     assert_eq!(page("alice", next).await.0, [1, 0]);
-    // A page that is full to the last key of the index says that there may be more: there is an empty one.
+    // A page that is full at the last key of the index has a cursor: the next page is empty.
     let (last, next) = page("bob", None).await;
     assert_eq!((last, page("bob", next).await), (vec![2, 0], (vec![], None)));
-    // Everybody's eight come on one page of the table, and are all that there is.
+    // All eight fit on one page of the table.
     let all = store.reservations(None, None, NOW, 8, None, soon()).await.unwrap();
     assert_eq!((all.items.len(), all.next), (8, None));
 }
@@ -84,7 +84,7 @@ async fn lists_come_in_pages_and_miss_nothing() {
         let page = store.products(3, cursor, soon()).await.unwrap();
         assert!(page.items.len() <= 3);
         seen.extend(page.items.into_iter().map(|product| product.product_id.to_string()));
-        // As a caller would send it back.
+        // Encoded and decoded, as a caller sends it.
         cursor = page.next.map(|next| Cursor::decode(&next.encode()).unwrap());
         if cursor.is_none() {
             break;
@@ -143,7 +143,7 @@ async fn lists_come_in_pages_and_miss_nothing() {
     assert_eq!(of_one.items.len(), 2);
 }
 
-/// The key at which the last query ended, as a cursor says it.
+/// The key at which the last query ended, in the form of a cursor.
 fn end_of_last_query(calls: &[Call]) -> Option<Value> {
     let query = calls.iter().rfind(|call| call.operation == "Query").unwrap();
     let key = query.response.as_ref().unwrap().get("LastEvaluatedKey")?.as_object().unwrap();
@@ -154,8 +154,8 @@ fn end_of_last_query(calls: &[Call]) -> Option<Value> {
     Some(Value::Object(parts.collect()))
 }
 
-/// An index promises no order among equal sort keys: only a key that it gave itself says where it goes on. The table of
-/// the tests has an order of its own, and would not show what is missed: so each cursor is compared too.
+/// An index has no defined order among equal sort keys: a page can only continue from a key that a query returned. The
+/// tests' database has a fixed order, and would not show a mistake: so each cursor is compared with that key.
 #[tokio::test]
 async fn a_list_of_equal_timestamps_misses_nothing_at_any_page_size() {
     const MADE: usize = 13;

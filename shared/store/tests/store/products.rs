@@ -1,4 +1,4 @@
-//! Products, their stock and their ledger; and lists.
+//! Products, their stock and their ledger.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,7 @@ async fn a_product_whose_answers_are_lost_is_made_once() {
         let made = store.create_product(&product("tee", 7, 3), "admin", NOW, soon()).await;
         made.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
         assert_eq!(books(&wire).await["tee"].available, 7);
-        // Its answer is lost too, and it is another product than the one that it meets.
+        // Its answer is lost too, and the stored product is another one.
         wire.fail("TransactWriteItems", 5, fault);
         let other = store.create_product(&product("tee", 9, 3), "admin", NOW, soon()).await;
         assert!(matches!(other, Err(Error::Refused(Refusal::ProductExists { .. }))), "{fault:?}: {other:?}");
@@ -257,7 +257,7 @@ async fn a_change_sets_and_removes_optional_fields() {
 async fn a_change_of_every_field_is_read_back_as_requested() {
     let (_, store) = tee(10, 2).await;
     let (id, starts, ends) = (product_id("tee"), NOW.plus_seconds(1), NOW.plus_seconds(61));
-    // Without `..`, so that a field that is new must be asked for here.
+    // Without `..`, so that a new field must be added here.
     let everything = ProductChange {
         name: Some("Black tee".to_owned()),
         price_minor: Some(1),
@@ -336,7 +336,7 @@ async fn a_change_whose_answer_is_lost_is_recognised_despite_a_concurrent_adjust
     });
     let (id, change) = (product_id("tee"), ProductChange { price_minor: Some(1), ..ProductChange::default() });
     let (changed, ()) = tokio::join!(store.change_product(&id, 1, change, soon()), async {
-        // Before the SDK asks again.
+        // Before the SDK retries.
         lost.notified().await;
         adjust(&admin, 5, "k").await.unwrap();
     });
@@ -367,7 +367,7 @@ async fn a_change_is_answered_with_its_own_result_despite_a_later_change() {
 
 #[tokio::test(start_paused = true)]
 async fn a_change_whose_answers_are_lost_happens_once_and_reaches_every_shard() {
-    // Once or twice, the SDK itself repeats the call, and the store never hears of it; five times, it does.
+    // Once or twice, the SDK itself retries the call, and the store does not notice; five times, it does.
     for times in [1, 2, 5] {
         for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled, Fault::Conflict] {
             let (wire, store) = tee(10, 2).await;
@@ -386,14 +386,14 @@ async fn a_change_that_was_interrupted_is_completed_by_its_repetition() {
     let (wire, shop) = tee(10, 1).await;
     reserve(&shop, &basket("alice", "k0", &[("tee", 1)]), NOW).await.unwrap();
     let admin = store(&wire, 9);
-    // The product is written; then the wire is cut.
+    // The product is written; then every call is lost.
     let mut updates = 0;
     wire.script(move |call| {
         updates += usize::from(call.operation == "UpdateItem");
         (updates > 1).then_some(Fault::LostBefore)
     });
     let change = || ProductChange { price_minor: Some(1), ..ProductChange::default() };
-    // Soon, so that the shop still remembers what it knew before.
+    // Soon, so that the cache is still in use.
     let at_once = Deadline::after(Duration::from_secs(1));
     let cut_off = admin.change_product(&product_id("tee"), 1, change(), at_once).await;
     assert!(matches!(cut_off, Err(Error::Unavailable { .. })));

@@ -40,7 +40,7 @@ async fn a_burst_is_admitted_and_requests_beyond_it_are_told_how_long_to_wait() 
     }
     assert_eq!(ask(&store, "alice", NOW).await, Err(Duration::from_millis(100)));
     assert_eq!(ask(&store, "alice", later(60)).await, Err(Duration::from_millis(40)));
-    // Others are not held up.
+    // Other customers are not affected.
     assert_eq!(ask(&store, "bob", NOW).await, Ok(()));
     assert_eq!(ask(&store, "alice", later(100)).await, Ok(()));
     assert_eq!(ask(&store, "alice", later(100)).await, Err(Duration::from_millis(100)));
@@ -73,7 +73,7 @@ async fn forty_environments_admit_only_the_burst_of_two_hundred_requests() {
     let stores: Vec<Store> = (0..40).map(|seed| store(&wire, seed)).collect();
     let answers = join_all((0..200).map(|n| ask(&stores[n % stores.len()], "alice", NOW))).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
-    // And a second later those that the rate has made up for by then: five at once, and no more.
+    // A second later the burst is available again: five at once, and no more.
     let answers = join_all((0..200).map(|n| ask(&stores[n % stores.len()], "alice", later(1_000)))).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
 }
@@ -95,7 +95,7 @@ async fn its_item_expires_but_not_before_it_has_no_effect() {
     let (mut updates, notify) = (0, refused_once.clone());
     wire.script(move |call| {
         updates += usize::from(call.operation == "UpdateItem");
-        // The first says "within a burst". The second has to wait, and meanwhile the item goes.
+        // The first update finds "within a burst". The second waits at the gate, and meanwhile the item is deleted.
         let second = call.operation == "UpdateItem" && updates == 2;
         second.then(|| notify.notify_one()).map(|()| Fault::Throttled)
     });
@@ -125,7 +125,7 @@ async fn a_lost_answer_admits_no_more_than_the_limit_and_an_outage_is_an_error()
         let away = store.admit(&customer("bob"), limit(), NOW, deadline).await;
         assert!(matches!(away, Err(Error::Unavailable { .. })), "{fault:?}: {away:?}");
     }
-    // Their own item throttles: that is their flood.
+    // Their own item throttles: they are refused.
     wire.fail_all(&["UpdateItem"], Fault::Throttled);
     let throttled = store.admit(&customer("bob"), limit(), NOW, Deadline::after(Duration::from_secs(1))).await;
     assert!(matches!(throttled, Ok(Admitted::RetryAfter(wait)) if wait == Duration::from_secs(1)), "{throttled:?}");

@@ -85,7 +85,7 @@ async fn the_event_may_come_twice_late_and_concurrently() {
 async fn two_concurrent_releases_give_a_customers_limit_back_once() {
     let wire = table().await;
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(4), ..product("tee", 10, 1) }]).await;
-    // One partition of the index: both begin with it.
+    // One partition of the index: both start with it.
     let (one, other) = (store(&wire, 1).with_due_partitions(1), store(&wire, 2).with_due_partitions(1));
     reserve(&one, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap();
     // Both read the hold; the second then finds it ended, and the limit already given back.
@@ -255,7 +255,7 @@ async fn a_hold_that_cannot_be_read_does_not_keep_the_others_from_being_released
     assert!(matches!(error, Error::Internal { .. }), "{error:?}");
     let left = store.release_overdue(LATE, soon()).await.unwrap_err();
     assert!(matches!(left, Error::Internal { .. }), "it is reported as long as it is there: {left:?}");
-    // A reserve that finds too little gets what can be released.
+    // A reserve that finds too few units gets those that can be released.
     let reserved = reserve(&store, &basket("bob", "k", &[("tee", 2)]), LATE).await.unwrap();
     assert_eq!(reserved.reservation.status, Status::Held);
 }
@@ -303,7 +303,7 @@ async fn a_sweep_whose_time_is_over_stops_and_says_that_there_is_more() {
     let swept = store.release_overdue(LATE, Deadline::after(Duration::ZERO)).await.unwrap();
     assert_eq!(swept, Swept::default());
     assert!(wire.take_calls().is_empty());
-    // The environment is frozen with the first shard's batch on its way, and thawed too late for the second's.
+    // The environment is frozen while the first shard's batch is in flight, and thawed too late for the second's.
     wire.script(|call| {
         if call.operation == "TransactWriteItems" {
             assert!(tokio::time::advance(Duration::from_secs(60)).now_or_never().is_none());

@@ -1,4 +1,4 @@
-//! Making holds: promises, precedence, and what faults on the wire must not do.
+//! Making holds: promises, precedence, and faults on the wire.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ fn code(error: &Error) -> &'static str {
     }
 }
 
-/// What was called since this was last asked.
+/// The operations that were called since this was last called.
 fn operations(wire: &Wire) -> Vec<String> {
     wire.take_calls().into_iter().map(|call| call.operation).collect()
 }
@@ -63,7 +63,7 @@ async fn the_same_key_gives_the_same_reservation_and_another_body_is_refused() {
         let other = reserve(environment, &basket("alice", "k", &[("tee", 3)]), NOW).await.unwrap_err();
         assert_eq!(code(&other), "idempotency_key_reused");
     }
-    // The same key of another customer is another key.
+    // The same key of another customer is a different key.
     let bobs = reserve(&two, &basket("bob", "k", &[("tee", 2)]), NOW).await.unwrap();
     assert!(!bobs.replayed);
     assert_eq!(books(&wire).await["tee"].held, 4);
@@ -99,7 +99,7 @@ async fn the_owner_of_a_hold_is_never_told_sold_out() {
     let wire = tee(1, 1).await;
     let store = store(&wire, 1);
     let first = reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
-    // The environment now remembers "sold out", and alice comes again.
+    // The environment has "sold out" in its cache, and Alice sends her request again.
     assert_eq!(
         code(&reserve(&store, &basket("bob", "k", &[("tee", 1)]), NOW).await.unwrap_err()),
         "insufficient_stock"
@@ -107,12 +107,12 @@ async fn the_owner_of_a_hold_is_never_told_sold_out() {
     let again = reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap();
     assert!(again.replayed);
     assert_eq!(again.reservation.reservation_id, first.reservation.reservation_id);
-    // Another environment learns both at once, that there is none left and that she has hers: it need not ask further.
+    // Another environment learns both from one answer, that no unit is left and that she has hers: no further reads.
     let other = holdfast_testkit::fixtures::store(&wire, 2);
     wire.take_calls();
     assert!(reserve(&other, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap().replayed);
     assert_eq!(operations(&wire), ["BatchGetItem", "TransactWriteItems"]);
-    // Also when the product has been paused meanwhile.
+    // Also if the product has been paused meanwhile.
     let change = ProductChange { status: Some(ProductStatus::Paused), ..ProductChange::default() };
     store.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();
     assert!(reserve(&store, &basket("alice", "k", &[("tee", 1)]), NOW).await.unwrap().replayed);
@@ -155,7 +155,7 @@ async fn a_limit_counts_live_holds_and_orders_of_one_customer() {
         "customer_limit_reached"
     );
     let one = reserve(&store, &basket("alice", "k3", &[("tee", 1)]), NOW).await.unwrap().reservation;
-    // An order counts, a hold that was given back does not.
+    // An order counts, a released hold does not.
     let alice = customer("alice");
     store.confirm(&confirmation(&two.reservation_id, &alice, None, NOW), NOW, soon()).await.unwrap();
     store.cancel(&one.reservation_id, &alice, NOW, soon()).await.unwrap();
@@ -175,7 +175,7 @@ async fn nobody_reserves_on_facts_that_an_admin_has_changed() {
     reserve(&shop, &basket("alice", "k1", &[("tee", 1)]), NOW).await.unwrap();
     let change = ProductChange { price_minor: Some(9_900), ..ProductChange::default() };
     admin.change_product(&product_id("tee"), 1, change, soon()).await.unwrap();
-    // The shop's environment still remembers the old price; the shard's version refuses it, and the facts are read.
+    // The environment still has the old price in its cache; the shard's version refuses it, and the facts are read.
     wire.take_calls();
     let reserved = reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap();
     assert_eq!(reserved.reservation.lines[0].unit_price_minor, 9_900);
@@ -191,7 +191,7 @@ async fn nobody_reserves_on_facts_that_an_admin_has_changed() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_one_reservation_and_the_first_answer() {
     for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::ServerError, Fault::Throttled] {
-        // Fewer faults than the SDK retries itself, and more, so that the store's own loop takes over.
+        // Fewer faults than the SDK retries, and more, so that the store's own loop retries.
         for times in [1, 2, 4] {
             let wire = tee(10, 2).await;
             let store = store(&wire, 1);
@@ -235,7 +235,7 @@ async fn a_reserve_without_an_answer_acknowledges_nothing() {
         let error = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap_err();
         assert_eq!(code(&error), "unavailable", "{fault:?}: {error}");
         assert!(started.elapsed().as_secs() <= 8, "{fault:?}: {:?}", started.elapsed());
-        // Whatever became of it, the books balance, and the same key finds out.
+        // Whatever happened, the books balance, and the same key gets the outcome.
         books(&wire).await;
         reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap();
         assert_eq!(books(&wire).await["tee"].held, 2);
@@ -262,7 +262,7 @@ async fn no_hold_without_its_reminder() {
     let error = store.reserve(&basket("alice", "k", &[("tee", 2)]), NOW, soon(), away).await.unwrap_err();
     assert_eq!(code(&error), "unavailable");
     assert_eq!(books(&wire).await["tee"].held, 0);
-    // And it is asked for the moment at which the hold ends, before the transaction.
+    // And it is called with the time at which the hold ends, before the transaction.
     let asked = AtomicUsize::new(0);
     wire.take_calls();
     let remind = |at| {
@@ -346,7 +346,7 @@ async fn a_lifted_limit_refuses_nobody_even_before_it_reaches_the_shards() {
         .unwrap();
     wire.take_calls();
     reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap();
-    // The try, what is overdue in every partition of the index, the key with the limit and the product; and again.
+    // The try, the overdue holds in every partition of the index, the snapshot of key, limit and product; and again.
     let calls = operations(&wire);
     assert_eq!(calls[0], "TransactWriteItems");
     assert!(calls[1..9].iter().all(|call| call == "Query"), "{calls:?}");
@@ -383,7 +383,7 @@ async fn sold_out_is_cached_for_a_second() {
 async fn an_environment_does_not_try_to_take_units_again_that_it_took() {
     let wire = tee(2, 1).await;
     let store = store(&wire, 1);
-    // By this refusal it knows that there are two.
+    // From this refusal it knows that there are two.
     assert_eq!(
         code(&reserve(&store, &basket("bob", "k1", &[("tee", 3)]), NOW).await.unwrap_err()),
         "insufficient_stock"
