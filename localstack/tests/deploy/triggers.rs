@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_testkit::event::{at, by, event, names, saying, with_header};
+use holdfast_testkit::event::{at, by, event, names, with_body, with_header};
 use serde_json::{Value, json};
 
 use crate::cloud::Cloud;
@@ -14,9 +14,9 @@ async fn hold(cloud: &Cloud, product: &str, hold_seconds: u64) -> Value {
         "product_id": product, "name": product, "price_minor": 100, "currency": "EUR", "total": 4,
         "hold_seconds": hold_seconds,
     });
-    cloud.http("AdminFunction", &saying(event("admin/create-product"), body)).await.is(201);
+    cloud.http("AdminFunction", &with_body(event("admin/create-product"), body)).await.is(201);
     let body = json!({"lines": [{"product_id": product, "quantity": 1}]});
-    let create = with_header(saying(event("reserve/create"), body), "idempotency-key", product);
+    let create = with_header(with_body(event("reserve/create"), body), "idempotency-key", product);
     cloud.http("ReserveFunction", &by(create, product)).await.is(201).clone()
 }
 
@@ -70,7 +70,7 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
         assert_eq!(released["complete"], true, "{name}: {released}");
     }
     // A second payment of the order waits for a person, who settles it.
-    let other = saying(event("confirm/confirm"), json!({"payment_reference": "pay_124"}));
+    let other = with_body(event("confirm/confirm"), json!({"payment_reference": "pay_124"}));
     cloud.http("ConfirmFunction", &other).await.is(409);
     let failed = cloud.http("AdminFunction", &event("admin/list-failed-confirmations")).await;
     let failed = failed.is(200)["items"].as_array().unwrap().clone();
