@@ -28,13 +28,15 @@ pub struct App {
 
 /// This function's part of the API's description.
 #[derive(Debug, OpenApi)]
-#[openapi(paths(list, one, docs::description, docs::page, docs::file))]
+#[openapi(paths(list_products, get_product, docs::description, docs::page, docs::file))]
 pub struct Description;
 
 /// The function's routes.
 pub fn router(app: App) -> Router {
-    let own =
-        Router::new().route("/products", get(list)).route("/products/{product_id}", get(one)).merge(docs::router());
+    let own = Router::new()
+        .route("/products", get(list_products))
+        .route("/products/{product_id}", get(get_product))
+        .merge(docs::router());
     other_routes::refuse(own).with_state(Arc::new(app))
 }
 
@@ -57,7 +59,7 @@ struct ListProducts {
     responses((status = 200, description = "A page of products.", body = List<ProductView>)),
     extensions(("x-cached" = json!(true)))
 )]
-async fn list(
+async fn list_products(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
     Query(ListProducts { limit, cursor }): Query<ListProducts>,
@@ -77,7 +79,11 @@ async fn list(
     responses((status = 200, description = "The product.", body = ProductView)),
     extensions(("x-cached" = json!(true)))
 )]
-async fn one(State(app): State<Arc<App>>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Problem> {
+async fn get_product(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
     let (product, stock) = app.store.product_with_stock(&id, Deadline::after(REQUEST_BUDGET)).await?;
     cached(&headers, CACHE_SECONDS, &ProductView::new(product, stock))

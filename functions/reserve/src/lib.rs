@@ -32,17 +32,28 @@ pub struct App {
 
 /// This function's part of the API's description.
 #[derive(Debug, OpenApi)]
-#[openapi(paths(create, one, order, list, orders, extend, cancel), components(schemas(schema::IdempotencyKey)))]
+#[openapi(
+    paths(
+        create_reservation,
+        get_reservation,
+        get_order,
+        list_reservations,
+        list_orders,
+        extend_reservation,
+        cancel_reservation
+    ),
+    components(schemas(schema::IdempotencyKey))
+)]
 pub struct Description;
 
 /// The function's routes.
 pub fn router(app: App) -> Router {
     Router::new()
-        .route("/reservations", post(create).get(list))
-        .route("/reservations/{reservation_id}", get(one).delete(cancel))
-        .route("/reservations/{reservation_id}/extend", post(extend))
-        .route("/orders", get(orders))
-        .route("/orders/{order_id}", get(order))
+        .route("/reservations", post(create_reservation).get(list_reservations))
+        .route("/reservations/{reservation_id}", get(get_reservation).delete(cancel_reservation))
+        .route("/reservations/{reservation_id}/extend", post(extend_reservation))
+        .route("/orders", get(list_orders))
+        .route("/orders/{order_id}", get(get_order))
         .with_state(Arc::new(app))
 }
 
@@ -98,7 +109,7 @@ struct CreateLine {
         "idempotency_key_reused", "invalid_quantity", "product_not_found", "currency_mismatch", "product_not_on_sale",
         "sale_not_open", "customer_limit_reached", "insufficient_stock"])))
 )]
-async fn create(
+async fn create_reservation(
     State(app): State<Arc<App>>,
     caller: Caller,
     Key(key): Key,
@@ -131,7 +142,7 @@ async fn create(
     responses((status = 200, description = "The reservation.", body = ReservationView)),
     security(("bearer" = []))
 )]
-async fn one(
+async fn get_reservation(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,
     Path(id): Path<String>,
@@ -151,7 +162,7 @@ async fn one(
     responses((status = 200, description = "The order.", body = ReservationView)),
     security(("bearer" = []))
 )]
-async fn order(
+async fn get_order(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,
     Path(id): Path<String>,
@@ -189,7 +200,7 @@ struct ListReservations {
     responses((status = 200, description = "A page of reservations.", body = List<ReservationView>)),
     security(("bearer" = []))
 )]
-async fn list(
+async fn list_reservations(
     State(app): State<Arc<App>>,
     caller: Caller,
     Query(query): Query<ListReservations>,
@@ -215,7 +226,7 @@ struct ListOrders {
     responses((status = 200, description = "A page of orders.", body = List<ReservationView>)),
     security(("bearer" = []))
 )]
-async fn orders(
+async fn list_orders(
     State(app): State<Arc<App>>,
     caller: Caller,
     Query(query): Query<ListOrders>,
@@ -250,7 +261,7 @@ struct Extend {
     extensions(("x-problems" = json!(
         ["already_confirmed", "reservation_cancelled", "extension_limit_reached", "hold_expired"])))
 )]
-async fn extend(
+async fn extend_reservation(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
@@ -275,7 +286,7 @@ async fn extend(
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_confirmed", "hold_expired"])))
 )]
-async fn cancel(
+async fn cancel_reservation(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,
     Path(id): Path<String>,
