@@ -16,7 +16,7 @@ use holdfast_aws::clock::Clock;
 use holdfast_aws::queues::{Queues, retry_delay};
 use holdfast_domain::{Confirmation, CustomerId, PaymentReference, Refusal, Reservation, ReservationId};
 use holdfast_http::budgets::{BATCH_BUDGET, DELAY_BUDGET, REQUEST_BUDGET, TABLE_BUDGET};
-use holdfast_http::{Caller, Json, Problem, ReservationView, codes, log_reservation_id, path_id, schema};
+use holdfast_http::{Caller, Json, Problem, ReservationView, codes, log_reservation_id, schema};
 use holdfast_store::{Deadline, Error, Store};
 use lambda_http::LambdaEvent;
 use serde::{Deserialize, Serialize};
@@ -108,7 +108,11 @@ async fn confirm_reservation(
     Json(body): Json<Confirm>,
 ) -> Result<Response, Problem> {
     let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(REQUEST_BUDGET));
-    let id: ReservationId = path_id(id, &codes::RESERVATION_NOT_FOUND)?;
+    let id = ReservationId::try_from(id).map_err(|invalid| match body.payment_reference {
+        // A 404 would promise that the payment is recorded, which is impossible without a reservation's id.
+        Some(_) => invalid.into(),
+        None => Problem::not_found(&codes::RESERVATION_NOT_FOUND),
+    })?;
     log_reservation_id(&id);
     let now = app.clock.now();
     let confirmation = Confirmation {

@@ -428,6 +428,10 @@ async fn a_payment_for_an_unknown_reservation_is_recorded_before_the_response() 
         failed.iter().map(|one| (one.confirmation.customer.as_str(), one.reason.as_deref().unwrap())).collect();
     assert_eq!(said, [("alice", "reservation_not_found"), ("bob", "reservation_not_found")]);
     assert_eq!(failed[0].confirmation.payment_reference, Some(payment("pay_1")));
+    // With an invalid id the payment cannot be recorded, so the response does not promise it.
+    let broken = |body| with_body(at(event("confirm/confirm"), "POST", "/reservations/rsv_cut/confirm"), body);
+    shop.http(broken(json!({ "payment_reference": "pay_1" }).to_string())).await.problem(400, "invalid_request");
+    shop.http(broken("{}".to_owned())).await.problem(404, "reservation_not_found");
     // Without a payment, nothing is recorded.
     let path = format!("/reservations/{}/confirm", nobodys.reservation_id);
     let unpaid = with_body(at(event("confirm/confirm"), "POST", &path), "{}");
@@ -506,7 +510,7 @@ async fn reservations_of_others_do_not_exist() {
     shop.hold("alice", KEY, 1).await;
     shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
     for path in ["/reservations/rsv_x/confirm", "/reservations/%FF/confirm", "/reservations/a b/confirm"] {
-        let answer = shop.http(at(event("confirm/confirm"), "POST", path)).await;
+        let answer = shop.http(with_body(at(event("confirm/confirm"), "POST", path), "{}")).await;
         assert_eq!(answer.status, 404, "{path}: {answer:?}");
         let code = answer.body["code"].as_str().unwrap().to_owned();
         answer.problem(404, &code);

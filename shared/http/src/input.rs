@@ -208,7 +208,7 @@ impl ListQuery {
 /// # Errors
 /// The problem `not_found`, as if nothing had this id: no id that is not valid was ever issued.
 pub fn path_id<T: TryFrom<String>>(text: String, not_found: &'static Code) -> Result<T, Problem> {
-    T::try_from(text).map_err(|_| Problem::new(not_found, "there is nothing with this id"))
+    T::try_from(text).map_err(|_| Problem::not_found(not_found))
 }
 
 /// Deserializes a field that may be absent (`None`), null (`Some(None)`) or a value.

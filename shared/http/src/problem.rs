@@ -52,6 +52,11 @@ impl Problem {
         Self::new(&codes::ROUTE_NOT_FOUND, "no such route")
     }
 
+    /// 404: nothing has this id, and nothing can have it.
+    pub fn not_found(code: &'static Code) -> Self {
+        Self::new(code, "there is nothing with this id")
+    }
+
     /// 405: the path supports other methods only.
     pub fn method_not_allowed() -> Self {
         Self::new(&codes::METHOD_NOT_ALLOWED, "this path does not support this method")
