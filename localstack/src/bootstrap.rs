@@ -1,7 +1,7 @@
-//! The resources of template.yaml on an emulator: made at the start, deleted at the end.
+//! The resources of template.yaml on an emulator: created at the start, deleted at the end.
 //!
-//! What must always hold: every name starts with the stack's own, which is new each time, so several stacks share an
-//! endpoint without meeting; and what was made is known, so that it can be deleted also when making the rest fails.
+//! Invariants: every name starts with the stack's name, which is unique, so that several stacks can share an endpoint; and
+//! created resources are recorded, so that they are deleted even if creating the rest fails.
 
 use crate::aws::Clients;
 use crate::error::{Context, Error, Result};
@@ -90,7 +90,7 @@ impl Resources {
                 .resolve(&self.scope, &group.properties["LogGroupName"])
                 .map_err(|why| Error::new(format!("log group {}: {why}", group.id)))?;
             let name = name.as_str().map_or_else(|| self.name(group.id), str::to_owned);
-            // CloudFormation's ends so: it stands for the streams of the group.
+            // As in CloudFormation: the wildcard covers the streams of the group.
             let arn = format!("arn:aws:logs:{}:{ACCOUNT}:log-group:{name}:*", self.scope.region);
             self.know(group.id, name, [("Arn", arn)]);
         }
@@ -290,10 +290,9 @@ fn plain(value: &Value) -> String {
 mod tests {
     use super::*;
 
-    /// A call past the alias would reach code that nobody has put into service yet, and a role that allows the one does
-    /// not allow the other.
+    /// A call without the alias would reach a version that is not in service, and the role would not allow it.
     #[test]
-    fn whatever_calls_expire_calls_its_alias_and_may() {
+    fn callers_of_expire_call_its_alias_and_are_allowed_to() {
         let template = Template::load(&crate::paths::workspace().join("template.yaml")).unwrap();
         let scope = Scope {
             stack: "s".to_owned(),

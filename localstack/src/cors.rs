@@ -1,5 +1,5 @@
-//! What pages of other origins may do, which API Gateway itself sees to: it answers their preflights, and adds the headers
-//! that let them read an answer. The local gateway does the same, by the template's `CorsConfiguration`.
+//! CORS. API Gateway answers preflights and adds the headers; the local gateway does the same, by the template's
+//! `CorsConfiguration`.
 
 use crate::error::{Context as _, Error, Result};
 use crate::template::{Scope, Template};
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// The layer for the gateway; none where the template lets no origin in.
+/// The layer for the gateway; `None` if the template allows no origin.
 ///
 /// # Errors
 /// The template says what the local stack does not understand.

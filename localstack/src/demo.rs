@@ -1,9 +1,7 @@
-//! `cargo local demo`: the whole life of stock on real components, told so that a person can follow it, checked so
-//! that a machine can.
+//! `cargo local demo`: a sale from start to end on real components, narrated and checked. (One story, hence its length.)
 //!
-//! It uses nothing but the HTTP API, as a shop would; only the books at the end are read from the table itself, so
-//! that they do not rest on the word of the code that is being shown. A check that fails is named and the story goes
-//! on: what else is off matters too.
+//! It uses the HTTP API only, as a shop would; the books at the end are read from the table itself, independently of the
+//! code that is shown. A failed check is reported, and the demo continues.
 
 use crate::error::{Context, Error, Result};
 use crate::runner::Event;
@@ -21,25 +19,25 @@ use tokio::task::JoinSet;
 
 const SHOPPERS: usize = 1_000;
 const TICKETS: u64 = 100;
-/// Connections at once. More would only wait in the gateway, which lets 64 requests in.
+/// Concurrent connections. More would only wait in the gateway, which handles 64 requests at a time.
 const CONNECTIONS: usize = 128;
-/// Long enough for the race, the replays and the confirmations to be over before the first hold ends.
+/// Long enough for the race, the replays and the confirmations.
 const TICKET_HOLD_SECONDS: u64 = 40;
 /// The shortest that the API allows.
 const SHORT_HOLD_SECONDS: u64 = 10;
 const REPLAYS: usize = 20;
 const CONFIRMED: usize = 10;
 const CANCELLED: usize = 5;
-/// How long after its end a hold may be released: the slot that it shares, the runner's list, and a busy machine.
+/// Maximum time from a hold's end to its release: its slot, the runner's interval, and a busy machine.
 const RELEASE_WITHIN: Duration = Duration::from_secs(45);
-/// The API is asked again at this interval for what happens by itself: it offers nothing to wait on.
+/// Polling interval.
 const POLL: Duration = Duration::from_millis(500);
-/// How old what `GET /products` says may be.
+/// Maximum age of a response of `GET /products`.
 const STALE: Duration = Duration::from_secs(1);
-/// A shopper tries again this often when the shop asks for it (503, 429) or the connection breaks.
+/// Attempts of a request that gets 503 or 429, or whose connection breaks.
 const ATTEMPTS: u32 = 8;
 
-/// Runs the demo; whether all was as it should be.
+/// Runs the demo, and returns whether all checks passed.
 ///
 /// # Errors
 /// The stack does not start or stops answering.
@@ -52,7 +50,7 @@ pub async fn run(options: Options) -> Result<bool> {
 
 async fn tell(stack: &Stack) -> Result<bool> {
     let mut story = Story::new(stack)?;
-    println!("\nHoldfast: {SHOPPERS} shoppers, {TICKETS} tickets. The API is {}.", stack.api_url());
+    println!("\nHoldfast: {SHOPPERS} shoppers, {TICKETS} tickets. API: {}", stack.api_url());
     story.products().await?;
     let late = story.somebody_forgets_to_pay().await?;
     let winners = story.race().await?;
@@ -70,7 +68,7 @@ struct Story<'a> {
     admin: String,
     since: Instant,
     events: tokio::sync::broadcast::Receiver<Event>,
-    off: Vec<String>,
+    failed: Vec<String>,
 }
 
 /// A shopper who holds something.
@@ -91,7 +89,7 @@ impl<'a> Story<'a> {
             admin: stack.token("demo-admin", Role::Admin)?,
             since: Instant::now(),
             events: runner.events(),
-            off: Vec::new(),
+            failed: Vec::new(),
         })
     }
 
@@ -139,7 +137,7 @@ impl<'a> Story<'a> {
     }
 
     async fn race(&mut self) -> Result<Vec<Holder>> {
-        self.chapter(&format!("{SHOPPERS} shoppers want a ticket each, at once"));
+        self.chapter(&format!("{SHOPPERS} shoppers reserve a ticket each, at the same time"));
         let doors = Arc::new(Semaphore::new(CONNECTIONS));
         let mut racing = JoinSet::new();
         let since = Instant::now();
@@ -175,7 +173,7 @@ impl<'a> Story<'a> {
         let took = since.elapsed().as_secs_f64();
         let percentile = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
         println!(
-            "   it took {took:.1} s; an answer {:.0?} at the median, {:.0?} at the 99th percentile",
+            "   it took {took:.1} s; latency: median {:.0?}, 99th percentile {:.0?}",
             percentile(50),
             percentile(99)
         );
@@ -189,17 +187,13 @@ impl<'a> Story<'a> {
             &format!("{}", winners.len()),
         );
         let refused = outcomes.get("409 insufficient_stock").copied().unwrap_or_default();
-        self.verdict(
-            refused == SHOPPERS - tickets,
-            "everybody else is told that there is none left",
-            &format!("{outcomes:?}"),
-        );
+        self.verdict(refused == SHOPPERS - tickets, "everybody else gets insufficient_stock", &format!("{outcomes:?}"));
         self.stock("ticket", 0, TICKETS, 0).await?;
         Ok(winners)
     }
 
     async fn replays(&mut self, winners: &[Holder]) -> Result<()> {
-        self.chapter("Some did not get the answer and ask again, with the same key");
+        self.chapter("Some retry with the same key, as after a lost response");
         let mut same = 0;
         for winner in winners.iter().take(REPLAYS) {
             let answer = self.api.reserve(winner).await?;
@@ -221,7 +215,7 @@ impl<'a> Story<'a> {
     }
 
     async fn some_confirm_some_cancel(&mut self, winners: &[Holder]) -> Result<()> {
-        self.chapter(&format!("{CONFIRMED} pay, {CANCELLED} think better of it"));
+        self.chapter(&format!("{CONFIRMED} pay, {CANCELLED} cancel"));
         let (mut confirmed, mut cancelled) = (0, 0);
         for (number, winner) in winners.iter().take(CONFIRMED).enumerate() {
             let answer = self.api.confirm(winner, &format!("payment-{number}")).await?;
@@ -239,7 +233,7 @@ impl<'a> Story<'a> {
         );
         self.verdict(
             cancelled == CANCELLED,
-            &format!("{CANCELLED} are cancelled, and their tickets are back at once"),
+            &format!("{CANCELLED} are cancelled, and their tickets are available again"),
             &format!("{cancelled}"),
         );
         let (sold, back) = (count(CONFIRMED), count(CANCELLED));
@@ -247,40 +241,40 @@ impl<'a> Story<'a> {
     }
 
     async fn paid_too_late(&mut self, (print, mug): &(Holder, Holder)) -> Result<()> {
-        self.chapter("The two who forgot pay at last, after their holds have ended");
+        self.chapter("The two who forgot pay late, after their holds have expired");
         for (holder, product, total) in [(print, "print", 1), (mug, "mug", 5)] {
             let back = self.until_available(product, total).await?;
             self.tell_fired();
             let status = self.status(holder).await?;
             self.verdict(
                 back && status == "expired",
-                &format!("the {product}'s hold has expired, the {product} is back"),
+                &format!("the {product}'s hold has expired, the {product} is available again"),
                 &status,
             );
         }
 
         let answer = self.api.confirm(mug, "payment-dreamy").await?;
         let rescued = answer.status == StatusCode::OK && answer.body["confirmed_late"] == true;
-        self.check(rescued, "there are mugs left: the payment is honoured, confirmed_late", &answer);
+        self.check(rescued, "mugs are available: the payment is accepted, confirmed_late", &answer);
 
         let quick = self.hold("quick", "print").await?;
         let answer = self.api.confirm(&quick, "payment-quick").await?;
         self.check(answer.status == StatusCode::OK, "quick has bought the only print meanwhile", &answer);
         let answer = self.api.confirm(print, "payment-forgetful").await?;
         let refused = answer.outcome() == "409 refund_required";
-        self.check(refused, "forgetful's payment cannot be honoured, and is not lost either: refund_required", &answer);
+        self.check(refused, "forgetful's payment cannot be accepted: refund_required", &answer);
 
         let Some(failed) = self.failed_confirmation(&print.reservation_id).await? else {
-            self.verdict(false, "it is in the dead-letter queue, where the admin sees it", "it is not there");
+            self.verdict(false, "it is recorded as a failed confirmation, which the admin sees", "it is not there");
             return Ok(());
         };
         let as_paid = failed["payment_reference"] == "payment-forgetful" && failed["reason"] == "refund_required";
-        self.verdict(as_paid, "it is in the dead-letter queue, where the admin sees it", &failed.to_string());
+        self.verdict(as_paid, "it is recorded as a failed confirmation, which the admin sees", &failed.to_string());
         let id = failed["id"].as_str().unwrap_or_default();
         let path = format!("/admin/failed-confirmations/{id}/resolve");
         let note = json!({ "note": "Refunded by hand in the demo." });
         let answer = self.api.call(Method::POST, &path, &self.admin, None, Some(&note)).await?;
-        self.check(answer.status.is_success(), "the admin pays the money back, and settles it", &answer);
+        self.check(answer.status.is_success(), "the admin resolves it, and refunds the payment", &answer);
         Ok(())
     }
 
@@ -301,7 +295,7 @@ impl<'a> Story<'a> {
 
     async fn the_rest_expires(&mut self, winners: &[Holder]) -> Result<()> {
         let rest = winners.len().saturating_sub(CONFIRMED + CANCELLED);
-        self.chapter(&format!("The other {rest} never pay. Nobody does anything about it"));
+        self.chapter(&format!("The other {rest} never pay, and their holds expire"));
         let expected = TICKETS - count(CONFIRMED);
         let back = self.until_available("ticket", expected).await?;
         self.verdict(back, &format!("all {expected} unsold tickets are on sale again"), "they are not");
@@ -320,14 +314,14 @@ impl<'a> Story<'a> {
                 .await?;
             self.check(
                 answer.outcome() == "410 hold_expired",
-                "to confirm one of them without a payment is too late",
+                "confirming one of them without a payment is refused: hold_expired",
                 &answer,
             );
         }
         self.stock("ticket", expected, 0, count(CONFIRMED)).await
     }
 
-    /// Waits until so many are available, with no hand in it.
+    /// Waits until `expected` units are available.
     async fn until_available(&mut self, product: &str, expected: u64) -> Result<bool> {
         let limit = Instant::now() + Duration::from_secs(TICKET_HOLD_SECONDS) + RELEASE_WITHIN;
         let mut probe = tokio::time::interval(POLL);
@@ -341,7 +335,7 @@ impl<'a> Story<'a> {
         Ok(false)
     }
 
-    /// Names the schedules that fired since this was last asked, and counts them.
+    /// Prints and counts the schedules that fired since the last call.
     fn tell_fired(&mut self) -> usize {
         let mut fired = 0;
         loop {
@@ -361,7 +355,7 @@ impl<'a> Story<'a> {
         Ok(self.api.call(Method::GET, &path, &holder.token, None, None).await?.text("status"))
     }
 
-    /// What the API says of a product.
+    /// Checks the stock of a product by the API.
     async fn stock(&mut self, product: &str, available: u64, reserved: u64, sold: u64) -> Result<()> {
         let expected = [available, reserved, sold].map(Some);
         let started = Instant::now();
@@ -379,7 +373,7 @@ impl<'a> Story<'a> {
     }
 
     async fn books(&mut self) -> Result<()> {
-        self.chapter("The books, read from the table itself");
+        self.chapter("The books, read from the table");
         let books = read_books(self.stack).await?;
         tokio::time::sleep(STALE).await;
         let listed = self.api.call(Method::GET, "/products", "", None, None).await?;
@@ -413,27 +407,27 @@ impl<'a> Story<'a> {
         self.verdict(holds, what, &format!("{} {}", answer.status.as_u16(), answer.body));
     }
 
-    fn verdict(&mut self, holds: bool, what: &str, instead: &str) {
+    fn verdict(&mut self, holds: bool, what: &str, actual: &str) {
         if holds {
             println!("   ok   {what}");
         } else {
-            println!("   OFF  {what}\n        instead: {instead}");
-            self.off.push(what.to_owned());
+            println!("   FAIL {what}\n        actual: {actual}");
+            self.failed.push(what.to_owned());
         }
     }
 
     fn end(self) -> bool {
         let took = self.since.elapsed().as_secs_f64();
-        if self.off.is_empty() {
-            println!("\nAll as it should be, in {took:.0} s.");
+        if self.failed.is_empty() {
+            println!("\nAll checks passed in {took:.0} s.");
             return true;
         }
-        println!("\nOff, after {took:.0} s:");
-        for what in &self.off {
+        println!("\nFailed checks, after {took:.0} s:");
+        for what in &self.failed {
             println!("  - {what}");
         }
         let logs = self.stack.logs();
-        println!("The functions' log is {}.", crate::paths::shown(&logs.functions));
+        println!("Log of the functions: {}", crate::paths::shown(&logs.functions));
         false
     }
 }
@@ -477,8 +471,8 @@ impl Api {
         self.call(Method::POST, &path, &holder.token, None, Some(&json!({ "payment_reference": payment }))).await
     }
 
-    /// Asks, and asks again as the API invites its callers to: after a 503 or 429, when `Retry-After` is over, and
-    /// after a broken connection. Everything in this story may be repeated.
+    /// Sends a request, and retries it after a 503 or 429, when `Retry-After` is over, and after a broken connection.
+    /// Every request of the demo is idempotent.
     async fn call(
         &self,
         method: Method,
@@ -521,7 +515,7 @@ impl Api {
     }
 }
 
-/// One product's units, as the table has them.
+/// The units of a product in the table.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Book {
     /// Of the product's item.
@@ -541,7 +535,7 @@ impl Book {
     }
 }
 
-/// The books of every product, by a consistent scan of the whole table. Meaningful when nothing is under way.
+/// The books of every product, by a consistent scan of the whole table. Meaningful if nothing is in flight.
 ///
 /// # Errors
 /// The table cannot be read, or holds an item that is not understood.
@@ -558,7 +552,7 @@ pub async fn read_books(stack: &Stack) -> Result<BTreeMap<String, Book>> {
     Ok(books)
 }
 
-/// `None` if the item is one of those that count, and lacks what they count.
+/// `None` if a required attribute is missing.
 fn enter(books: &mut BTreeMap<String, Book>, item: &HashMap<String, AttributeValue>) -> Option<()> {
     let number =
         |map: &HashMap<String, AttributeValue>, name: &str| -> Option<i64> { map.get(name)?.as_n().ok()?.parse().ok() };

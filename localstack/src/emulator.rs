@@ -1,7 +1,7 @@
 //! The AWS emulator: ministack (the default, no Docker), LocalStack in Docker, or whatever answers at an endpoint.
 //!
-//! What must always hold: it binds to 127.0.0.1, it keeps nothing once the stack has stopped, and what we did not start
-//! we do not stop.
+//! Invariants: it binds to 127.0.0.1, it keeps nothing after the stack has stopped, and an emulator that was not started
+//! here is not stopped here.
 
 use crate::error::{Context, Error, Result};
 use crate::paths;
@@ -25,10 +25,8 @@ const HEALTH: &str = "_localstack/health";
 const HEALTH_POLL: Duration = Duration::from_millis(100);
 /// How long a start may take: seconds for ministack, longer for LocalStack on a slow disk.
 const START: Duration = Duration::from_secs(90);
-/// Whether ministack writes down what it holds when it is asked to end: no, and yes.
+/// Whether ministack writes its state when it ends: no, and yes.
 const KEEPS: [(&str, &str); 2] = [("PERSIST_STATE", "0"), ("PERSIST_STATE", "1")];
-/// How long ministack may take to write down what it holds, and to end.
-const HALT: Duration = Duration::from_secs(20);
 
 /// Which emulator.
 #[derive(Clone, Debug)]
@@ -58,29 +56,35 @@ impl Choice {
 /// An emulator that answers.
 pub struct Emulator {
     url: String,
-    ours: Ours,
+    started: Started,
 }
 
-enum Ours {
+enum Started {
     Ministack(Box<Ministack>),
     Compose(Compose),
     Nothing,
 }
 
 impl Emulator {
-    /// Starts the emulator and waits until it answers, or takes the one that runs. `halts` says that it will be halted,
-    /// and what it holds then written down.
+    /// Starts the emulator and waits until it answers, or uses the one that runs. With `keeps_state` ministack writes its
+    /// state when it ends.
     ///
     /// # Errors
     /// It cannot be installed or started.
-    pub async fn start(choice: &Choice, halts: bool, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Self> {
+    pub async fn start(
+        choice: &Choice,
+        keeps_state: bool,
+        port: u16,
+        log: &Path,
+        keeper: &Arc<Keeper>,
+    ) -> Result<Self> {
         match choice {
             Choice::Ministack => {
-                let settings = [("SERVICES", SERVICES), KEEPS[usize::from(halts)]];
+                let settings = [("SERVICES", SERVICES), KEEPS[usize::from(keeps_state)]];
                 ministack(tools::MINISTACK, port, log, keeper, &settings).await
             }
             Choice::LocalStack => localstack(port, keeper).await,
-            Choice::Endpoint(url) => Ok(Self { url: url.trim_end_matches('/').to_owned(), ours: Ours::Nothing }),
+            Choice::Endpoint(url) => Ok(Self { url: url.trim_end_matches('/').to_owned(), started: Started::Nothing }),
         }
     }
 
@@ -99,74 +103,31 @@ impl Emulator {
         &self.url
     }
 
-    /// Whether others may use it beside us.
+    /// Whether others may use it too.
     pub fn is_shared(&self) -> bool {
-        matches!(self.ours, Ours::Nothing)
+        matches!(self.started, Started::Nothing)
     }
 
-    /// Holds it still, as a network that lets nothing through: connections open, and nothing is answered.
-    ///
-    /// # Errors
-    /// It is not a ministack of ours, or does not run.
-    pub async fn freeze(&self) -> Result<()> {
-        self.ministack()?.signal(Signal::STOP).await
-    }
-
-    /// Ends [`Emulator::freeze`]. What was asked meanwhile is carried out now, whoever still waits for it.
-    ///
-    /// # Errors
-    /// It is not a ministack of ours, or does not run.
-    pub async fn thaw(&self) -> Result<()> {
-        self.ministack()?.signal(Signal::CONT).await
-    }
-
-    /// Stops its process: connections are refused. It writes down what it holds first, so no answer of it is undone.
-    ///
-    /// # Errors
-    /// It is not a ministack of ours, was not started to be halted, or does not end by itself.
-    pub async fn halt(&self) -> Result<()> {
-        let ministack = self.ministack()?;
-        if !ministack.settings.contains(&KEEPS[1]) {
-            return Err(Error::new("this ministack would lose what it holds"));
-        }
-        let mut process = ministack.process.lock().await;
-        let mut group = process.take().ok_or_else(|| Error::new("ministack does not run"))?;
-        group.signal(Signal::TERM);
-        // One that does not end in time is ended as the group is dropped.
-        let ended = tokio::time::timeout(HALT, group.wait()).await;
-        ended.map_err(|_| Error::new(format!("ministack did not end within {HALT:?}")))?.map(drop)
-    }
-
-    /// Ends [`Emulator::halt`]: it goes on with what it held.
-    ///
-    /// # Errors
-    /// It is not a ministack of ours, or cannot be started.
-    pub async fn restart(&self) -> Result<()> {
-        let ministack = self.ministack()?;
-        let group = ministack.spawn().await?;
-        *ministack.process.lock().await = Some(group);
-        Ok(())
-    }
-
-    fn ministack(&self) -> Result<&Ministack> {
-        match &self.ours {
-            Ours::Ministack(ministack) => Ok(ministack),
-            Ours::Compose(_) | Ours::Nothing => Err(Error::new("only a ministack that we started can be halted")),
+    /// The ministack, if it is one that was started here.
+    pub fn ministack(&self) -> Option<&Ministack> {
+        match &self.started {
+            Started::Ministack(ministack) => Some(ministack),
+            Started::Compose(_) | Started::Nothing => None,
         }
     }
 
     /// Stops what [`Emulator::start`] started.
     pub async fn stop(self) {
-        match self.ours {
-            Ours::Ministack(ministack) => ministack.stop().await,
-            Ours::Compose(compose) => compose.down().await,
-            Ours::Nothing => {}
+        match self.started {
+            Started::Ministack(ministack) => ministack.stop().await,
+            Started::Compose(compose) => compose.down().await,
+            Started::Nothing => {}
         }
     }
 }
 
-/// A ministack of ours, and all that it takes to start it again.
-struct Ministack {
+/// A ministack that the stack started, and what it takes to start it again.
+pub struct Ministack {
     program: PathBuf,
     folder: PathBuf,
     port: u16,
@@ -196,13 +157,12 @@ async fn ministack(
         process: Mutex::default(),
     };
     File::create(log).context(|| format!("cannot create {}", log.display()))?;
-    // Of an emulator that was killed at the same port.
+    // The state of an emulator that was killed at the same port.
     ministack.forget();
-    let group = ministack.spawn().await?;
-    *ministack.process.lock().await = Some(group);
+    ministack.run().await?;
     let url = ministack.url();
     step.done(&url);
-    Ok(Emulator { url, ours: Ours::Ministack(Box::new(ministack)) })
+    Ok(Emulator { url, started: Started::Ministack(Box::new(ministack)) })
 }
 
 impl Ministack {
@@ -210,12 +170,11 @@ impl Ministack {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Where it writes down what it holds.
+    /// The directory of its state.
     fn state(&self) -> PathBuf {
         self.folder.join(format!("state-{}", self.port))
     }
 
-    /// Starts its process and waits until it answers.
     async fn spawn(&self) -> Result<Group> {
         let log = || {
             let opened = OpenOptions::new().append(true).open(&self.log);
@@ -257,15 +216,39 @@ impl Ministack {
         Ok(group)
     }
 
-    async fn signal(&self, signal: Signal) -> Result<()> {
+    /// Starts its process and waits until it answers.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn run(&self) -> Result<()> {
+        let group = self.spawn().await?;
+        *self.process.lock().await = Some(group);
+        Ok(())
+    }
+
+    /// Whether it writes its state when it ends.
+    pub fn keeps_state(&self) -> bool {
+        self.settings.contains(&KEEPS[1])
+    }
+
+    /// Its process, for the caller to end; `None` if it does not run.
+    pub async fn take_process(&self) -> Option<Group> {
+        self.process.lock().await.take()
+    }
+
+    /// Sends a signal to its process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn signal(&self, signal: Signal) -> Result<()> {
         let process = self.process.lock().await;
         process.as_ref().ok_or_else(|| Error::new("ministack does not run"))?.signal(signal);
         Ok(())
     }
 
-    /// At once: nothing of it is wanted any more.
+    /// Immediately: its state is not needed any more.
     async fn stop(self) {
-        if let Some(group) = self.process.lock().await.take() {
+        if let Some(group) = self.take_process().await {
             group.kill().await;
         }
         let _ = std::fs::remove_file(self.folder.join(format!("ministack-{}.pid", self.port)));
@@ -300,7 +283,7 @@ async fn localstack(port: u16, keeper: &Arc<Keeper>) -> Result<Emulator> {
         return Err(Error::new(format!("LocalStack did not start: {why}")));
     }
     step.done(&url);
-    Ok(Emulator { url, ours: Ours::Compose(compose) })
+    Ok(Emulator { url, started: Started::Compose(compose) })
 }
 
 /// Asks for tables and not for the health page: anything that speaks DynamoDB will do.
@@ -339,7 +322,7 @@ async fn until_healthy(url: &str) -> Result<()> {
         .map_err(|_| Error::new(format!("{url}/{HEALTH} did not answer within {START:?}")))
 }
 
-/// A Compose project of ours. Its containers are the Docker daemon's children, so no process group ends them.
+/// A Compose project. Its containers are the Docker daemon's children, so no process group ends them.
 struct Compose {
     file: PathBuf,
     project: String,

@@ -43,7 +43,7 @@ impl<T, E: StdError> Context<T> for std::result::Result<T, E> {
 }
 
 /// An error with all its causes. The AWS SDK's errors say only "service error" without theirs.
-pub(crate) fn chain(error: &dyn StdError) -> String {
+pub fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -1,17 +1,17 @@
 //! The functions: built once, served by `cargo lambda watch`, kept running as Lambda keeps them running.
 //!
 //! `watch` is started with `--only-lambda-apis`: it routes requests and speaks the Lambda runtime API, and the
-//! functions' processes are ours. Left to itself, `watch` 1.9.2 would start them, but
+//! functions' processes are started here. `watch` 1.9.2 could start them, but
 //! - it never replaces a process that died, and the dead one keeps its place among `--concurrency`: when all places
 //!   are dead, every request hangs, where Lambda would start another environment;
 //! - it gives all functions the same variables, and would hide one that template.yaml forgets to give;
 //! - it leads them through `cargo run`, each in a process group of its own, so killing `watch` leaves them behind.
 //!
-//! What must always hold: `concurrency` processes of each function run, and one that dies is started again; each has
-//! the variables that template.yaml gives to it, and nothing of the developer's own environment.
+//! Invariant: `concurrency` processes of each function run, and one that dies is restarted; each has the variables of
+//! template.yaml, and nothing of the developer's environment.
 //!
-//! What cannot be mended from here: a request that a process had taken when it was killed is never answered by
-//! `watch`. The gateway answers it when its time limit is over.
+//! A limitation of `watch`: it never answers a request whose process was killed. The gateway answers it after its time
+//! limit.
 
 use crate::error::{Context, Error, Result};
 use crate::gateway::{InvokeError, Upstream};
@@ -176,9 +176,9 @@ impl Functions {
                     format!("the function {}", ended.clone().unwrap_or_default())
                 }
             };
-            return Err(Error::new(format!("{why}; {}", last_words(log))));
+            return Err(Error::new(format!("{why}; {}", log_tail(log))));
         }
-        step.done("all do");
+        step.done("done");
         Ok(())
     }
 
@@ -226,7 +226,7 @@ async fn start_watch(serve: &Serve<'_>, keeper: &Arc<Keeper>) -> Result<Group> {
         },
         ended = group.wait() => ended.map_or_else(|error| error.to_string(), |status| format!("it ended ({status})")),
     };
-    Err(Error::new(format!("cargo lambda watch did not start: {why}; {}", last_words(serve.watch_log))))
+    Err(Error::new(format!("cargo lambda watch did not start: {why}; {}", log_tail(serve.watch_log))))
 }
 
 /// One place for a process of a function.
@@ -311,7 +311,7 @@ impl Instance {
     }
 }
 
-/// Returns when the functions are to stop, or nobody is left who could say so.
+/// Returns when the functions should stop.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
@@ -334,8 +334,8 @@ fn http_probe() -> Value {
     })
 }
 
-/// Where the log is and how it ends: the first thing that anybody would ask.
-fn last_words(log: &Path) -> String {
+/// The path of the log and its last lines.
+fn log_tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(5).collect();
     let lines: Vec<&str> = lines.into_iter().rev().collect();

@@ -1,8 +1,8 @@
-//! `cargo local fuzz`: lets libFuzzer at the parsers of outside input, for as long as somebody wants.
+//! `cargo local fuzz`: fuzzes the parsers of external input with libFuzzer.
 //!
 //! The targets are those of `shared/fuzz`. cargo-fuzz builds their programs, on a stable compiler: with LLVM's coverage
-//! counters and without a sanitizer, which looks for what safe Rust does not do. All that this makes lies in a target
-//! folder of its own, `target/fuzz`, so that nothing else is built anew for it.
+//! counters and without a sanitizer, which looks for what safe Rust does not do. All artefacts are in a target
+//! folder of its own, `target/fuzz`, so that nothing else is rebuilt for it.
 
 use crate::error::{Context as _, Error, Result};
 use crate::paths::{self, shown, workspace};
@@ -25,15 +25,15 @@ const LAST_LINES: usize = 40;
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The target; all of them in turn where there is none.
+    /// The target; `None`: all of them in turn.
     pub target: Option<String>,
-    /// For how long each.
+    /// Minutes per target.
     pub minutes: u32,
     /// Only this input, once.
     pub input: Option<PathBuf>,
 }
 
-/// Runs the target, or all in turn; whether every promise held.
+/// Runs the target, or all in turn, and returns whether every promise held.
 ///
 /// # Errors
 /// There is no such target, or something cannot be installed, built or started.
@@ -112,7 +112,7 @@ async fn build(keeper: &Arc<Keeper>, cargo_fuzz: &Path, targets: &[String]) -> R
     let step = Step::start("building the targets (at first, all that they use: many minutes)");
     let mut build = Command::new(cargo_fuzz);
     build.current_dir(workspace()).args(["fuzz", "build", "--dev", "--sanitizer", "none", "--features", "libfuzzer"]);
-    // The crates behave as they are deployed: some do otherwise where they are told that somebody fuzzes.
+    // The crates must behave as deployed: some change their behaviour with cfg(fuzzing).
     build.args(["--no-cfg-fuzzing", "--target", &triple, "--fuzz-dir"]).arg(crate_folder());
     build.arg("--target-dir").arg(made());
     // A development build, for its checks of numbers and its own assertions; optimised a little, for its speed.

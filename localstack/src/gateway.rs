@@ -1,16 +1,16 @@
-//! The one way to the functions: a front door that stands where API Gateway stands in the cloud.
+//! The local gateway, in the place of API Gateway: the only way to the functions.
 //!
 //! It exists because of a limit of `cargo lambda watch` 1.9.2. Its queue for each function holds 100 requests, and a
-//! request that finds the queue full waits while it holds a lock that every function needs to fetch its next one: from
-//! then on nothing is ever answered again, on any route. So what must always hold: no more than [`IN_FLIGHT`] requests
-//! that anybody waits for are inside at once, whoever sends them; the rest wait here, first come, first served.
+//! request that finds the queue full waits while it holds a lock that every function needs to fetch its next one: a
+//! deadlock of all routes. Invariant: no more than [`IN_FLIGHT`] requests with a waiting caller are in flight; the others
+//! wait here, in order of arrival.
 //!
-//! One way in is left open: a request that is given up at its time limit while it still waits inside goes on waiting
-//! there, uncounted, since nothing tells it from one whose function was killed. A hundred of those (the emulator frozen
-//! for a minute, and dozens of callers who ask again) block `watch` for good; then the stack has to be started again.
+//! A known gap: a request that is given up at its time limit stays in the queue of `watch`, uncounted, because it cannot be
+//! distinguished from one whose function was killed. A hundred of those (the emulator frozen for a minute, with dozens of
+//! callers that retry) block `watch` for good; then restart the stack.
 //!
-//! It also keeps the time limit, and answers as API Gateway does when it is over: `watch` never answers a request whose
-//! function was killed, and its own `--timeout` would end idle functions too.
+//! It also enforces the time limit and answers as API Gateway does: `watch` never answers a request whose function was
+//! killed, and its own `--timeout` would end idle functions too.
 
 use crate::error::{Context, Error, Result};
 use crate::routes::Routes;
@@ -35,7 +35,7 @@ const IN_FLIGHT: usize = 64;
 const BODY_BYTES: usize = 10 * 1024 * 1024;
 
 /// Headers that belong to one connection and not to the message.
-pub(crate) const HOP_BY_HOP: [HeaderName; 6] = [
+pub const HOP_BY_HOP: [HeaderName; 6] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
     header::TE,
@@ -187,9 +187,8 @@ impl Gateway {
 
 type Front = (Upstream, Arc<Routes>);
 
-/// What API Gateway does not know goes to the function behind its route `$default`, or, without one, to none. (`watch`
-/// would hold it for a default function of its own, which we do not start; it calls a function by name at
-/// `/lambda-url`.)
+/// An unknown route goes to the function behind the route `$default`, or is 404 without one. (`watch` would wait for a
+/// default function of its own, which does not run; it calls a function by name at `/lambda-url`.)
 async fn forward_known(front: State<Front>, request: Request) -> Response {
     let routes = &front.0.1;
     if routes.know(request.method().as_str(), request.uri().path()) {
@@ -211,7 +210,7 @@ async fn forward_to(upstream: &Upstream, prefix: &str, request: Request) -> Resp
     let Ok(body) = to_bytes(body, BODY_BYTES).await else {
         return message(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
     };
-    // `watch` answers 500 of its own to JSON that is not UTF-8. In the cloud an event's body is a text, whatever was sent.
+    // `watch` itself answers 500 to JSON that is not UTF-8. In the cloud the body of an event is always text.
     let body = String::from_utf8_lossy(&body).into_owned().into_bytes();
     for name in HOP_BY_HOP {
         parts.headers.remove(name);
@@ -249,13 +248,16 @@ fn join_repeated(headers: &mut HeaderMap) {
     }
 }
 
-/// A refusal of the gateway's own, in API Gateway's words.
+/// An error of the gateway itself, as API Gateway would send it.
 fn message(status: StatusCode, text: &str) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], json!({ "message": text }).to_string()).into_response()
 }
 
-/// A port of 127.0.0.1 that is free now. It may be taken before it is used, so this is for servers that cannot be
-/// given port 0; they fail loudly then.
+/// A port of 127.0.0.1 that is free now, for servers that cannot be given port 0. It may be taken before it is used; they
+/// then fail to start.
+///
+/// # Errors
+/// No port is free.
 pub fn free_port() -> Result<u16> {
     let probe = std::net::TcpListener::bind(("127.0.0.1", 0));
     let address = probe.and_then(|listener| listener.local_addr());

@@ -13,7 +13,6 @@
 
 pub mod aws;
 pub mod bootstrap;
-pub mod calls;
 pub mod cors;
 pub mod demo;
 pub mod emulator;
@@ -21,12 +20,10 @@ pub mod error;
 pub mod functions;
 pub mod fuzz;
 pub mod gateway;
-pub mod iam;
 pub mod openapi;
 pub mod paths;
 pub mod process;
 pub mod progress;
-pub mod recorder;
 pub mod routes;
 pub mod runner;
 pub mod simulate;

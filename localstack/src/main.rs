@@ -1,4 +1,4 @@
-//! `cargo local`: Holdfast on one machine. See the library's page for how.
+//! `cargo local`: Holdfast on one machine. The library's documentation says how.
 
 use clap::{Args, Parser, Subcommand};
 use holdfast_local::demo;
@@ -23,38 +23,38 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Shows the whole life of stock on real components and checks the books; exits 1 if anything is off
+    /// Plays a sale from start to end on real components and checks the books; exits with 1 if a check fails
     Demo(StackArgs),
-    /// Runs the stack until Ctrl-C, for trying it by hand
+    /// Runs the stack until Ctrl-C, to try it by hand
     Up(StackArgs),
-    /// Plays seeds: the real functions in a simulated world where everything goes wrong (--help for more)
+    /// Runs the functions in a deterministic simulation with faults, seed by seed (--help for more)
     #[command(disable_help_flag = true)]
     Simulate {
-        /// What the simulator takes
+        /// Arguments of the simulator
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         arguments: Vec<String>,
     },
-    /// Lets libFuzzer at the parsers of outside input; exits 1 if a promise is broken
+    /// Fuzzes the parsers of external input with libFuzzer; exits with 1 if a promise is broken
     Fuzz {
-        /// One of shared/fuzz/targets [default: all, one after the other]
+        /// One of shared/fuzz/targets [default: all, in turn]
         target: Option<String>,
-        /// For how long each
+        /// Minutes per target
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         minutes: u32,
-        /// Plays this input once, such as one that broke a promise
+        /// Runs this input once, for example one that broke a promise
         #[arg(long, value_name = "FILE", conflicts_with = "minutes")]
         input: Option<PathBuf>,
     },
     /// Prints a token for the local API
     Token {
-        /// Whose token
+        /// Subject of the token: the customer
         #[arg(long)]
         sub: String,
-        /// What its bearer may do
+        /// Role of the token
         #[arg(long, value_enum, default_value = "customer")]
         role: Role,
     },
-    /// Writes the API's description anew, after a change of what the functions take or answer
+    /// Regenerates the API description (functions/catalog/openapi.json)
     Openapi,
 }
 
@@ -63,13 +63,13 @@ struct StackArgs {
     /// The AWS emulator to start
     #[arg(long, value_enum, default_value = "ministack", conflicts_with = "endpoint")]
     emulator: Emulator,
-    /// Use the AWS emulator that runs at this URL already; nothing else there is touched
+    /// Use the AWS emulator that is already running at this URL; its other resources are not touched
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
-    /// Port of the API on 127.0.0.1 [default: one that is free]
+    /// Port of the API on 127.0.0.1 [default: any free port]
     #[arg(long)]
     port: Option<u16>,
-    /// Port of the emulator on 127.0.0.1 [default: one that is free]
+    /// Port of the emulator on 127.0.0.1 [default: any free port]
     #[arg(long, conflicts_with = "endpoint")]
     emulator_port: Option<u16>,
     /// Processes of each function: Lambda's environments, each serving one request at a time
@@ -79,9 +79,9 @@ struct StackArgs {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Emulator {
-    /// A Python package, put into target/local; needs no Docker
+    /// A Python package, installed into target/local; without Docker
     Ministack,
-    /// localstack/compose.yaml; needs Docker
+    /// localstack/compose.yaml; requires Docker
     Localstack,
 }
 
@@ -102,7 +102,7 @@ impl From<StackArgs> for Options {
     }
 }
 
-/// As a shell reports a program that SIGINT ended.
+/// The exit code of a program that was ended by SIGINT.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
@@ -123,7 +123,7 @@ async fn main() -> ExitCode {
     })
 }
 
-/// Whether all was as it should be; nothing where it was cut short.
+/// The exit code: `None` if it was interrupted.
 fn verdict(ended: Option<bool>) -> ExitCode {
     match ended {
         Some(true) => ExitCode::SUCCESS,
@@ -132,7 +132,7 @@ fn verdict(ended: Option<bool>) -> ExitCode {
     }
 }
 
-/// Runs something that Ctrl-C or SIGTERM cuts short: `None`. Whatever it started ends as it is dropped.
+/// Runs `work` until it ends, or returns `None` on Ctrl-C or SIGTERM. Its processes end when it is dropped.
 async fn unless_stopped<T>(work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
     tokio::select! {
         outcome = work => outcome.map(Some),
@@ -171,7 +171,7 @@ async fn up(options: Options) -> Result<ExitCode> {
         return Ok(ExitCode::from(INTERRUPTED));
     };
     greet(&stack)?;
-    // The way to end it, and so a success.
+    // Ctrl-C is the normal way to end it.
     stop_signal().await?;
     eprintln!("stopping ...");
     stack.stop().await;
@@ -183,14 +183,14 @@ fn greet(stack: &Stack) -> Result<()> {
     let api = stack.api_url();
     println!(
         "
-Holdfast runs until Ctrl-C.
+Holdfast is running. Stop it with Ctrl-C.
 
   API        {api}
   emulator   {}   (table {})
   logs       {}
              {}
 
-Tokens, good for 12 hours (more: cargo local token --sub NAME --role customer|service|admin):
+Tokens, valid for 12 hours (more: cargo local token --sub NAME --role customer|service|admin):
 
   export ALICE={}
   export ADMIN={}

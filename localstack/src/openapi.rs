@@ -1,9 +1,10 @@
-//! The API's description (OpenAPI 3.1): put together from what each function says of itself, and kept in the file that
-//! `catalog` serves. The functions never import one another, so somebody above them has to do it.
+//! The API description (OpenAPI 3.1): merged from the descriptions of the functions into the file that `catalog` serves.
+//! The functions never import one another, so this happens here.
 //!
-//! An operation names only the problems that are its own (`x-problems`). Those that follow from what it takes - a
-//! token, a body, an `Idempotency-Key`, an id in its path - are added here, each with the text of
-//! [`holdfast_http::codes`].
+//! What many operations share is added here, once:
+//! - problems that follow from an operation's input (a token, a body, an `Idempotency-Key`, an id in the path), with the
+//!   text of [`holdfast_http::codes`]; an operation names only its own (`x-problems`);
+//! - `If-None-Match`, `ETag`, `Cache-Control` and 304 for cacheable operations (`x-cached`).
 
 use crate::error::{Context as _, Error, Result};
 use crate::paths;
@@ -14,45 +15,45 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use utoipa::OpenApi as _;
 
-/// What a reader must know before the first call.
+/// The introduction for readers.
 const INTRODUCTION: &str = "\
-**Tokens.** Where an operation has a padlock, send `Authorization: Bearer <token>`. A customer sees and changes their \
-own reservations only: another's is 404. A shop's back end, with the role `service`, names the customer that it acts \
-for as `customer_id`, and then meets what that customer would. What is under `/admin` needs the role `admin`.
+**Tokens.** Operations with a padlock require `Authorization: Bearer <token>`. Customers can read and change their own \
+reservations only; another customer's is 404. A shop's back end, with the role `service`, sends the customer that it acts \
+for as `customer_id`, and can do what that customer can. Operations under `/admin` require the role `admin`.
 
-**Sending again.** `POST` requests with an `Idempotency-Key` may be sent again after a lost answer, word for word and \
-with the same key: the effect comes once. Confirming and cancelling may be repeated as they are.
+**Retries.** A `POST` request with an `Idempotency-Key` can be retried unchanged, with the same key: it has its effect \
+once. Confirming and cancelling are idempotent without a key.
 
-**Bodies** are JSON in UTF-8, at most 65,536 bytes. Unknown fields are refused. Answers may get new fields. Money is in \
-whole minor units (`currency_exponent` says how many decimals they are); a whole number is written without a fraction: \
-`1`, not `1.0`. Times are RFC 3339; answers give them in UTC, always with three decimals.
+**Bodies** are JSON in UTF-8, at most 65,536 bytes. Unknown fields are refused. Responses may get new fields. Amounts are \
+whole numbers of the currency's minor unit (`currency_exponent` is its number of decimals). Whole numbers are written \
+without a fraction: `1`, not `1.0`. Times are RFC 3339; responses use UTC with three decimals.
 
-**Query parameters** that an operation does not name are refused, but where no token is needed: there they are ignored.
+**Query parameters** that an operation does not define are refused if it requires a token, and ignored otherwise.
 
-**Guests.** Whoever buys without an account has no token. The shop's back end acts for them under a `customer_id` of its \
-own making that begins with `guest:`. No token's `sub` may begin so, so a guest never is somebody who signed up.
+**Guests.** Customers without an account have no token. The shop's back end acts for them with a `customer_id` that begins \
+with `guest:`. A token whose `sub` begins with `guest:` is refused, so a guest is never a signed-in user.
 
-**Lists** answer `items` and `next_cursor`. Give the cursor back, with the same other parameters, for the next page.
+**Lists** return `items` and `next_cursor`. Send the cursor, with the other parameters unchanged, to get the next page.
 
 ## Problems
 
-Every refusal is `application/problem+json` (RFC 9457). Branch on `code`; `type` is `urn:holdfast:problem:<code>`. After \
-a refusal nothing has changed, but that a payment was written down where a refund is owed. API Gateway answers \
-some requests itself, with `{\"message\": ...}`: wrong tokens (401), its own throttle (429), a function that failed \
-or never answered (500, 503).
+Every error is `application/problem+json` (RFC 9457). Branch on `code`; `type` is `urn:holdfast:problem:<code>`. A refused \
+request has changed nothing, except that a payment that must be refunded was recorded. API Gateway answers some requests \
+itself, with `{\"message\": ...}`: invalid tokens (401), its own throttle (429), a function that failed or did not respond \
+(500, 503).
 ";
 
 const TAGS: [(&str, &str); 6] = [
-    ("Products", "What there is, and how much of it. For anyone."),
-    ("Reservations", "Hold, look, extend, cancel, confirm. For customers."),
+    ("Products", "Products and their stock. Public."),
+    ("Reservations", "Create, read, extend, cancel and confirm reservations. For customers."),
     ("Orders", "Confirmed reservations. For customers."),
-    ("Admin: products", "Products, their stock, and everybody's reservations. For administrators."),
-    ("Admin: failed confirmations", "Payments that are no order. For administrators."),
-    ("This description", "For anyone."),
+    ("Admin: products", "Products, their stock, and all customers' reservations. For administrators."),
+    ("Admin: failed confirmations", "Payments that did not become an order. For administrators."),
+    ("API description", "This description. Public."),
 ];
 
-/// Statuses that API Gateway answers by itself on a known route, in its own words: a token that it refuses, its throttle,
-/// a function that failed, its time limit.
+/// Statuses that API Gateway answers itself on a known route: an invalid token, its throttle, a function that failed, its
+/// time limit.
 const GATEWAY: [&str; 4] = ["401", "429", "500", "503"];
 
 /// The file that `catalog` serves.
@@ -60,12 +61,12 @@ pub fn path() -> PathBuf {
     paths::workspace().join("functions/catalog/openapi.json")
 }
 
-/// The file's text as it should be.
+/// The file's expected text.
 ///
 /// # Errors
 /// See [`document`].
 pub fn text() -> Result<String> {
-    // Sorted, whatever map serde_json was built with: the same description is always the same file.
+    // Sorted, so that the file does not depend on serde_json's map.
     let text = serde_json::to_string_pretty(&sorted(document()?));
     Ok(text.context(|| "cannot write the description".into())? + "\n")
 }
@@ -73,7 +74,7 @@ pub fn text() -> Result<String> {
 /// The whole description.
 ///
 /// # Errors
-/// Two functions say different things of one schema or path, or an operation names a problem that there is not.
+/// Two functions describe one schema or path differently, or an operation names an unknown problem.
 pub fn document() -> Result<Value> {
     let mut paths = Map::new();
     let mut schemas = Map::new();
@@ -114,11 +115,12 @@ pub fn document() -> Result<Value> {
             {
                 operation["requestBody"]["required"] = false.into();
             }
+            describe_caching(operation);
             describe_headers(operation);
             describe_problems(method, path, operation)?;
         }
     }
-    // The macro has no word for it.
+    // The macro cannot express it.
     schemas["AdjustStock"]["properties"]["delta"]["not"] = json!({"const": 0});
     for code in CODES {
         schemas.insert(schema_name(code), problem_schema(code));
@@ -128,7 +130,7 @@ pub fn document() -> Result<Value> {
         "GatewayMessage".to_owned(),
         json!({
             "type": "object",
-            "description": "API Gateway's own answer, given before the request reached Holdfast or after it gave up.",
+            "description": "API Gateway's own response, if the request did not reach Holdfast or Holdfast did not respond.",
             "properties": {"message": {"type": "string"}},
             "required": ["message"],
         }),
@@ -159,8 +161,8 @@ pub fn document() -> Result<Value> {
     }))
 }
 
-/// A page of reservations is a `ReservationPage`, whose items are what `Reservation` says. (The macro of a generic type
-/// writes `Page_Reservation`, and the item out in full.)
+/// Names a page of reservations `ReservationPage`, with a reference for its items. (The macro names a generic type
+/// `Page_Reservation`, and inlines the item.)
 fn name_pages(paths: &mut Map<String, Value>, schemas: &mut Map<String, Value>) {
     let items: Vec<String> = schemas.keys().filter_map(|name| name.strip_prefix("Page_")).map(str::to_owned).collect();
     for item in items {
@@ -185,7 +187,29 @@ fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 
-/// Which headers come always, and what the values look like.
+/// Adds `If-None-Match`, 304, and the headers of both responses to an operation that is marked as cacheable.
+fn describe_caching(operation: &mut Value) {
+    if operation.as_object_mut().and_then(|fields| fields.remove("x-cached")).is_none() {
+        return;
+    }
+    let parameter = json!({
+        "name": "If-None-Match", "in": "header", "required": false, "schema": {"type": ["string", "null"]},
+        "description": "The `ETag` of a cached response.",
+    });
+    match &mut operation["parameters"] {
+        Value::Array(parameters) => parameters.push(parameter),
+        none => *none = json!([parameter]),
+    }
+    let text = json!({"type": "string"});
+    let headers = json!({
+        "ETag": header("Version of the response.", &text),
+        "Cache-Control": header("How long the response may be cached.", &text),
+    });
+    operation["responses"]["200"]["headers"] = headers.clone();
+    operation["responses"]["304"] = json!({"description": "Not modified.", "headers": headers});
+}
+
+/// Says which headers are always present, and what their values are.
 fn describe_headers(operation: &mut Value) {
     let answers = operation["responses"].as_object_mut().into_iter().flatten();
     let headers = answers.filter_map(|(_, answer)| answer.get_mut("headers")?.as_object_mut());
@@ -197,23 +221,23 @@ fn describe_headers(operation: &mut Value) {
     }
 }
 
-/// Puts the problems of an operation among its answers.
+/// Adds the problems of an operation to its responses.
 fn describe_problems(method: &str, path: &str, operation: &mut Value) -> Result<()> {
     let mut named: BTreeSet<String> = BTreeSet::new();
     let mut take = |name: &str| operation.as_object_mut().and_then(|fields| fields.remove(name));
     let (own, is_static) = (take("x-problems"), take("x-static").is_some());
     named.extend(own.iter().flat_map(|own| own.as_array().into_iter().flatten()).filter_map(as_text));
-    // A body is measured before anybody looks at the path.
+    // The size of the body is checked before routing.
     named.insert("payload_too_large".to_owned());
-    // What is part of the binary asks nobody, and cannot fail.
+    // Files in the binary cannot fail.
     if !is_static {
         named.extend(implied(method, path, operation).into_iter().map(str::to_owned));
     }
 
     let mut by_status: BTreeMap<String, Vec<&Code>> = BTreeMap::new();
     for name in &named {
-        let code = codes::find(name).ok_or_else(|| Error::new(format!("{path} names no problem: {name}")))?;
-        by_status.entry(code.status.to_string()).or_default().push(code);
+        let code = codes::find(name).ok_or_else(|| Error::new(format!("{path} names an unknown problem: {name}")))?;
+        by_status.entry(code.status.as_str().to_owned()).or_default().push(code);
     }
     for (status, codes) in by_status {
         let mut description = String::new();
@@ -236,18 +260,18 @@ fn describe_problems(method: &str, path: &str, operation: &mut Value) -> Result<
         });
         let gateway = GATEWAY.contains(&status.as_str());
         if gateway {
-            // Many generated clients read every answer of a status by the schema of its first media type: this one.
+            // Many generated clients read every response of a status by the schema of its first media type: this one.
             let either = [&[reference("GatewayMessage")], one_of.as_slice()].concat();
             answer["content"]["application/json"] = json!({"schema": {"oneOf": either}});
         }
         if status == "401" {
             answer["headers"]["WWW-Authenticate"] =
-                header("What kind of token is asked for.", &json!({"type": "string"}));
+                header("The kind of token that is required.", &json!({"type": "string"}));
         }
         if codes.iter().any(|code| code.members.iter().any(|member| member.name == "retry_after_seconds")) {
             answer["headers"]["Retry-After"] =
-                header("After how many seconds to try again.", &json!({"type": "integer", "minimum": 1}));
-            // The gateway knows no better time.
+                header("Seconds to wait before a retry.", &json!({"type": "integer", "minimum": 1}));
+            // The gateway does not send it.
             answer["headers"]["Retry-After"]["required"] = (!gateway).into();
         }
         operation["responses"][status] = answer;
@@ -263,7 +287,7 @@ fn implied(method: &str, path: &str, operation: &Value) -> Vec<&'static str> {
     if operation.get("requestBody").is_some() {
         codes.push("invalid_request");
     }
-    // What is public ignores parameters that it does not know.
+    // Public routes ignore unknown parameters.
     if takes("in", "query") || operation.get("security").is_some() {
         codes.push("invalid_request");
     }
@@ -273,16 +297,16 @@ fn implied(method: &str, path: &str, operation: &Value) -> Vec<&'static str> {
     if operation.get("security").is_some() {
         codes.push("unauthenticated");
     }
-    // An admin's route, or one that lets a service name a customer.
+    // A route for admins, or one where only a service may name a customer.
     if operation.get("security").is_some() {
         codes.push("forbidden");
     }
-    // What changes something is counted, where it is a customer's.
+    // Customers' requests that change something are rate limited.
     if operation.get("security").is_some() && method != "get" && !path.starts_with("/admin") {
         codes.push("rate_limited");
     }
     for parameter in parameters().filter(|parameter| parameter["in"] == "path") {
-        // An id that is not UTF-8 is refused before anybody asks what it stands for.
+        // An id that is not UTF-8 is refused before the handler.
         codes.push("route_not_found");
         codes.push(match parameter["name"].as_str() {
             Some("product_id") => "product_not_found",
@@ -311,11 +335,11 @@ fn problem_schema(code: &Code) -> Value {
     let fixed = |value: Value| json!({"type": if value.is_u64() { "integer" } else { "string" }, "const": value});
     let mut properties = json!({
         "type": fixed(format!("urn:holdfast:problem:{}", code.code).into()),
-        "title": {"type": "string", "description": "The code in words."},
-        "status": fixed(code.status.into()),
-        "detail": {"type": "string", "description": "What happened, for a person. Its words may change."},
+        "title": {"type": "string", "description": "The code as text."},
+        "status": fixed(code.status.as_u16().into()),
+        "detail": {"type": "string", "description": "An explanation for people. The text may change."},
         "code": fixed(code.code.into()),
-        "request_id": {"type": "string", "description": "Names the request in the logs."},
+        "request_id": {"type": "string", "description": "The id of the request in the logs."},
     });
     let mut required = vec!["type", "title", "status", "detail", "code", "request_id"];
     for member in code.members {
@@ -345,22 +369,23 @@ fn problem_schema(code: &Code) -> Value {
 fn shortage() -> Value {
     json!({
         "type": "object",
-        "description": "A line that cannot be served.",
+        "description": "A line with too few available units.",
         "properties": {
             "product_id": reference("ProductId"),
-            "requested": {"type": "integer", "format": "int64", "minimum": 1, "description": "Units asked for."},
+            "requested": {"type": "integer", "format": "int64", "minimum": 1, "description": "Units requested."},
             "available": {
-                "type": "integer", "format": "int64", "minimum": 0, "description": "Units free when last counted.",
+                "type": "integer", "format": "int64", "minimum": 0, "description": "Units available.",
             },
         },
         "required": ["product_id", "requested", "available"],
     })
 }
 
-/// All problems, for people.
+/// The table of problems, as Markdown.
 fn table_of_problems() -> String {
-    let mut table = String::from("| status | code | what it means | what to do |\n|---|---|---|---|\n");
+    let mut table = String::from("| status | code | meaning | what to do |\n|---|---|---|---|\n");
     for Code { code, status, meaning, advice, .. } in CODES {
+        let status = status.as_u16();
         let _ = writeln!(table, "| {status} | `{code}` | {meaning} | {advice} |");
     }
     table

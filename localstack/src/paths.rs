@@ -19,7 +19,7 @@ pub fn local(folder: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A path as a person wants to read it: relative to where they stand, where that is possible.
+/// A path for output: relative to the current directory if possible.
 pub fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()

@@ -1,9 +1,9 @@
-//! Processes that never outlive us.
+//! Child processes that never outlive this one.
 //!
-//! Each child leads a process group of its own, so that stopping it stops what it started, and so that Ctrl-C in the
-//! terminal reaches us alone: we stop the children, in order. What must always hold:
-//! - a group is known to the [`Keeper`] from its first moment until its leader has been waited for;
-//! - whatever ends us, a panic, a dropped future or SIGKILL, ends every group that the keeper knows, and no other.
+//! Each child leads its own process group, so that stopping it stops its children too, and Ctrl-C in the terminal only
+//! reaches this process, which stops the children in order. Invariants:
+//! - the [`Keeper`] knows a group from its start until its leader has been waited for;
+//! - if this process ends in any way (a panic, a dropped future, SIGKILL), exactly the groups that the keeper knows end.
 
 use crate::error::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -13,9 +13,8 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::process::{Child, Command};
 
-/// Ends the groups it was told of when its input ends, which it does when we are gone, however we went.
-/// A shell can do that where nothing in this process can: SIGKILL leaves us no moment to act. (No `--` before a group:
-/// the `kill` of dash, which is `sh` on Debian, knows none.)
+/// Ends the groups when its input ends, that is when this process has ended in any way. It has to be a process of its own
+/// because SIGKILL cannot be handled. (No `--` before a group: the `kill` of dash, Debian's `sh`, does not support it.)
 const LAST_WILL: &str = r#"
 groups=" "
 while read -r verb group; do
@@ -29,7 +28,7 @@ for group in $groups; do kill -TERM "-$group" 2>/dev/null; done
 for group in $groups; do kill -KILL "-$group" 2>/dev/null; done
 "#;
 
-/// Cargo, in the workspace: the one that runs us, where one does.
+/// Cargo, in the workspace: the one that runs this process, if any.
 pub fn cargo() -> std::process::Command {
     let mut cargo = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(crate::paths::workspace());
@@ -161,7 +160,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Once waited for, the id may belong to somebody else.
+        // After the wait, the id may belong to another process.
         if matches!(self.child.try_wait(), Ok(None)) {
             signal(self.id, Signal::KILL);
         }
@@ -186,7 +185,7 @@ mod tests {
         kill_process_group(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), Signal::CONT).is_ok()
     }
 
-    /// A zombie keeps its group's id until somebody reaps it, so what is over may take a moment to look so.
+    /// A zombie keeps its group's id until it is reaped, which may take a moment.
     async fn gone(id: u32) -> bool {
         let mut probe = tokio::time::interval(Duration::from_millis(20));
         for _ in 0..200 {

@@ -1,6 +1,6 @@
-//! What is going on, on stderr: a spinner with the elapsed time where somebody is looking, plain lines elsewhere.
+//! Progress on stderr: a spinner with the elapsed time on a terminal, plain lines otherwise.
 //!
-//! stdout stays free for what a command is asked for (a token, the story of the demo).
+//! stdout is for a command's result (a token, the demo).
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::{Duration, Instant};

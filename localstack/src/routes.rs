@@ -1,8 +1,7 @@
-//! The HTTP routes, which stand in two places: in template.yaml for API Gateway, and in the root Cargo.toml for
+//! The HTTP routes, which are defined twice: in template.yaml for API Gateway, and in the root Cargo.toml for
 //! `cargo lambda watch`.
 //!
-//! What must always hold: both say the same. A stack does not start otherwise, since a route that only one of them
-//! knows would work in one place and not in the other.
+//! Invariant: both are equal, or the stack does not start: a route in only one of them would work in one place only.
 
 use crate::error::{Context, Error, Result};
 use crate::process::cargo;
@@ -46,13 +45,13 @@ impl Routes {
         let only_watch: Vec<&Route> = watched.difference(&declared).collect();
         if !only_template.is_empty() {
             return Err(Error::new(format!(
-                "template.yaml has routes that [workspace.metadata.lambda.watch.router] in Cargo.toml lacks: {}",
+                "template.yaml has routes that are missing from [workspace.metadata.lambda.watch.router] in Cargo.toml: {}",
                 show(only_template)
             )));
         }
         if !only_watch.is_empty() {
             return Err(Error::new(format!(
-                "[workspace.metadata.lambda.watch.router] in Cargo.toml has routes that template.yaml lacks: {}",
+                "[workspace.metadata.lambda.watch.router] in Cargo.toml has routes that are missing from template.yaml: {}",
                 show(only_watch)
             )));
         }
@@ -75,7 +74,7 @@ impl Routes {
     }
 }
 
-/// Whether a path is one of a pattern such as `/products/{id}`: a variable stands for one segment, which is not empty.
+/// Whether a path matches a pattern such as `/products/{id}`: a variable matches one segment, which is not empty.
 pub fn matches(pattern: &str, path: &str) -> bool {
     let (mut wanted, mut given) = (pattern.split('/'), path.split('/'));
     loop {

@@ -1,9 +1,9 @@
-//! Plays what the cloud does between the emulator and the functions, since neither emulator can call a function that
-//! `cargo lambda watch` serves: fires due schedules, and delivers the messages of queues.
+//! Plays the cloud's triggers (one file for schedules and queues, which share the reporter). No emulator can call a
+//! function of `cargo lambda watch`, so the runner fires due schedules and delivers messages of queues.
 //!
-//! What must always hold:
+//! Invariants:
 //! - **A schedule fires at least once**, as EventBridge's do. One that was seen is remembered, so it fires even if the
-//!   emulator deletes it first: ministack fires one-time schedules itself, into the void, and deletes them then.
+//!   emulator deletes it first: ministack fires one-time schedules itself, without a function, and deletes them then.
 //!   (LocalStack keeps them and never fires them.) The list is read every second and ministack looks every ten, so a
 //!   schedule that is made more than a second ahead of its time is always seen; Holdfast's are made ten ahead.
 //! - **A message is deleted only when the function took it**: not when the call failed, and not when the function
@@ -44,7 +44,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const MOST_RETRIES: i32 = 185;
 const LONGEST_RETRY_SECONDS: i32 = 86_400;
 
-/// Which of the cloud's jobs to play. A test that wants to do one by hand switches it off.
+/// Which of the cloud's triggers to play. A test can disable one to do it by hand.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// One-time schedules, from the emulator.
@@ -53,8 +53,8 @@ pub struct Options {
     pub recurring_schedules: bool,
     /// Messages, from the queues that call functions.
     pub queues: bool,
-    /// How long a message that failed stays away, whatever the function asked for. If `None`: as long as the function
-    /// asked for, or the queue's own timeout where it did not.
+    /// The delay of a failed message, in place of the one that the function set. `None`: as the function set it, or the
+    /// queue's visibility timeout.
     pub visibility_timeout: Option<Duration>,
 }
 
@@ -84,23 +84,23 @@ pub struct Delivery {
 /// What the runner did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A schedule's function took its event.
+    /// A schedule's function succeeded.
     Fired {
         /// The schedule's name, or its id in the template for a recurring one.
         schedule: String,
         /// The function.
         function: String,
-        /// How many calls it took.
+        /// Number of calls.
         attempts: u32,
     },
-    /// A call for a schedule failed. It is tried again.
+    /// A call for a schedule failed. It will be retried.
     FireFailed {
         /// The schedule's name.
         schedule: String,
         /// Why.
         why: String,
     },
-    /// A schedule was given up after its last attempt; its input went to its dead-letter queue if it has one.
+    /// A schedule failed for good; its input went to its dead-letter queue if it has one.
     GivenUp {
         /// The schedule's name.
         schedule: String,
@@ -130,7 +130,7 @@ pub enum Event {
         /// Why.
         why: String,
     },
-    /// The emulator did not do what was asked. It is asked again.
+    /// A call to the emulator failed. It will be retried.
     EmulatorFailed {
         /// What and why.
         why: String,
@@ -141,10 +141,10 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fired { schedule, function, attempts } => {
-                write!(f, "schedule {schedule} fired: {function} took it at attempt {attempts}")
+                write!(f, "schedule {schedule} fired: {function} succeeded at attempt {attempts}")
             }
-            Self::FireFailed { schedule, why } => write!(f, "schedule {schedule} failed, to be tried again: {why}"),
-            Self::GivenUp { schedule } => write!(f, "schedule {schedule} failed for the last time and is given up"),
+            Self::FireFailed { schedule, why } => write!(f, "schedule {schedule} failed and will be retried: {why}"),
+            Self::GivenUp { schedule } => write!(f, "schedule {schedule} failed for good"),
             Self::Unplayable { schedule, why } => write!(f, "schedule {schedule} cannot be played: {why}"),
             Self::Delivered { queue, taken, failed } => {
                 write!(f, "{queue}: {} messages delivered, {} reported as failed", taken.len(), failed.len())

@@ -1,30 +1,30 @@
 //! The whole local stack: emulator, resources, functions, gateway and runner, started in this order and stopped in
 //! the other. `cargo local` and the end-to-end tests use the same one.
 //!
-//! What must always hold: when a stack has stopped, or was dropped in a panic, or its process was killed, none of the
-//! processes that it started is left; and nothing else was touched.
+//! Invariant: after a stack has stopped, was dropped in a panic, or its process was killed, none of its processes is left,
+//! and nothing else was touched.
 
 use crate::aws::{CREDENTIAL, Clients};
 use crate::bootstrap::{Queue, Resources};
-use crate::calls::Names;
 use crate::cors;
 use crate::emulator::{Choice, Emulator};
 use crate::error::{Context, Error, Result};
 use crate::functions::{self, Functions, Serve, Spec};
 use crate::gateway::{Gateway, InvokeError, Upstream, free_port};
-use crate::iam;
 use crate::paths;
 use crate::process::Keeper;
 use crate::progress::Step;
-use crate::recorder::Recorder;
 use crate::routes::Routes;
 use crate::runner::{self, Delivery, Runner, Work};
 use crate::template::{Function, RecurringSchedule, Scope, Template};
 use crate::token::{Role, Signer};
 use crate::tools;
+use futures_util::future::BoxFuture;
 use rustix::process::{Resource as Limit, getrlimit, setrlimit};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,29 +33,49 @@ use tokio::net::TcpListener;
 /// Logs of stacks that stopped this long ago are deleted when another starts.
 const LOGS_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 
-/// What may differ between stacks.
+/// The options of a stack.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The emulator.
     pub emulator: Choice,
-    /// Where the API listens; any free port if `None`.
+    /// Port of the API; any free port if `None`.
     pub port: Option<u16>,
-    /// Where an emulator that we start listens; any free port if `None`.
+    /// Port of an emulator that the stack starts; any free port if `None`.
     pub emulator_port: Option<u16>,
-    /// Whether a test is to halt the emulator, which must then be one that we start.
-    pub emulator_halts: bool,
+    /// Whether ministack writes its state when it ends, so that it can be started again.
+    pub emulator_keeps_state: bool,
     /// Processes of each function.
     pub concurrency: usize,
-    /// How long a request may take, and so how long one waits whose function was killed.
+    /// Time limit of a request, also if its function was killed.
     pub timeout: Duration,
     /// Template parameters that differ from their defaults.
     pub parameters: BTreeMap<String, String>,
     /// Variables for every function, over those of the template.
     pub environment: BTreeMap<String, String>,
-    /// Which of the cloud's jobs the runner plays.
+    /// Which of the cloud's triggers the runner plays.
     pub runner: runner::Options,
-    /// Whether the functions' AWS calls go through a [`Recorder`].
-    pub record_calls: bool,
+    /// What the functions' AWS calls go through.
+    pub proxy: Option<Arc<dyn Proxy>>,
+}
+
+/// Something between the functions and the emulator, such as the tests' `holdfast-wiretap`.
+pub trait Proxy: Any + fmt::Debug + Send + Sync {
+    /// Starts to pass calls on, and returns the URL for the functions. Each function signs with an access key id that is
+    /// its own name.
+    fn start<'a>(&'a self, deployed: Deployed<'a>) -> BoxFuture<'a, Result<String>>;
+}
+
+/// What a proxy may know about the stack.
+#[derive(Debug)]
+pub struct Deployed<'a> {
+    /// The template.
+    pub template: &'a Template,
+    /// The resources on the emulator.
+    pub resources: &'a Resources,
+    /// The emulator.
+    pub endpoint_url: &'a str,
+    /// The functions' names.
+    pub functions: BTreeSet<String>,
 }
 
 impl Default for Options {
@@ -64,14 +84,14 @@ impl Default for Options {
             emulator: Choice::Ministack,
             port: None,
             emulator_port: None,
-            emulator_halts: false,
+            emulator_keeps_state: false,
             concurrency: 4,
             // API Gateway's own limit.
             timeout: Duration::from_secs(30),
             parameters: BTreeMap::new(),
             environment: BTreeMap::new(),
             runner: runner::Options::default(),
-            record_calls: false,
+            proxy: None,
         }
     }
 }
@@ -84,14 +104,11 @@ pub struct Stack {
     upstream: Upstream,
     signer: Signer,
     logs: Logs,
-    /// What each function's role allows, by the function's name; only where there is a recorder to compare it with.
-    roles: BTreeMap<String, iam::Role>,
     // In the order in which they are stopped. `None` only while stopping.
     runner: Option<Runner>,
     gateway: Option<Gateway>,
     functions: Option<Functions>,
-    /// `None` unless asked for.
-    recorder: Option<Recorder>,
+    proxy: Option<Arc<dyn Proxy>>,
     emulator: Option<Emulator>,
     keeper: Arc<Keeper>,
 }
@@ -152,7 +169,7 @@ impl Stack {
 
         let emulator_port = options.emulator_port.map_or_else(free_port, Ok)?;
         let emulator =
-            Emulator::start(&options.emulator, options.emulator_halts, emulator_port, &logs.emulator, &keeper);
+            Emulator::start(&options.emulator, options.emulator_keeps_state, emulator_port, &logs.emulator, &keeper);
         let emulator = emulator.await?;
         let clients = Clients::new(emulator.url());
         let resources = Resources::new(blank(&clients.region));
@@ -165,11 +182,10 @@ impl Stack {
             upstream,
             signer,
             logs,
-            roles: BTreeMap::new(),
             runner: None,
             gateway: None,
             functions: None,
-            recorder: None,
+            proxy: options.proxy.clone(),
             emulator: Some(emulator),
             keeper,
         };
@@ -189,17 +205,19 @@ impl Stack {
         let step = Step::start("making the table, queues and schedule group of template.yaml");
         self.resources.create(&template, &self.clients).await?;
         step.done(&self.name);
-        if options.record_calls {
-            self.roles = iam::roles(&template, &self.resources.scope)?;
-            let functions = declared.iter().map(|function| function.binary.clone()).collect();
-            let names = Names::new(&self.resources)?;
-            self.recorder = Some(Recorder::start(&self.clients.endpoint_url, names, functions).await?);
-        }
+        let proxy_url = match &self.proxy {
+            Some(proxy) => {
+                let functions = declared.iter().map(|function| function.binary.clone()).collect();
+                let (resources, endpoint_url) = (&self.resources, self.endpoint_url());
+                Some(proxy.start(Deployed { template: &template, resources, endpoint_url, functions }).await?)
+            }
+            None => None,
+        };
         let recurring = template.recurring_schedules(&self.resources.scope)?;
         let cors = cors::layer(&template, &self.resources.scope)?;
         let mut specs = Vec::new();
         for function in &declared {
-            specs.push(self.spec(&template, function, &recurring, options)?);
+            specs.push(self.spec(&template, function, &recurring, proxy_url.as_deref(), options)?);
         }
         let serve = Serve {
             cargo_lambda: &cargo_lambda,
@@ -222,17 +240,18 @@ impl Stack {
         Ok(())
     }
 
-    /// A function as the template deploys it, pointed at the emulator, or at the recorder in front of it.
+    /// A function as the template deploys it, with the endpoint of the emulator or of the proxy.
     fn spec(
         &self,
         template: &Template,
         function: &Function,
         recurring: &[RecurringSchedule],
+        proxy_url: Option<&str>,
         options: &Options,
     ) -> Result<Spec> {
         let mut environment = template.environment(&self.resources.scope, function)?;
-        let (endpoint_url, access_key_id) = match &self.recorder {
-            Some(recorder) => (recorder.url(), function.binary.as_str()),
+        let (endpoint_url, access_key_id) = match proxy_url {
+            Some(url) => (url, function.binary.as_str()),
             None => (self.clients.endpoint_url.as_str(), CREDENTIAL),
         };
         let own = [
@@ -355,19 +374,14 @@ impl Stack {
         self.runner.as_ref()
     }
 
-    /// What the functions' AWS calls go through, where [`Options::record_calls`] asked for it.
-    pub fn recorder(&self) -> Option<&Recorder> {
-        self.recorder.as_ref()
+    /// What the functions' AWS calls go through.
+    pub fn proxy(&self) -> Option<&dyn Proxy> {
+        self.proxy.as_deref()
     }
 
-    /// The emulator, to hold it still or to stop it for a while.
+    /// The emulator.
     pub fn emulator(&self) -> Option<&Emulator> {
         self.emulator.as_ref()
-    }
-
-    /// What each function's role allows, by the function's name; nothing where there is no recorder.
-    pub fn roles(&self) -> &BTreeMap<String, iam::Role> {
-        &self.roles
     }
 
     /// Where each part writes.
@@ -384,7 +398,7 @@ impl Stack {
         if let Some(functions) = self.functions.take() {
             functions.stop().await;
         }
-        drop(self.recorder.take());
+        drop(self.proxy.take());
         if let Some(emulator) = self.emulator.take() {
             if emulator.is_shared() {
                 self.resources.delete(&self.clients).await;

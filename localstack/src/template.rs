@@ -1,8 +1,8 @@
-//! template.yaml, read as CloudFormation reads it, so that the local stack is made of what is deployed.
+//! template.yaml, read as CloudFormation reads it. (Parser, resolver and their tests share one vocabulary, hence the length.)
 //!
 //! Short tags (`!Ref`) are turned into their long form (`{"Ref": ..}`) at once; everything after that works on plain
-//! JSON. What must always hold: a value is resolved as CloudFormation would resolve it, or it is an error that names
-//! what cannot be resolved. Nothing is skipped in silence.
+//! JSON. Invariant: a value is resolved as CloudFormation would resolve it, or it is an error that names what cannot be
+//! resolved. Nothing is skipped silently.
 
 use crate::error::{Context, Error, Result};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The account that emulators use where nobody names another.
+/// The default account of emulators.
 pub const ACCOUNT: &str = "000000000000";
 
 /// The whole template.
@@ -42,7 +42,7 @@ pub struct Attributes {
     pub attributes: BTreeMap<String, String>,
 }
 
-/// A resource as it stands in the template, unresolved.
+/// A resource of the template, unresolved.
 #[derive(Debug)]
 pub struct Resource<'a> {
     /// Its logical id.
@@ -740,7 +740,7 @@ Resources:
     }
 
     #[test]
-    fn references_are_found_wherever_they_stand() {
+    fn references_are_found_at_any_depth() {
         let template = Template::parse(TEMPLATE).unwrap();
         let queues = template.resources(&scope(), "AWS::SQS::Queue").unwrap();
         let queue = queues.iter().find(|resource| resource.id == "Queue").unwrap();

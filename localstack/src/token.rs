@@ -1,11 +1,12 @@
-//! Tokens for the local stack, where `cargo lambda watch` has no authorizer and the functions check tokens themselves.
+//! Tokens for the local stack, which has no authorizer: the functions verify tokens themselves.
 //!
-//! The key is made once, at `target/local/signing-key.json`, readable by its owner only, in the very form (a JSON Web
-//! Key Set) in which the functions get it. It is worth nothing anywhere else: template.yaml never sets a key set.
+//! The key is created once, at `target/local/signing-key.json`, readable by its owner only, as the JSON Web Key Set that the
+//! functions get. It is useless elsewhere: a release has no code that would accept it.
 
 use crate::error::{Context, Error, Result};
 use crate::paths;
 use data_encoding::BASE64URL_NOPAD;
+use holdfast_http::{LOCAL_AUDIENCE, LOCAL_ISSUER};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
@@ -13,11 +14,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use time::{Duration, OffsetDateTime};
 
-/// Who issues local tokens. `.example` and `.local` names belong to nobody.
-pub const ISSUER: &str = "https://holdfast.local";
-/// Whom local tokens are for.
-pub const AUDIENCE: &str = "holdfast";
-/// A working day: long enough for `cargo local up` to be left running.
+/// A working day.
 const LIFETIME: Duration = Duration::hours(12);
 const KEY_ID: &str = "local";
 
@@ -26,7 +23,7 @@ const KEY_ID: &str = "local";
 pub enum Role {
     /// Own reservations only.
     Customer,
-    /// Whatever the customers may do that it names.
+    /// What the customers may do that it names.
     Service,
     /// Products, stock, failed confirmations.
     Admin,
@@ -102,8 +99,8 @@ impl Signer {
         };
         let now = OffsetDateTime::now_utc();
         let claims = Claims {
-            iss: ISSUER,
-            aud: AUDIENCE,
+            iss: LOCAL_ISSUER,
+            aud: LOCAL_AUDIENCE,
             sub,
             groups,
             iat: now.unix_timestamp(),
@@ -114,7 +111,7 @@ impl Signer {
     }
 }
 
-/// Writes a new key beside its place and links it there: whoever is first wins, and nobody ever reads half a key.
+/// Writes a new key to a temporary file and links it into place: the first one wins, and no reader sees a partial key.
 fn make(path: &std::path::Path) -> Result<()> {
     let cannot = || format!("cannot make the signing key {}", path.display());
     let mut secret = [0_u8; 32];
@@ -160,8 +157,8 @@ mod tests {
         let keys: JwkSet = serde_json::from_str(signer.key_set()).unwrap();
         let key = DecodingKey::from_jwk(keys.find(KEY_ID).unwrap()).unwrap();
         let mut rules = Validation::new(Algorithm::HS256);
-        rules.set_issuer(&[ISSUER]);
-        rules.set_audience(&[AUDIENCE]);
+        rules.set_issuer(&[LOCAL_ISSUER]);
+        rules.set_audience(&[LOCAL_AUDIENCE]);
         let claims = |role| {
             let token = signer.token("alice", role).unwrap();
             jsonwebtoken::decode::<Value>(&token, &key, &rules).unwrap().claims

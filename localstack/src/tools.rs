@@ -1,9 +1,8 @@
-//! The tools that the stack and its tests need and Rust does not bring: put at pinned versions into `target/local/tools`,
-//! a Python environment for each, never into the system.
+//! Installs the tools that the stack and its tests need, at pinned versions, into Python environments below
+//! `target/local/tools`, never into the system.
 //!
-//! What must always hold: an environment counts as installed only once its marker says so, and the marker is written
-//! last. (Python environments cannot be moved, so "install elsewhere, then rename" is not open to us.) A lock lets
-//! one process install while others wait.
+//! Invariant: an environment is installed if its marker says so, and the marker is written last. (Python environments
+//! cannot be moved, so "install elsewhere, then rename" is impossible.) With a lock, one process installs and others wait.
 
 use crate::error::{Context, Error, Result};
 use crate::paths;
@@ -92,7 +91,7 @@ pub async fn ensure(tool: Tool, keeper: &Arc<Keeper>) -> Result<PathBuf> {
         return Ok(program);
     }
     let _lock = lock(&tools.join(format!("{}.lock", tool.name)), tool).await?;
-    // Another process may have done it while we waited.
+    // Another process may have installed it meanwhile.
     if installed(tool, &marker, &program) {
         return Ok(program);
     }
@@ -130,7 +129,7 @@ async fn lock(path: &Path, tool: Tool) -> Result<File> {
 async fn install(tool: Tool, home: &Path, keeper: &Arc<Keeper>) -> Result<()> {
     python_is_there().await?;
     let step = Step::start(format!("installing {} into {}", version(tool), paths::shown(home)));
-    // A half-finished install of before is thrown away whole.
+    // Remove an incomplete installation.
     if home.exists() {
         std::fs::remove_dir_all(home).context(|| format!("cannot remove {}", home.display()))?;
     }
@@ -165,7 +164,7 @@ async fn python_is_there() -> Result<()> {
         .stdin(Stdio::null())
         .output()
         .await
-        .map_err(|_| Error::new(format!("{wanted}, to install cargo-lambda and the emulator; there is none")))?;
+        .map_err(|_| Error::new(format!("{wanted}, to install cargo-lambda and the emulator; it was not found")))?;
     let text = String::from_utf8_lossy(&asked.stdout);
     let mut numbers = text.split_whitespace().map_while(|number| number.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {

@@ -1,5 +1,5 @@
-//! The API's description is complete and true, as far as that can be seen without a running stack. That answers are as
-//! it says is seen by the end-to-end tests: each of their answers is held against it.
+//! The API description is complete and consistent, as far as a test without a running stack can tell. The end-to-end tests
+//! compare each response with it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use holdfast_http::codes::CODES;
@@ -24,7 +24,7 @@ fn operations(description: &Value) -> Vec<(String, &Value)> {
     all
 }
 
-/// Every object anywhere in it, with where it stands.
+/// Visits every value at any depth, with its path.
 fn walk<'a>(value: &'a Value, place: &str, visit: &mut impl FnMut(&str, &'a Value)) {
     visit(place, value);
     match value {
@@ -37,7 +37,7 @@ fn walk<'a>(value: &'a Value, place: &str, visit: &mut impl FnMut(&str, &'a Valu
 }
 
 #[test]
-fn the_file_that_is_served_is_what_the_code_says() {
+fn the_committed_description_is_up_to_date() {
     let file = std::fs::read_to_string(openapi::path()).unwrap();
     assert!(file == openapi::text().unwrap(), "functions/catalog/openapi.json is not up to date: cargo local openapi");
 }
@@ -56,7 +56,7 @@ async fn every_route_is_described_and_nothing_else() {
 }
 
 #[test]
-fn every_reference_leads_somewhere_and_every_schema_is_one() {
+fn every_reference_resolves_and_every_schema_is_valid_and_used() {
     let description = committed();
     let mut used = BTreeSet::new();
     walk(&description, "", &mut |place, value| {
@@ -74,7 +74,7 @@ fn every_reference_leads_somewhere_and_every_schema_is_one() {
 }
 
 #[test]
-fn operations_have_names_words_and_an_answer_that_is_no_refusal() {
+fn operations_have_names_descriptions_and_a_successful_response() {
     let description = committed();
     let tags: BTreeSet<&str> =
         description["tags"].as_array().unwrap().iter().map(|tag| tag["name"].as_str().unwrap()).collect();
@@ -88,19 +88,19 @@ fn operations_have_names_words_and_an_answer_that_is_no_refusal() {
         assert!(tags.contains(tag), "{name}: {tag}");
         let answers = operation["responses"].as_object().unwrap();
         assert!(answers.keys().any(|status| status.starts_with('2')), "{name}");
-        // Whoever gets in by a token is told so; the rest is for anyone.
+        // Operations that require a token say so; the others are public.
         let open = ["/products", "/openapi.json", "/docs"].iter().any(|open| name.contains(&format!("GET {open}")));
         assert_eq!(operation["security"].is_array(), !open, "{name}");
     }
 }
 
 #[test]
-fn every_problem_has_its_words_its_schema_and_an_operation() {
+fn every_problem_has_a_description_a_schema_and_an_operation() {
     let description = committed();
     let introduction = description["info"]["description"].as_str().unwrap();
     let all = serde_json::to_string(&description["paths"]).unwrap();
     for code in CODES {
-        let row = format!("| {} | `{}` | {} | {} |\n", code.status, code.code, code.meaning, code.advice);
+        let row = format!("| {} | `{}` | {} | {} |\n", code.status.as_u16(), code.code, code.meaning, code.advice);
         assert!(introduction.contains(&row), "{}", code.code);
         let urn = format!("urn:holdfast:problem:{}", code.code);
         let schemas = description["components"]["schemas"].as_object().unwrap();
@@ -111,11 +111,11 @@ fn every_problem_has_its_words_its_schema_and_an_operation() {
     }
 }
 
-/// README has the same table, for who reads the code.
+/// README has the same table.
 #[test]
-fn the_table_in_readme_is_that_of_the_code() {
+fn the_problem_table_in_readme_is_up_to_date() {
     let readme = std::fs::read_to_string(paths::workspace().join("README.md")).unwrap();
-    // The description has no section that README's could lead to.
+    // The description has no sections to link to.
     let without_link = |row: &str| match row.split_once(" See [") {
         Some((before, link)) if link.contains("](#") => format!("{before} |"),
         _ => row.to_owned(),
@@ -128,12 +128,12 @@ fn the_table_in_readme_is_that_of_the_code() {
         .map(without_link)
         .collect();
     let wanted: Vec<String> =
-        CODES.iter().map(|code| format!("| {} | `{}` | {} |", code.status, code.code, code.advice)).collect();
+        CODES.iter().map(|code| format!("| {} | `{}` | {} |", code.status.as_u16(), code.code, code.advice)).collect();
     assert_eq!(rows, wanted);
 }
 
 #[test]
-fn examples_are_as_their_schemas_say() {
+fn examples_match_their_schemas() {
     let description = committed();
     let validator = |schema: &Value| {
         let mut whole = description.clone();

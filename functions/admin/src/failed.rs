@@ -1,4 +1,4 @@
-//! Failed confirmations: what arrived in the dead-letter queue, and what becomes of it.
+//! Failed confirmations: list them, retry them, resolve them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use axum::Json as Answer;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
 use holdfast_domain::text::is_visible;
 use holdfast_domain::{FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal};
+use holdfast_http::budgets::{INGEST_BUDGET, REQUEST_BUDGET};
 use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Problem, Query, schema};
 use holdfast_store::{Deadline, Error};
 use serde::{Deserialize, Serialize};
@@ -18,34 +18,33 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
 
-/// How much of a request's time may go into what has arrived in the dead-letter queue. What is left there is the next
-/// request's, or the sweep's.
-const INTAKE_BUDGET: Duration = Duration::from_secs(4);
-/// How many open failed confirmations a redrive reads at once, and how often at most; and after how many retries it
-/// ends. A page that was begun is finished, so at least so much time must be left for one.
-const REDRIVE_PAGE: u32 = 25;
-const REDRIVE_PAGES: u32 = 20;
-const REDRIVE_MOST: u32 = 100;
-const REDRIVE_PAGE_TIME: Duration = Duration::from_secs(2);
+/// Failed confirmations that a redrive reads at once.
+const REDRIVE_PAGE_SIZE: u32 = 25;
+/// Pages that a redrive reads at most.
+const MAX_REDRIVE_PAGES: u32 = 20;
+/// A redrive ends after the page with this many retries.
+const MAX_REDRIVE_RETRIES: u32 = 100;
+/// A page is always finished, so it is only begun with this much time left.
+const MIN_REDRIVE_PAGE_TIME: Duration = Duration::from_secs(2);
 
-/// A failed confirmation as an admin sees it.
+/// A confirmation that failed.
 #[derive(Serialize, ToSchema)]
 #[schema(as = FailedConfirmation)]
 struct FailedView {
     #[schema(value_type = schema::FailedConfirmationId)]
     id: String,
-    /// Null, as the next two, where the message could not be read.
+    /// Null if the message could not be read, like the next two fields.
     #[schema(value_type = Option<schema::ReservationId>, required)]
     reservation_id: Option<String>,
     #[schema(value_type = Option<schema::CustomerId>, required)]
     customer: Option<String>,
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
-    /// Why it failed: the code of the refusal, `not_confirmed` (no try got an answer) or `unreadable`.
+    /// Why it failed: the code of the refusal, `not_confirmed` (no attempt got a response) or `unreadable`.
     ///
-    /// `refund_required`, `already_confirmed` and `reservation_not_found`: the payment, if there is one, bought nothing.
+    /// With `refund_required`, `already_confirmed` and `reservation_not_found`, the payment was not accepted.
     reason: String,
-    /// The message as it was in the queue: what a retry sends again.
+    /// The message as it was in the queue. A retry sends it again.
     message: String,
     #[schema(value_type = schema::FailedConfirmationState)]
     state: FailedState,
@@ -58,7 +57,7 @@ struct FailedView {
     settled_by: Option<String>,
     #[schema(value_type = Option<schema::Time>, required)]
     settled_at: Option<ApiTime>,
-    /// What the admin wrote about it.
+    /// The admin's note.
     #[schema(required)]
     note: Option<String>,
 }
@@ -89,16 +88,15 @@ pub(crate) struct ListFailed {
     /// Filter by state. Default: all states. With a state, the oldest come first.
     #[param(value_type = Option<schema::FailedConfirmationState>)]
     state: Option<FailedState>,
-    /// Maximum number of items on the page. Default: 50.
-    #[param(minimum = 1, maximum = 100)]
+    #[param(ignore)]
     limit: Option<u32>,
-    #[param(value_type = Option<schema::Cursor>)]
+    #[param(ignore)]
     cursor: Option<String>,
 }
 
 /// List failed confirmations
 ///
-/// Payments that are not an order, and may have to be refunded. New ones arrive in a dead-letter queue; they are recorded
+/// Confirmations that did not become an order; their payments may have to be refunded. New ones arrive in a dead-letter queue; they are recorded
 /// here within about a minute, and at once when the first page of this list is requested.
 ///
 /// A failed confirmation whose reservation has become the order that it asked for is settled as `confirmed` when it is
@@ -106,7 +104,7 @@ pub(crate) struct ListFailed {
 #[utoipa::path(
     get, path = "/admin/failed-confirmations", operation_id = "listFailedConfirmations",
     tag = "Admin: failed confirmations",
-    params(ListFailed),
+    params(ListFailed, ListQuery),
     responses((status = 200, description = "A page of failed confirmations.", body = List<FailedView>)),
     security(("bearer" = []))
 )]
@@ -118,9 +116,9 @@ pub(crate) async fn list(
     let deadline = Deadline::after(REQUEST_BUDGET);
     let page = ListQuery::new(query.limit, query.cursor);
     let (limit, cursor) = (page.limit()?, page.cursor()?);
-    // On the first page only: those that follow go on with what was there, and a cursor that is none changes nothing.
+    // On the first page only, and after the cursor was parsed: an invalid one changes nothing.
     if cursor.is_none() {
-        app.take_in(deadline).await?;
+        app.ingest(deadline).await?;
     }
     let page = app.store.failed_confirmations(query.state, limit, cursor, app.clock.now(), deadline).await?;
     Ok(Answer(List::of(page, FailedView::from)).into_response())
@@ -128,15 +126,15 @@ pub(crate) async fn list(
 
 /// Retry a failed confirmation
 ///
-/// Puts the confirmation back into the queue, with the time of the original request. If the reservation becomes an order,
-/// the failed confirmation is settled as `confirmed`; if not, it is open again.
+/// Re-queues the confirmation, with the time of the original request. If the reservation becomes an order, the failed
+/// confirmation is settled as `confirmed`; otherwise it becomes open again.
 ///
 /// If the payment was refused as owed back, a retry lifts that refusal: do not retry a payment that was refunded.
 #[utoipa::path(
     post, path = "/admin/failed-confirmations/{id}/retry", operation_id = "retryFailedConfirmation",
     tag = "Admin: failed confirmations",
     params(("id" = schema::FailedConfirmationId, Path)),
-    responses((status = 202, description = "The confirmation is in the queue.", body = FailedView)),
+    responses((status = 202, description = "The confirmation was re-queued.", body = FailedView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_settled"])))
 )]
@@ -151,7 +149,7 @@ pub(crate) async fn retry(
     Ok((StatusCode::ACCEPTED, Answer(FailedView::from(retrying))).into_response())
 }
 
-/// What was done about it.
+/// A request to resolve a failed confirmation.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ResolveFailedConfirmation)]
@@ -184,7 +182,6 @@ pub(crate) async fn resolve(
 ) -> Result<Response, Problem> {
     let characters = body.note.chars().count();
     if !is_visible(&body.note) || characters > 1_000 {
-        // A payment may be behind it: to do nothing about it must not be the easy way out.
         return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
     }
     let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
@@ -204,7 +201,7 @@ pub(crate) struct Redrive {
 /// The result of a redrive.
 #[derive(Serialize, ToSchema)]
 struct Redriven {
-    /// Number of confirmations put back into the queue.
+    /// Number of confirmations re-queued.
     retried: u32,
     /// Send it with the next request to continue. Null: all open failed confirmations were read.
     #[schema(value_type = Option<schema::Cursor>, required)]
@@ -220,7 +217,7 @@ struct Redriven {
     post, path = "/admin/failed-confirmations/redrive", operation_id = "redriveFailedConfirmations",
     tag = "Admin: failed confirmations",
     params(Redrive),
-    responses((status = 202, description = "The confirmations are in the queue.", body = Redriven)),
+    responses((status = 202, description = "The confirmations were re-queued.", body = Redriven)),
     security(("bearer" = []))
 )]
 pub(crate) async fn redrive(
@@ -231,22 +228,22 @@ pub(crate) async fn redrive(
     let deadline = Deadline::after(REQUEST_BUDGET);
     let mut cursor = ListQuery::new(None, query.cursor).cursor()?;
     if cursor.is_none() {
-        app.take_in(deadline).await?;
+        app.ingest(deadline).await?;
     }
     let mut retried = 0;
-    for _ in 0..REDRIVE_PAGES {
+    for _ in 0..MAX_REDRIVE_PAGES {
         let (open, now) = (Some(FailedState::Open), app.clock.now());
-        let page = app.store.failed_confirmations(open, REDRIVE_PAGE, cursor, now, deadline).await?;
+        let page = app.store.failed_confirmations(open, REDRIVE_PAGE_SIZE, cursor, now, deadline).await?;
         for failed in page.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
             match app.retry(&failed.id, false, deadline).await {
                 Ok(_) => retried += 1,
-                // Settled by somebody else a moment ago.
-                Err(Fault::Table(Error::Refused(Refusal::AlreadySettled))) => {}
-                Err(fault) => return Err(fault.into()),
+                // Settled concurrently.
+                Err(FailedError::Table(Error::Refused(Refusal::AlreadySettled))) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         cursor = page.next;
-        if cursor.is_none() || retried >= REDRIVE_MOST || deadline.left() < REDRIVE_PAGE_TIME {
+        if cursor.is_none() || retried >= MAX_REDRIVE_RETRIES || deadline.left() < MIN_REDRIVE_PAGE_TIME {
             break;
         }
     }
@@ -254,13 +251,13 @@ pub(crate) async fn redrive(
     Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, next_cursor })).into_response())
 }
 
-/// What stopped an intake or a retry.
-enum Fault {
+/// Why an ingest or a retry failed.
+enum FailedError {
     Table(Error),
     Queue(holdfast_aws::Unanswered),
 }
 
-impl From<IngestError> for Fault {
+impl From<IngestError> for FailedError {
     fn from(error: IngestError) -> Self {
         match error {
             IngestError::Table(error) => Self::Table(error),
@@ -269,30 +266,29 @@ impl From<IngestError> for Fault {
     }
 }
 
-impl From<Fault> for Problem {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Table(error) => error.into(),
-            Fault::Queue(unanswered) => unanswered.into(),
+impl From<FailedError> for Problem {
+    fn from(error: FailedError) -> Self {
+        match error {
+            FailedError::Table(error) => error.into(),
+            FailedError::Queue(unanswered) => unanswered.into(),
         }
     }
 }
 
 impl App {
-    /// Takes what has arrived in the dead-letter queue into the table.
-    async fn take_in(&self, deadline: Deadline) -> Result<(), Fault> {
-        let deadline = deadline.sooner(INTAKE_BUDGET);
+    /// Ingests messages from the dead-letter queue into the table.
+    async fn ingest(&self, deadline: Deadline) -> Result<(), FailedError> {
+        let deadline = deadline.sooner(INGEST_BUDGET);
         ingest_dead_letters(self.queues.failed(), &self.store, &self.clock, deadline).await?;
         Ok(())
     }
 
-    /// Sends it through the queue again. It is sent before it is marked: one that is sent twice is confirmed once, one
-    /// that is marked and never sent would wait for ever. And before it is sent, with `lift` its payment is no longer owed
-    /// back, or the queue would be refused.
-    async fn retry(&self, id: &str, lift: bool, deadline: Deadline) -> Result<FailedConfirmation, Fault> {
-        let failed = self.store.begin_retry(id, lift, deadline).await.map_err(Fault::Table)?;
-        self.queues.resend(&failed.body, deadline).await.map_err(Fault::Queue)?;
-        self.store.mark_retrying(&failed, deadline).await.map_err(Fault::Table)
+    /// Re-queues it. It is sent before it is marked: a message that is sent twice is confirmed once, but one that is
+    /// marked and never sent would wait forever. With `lift`, the refusal of its payment is lifted before it is sent.
+    async fn retry(&self, id: &str, lift: bool, deadline: Deadline) -> Result<FailedConfirmation, FailedError> {
+        let failed = self.store.begin_retry(id, lift, deadline).await.map_err(FailedError::Table)?;
+        self.queues.resend(&failed.body, deadline).await.map_err(FailedError::Queue)?;
+        self.store.mark_retrying(&failed, deadline).await.map_err(FailedError::Table)
     }
 }
 

@@ -1,9 +1,9 @@
-//! What the shop's staff does: products, stock, everybody's reservations, failed confirmations.
+//! The admin API: products, stock, all customers' reservations, failed confirmations.
 //!
-//! - `products`: make, change, list; adjust the stock, with its reason in the ledger
-//! - `failed`: list, retry, resolve, redrive
+//! - `products`: create, change and list products; adjust the stock, with a reason in the ledger
+//! - `failed`: list, retry, resolve and redrive failed confirmations
 //!
-//! Every handler takes an [`Admin`](holdfast_http::Admin): without an admin's token there is no way in.
+//! Every handler takes an [`Admin`](holdfast_http::Admin), so each requires an admin's token.
 
 mod failed;
 mod products;
@@ -15,9 +15,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use axum::{Json as Answer, Router};
 use holdfast_aws::clock::Clock;
-use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::queues::Queues;
 use holdfast_domain::{ProductId, Status};
+use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{Admin, List, ListQuery, Problem, Query, ReservationView, schema};
 use holdfast_store::{Deadline, Store};
 use serde::Deserialize;
@@ -28,7 +28,7 @@ use utoipa::{IntoParams, OpenApi};
 pub struct App {
     /// The table.
     pub store: Store,
-    /// Where failed confirmations arrive, and where they are tried again.
+    /// The dead-letter queue of confirmations, and the queue for retries.
     pub queues: Queues,
     /// The time.
     pub clock: Clock,
@@ -75,22 +75,21 @@ struct ListReservations {
     /// Filter by status. Default: all.
     #[param(value_type = Option<schema::ReservationStatus>)]
     status: Option<Status>,
-    /// Filter by product: only reservations with a line of it. Default: all.
+    /// Filter by product. Default: all.
     #[param(value_type = Option<schema::ProductId>)]
     product_id: Option<ProductId>,
-    /// Maximum number of items on the page. Default: 50.
-    #[param(minimum = 1, maximum = 100)]
+    #[param(ignore)]
     limit: Option<u32>,
-    #[param(value_type = Option<schema::Cursor>)]
+    #[param(ignore)]
     cursor: Option<String>,
 }
 
 /// List all customers' reservations
 ///
-/// In no particular order. It reads the whole table: use it to investigate, not for every page view.
+/// Returns reservations in no particular order. It scans the whole table: use it to investigate, not for every page view.
 #[utoipa::path(
     get, path = "/admin/reservations", operation_id = "listAllReservations", tag = "Admin: products",
-    params(ListReservations),
+    params(ListReservations, ListQuery),
     responses((status = 200, description = "A page of reservations, each with its customer.",
         body = List<ReservationView>)),
     security(("bearer" = []))

@@ -2,7 +2,7 @@
 
 use admin::{App, router};
 use holdfast_aws::clock;
-use holdfast_aws::config::{Environment, local_key_set, roles_claim, table_name};
+use holdfast_aws::config::{Environment, table_name};
 use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
 use lambda_http::lambda_runtime::run;
@@ -17,6 +17,6 @@ async fn main() -> Result<(), Error> {
         queues: environment.queues()?,
         clock: clock::system(),
     };
-    let router = serve(router(app), Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
+    let router = serve(router(app), Authenticator::from_environment()?);
     run(service_fn(|event| handle(router.clone(), event))).await
 }

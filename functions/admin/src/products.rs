@@ -6,18 +6,20 @@ use axum::Json as Answer;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_domain::{
     Adjustment, Currency, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, Product, ProductChange, ProductId, ProductStatus,
 };
-use holdfast_http::{Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, path_id, schema, some};
+use holdfast_http::budgets::REQUEST_BUDGET;
+use holdfast_http::{
+    Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, codes, nullable, path_id, schema,
+};
 use holdfast_store::{Deadline, LedgerEntry, Stock};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::App;
 
-/// A product to make.
+/// A request to create a product.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = CreateProduct)]
@@ -34,37 +36,37 @@ pub(crate) struct Create {
     total: u64,
     #[schema(value_type = Option<schema::Shards>)]
     shards: Option<u32>,
-    /// How long a hold lasts. 600 unless given.
+    /// Length of a hold, in seconds. Default: 600.
     #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
-    /// How long after a hold's end a payment is still honored. Default: 86400 (a day).
+    /// Seconds after the end of a hold during which a payment is still accepted. Default: 86400 (one day).
     #[schema(value_type = Option<schema::LatePaymentSeconds>)]
     late_payment_seconds: Option<u32>,
-    /// The most units that one customer may hold and own. Default: no limit yet. Each customer's units are counted all
-    /// the same, so a limit that is set later counts what was bought before it. Null: no limit, now or later, and nothing
-    /// is counted, which saves two write units per line of a reservation.
-    #[serde(default, deserialize_with = "some")]
+    /// Maximum number of units that one customer may hold and own. Default: no limit, but each customer's units are
+    /// counted, so that a limit can be set later. Null: no limit, now or later. Units are not counted then, which saves
+    /// two write units per line of a reservation.
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<Option<u32>>,
-    /// From when it may be reserved.
+    /// Start of the sale. Default: at once.
     #[schema(value_type = Option<schema::GivenTime>)]
     sale_starts_at: Option<ApiTime>,
-    /// Until when it may be reserved. Later than `sale_starts_at`.
+    /// End of the sale (exclusive), later than `sale_starts_at`. Default: no end.
     #[schema(value_type = Option<schema::GivenTime>)]
     sale_ends_at: Option<ApiTime>,
-    /// `on_sale` unless given.
+    /// Default: `on_sale`.
     #[schema(value_type = Option<schema::ProductStatus>)]
     status: Option<ProductStatus>,
 }
 
-/// Make a product
+/// Create a product
 ///
-/// Its total is the first entry of its ledger.
+/// Its total becomes the first entry of its ledger.
 #[utoipa::path(
     post, path = "/admin/products", operation_id = "createProduct", tag = "Admin: products",
     request_body(content = Create, example = json!({"product_id": "tee-black", "name": "Black tee",
         "price_minor": 2_500, "currency": "EUR", "total": 3})),
-    responses((status = 201, description = "The product is there.", body = ProductView)),
+    responses((status = 201, description = "The product was created.", body = ProductView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["product_exists"])))
 )]
@@ -83,7 +85,7 @@ pub(crate) async fn create(
         hold_seconds: body.hold_seconds.unwrap_or(HoldSeconds::DEFAULT),
         late_payment_seconds: body.late_payment_seconds.unwrap_or(DEFAULT_LATE_PAYMENT_SECONDS),
         max_per_customer: body.max_per_customer.flatten(),
-        // Null says that there will never be a limit; who says nothing may want one later.
+        // Null means that there will never be a limit; without the field there may be one later.
         counts_per_customer: body.max_per_customer != Some(None),
         sale_starts_at: body.sale_starts_at.map(|at| at.0),
         sale_ends_at: body.sale_ends_at.map(|at| at.0),
@@ -98,7 +100,7 @@ pub(crate) async fn create(
 
 /// List products
 ///
-/// All products, by id, as everybody sees them.
+/// Returns all products, sorted by id.
 #[utoipa::path(
     get, path = "/admin/products", operation_id = "listProductsAsAdmin", tag = "Admin: products",
     params(ListQuery),
@@ -120,34 +122,34 @@ pub(crate) async fn list(
     Ok(Answer(List::of(page, view)).into_response())
 }
 
-/// A field that is absent stays; `null` takes an optional one away.
+/// Changes to a product. A field that is absent stays unchanged; `null` removes an optional value.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ChangeProduct)]
 pub(crate) struct Change {
-    /// The version that the change is made on: if it is another by now, nothing happens.
+    /// The version that was read (optimistic lock). If the product has another version, nothing is changed.
     version: u64,
     #[schema(value_type = Option<schema::Name>)]
     name: Option<String>,
     #[schema(value_type = Option<schema::Price>)]
     price_minor: Option<u64>,
-    /// How long a hold lasts. Holds that were made before keep theirs.
+    /// Length of a hold, in seconds. Existing holds keep theirs.
     #[schema(value_type = Option<schema::Seconds>)]
     hold_seconds: Option<HoldSeconds>,
-    /// How long after a hold's end a payment is still honored. Holds that were made before keep theirs.
+    /// Seconds after the end of a hold during which a payment is still accepted. Existing holds keep theirs.
     #[schema(value_type = Option<schema::LatePaymentSeconds>)]
     late_payment_seconds: Option<u32>,
-    /// The most units that one customer may hold and own, what they bought before included. Null: any number. Refused
-    /// where `counts_per_customer` is false.
-    #[serde(default, deserialize_with = "some")]
+    /// Maximum number of units that one customer may hold and own, including earlier orders. Null: no limit. Refused if
+    /// `counts_per_customer` is false.
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<Option<u32>>,
-    /// From when it may be reserved. Null: at once.
-    #[serde(default, deserialize_with = "some")]
+    /// Start of the sale. Null: at once.
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<schema::GivenTime>)]
     sale_starts_at: Option<Option<ApiTime>>,
-    /// Until when it may be reserved. Null: for ever.
-    #[serde(default, deserialize_with = "some")]
+    /// End of the sale (exclusive). Null: no end.
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<schema::GivenTime>)]
     sale_ends_at: Option<Option<ApiTime>>,
     #[schema(value_type = Option<schema::ProductStatus>)]
@@ -156,12 +158,13 @@ pub(crate) struct Change {
 
 /// Change a product
 ///
-/// Once it has returned, nobody reserves on the old price, limit or dates. The total is changed by its stock.
+/// After this has returned, no reservation is made with the old price, limit or dates. To change the total, adjust the
+/// stock.
 #[utoipa::path(
     patch, path = "/admin/products/{product_id}", operation_id = "changeProduct", tag = "Admin: products",
     params(("product_id" = schema::ProductId, Path)),
     request_body(content = Change, example = json!({"version": 1, "price_minor": 1_900})),
-    responses((status = 200, description = "The product, one version on.", body = ProductView)),
+    responses((status = 200, description = "The product with its new version.", body = ProductView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["version_mismatch"])))
 )]
@@ -172,7 +175,7 @@ pub(crate) async fn change(
     Json(body): Json<Change>,
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let id: ProductId = path_id(id, "product_not_found")?;
+    let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
     let at = |time: Option<Option<ApiTime>>| time.map(|time| time.map(|time| time.0));
     let change = ProductChange {
         name: body.name,
@@ -189,43 +192,43 @@ pub(crate) async fn change(
     Ok(Answer(ProductView::new(product, stock)).into_response())
 }
 
-/// A change of a product's total.
+/// A request to adjust the stock.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = AdjustStock)]
 pub(crate) struct Adjust {
-    /// Units that came in, or went away where negative. Not 0.
+    /// Number of units to add, or to remove if negative. Not 0.
     #[schema(minimum = -1_000_000_000, maximum = 1_000_000_000)]
     delta: i64,
-    #[schema(value_type = schema::Words)]
+    #[schema(value_type = schema::FreeText)]
     reason: String,
-    /// The document behind it.
-    #[schema(value_type = Option<schema::Words>)]
+    /// A reference to a document, such as a purchase order.
+    #[schema(value_type = Option<schema::FreeText>)]
     reference: Option<String>,
-    /// The total that the caller believes in: if it is another, nothing happens.
+    /// The expected current total (optimistic lock). If the total differs, nothing is changed.
     expected_total: Option<u64>,
 }
 
-/// An entry of the ledger, and the answer to an adjustment.
+/// An entry of the ledger: one change of a product's total.
 #[derive(Serialize, ToSchema)]
 #[schema(as = LedgerEntry, examples(json!({
     "entry_id": "01M7YEVF14SFM3QJ869M98QS76", "delta": 5, "total_after": 8, "reason": "delivery", "reference": "PO-7",
     "actor": "root", "created_at": "2026-11-21T07:06:41.060Z",
 })))]
 struct EntryView {
-    /// Sorts by time.
+    /// Sortable by time.
     #[schema(pattern = "^[0-9A-HJKMNP-TV-Z]{26}$")]
     entry_id: String,
-    /// Units that came in, or went away where negative.
+    /// Number of units that were added, or removed if negative.
     #[schema(minimum = -1_000_000_000, maximum = 1_000_000_000)]
     delta: i64,
     #[schema(value_type = schema::Total)]
     total_after: u64,
-    #[schema(value_type = schema::Words)]
+    #[schema(value_type = schema::FreeText)]
     reason: String,
-    #[schema(value_type = Option<schema::Words>, required)]
+    #[schema(value_type = Option<schema::FreeText>, required)]
     reference: Option<String>,
-    /// Who: the `sub` of their token.
+    /// The `sub` of the admin who made the change.
     #[schema(value_type = schema::CustomerId)]
     actor: String,
     #[schema(value_type = schema::Time)]
@@ -241,13 +244,14 @@ impl From<LedgerEntry> for EntryView {
 
 /// Adjust the stock
 ///
-/// Units that are held or sold cannot be taken away. The same request with the same key is carried out once.
+/// Adds units to the stock, or removes them. Units that are held or sold cannot be removed. Idempotent: the same request
+/// with the same key has its effect once.
 #[utoipa::path(
     post, path = "/admin/products/{product_id}/stock", operation_id = "adjustStock", tag = "Admin: products",
     params(("product_id" = schema::ProductId, Path), Key),
     request_body(content = Adjust, example = json!({"delta": 5, "reason": "delivery", "reference": "PO-7"})),
-    responses((status = 200, description = "The entry that it left in the ledger.", body = EntryView, headers(
-        ("Idempotent-Replayed" = String, description = "`true` where an earlier request made it, otherwise absent.")))),
+    responses((status = 200, description = "The ledger entry of the adjustment.", body = EntryView, headers(
+        ("Idempotent-Replayed" = String, description = "`true` if an earlier request created it; otherwise absent.")))),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["insufficient_stock", "version_mismatch", "idempotency_key_reused"])))
 )]
@@ -259,7 +263,7 @@ pub(crate) async fn adjust(
     Json(body): Json<Adjust>,
 ) -> Result<Response, Problem> {
     let adjustment = Adjustment {
-        product_id: path_id(id, "product_not_found")?,
+        product_id: path_id(id, &codes::PRODUCT_NOT_FOUND)?,
         delta: body.delta,
         reason: body.reason,
         reference: body.reference,
@@ -276,13 +280,13 @@ pub(crate) async fn adjust(
     Ok(answer)
 }
 
-/// Read a product's ledger
+/// Get a product's ledger
 ///
-/// Every change of the total, the newest first. Nothing in it is ever changed or removed.
+/// Returns every change of the total, newest first. Entries are never changed or removed.
 #[utoipa::path(
     get, path = "/admin/products/{product_id}/ledger", operation_id = "getLedger", tag = "Admin: products",
     params(("product_id" = schema::ProductId, Path), ListQuery),
-    responses((status = 200, description = "A page of entries.", body = List<EntryView>)),
+    responses((status = 200, description = "A page of ledger entries.", body = List<EntryView>)),
     security(("bearer" = []))
 )]
 pub(crate) async fn ledger(
@@ -291,7 +295,7 @@ pub(crate) async fn ledger(
     Path(id): Path<String>,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, Problem> {
-    let id: ProductId = path_id(id, "product_not_found")?;
+    let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
     let page = app.store.ledger(&id, query.limit()?, query.cursor()?, Deadline::after(REQUEST_BUDGET)).await?;
     Ok(Answer(List::of(page, EntryView::from)).into_response())
 }

@@ -1,4 +1,4 @@
-//! The function `admin` over the real SDKs: what becomes of failed confirmations, and its routes.
+//! The function `admin` over the real SDKs: failed confirmations and its routes. (One shop fixture for all, hence the length.)
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use admin::{App, router};
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
 /// The failed confirmation of the event files: of that reservation and `pay_123`.
 const ID: &str = "fc_tnqasma42g6deyrnhohtjhw5p2bpilehf5uxhenojrkzar4y2gxa";
-/// When a hold made at `NOW` is over.
+/// After the end of a hold that was created at `NOW`.
 const LATE: Timestamp = NOW.plus_seconds(600);
 
 /// The function, and a shop with 100 tees, two of them held by Alice.
@@ -52,7 +52,7 @@ impl Shop {
         send(self.router.clone(), event).await
     }
 
-    /// What the list shows, of one state or of all.
+    /// The list, of one state or all.
     async fn listed(&self, state: &str) -> Vec<Value> {
         let mut event = event("admin/list-failed-confirmations");
         event["rawQueryString"] = if state.is_empty() { "".into() } else { format!("state={state}").into() };
@@ -67,7 +67,7 @@ impl Shop {
         self.send(with_body(event, json!({ "note": note }))).await
     }
 
-    /// A message as `confirm` leaves it where a refund is owed.
+    /// A message as `confirm` sends it for a refund.
     fn refund_is_owed(&self, paid: &str) {
         self.wire.send_message(FAILED, &self.message(paid, Some("refund_required")));
     }
@@ -78,7 +78,7 @@ impl Shop {
         serde_json::to_string(&DeadLetter { confirmation, reason: reason.map(str::to_owned) }).unwrap()
     }
 
-    /// The hold is over, its units are back, and the customer's payment takes them again.
+    /// The hold expires and is released, then a late payment confirms it.
     async fn confirm_late(&self, paid: &str) {
         self.hands.set(LATE);
         let (store, held) = (store(&self.wire, 5), &self.held);
@@ -159,7 +159,7 @@ async fn every_event_file_is_answered_with_its_success() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_leaves_the_queue_only_when_the_table_has_it() {
+async fn a_message_is_deleted_only_after_it_is_in_the_table() {
     for fault in [Fault::LostBefore, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
         let shop = shop().await;
         shop.refund_is_owed("pay_123");
@@ -176,13 +176,13 @@ async fn a_message_leaves_the_queue_only_when_the_table_has_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_is_not_deleted_is_listed_once_all_the_same() {
+async fn a_message_that_is_not_deleted_is_listed_once() {
     for fault in [Fault::LostBefore, Fault::LostAfter] {
         let shop = shop().await;
         shop.refund_is_owed("pay_123");
         shop.wire.fail_all(&["DeleteMessage"], fault);
         shop.send(event("admin/list-failed-confirmations")).await.problem(503, "unavailable");
-        // The table has it already: the list needs the queue no more.
+        // It is in the table: the list does not need the queue.
         assert_eq!(shop.listed("open").await.len(), 1, "{fault:?}");
         shop.wire.clear_faults();
         shop.wire.show_messages();
@@ -192,7 +192,7 @@ async fn a_message_that_is_not_deleted_is_listed_once_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_cursor_of_another_list_takes_nothing_in() {
+async fn a_cursor_of_another_list_ingests_nothing() {
     let shop = shop().await;
     shop.refund_is_owed("pay_123");
     let asking = |name: &str, query: String| {
@@ -211,7 +211,7 @@ async fn a_cursor_of_another_list_takes_nothing_in() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_listed_as_that_and_more_than_a_receive_holds_is_taken_in() {
+async fn unreadable_messages_are_listed_and_several_receives_are_ingested() {
     let shop = shop().await;
     let poison = ["not JSON", "{}", "[1]", "\u{1F9E8}", r#"{"reservation_id":"rsv_x","customer":"alice"}"#];
     poison.iter().for_each(|body| shop.wire.send_message(FAILED, body));
@@ -247,7 +247,7 @@ async fn a_retry_is_sent_before_it_is_marked() {
 
     shop.wire.clear_faults();
     assert_eq!(shop.send(retry()).await.body["state"], "retrying");
-    // It goes without the reason that it had in the other queue: a confirmation like any other.
+    // It is sent without the reason of the dead-letter queue, as an ordinary confirmation.
     for sent in shop.wire.messages(CONFIRMATIONS) {
         assert_eq!(sent, shop.message("pay_123", None));
     }
@@ -272,7 +272,7 @@ async fn what_is_settled_stays_settled() {
     assert_eq!(shop.resolve(ID, json!("x".repeat(1_000))).await.status, 200);
     shop.resolve(ID, json!("again")).await.problem(409, "already_settled");
     shop.send(event("admin/retry-failed-confirmation")).await.problem(409, "already_settled");
-    // A late copy of the message opens nothing.
+    // A late copy of the message does not open it again.
     shop.refund_is_owed("pay_123");
     assert!(shop.listed("open").await.is_empty());
     assert_eq!(shop.listed("resolved").await[0]["note"], "x".repeat(1_000));
@@ -301,9 +301,9 @@ async fn a_payment_that_was_confirmed_late_before_the_message_was_read_is_not_op
 }
 
 #[tokio::test]
-async fn nobody_is_told_to_refund_what_has_become_an_order() {
+async fn what_has_become_an_order_is_not_listed_for_a_refund() {
     let shop = shop().await;
-    // Its tries ran out, an admin sees it; and then the customer asks once more, in time, and it is an order.
+    // Its attempts are used up and an admin sees it; then the customer retries in time, and it is an order.
     shop.wire.send_message(FAILED, &shop.message("pay_123", None));
     assert_eq!(shop.listed("open").await.len(), 1);
     let (held, paid) = (&shop.held, payment("pay_123"));
@@ -314,14 +314,14 @@ async fn nobody_is_told_to_refund_what_has_become_an_order() {
 }
 
 #[tokio::test]
-async fn redrive_sends_once_what_got_no_answer_leaves_the_rest_to_a_person_and_never_starts_over() {
+async fn redrive_retries_once_what_got_no_answer_and_resumes_at_its_cursor() {
     let shop = shop().await;
     shop.wire.send_message(FAILED, "not JSON");
     for n in 0..130 {
         shop.refund_is_owed(&format!("refused_{n}"));
         shop.wire.send_message(FAILED, &shop.message(&format!("unanswered_{n}"), None));
     }
-    // An intake has its bound, and each answer says where the next request goes on.
+    // Ingesting is bounded, and each response has the cursor of the next request.
     assert!(!shop.listed("open").await.is_empty());
     let redrive = |query: String| with_query(event("admin/redrive-failed-confirmations"), &query);
     let (mut query, mut retried, mut pages) = (String::new(), Vec::new(), Vec::new());
@@ -359,7 +359,7 @@ async fn redrive_sends_once_what_got_no_answer_leaves_the_rest_to_a_person_and_n
 }
 
 #[tokio::test]
-async fn what_is_settled_costs_the_list_of_open_ones_nothing() {
+async fn settled_ones_cost_the_list_of_open_ones_nothing() {
     let shop = shop().await;
     for n in 0..60 {
         shop.refund_is_owed(&format!("settled_{n}"));
@@ -381,7 +381,7 @@ async fn what_is_settled_costs_the_list_of_open_ones_nothing() {
 }
 
 #[tokio::test]
-async fn a_retry_lifts_the_refusal_and_nothing_else_does() {
+async fn only_a_retry_lifts_the_refusal() {
     let shop = shop().await;
     let (held, paid) = (&shop.held, payment("pay_123"));
     let store = store(&shop.wire, 5);
@@ -390,13 +390,13 @@ async fn a_retry_lifts_the_refusal_and_nothing_else_does() {
         store.confirm(&confirmation(id, customer, Some(&paid), LATE), LATE.plus_seconds(1), soon()).await
     };
     let refused = |answer| matches!(answer, Err(Error::Refused(Refusal::RefundRequired)));
-    // Over, and all 100 tees are another's.
+    // The hold is over, and another customer has all 100 tees.
     shop.hands.set(LATE);
     store.release_overdue(LATE, soon()).await.unwrap();
     let bobs = reserve(&store, &basket("bob", "k", &[("tee-black", 100)]), LATE).await.unwrap().reservation;
     assert!(refused(confirm().await));
     shop.refund_is_owed("pay_123");
-    // They are free again, and the payment is owed back all the same: the customer may have been told so.
+    // They are available again, but the refusal stays: the customer may have been told about it.
     store.cancel(&bobs.reservation_id, &bobs.customer, LATE, soon()).await.unwrap();
     assert!(refused(confirm().await));
     assert_eq!(shop.listed("open").await.len(), 1);
@@ -406,13 +406,13 @@ async fn a_retry_lifts_the_refusal_and_nothing_else_does() {
     assert_eq!((answer.status, &answer.body["state"]), (202, &json!("retrying")));
     assert_eq!(shop.wire.messages(CONFIRMATIONS), [shop.message("pay_123", None)]);
     assert!(confirm().await.unwrap().confirmed_late);
-    // Whoever looks at it learns that it is an order.
+    // The list shows that it is an order.
     assert_eq!(shop.listed("retrying").await.len(), 0);
     assert_eq!(shop.listed("confirmed").await.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_the_table_does_not_take_keeps_no_other_from_it() {
+async fn a_message_that_the_table_refuses_blocks_no_other() {
     let shop = shop().await;
     for n in 0..12 {
         shop.refund_is_owed(&format!("pay_{n}"));
@@ -440,7 +440,7 @@ async fn a_queue_that_hangs_leaves_time_for_an_answer() {
 }
 
 #[tokio::test]
-async fn a_product_counts_each_customers_units_unless_it_says_that_there_is_never_a_limit() {
+async fn units_are_counted_unless_the_limit_is_null() {
     let shop = shop().await;
     let create = async |id: &str, more: Value| {
         let mut body = json!({ "product_id": id, "name": "x", "price_minor": 1, "currency": "EUR", "total": 1 });
@@ -465,7 +465,7 @@ async fn a_product_counts_each_customers_units_unless_it_says_that_there_is_neve
             assert_eq!((unlimited.status, &unlimited.body["counts_per_customer"]), (200, &json!(true)), "{id}");
         } else {
             assert_eq!((limited.status, &limited.body["field"]), (400, &json!("max_per_customer")), "{id}");
-            // To say again what is so changes nothing.
+            // An update with the same values changes nothing.
             let same = change(id, json!({ "version": 1, "max_per_customer": null })).await;
             assert_eq!((same.status, &same.body["counts_per_customer"]), (200, &json!(false)), "{id}");
         }
@@ -473,7 +473,7 @@ async fn a_product_counts_each_customers_units_unless_it_says_that_there_is_neve
 }
 
 #[tokio::test]
-async fn a_product_says_how_late_a_payment_may_be() {
+async fn a_product_sets_how_late_a_payment_may_be() {
     let shop = shop().await;
     for (id, given, shown) in
         [("day", Value::Null, 86_400), ("never", json!(0), 0), ("month", json!(2_592_000), 2_592_000)]
@@ -491,7 +491,7 @@ async fn a_product_says_how_late_a_payment_may_be() {
 }
 
 #[tokio::test]
-async fn a_price_says_how_many_decimals_it_has() {
+async fn prices_have_an_exponent() {
     let shop = shop().await;
     for (currency, exponent) in [("JPY", 0), ("EUR", 2), ("KWD", 3), ("CLF", 4)] {
         let body =
@@ -502,7 +502,7 @@ async fn a_price_says_how_many_decimals_it_has() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_asked_is_a_problem() {
+async fn an_invalid_request_is_a_problem() {
     let shop = shop().await;
     let create = || event("admin/create-product");
     let change = |body: Value| with_body(event("admin/change-product"), body);
@@ -565,13 +565,13 @@ async fn what_cannot_be_asked_is_a_problem() {
         customers["requestContext"]["authorizer"]["jwt"]["claims"]["cognito:groups"] = "[customer]".into();
         shop.send(customers.clone()).await.problem(403, "forbidden");
         shop.send(in_role(customers, "service")).await.problem(403, "forbidden");
-        // A header is no claim.
+        // A header is not a claim.
         let mut nobodys = with_header(event, "x-cognito-groups", "[admin]");
         nobodys["requestContext"].as_object_mut().unwrap().remove("authorizer");
         shop.send(nobodys).await.problem(401, "unauthenticated");
     }
 
-    // A list that could not be read is no empty list.
+    // A failed query is not an empty list.
     const ALL: &[&str] = &["GetItem", "BatchGetItem", "Query", "Scan", "UpdateItem", "TransactWriteItems"];
     for (fault, status, code) in [(Fault::LostBefore, 503, "unavailable"), (Fault::AccessDenied, 500, "internal_error")]
     {
@@ -590,7 +590,7 @@ async fn what_cannot_be_asked_is_a_problem() {
 /// payload", and the first answer again. Its third error, 409 for a request that is still "being processed", has no
 /// place here: the transaction that adjusts also writes the key, so there is no time between the two.
 #[tokio::test]
-async fn an_adjustment_is_made_once_for_each_key() {
+async fn an_adjustment_is_made_once_per_key() {
     let shop = shop().await;
     let adjust = || event("admin/adjust-stock");
     let mut keyless = adjust();
@@ -617,18 +617,18 @@ async fn an_adjustment_is_made_once_for_each_key() {
 }
 
 #[tokio::test]
-async fn what_takes_no_key_changes_nothing_when_it_is_repeated() {
+async fn requests_without_a_key_are_idempotent() {
     let shop = shop().await;
-    // The product's id is the caller's own name for it: a second one is told that it is there.
+    // The caller chooses the product's id: a second product with it is refused.
     let products = shop.send(event("admin/list-products")).await.body;
     shop.send(event("admin/create-product")).await.problem(409, "product_exists");
     assert_eq!(shop.send(event("admin/list-products")).await.body, products);
-    // The version that a change names is gone with the change.
+    // The first change has used up the version.
     assert_eq!(shop.send(event("admin/change-product")).await.body["version"], 2);
     let products = shop.send(event("admin/list-products")).await.body;
     assert_eq!(shop.send(event("admin/change-product")).await.problem(409, "version_mismatch")["current"], 2);
     assert_eq!(shop.send(event("admin/list-products")).await.body, products);
-    // A confirmation that is sent twice is confirmed once: `confirm` sees to that.
+    // A confirmation that is sent twice is confirmed once, by `confirm`.
     shop.wire.send_message(FAILED, &shop.message("pay_123", None));
     let redrive = async || shop.send(event("admin/redrive-failed-confirmations")).await.body;
     assert_eq!(redrive().await, json!({ "retried": 1, "next_cursor": null }));
@@ -639,18 +639,18 @@ async fn what_takes_no_key_changes_nothing_when_it_is_repeated() {
     let mut sent = shop.wire.messages(CONFIRMATIONS);
     sent.dedup();
     assert_eq!(sent, [shop.message("pay_123", None)]);
-    // A person's word stands: a second one is told so.
+    // The first settlement is final: a second one is refused.
     assert_eq!(shop.resolve(ID, json!("first")).await.status, 200);
     shop.resolve(ID, json!("second")).await.problem(409, "already_settled");
     assert_eq!(shop.listed("resolved").await[0]["note"], "first");
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_token_no_payment_and_no_key_is_ever_logged() {
+async fn logs_have_no_token_payment_or_key() {
     const TOKEN: &str = "Bearer eyJhbGciOiJSUzI1NiJ9.YWRtaW4.c2lnbmVk";
     const KEY: &str = "a-key-that-nobody-may-read";
     let log = Log::capture();
-    // As it should be, and with the table and the queues away in every way.
+    // Without faults, and with each kind of outage of the table and the queues.
     for fault in [None, Some(Fault::LostBefore), Some(Fault::AccessDenied), Some(Fault::Conflict)] {
         for name in names("admin") {
             let shop = shop().await;

@@ -3,7 +3,7 @@ SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#description",
   deepLinking: true,
-  // A token that is kept would outlive the page: it is pasted anew.
+  // A stored token would outlive the page.
   persistAuthorization: false,
   // No badge of a validator on another host.
   validatorUrl: null,

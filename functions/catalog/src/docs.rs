@@ -1,6 +1,6 @@
-//! The API's description, and a page that shows it and sends requests: Swagger UI, with nothing from any other host.
+//! The API description, and a page that shows it and sends requests: Swagger UI, with nothing from any other host.
 //!
-//! All of it is part of the binary, and the same until the next deploy.
+//! Everything is compiled into the binary.
 
 use std::sync::LazyLock;
 
@@ -11,19 +11,18 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use holdfast_domain::digest_id;
-use holdfast_http::{Problem, knows};
+use holdfast_http::{Problem, etag_matches};
 
-/// The description, as `cargo local openapi` wrote it.
+/// Written by `cargo local openapi`.
 const DESCRIPTION: &str = include_str!("../openapi.json");
 const PAGE: &str = include_str!("../docs/index.html");
 const SCRIPT: &str = include_str!("../docs/page.js");
 const STYLE: &str = include_str!("../docs/page.css");
-/// Packed, as everybody who shows the page can unpack them: see docs/swagger-ui.txt for what they are.
+/// Compressed: every browser can decompress them. docs/swagger-ui.txt says where they come from.
 const SWAGGER_UI_SCRIPT: &[u8] = include_bytes!("../docs/swagger-ui.js.gz");
 const SWAGGER_UI_STYLE: &[u8] = include_bytes!("../docs/swagger-ui.css.gz");
 
-/// What the page may do: run and show what comes from here, and call the API. In particular nobody can frame it and
-/// lend it a token, and no script that a text might smuggle in runs.
+/// The page may load its own files and call the API. It cannot be framed (clickjacking), and injected scripts do not run.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -32,64 +31,42 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new().route("/openapi.json", get(description)).route("/docs", get(page)).route("/docs/{file}", get(file))
 }
 
-/// Get the description
+/// Get the API description
 ///
-/// This very description, as OpenAPI 3.1.
+/// Returns this description, as an OpenAPI 3.1 document.
 #[utoipa::path(
-    get, path = "/openapi.json", operation_id = "getDescription", tag = "This description",
-    params(("If-None-Match" = Option<String>, Header, description = "The `ETag` of a copy.")),
-    responses(
-        (status = 200, description = "OpenAPI 3.1.", body = Object, content_type = "application/json", headers(
-            ("ETag" = String, description = "Names this version of it."),
-            ("Cache-Control" = String, description = "How long a copy is good for."))),
-        (status = 304, description = "The copy is as it should be.", headers(
-            ("ETag" = String, description = "Names this version of it."),
-            ("Cache-Control" = String, description = "How long a copy is good for.")))),
-    extensions(("x-static" = json!(true)))
+    get, path = "/openapi.json", operation_id = "getDescription", tag = "API description",
+    responses((status = 200, description = "The OpenAPI document.", body = Object, content_type = "application/json")),
+    extensions(("x-static" = json!(true)), ("x-cached" = json!(true)))
 )]
 async fn description(headers: HeaderMap) -> Response {
     static TAG: LazyLock<String> = LazyLock::new(|| tag(DESCRIPTION));
     serve(&headers, "application/json", None, &TAG, DESCRIPTION)
 }
 
-/// Read it, and try it out
+/// Get the documentation page
 ///
-/// Shows this description, and sends requests with a token that is pasted into it.
+/// A page that shows this description and can send requests with a token.
 #[utoipa::path(
-    get, path = "/docs", operation_id = "getDocs", tag = "This description",
-    params(("If-None-Match" = Option<String>, Header, description = "The `ETag` of a copy.")),
-    responses(
-        (status = 200, description = "The page.", body = String, content_type = "text/html", headers(
-            ("ETag" = String, description = "Names this version of it."),
-            ("Cache-Control" = String, description = "How long a copy is good for."))),
-        (status = 304, description = "The copy is as it should be.", headers(
-            ("ETag" = String, description = "Names this version of it."),
-            ("Cache-Control" = String, description = "How long a copy is good for.")))),
-    extensions(("x-static" = json!(true)))
+    get, path = "/docs", operation_id = "getDocs", tag = "API description",
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
+    extensions(("x-static" = json!(true)), ("x-cached" = json!(true)))
 )]
 async fn page(headers: HeaderMap) -> Response {
     static TAG: LazyLock<String> = LazyLock::new(|| tag(PAGE));
     serve(&headers, "text/html; charset=utf-8", None, &TAG, PAGE)
 }
 
-/// Get a part of the page
+/// Get a file of the documentation page
 ///
-/// What the page is made of.
+/// The scripts and style sheets of the page.
 #[utoipa::path(
-    get, path = "/docs/{file}", operation_id = "getDocsFile", tag = "This description",
-    params(
-        ("file" = String, Path, description = "Named in the page.",
-            pattern = r"^(swagger-ui\.js|swagger-ui\.css|page\.js|page\.css)$"),
-        ("If-None-Match" = Option<String>, Header, description = "The `ETag` of a copy.")),
-    responses(
-        (status = 200, description = "The part.", headers(
-            ("ETag" = String, description = "Names this version of it."),
-            ("Cache-Control" = String, description = "How long a copy is good for.")),
-            content((String = "text/javascript"), (String = "text/css"))),
-        (status = 304, description = "The copy is as it should be.", headers(
-            ("ETag" = String, description = "Names this version of it."),
-            ("Cache-Control" = String, description = "How long a copy is good for.")))),
-    extensions(("x-static" = json!(true)), ("x-problems" = json!(["route_not_found"])))
+    get, path = "/docs/{file}", operation_id = "getDocsFile", tag = "API description",
+    params(("file" = String, Path, description = "The file's name, as in the page.",
+        pattern = r"^(swagger-ui\.js|swagger-ui\.css|page\.js|page\.css)$")),
+    responses((status = 200, description = "The file.",
+        content((String = "text/javascript"), (String = "text/css")))),
+    extensions(("x-static" = json!(true)), ("x-cached" = json!(true)), ("x-problems" = json!(["route_not_found"])))
 )]
 async fn file(Path(name): Path<String>, headers: HeaderMap) -> Result<Response, Problem> {
     static TAG: LazyLock<String> =
@@ -100,7 +77,7 @@ async fn file(Path(name): Path<String>, headers: HeaderMap) -> Result<Response, 
         "swagger-ui.css" => Ok(serve(&headers, style, Some("gzip"), &TAG, SWAGGER_UI_STYLE)),
         "page.js" => Ok(serve(&headers, script, None, &TAG, SCRIPT)),
         "page.css" => Ok(serve(&headers, style, None, &TAG, STYLE)),
-        _ => Err(Problem::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path")),
+        _ => Err(Problem::route_not_found()),
     }
 }
 
@@ -108,26 +85,26 @@ fn tag(text: &str) -> String {
     format!("\"{}\"", digest_id("", &[text]))
 }
 
-/// The answer, or that the reader has it already.
+/// The file, or 304 if the caller has it already.
 fn serve(
-    asked: &HeaderMap,
+    request_headers: &HeaderMap,
     content_type: &'static str,
     encoding: Option<&'static str>,
     tag: &'static str,
     body: impl Into<Body>,
 ) -> Response {
-    let known = knows(asked, tag);
-    let mut response = if known { StatusCode::NOT_MODIFIED.into_response() } else { Response::new(body.into()) };
+    let not_modified = etag_matches(request_headers, tag);
+    let mut response = if not_modified { StatusCode::NOT_MODIFIED.into_response() } else { Response::new(body.into()) };
     let headers = response.headers_mut();
     let mut set = |name, value| headers.insert(name, HeaderValue::from_static(value));
-    if !known {
+    if !not_modified {
         set(header::CONTENT_TYPE, content_type);
     }
-    if let Some(encoding) = encoding.filter(|_| !known) {
+    if let Some(encoding) = encoding.filter(|_| !not_modified) {
         set(header::CONTENT_ENCODING, encoding);
     }
     set(header::ETAG, tag);
-    // Kept, but asked about each time: a deploy shows at once.
+    // Cached, but revalidated each time, so that a deployment shows at once.
     set(header::CACHE_CONTROL, "public, no-cache");
     set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(header::REFERRER_POLICY, "no-referrer");
@@ -144,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    /// Nobody reads what is packed and made small: that it is what was published is all that can be known of it.
+    /// Nobody reviews minified code; this checks that it is what was published.
     #[test]
     fn swagger_ui_is_what_was_published() {
         let packed = [("swagger-ui.js.gz", SWAGGER_UI_SCRIPT), ("swagger-ui.css.gz", SWAGGER_UI_STYLE)];
@@ -157,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_names_its_own_parts_and_no_other_host() {
+    fn the_page_loads_its_own_files_and_no_other_host() {
         for own in ["docs/swagger-ui.css", "docs/page.css", "docs/swagger-ui.js", "docs/page.js"] {
             assert!(PAGE.contains(&format!("\"{own}\"")), "{own}");
         }
@@ -167,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_it_already_is_told_so() {
+    fn a_matching_etag_is_answered_with_304() {
         let ask = |tags: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static(tags));

@@ -1,5 +1,4 @@
-//! The function `catalog` over the real SDKs: what it says of products, how seldom it reads for that, and what it says
-//! to those who are lost.
+//! The function `catalog` over the real SDKs: products, caching, and unknown routes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::time::Duration;
@@ -87,9 +86,9 @@ async fn a_list_comes_in_pages() {
     }
 }
 
-/// Whoever passes a link on may have put something behind it.
+/// Others add parameters to links.
 #[tokio::test]
-async fn parameters_that_nothing_public_knows_are_ignored() {
+async fn unknown_parameters_of_public_routes_are_ignored() {
     let shop = shop().await;
     let query = "utm_source=x&_=1&utm_source=y&status=held";
     for name in names("catalog") {
@@ -104,13 +103,13 @@ async fn parameters_that_nothing_public_knows_are_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_this_very_answer_gets_a_304_without_a_body() {
+async fn a_matching_etag_gets_a_304_without_a_body() {
     for name in names("catalog") {
         let shop = shop().await;
         let event = event(&format!("catalog/{name}"));
         let first = shop.send(event.clone()).await;
         let tag = first.header("etag").unwrap().to_owned();
-        // A strong tag: quoted, and no W/ before it.
+        // A strong tag: quoted, without W/.
         assert!(tag.starts_with('"') && tag.ends_with('"') && tag.len() > 20, "{tag}");
         for known in [tag.clone(), format!("W/{tag}"), format!("\"other\", {tag}"), "*".to_owned()] {
             let answer = shop.send(with_header(event.clone(), "if-none-match", &known)).await;
@@ -122,7 +121,7 @@ async fn who_has_this_very_answer_gets_a_304_without_a_body() {
             let answer = shop.send(with_header(event.clone(), "if-none-match", unknown)).await;
             assert_eq!((answer.status, &answer.body), (200, &first.body), "{unknown}");
         }
-        // A unit is taken: a second later at the latest it is another answer.
+        // After a unit is taken, the response changes within a second.
         reserve(&store(&shop.wire, 3), &basket("carol", "k", &[("tee-black", 1)]), NOW).await.unwrap();
         tokio::time::advance(Duration::from_secs(1)).await;
         let answer = shop.send(with_header(event, "if-none-match", &tag)).await;
@@ -132,7 +131,7 @@ async fn who_has_this_very_answer_gets_a_304_without_a_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_herd_of_readers_counts_the_holds_once_a_second() {
+async fn concurrent_readers_count_the_holds_once_a_second() {
     let shop = shop().await;
     let partitions = 8;
     let herd = async || {
@@ -148,7 +147,7 @@ async fn a_herd_of_readers_counts_the_holds_once_a_second() {
     assert_eq!(calls.iter().filter(|call| call.operation == "BatchGetItem").count(), 2, "{calls:#?}");
     assert_eq!(calls.len(), partitions + 2 + 1 + 50);
 
-    // Within the second nobody counts again, and what is said still adds up to the total.
+    // Within the second nothing is counted again, and the numbers still add up to the total.
     reserve(&store(&shop.wire, 3), &basket("carol", "k", &[("tee-black", 5)]), NOW).await.unwrap();
     shop.wire.take_calls();
     tokio::time::advance(Duration::from_millis(999)).await;
@@ -166,7 +165,7 @@ async fn a_herd_of_readers_counts_the_holds_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_table_that_does_not_answer_is_a_503_and_is_asked_again_at_once() {
+async fn a_table_that_does_not_respond_is_a_503_and_is_not_cached() {
     for (fault, status, code) in [
         (Fault::LostBefore, 503, "unavailable"),
         (Fault::Throttled, 503, "unavailable"),
@@ -180,13 +179,13 @@ async fn a_table_that_does_not_answer_is_a_503_and_is_asked_again_at_once() {
             }
             shop.wire.clear_faults();
         }
-        // Nothing of what was half read is remembered.
+        // An incomplete read is not cached.
         assert_eq!(shop.get().await.body["available"], 95, "{fault:?}");
     }
 }
 
 #[tokio::test]
-async fn what_no_route_knows_is_a_problem_and_reads_nothing() {
+async fn an_unknown_route_is_a_problem_and_reads_nothing() {
     let shop = shop().await;
     let get = || event("catalog/get");
     for (method, path) in [

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use confirm::{App, handle, router};
 use holdfast_aws::clock;
-use holdfast_aws::config::{Environment, local_key_set, rate_limit, roles_claim, table_name};
+use holdfast_aws::config::{Environment, rate_limit, table_name};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
 use lambda_runtime::{Error, run, service_fn, tracing};
@@ -17,6 +17,6 @@ async fn main() -> Result<(), Error> {
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));
     let app = Arc::new(App { store: store(), queues: environment.queues()?, clock: clock::system() });
     let router = limited(router(app.clone()), limiter);
-    let router = serve(router, Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
+    let router = serve(router, Authenticator::from_environment()?);
     run(service_fn(|event| handle(&app, router.clone(), event))).await
 }

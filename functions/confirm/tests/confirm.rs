@@ -1,4 +1,4 @@
-//! The function `confirm` over the real SDKs: what is a payment while one service or the other is away.
+//! The function `confirm` over the real SDKs, also while a service is away. (One shop fixture for all tests, hence the length.)
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::sync::Arc;
@@ -21,11 +21,11 @@ use lambda_runtime::{Context, Error, LambdaEvent};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-/// When a hold made at `NOW` is over.
+/// After the end of a hold that was created at `NOW`.
 const LATE: Timestamp = NOW.plus_seconds(600);
 /// The Idempotency-Key behind the reservation of the event files.
 const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
-/// All that `confirm` writes to the table with.
+/// The operations with which `confirm` writes to the table.
 const WRITES: &[&str] = &["UpdateItem", "TransactWriteItems"];
 
 /// The function, and a shop with 3 tees.
@@ -53,7 +53,7 @@ impl Shop {
         held
     }
 
-    /// The hold is over, its units are back, and Bob has all three.
+    /// The hold expires and is released, and Bob gets all three units.
     async fn sold_to_another(&self) {
         self.hands.set(LATE);
         store(&self.wire, 3).release_overdue(LATE, soon()).await.unwrap();
@@ -143,7 +143,7 @@ async fn every_event_file_is_answered_with_its_success() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_table_is_away_the_queue_takes_the_payment_and_it_counts_from_then() {
+async fn while_the_table_is_away_the_payment_is_queued_with_its_time() {
     for fault in [Fault::LostBefore, Fault::LostAfter, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
         let shop = shop().await;
         let held = shop.hold("alice", KEY, 1).await;
@@ -154,10 +154,10 @@ async fn while_the_table_is_away_the_queue_takes_the_payment_and_it_counts_from_
         let queued = shop.wire.messages(CONFIRMATIONS);
         assert_eq!(queued, [message(&held, Some(payment("pay_123")))], "{fault:?}");
 
-        // As long as the table is away, the message stays.
+        // While the table is away, the message stays.
         assert_eq!(shop.batch(&queued).await, ["m0"], "{fault:?}");
         shop.wire.clear_faults();
-        // It was in time when it was accepted: that it is carried out late is not the customer's fault.
+        // It was in time when it was accepted, so it is confirmed although it is processed late.
         shop.hands.set(LATE);
         assert!(shop.batch(&queued).await.is_empty(), "{fault:?}");
         // A queue delivers at least once.
@@ -179,7 +179,7 @@ async fn peer_case_4_a_payment_is_never_acknowledged_before_it_is_durable() {
         shop.pay(&held, "pay_123").await.problem(503, "unavailable");
         assert!(shop.wire.messages(CONFIRMATIONS).is_empty() && shop.wire.messages(FAILED).is_empty(), "{fault:?}");
         assert_eq!(shop.stored(&held).await.status, Status::Held, "{fault:?}");
-        // Nothing was acknowledged, so the caller sends it again.
+        // Nothing was acknowledged, so the caller retries.
         let answer = shop.pay(&held, "pay_123").await;
         assert_eq!((answer.status, &answer.body["status"]), (200, &json!("confirmed")), "{fault:?}");
         assert_eq!(books(&shop.wire).await["tee-black"].sold, 1);
@@ -187,7 +187,7 @@ async fn peer_case_4_a_payment_is_never_acknowledged_before_it_is_durable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn paid_late_and_gone_is_spoken_only_after_it_is_written_down() {
+async fn a_late_payment_without_units_is_recorded_before_the_response() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     shop.sold_to_another().await;
@@ -210,7 +210,7 @@ async fn paid_late_and_gone_is_spoken_only_after_it_is_written_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_payment_for_an_order_is_written_down_and_a_repeated_one_is_not() {
+async fn a_second_payment_for_an_order_is_recorded_and_a_repeated_one_is_not() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     for _ in 0..2 {
@@ -230,7 +230,7 @@ async fn a_second_payment_for_an_order_is_written_down_and_a_repeated_one_is_not
 }
 
 #[tokio::test]
-async fn where_nothing_was_paid_nothing_is_written_down() {
+async fn without_a_payment_nothing_is_recorded() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     shop.hands.set(LATE);
@@ -242,7 +242,7 @@ async fn where_nothing_was_paid_nothing_is_written_down() {
 }
 
 #[tokio::test]
-async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else() {
+async fn only_unreadable_messages_of_a_batch_need_a_person_at_once() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let nobodys =
@@ -254,7 +254,7 @@ async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else()
         message(&nobodys, Some(payment("pay_1"))),
         message(&held, Some(payment("pay_123"))),
         "{}".to_owned(),
-        // SQS neither delivers nor takes an empty message.
+        // SQS neither accepts nor delivers an empty message.
         String::new(),
         message(&strangers, Some(payment("pay_2"))),
         malformed.clone(),
@@ -285,7 +285,7 @@ async fn of_a_batch_what_no_try_can_help_is_a_persons_at_once_and_nothing_else()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_stays_while_the_dead_letter_queue_is_away() {
+async fn unreadable_messages_stay_while_the_dead_letter_queue_is_away() {
     let shop = shop().await;
     for fault in [Fault::LostBefore, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
         shop.wire.fail_all(&["SendMessage"], fault);
@@ -312,7 +312,7 @@ fn delays(shop: &Shop) -> Vec<(String, u64)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_fails_stays_away_longer_each_time_and_no_other_does() {
+async fn only_failed_messages_are_delayed_with_backoff() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let paid = message(&held, Some(payment("pay_123")));
@@ -332,7 +332,7 @@ async fn a_message_that_fails_stays_away_longer_each_time_and_no_other_does() {
     assert_eq!(answer["batchItemFailures"].as_array().unwrap().len(), seconds.len());
     let expected: Vec<_> = seconds.iter().enumerate().map(|(n, seconds)| (format!("r{n}"), *seconds)).collect();
     assert_eq!(delays(&shop), expected);
-    // What is done, and what is a person's, does not come back: nobody asks when.
+    // Confirmed and unreadable messages do not come back, so no delay is set.
     shop.wire.clear_faults();
     event["Records"][0]["body"] = "not JSON".into();
     assert_eq!(shop.call(event).await.unwrap(), json!({ "batchItemFailures": [] }));
@@ -340,7 +340,7 @@ async fn a_message_that_fails_stays_away_longer_each_time_and_no_other_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delay_that_cannot_be_set_does_no_harm() {
+async fn a_delay_that_cannot_be_set_is_ignored() {
     for fault in [Fault::LostBefore, Fault::LostAfter, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
         let shop = shop().await;
         let held = shop.hold("alice", KEY, 1).await;
@@ -361,7 +361,7 @@ async fn a_delay_that_cannot_be_set_does_no_harm() {
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_ends_before_the_functions_time_whatever_is_slow_and_nothing_slow_costs_the_others_a_try() {
+async fn a_slow_message_fails_alone_and_the_batch_ends_before_the_functions_timeout() {
     let shop = shop().await;
     let (held, slow) = (shop.hold("alice", KEY, 1).await, shop.hold("alice", "slow", 1).await);
     let refused = shop.hold("alice", "refused", 1).await;
@@ -372,7 +372,7 @@ async fn a_batch_ends_before_the_functions_time_whatever_is_slow_and_nothing_slo
         message(&refused, Some(payment("pay_2"))),
         "not JSON".to_owned(),
     ];
-    // For one of them the table says nothing, for another it says no after a while; and SQS says nothing at all.
+    // The table does not respond for one of them, refuses another after a while; and SQS does not respond at all.
     let (slow_id, refused_id) = (slow.reservation_id.to_string(), refused.reservation_id.to_string());
     let started = Instant::now();
     shop.wire.script(move |call| {
@@ -391,7 +391,7 @@ async fn a_batch_ends_before_the_functions_time_whatever_is_slow_and_nothing_slo
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_is_answered_in_time_whatever_is_slow() {
+async fn a_request_is_answered_in_time_with_any_slow_call() {
     const DYNAMODB: &[&str] =
         &["GetItem", "BatchGetItem", "Query", "UpdateItem", "TransactGetItems", "TransactWriteItems"];
     for sqs_too in [false, true] {
@@ -401,7 +401,7 @@ async fn a_request_is_answered_in_time_whatever_is_slow() {
             .script(move |call| (sqs_too || DYNAMODB.contains(&call.operation.as_str())).then_some(Fault::Silence));
         let started = Instant::now();
         let answer = shop.pay(&held, "pay_123").await;
-        // A second of these ten is the limiter's, which comes first.
+        // One of these ten seconds belongs to the rate limit.
         assert!(started.elapsed() <= Duration::from_secs(8), "{sqs_too}: {:?}", started.elapsed());
         if sqs_too {
             answer.problem(503, "unavailable");
@@ -412,7 +412,7 @@ async fn a_request_is_answered_in_time_whatever_is_slow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_payment_for_what_is_not_there_is_written_down_before_anybody_is_told() {
+async fn a_payment_for_an_unknown_reservation_is_recorded_before_the_response() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let nobodys =
@@ -421,18 +421,18 @@ async fn a_payment_for_what_is_not_there_is_written_down_before_anybody_is_told(
     shop.pay(&nobodys, "pay_1").await.problem(503, "unavailable");
     shop.wire.clear_faults();
     shop.pay(&nobodys, "pay_1").await.problem(404, "reservation_not_found");
-    // Whoever pays for another's reservation has paid all the same.
+    // A payment for another customer's reservation is recorded too.
     shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
     let failed = shop.queued(FAILED);
     let said: Vec<_> =
         failed.iter().map(|one| (one.confirmation.customer.as_str(), one.reason.as_deref().unwrap())).collect();
     assert_eq!(said, [("alice", "reservation_not_found"), ("bob", "reservation_not_found")]);
     assert_eq!(failed[0].confirmation.payment_reference, Some(payment("pay_1")));
-    // What names no reservation at all cannot be recorded, so it is not answered as if it were.
+    // With an invalid id the payment cannot be recorded, so the response does not promise it.
     let broken = |body| with_body(at(event("confirm/confirm"), "POST", "/reservations/rsv_cut/confirm"), body);
     shop.http(broken(json!({ "payment_reference": "pay_1" }).to_string())).await.problem(400, "invalid_request");
     shop.http(broken("{}".to_owned())).await.problem(404, "reservation_not_found");
-    // Where nothing was paid, there is nothing to write down.
+    // Without a payment, nothing is recorded.
     let path = format!("/reservations/{}/confirm", nobodys.reservation_id);
     let unpaid = with_body(at(event("confirm/confirm"), "POST", &path), "{}");
     shop.http(unpaid).await.problem(404, "reservation_not_found");
@@ -440,7 +440,7 @@ async fn a_payment_for_what_is_not_there_is_written_down_before_anybody_is_told(
 }
 
 #[tokio::test]
-async fn what_an_admin_closed_without_a_payment_is_closed_to_the_queue_and_open_to_whoever_asks_now() {
+async fn resolving_without_a_payment_stops_queued_confirmations_only() {
     let mut shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let store = store(&shop.wire, 3);
@@ -462,7 +462,7 @@ async fn what_an_admin_closed_without_a_payment_is_closed_to_the_queue_and_open_
     assert!(shop.queued(CONFIRMATIONS).is_empty());
     assert!(shop.batch(&[message(&held, None)]).await.is_empty());
     assert_eq!(shop.queued(FAILED)[0].reason.as_deref(), Some("hold_expired"));
-    // Past what clocks may differ by. A clock goes on while a request is served: it is one moment all the same, and no queue.
+    // Beyond the clock skew. The clock advances while a request is served, but the request counts as one moment.
     let ticks = AtomicI64::new(NOW.plus_seconds(71).as_millis());
     let clock = Clock::new(move || Timestamp::from_millis(ticks.fetch_add(1, Ordering::SeqCst)));
     let app = Arc::new(App { store: self::store(&shop.wire, 1), queues: queues(&shop.wire), clock });
@@ -473,7 +473,7 @@ async fn what_an_admin_closed_without_a_payment_is_closed_to_the_queue_and_open_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queued_confirmation_that_cannot_be_an_order_goes_to_a_person_or_stays() {
+async fn a_queued_confirmation_that_fails_stays_or_needs_a_person() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     store(&shop.wire, 3).cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
@@ -484,13 +484,13 @@ async fn a_queued_confirmation_that_cannot_be_an_order_goes_to_a_person_or_stays
     assert!(shop.batch(&paid).await.is_empty());
     let failed = shop.queued(FAILED);
     assert_eq!((failed.len(), failed[0].reason.as_deref()), (1, Some("refund_required")));
-    // Paid or not, somebody was told that it is on its way.
+    // The caller was told 202, with or without a payment.
     assert!(shop.batch(&[message(&held, None)]).await.is_empty());
     assert_eq!(shop.queued(FAILED)[1].reason.as_deref(), Some("reservation_cancelled"));
 }
 
 #[tokio::test]
-async fn a_failed_message_that_has_no_name_fails_the_whole_call() {
+async fn a_failed_message_without_an_id_fails_the_batch() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let nameless = |body: String| {
@@ -508,7 +508,7 @@ async fn a_failed_message_that_has_no_name_fails_the_whole_call() {
 }
 
 #[tokio::test]
-async fn anothers_reservation_and_nobodys_do_not_exist() {
+async fn reservations_of_others_do_not_exist() {
     let shop = shop().await;
     shop.hold("alice", KEY, 1).await;
     shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
@@ -540,7 +540,7 @@ async fn a_service_confirms_for_the_customer_that_it_names() {
     assert_eq!(shop.http(named(service(), "alice")).await.body["status"], "confirmed");
     let order = shop.stored(&held).await;
     assert_eq!((order.customer, order.payment_reference), (held.customer, Some(payment("pay_123"))));
-    // A payment that has to wait in the queue waits in the customer's name.
+    // A queued payment names the customer.
     let other = shop.hold("alice", "waits", 1).await;
     shop.wire.fail_all(WRITES, Fault::LostBefore);
     let path = format!("/reservations/{}/confirm", other.reservation_id);
@@ -549,7 +549,7 @@ async fn a_service_confirms_for_the_customer_that_it_names() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_asked_is_a_problem_with_the_requests_id() {
+async fn an_invalid_request_is_a_problem_with_its_request_id() {
     let shop = shop().await;
     shop.hold("alice", KEY, 1).await;
     let confirm = || event("confirm/confirm");
@@ -574,8 +574,8 @@ async fn what_cannot_be_asked_is_a_problem_with_the_requests_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
-    // The other tests' payments are in here too, if any is.
+async fn the_log_has_the_reservation_and_no_payment_or_token() {
+    // The log includes the payments of other tests.
     let log = Log::capture();
 
     let shop = shop().await;
@@ -583,14 +583,14 @@ async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
     let path = format!("/reservations/{}/confirm", held.reservation_id);
     let confirm = at(event("confirm/confirm"), "POST", &path);
     let confirm = with_header(confirm, "authorization", "Bearer eyJhbGciOiJSUzI1NiJ9.c2VjcmV0.c2lnbmF0dXJl");
-    // Through every way that a payment can take: both services away, the queue, the table, and a refusal.
+    // With every outcome of a payment: both services away, the queue, the table, and a refusal.
     for (away, status) in [(&["UpdateItem", "SendMessage"][..], 503), (&["UpdateItem"], 202), (&[], 200)] {
         shop.wire.fail_all(away, Fault::LostBefore);
         assert_eq!(shop.http(confirm.clone()).await.status, status);
     }
     assert!(shop.batch(&shop.wire.messages(CONFIRMATIONS)).await.is_empty());
     assert_eq!(shop.pay(&held, "pay_456").await.status, 409);
-    // A payment where none belongs, and one that cannot be read.
+    // A payment in a wrong field, and an unreadable one.
     for bad in [json!({ "payment": "pay_123" }), json!({ "payment_reference": ["pay_123"] }), json!("pay_123")] {
         shop.http(with_body(confirm.clone(), bad)).await.problem(400, "invalid_request");
     }
@@ -607,7 +607,7 @@ async fn the_log_names_the_reservation_and_never_the_payment_or_the_token() {
 }
 
 #[tokio::test]
-async fn a_repeated_confirmation_is_the_same_answer_and_changes_nothing_without_a_key() {
+async fn confirming_again_returns_the_same_response_without_a_key() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let first = shop.http(event("confirm/confirm")).await;
@@ -616,7 +616,7 @@ async fn a_repeated_confirmation_is_the_same_answer_and_changes_nothing_without_
         let again = shop.http(event("confirm/confirm")).await;
         assert_eq!((again.status, &again.body), (200, &first.body));
     }
-    // Also at another time: what the order says of itself stays.
+    // Also later: the order does not change.
     shop.hands.set(LATE);
     let again = shop.http(event("confirm/confirm")).await;
     assert_eq!((again.status, &again.body["confirmed_at"]), (200, &first.body["confirmed_at"]));
@@ -625,7 +625,7 @@ async fn a_repeated_confirmation_is_the_same_answer_and_changes_nothing_without_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_payment_that_cannot_be_counted_is_not_turned_away() {
+async fn a_payment_that_cannot_be_counted_is_admitted() {
     let mut shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     let limiter = Limiter::new(store(&shop.wire, 9), shop.hands.clock(), RateLimit::new(1, 1).unwrap());

@@ -1,9 +1,9 @@
-//! Gives back the units of holds whose time is over, and takes failed confirmations into the table.
+//! Releases expired holds, and ingests failed confirmations from the dead-letter queue into the table.
 //!
-//! Whoever calls, and whatever the event says: what is overdue by the clock is released, and nothing else. So an event
-//! that comes twice, late, or not at all does no harm; the recurring schedule makes up for one that is lost.
+//! Any event releases what is overdue by the clock, and nothing else. So an event that is duplicated, late or lost does no
+//! harm; the recurring schedule makes up for a lost one.
 //!
-//! What lies in the dead-letter queue comes second: whatever goes wrong there, holds are released.
+//! The dead-letter queue comes second: holds are released even if it fails.
 
 use std::time::Duration;
 
@@ -16,11 +16,9 @@ use holdfast_store::{Deadline, Error, Store};
 use serde::Serialize;
 use serde_json::Value;
 
-/// How long one call may go on. The function's timeout in `template.yaml` is longer; what is left over is the next
-/// call's.
+/// Time of one call, below the function's timeout in `template.yaml`. The next call does the rest.
 const BUDGET: Duration = Duration::from_secs(25);
-/// How much of that the release may take: after a sale there may be more to release for many calls, and payments must
-/// not wait for the last of them.
+/// Part of it for releases: after a sale they may take many calls, and failed confirmations must not wait for the last.
 const RELEASE_BUDGET: Duration = Duration::from_secs(20);
 
 /// What the function needs.
@@ -28,7 +26,7 @@ const RELEASE_BUDGET: Duration = Duration::from_secs(20);
 pub struct App {
     /// The table.
     pub store: Store,
-    /// Where failed confirmations arrive.
+    /// The dead-letter queue of confirmations.
     pub failed: FailedQueue,
     /// The time.
     pub clock: Clock,
@@ -45,22 +43,22 @@ pub struct Released {
     pub complete: bool,
 }
 
-/// Releases what is overdue; then takes in what has arrived in the dead-letter queue.
+/// Releases overdue holds, then ingests the dead-letter queue.
 ///
 /// # Errors
-/// What kept it from reading or from releasing holds: Scheduler then calls again.
+/// Holds could not be read or released: Scheduler then calls again.
 pub async fn handle(app: &App, event: &Value) -> Result<Released, Error> {
     let deadline = Deadline::after(BUDGET);
     let reminder = serde_json::from_value::<Reminder>(event.clone());
     match &reminder {
         Ok(reminder) => tracing::info!(?reminder, "called"),
-        Err(_) => tracing::warn!("called with an event that is no reminder: looking all the same"),
+        Err(_) => tracing::warn!("unknown event; overdue holds are released anyway"),
     }
-    // Both boxed, their types forgotten: the future of a whole function is deeper than the compiler looks.
+    // Boxed: the type of the whole future exceeds the compiler's recursion limit.
     let released = release(app).boxed().await;
-    // A slot may end every second: what arrives in the queue can wait for the sweep, which comes every minute.
+    // A slot may end every second; the sweep, once a minute, is enough for the queue.
     if !matches!(reminder, Ok(Reminder::Slot { .. })) {
-        take_in(app, deadline).boxed().await;
+        ingest(app, deadline).boxed().await;
     }
     released
 }
@@ -72,18 +70,17 @@ async fn release(app: &App) -> Result<Released, Error> {
     Ok(Released { holds, units, complete })
 }
 
-/// The next sweep does the work of an intake that failed, and an alarm watches the queue: the holds are released, and
-/// calling again for the queue's sake would gain nothing.
-async fn take_in(app: &App, deadline: Deadline) {
+/// Errors are only logged: the next sweep retries, and an alarm watches the queue.
+async fn ingest(app: &App, deadline: Deadline) {
     match ingest_dead_letters(&app.failed, &app.store, &app.clock, deadline).await {
         Ok(Ingested { messages: 0, complete: true }) => {}
-        Ok(Ingested { messages, complete }) => tracing::warn!(messages, complete, "failed confirmations taken in"),
-        Err(error) => tracing::error!(%error, "failed confirmations are left in the queue"),
+        Ok(Ingested { messages, complete }) => tracing::warn!(messages, complete, "failed confirmations ingested"),
+        Err(error) => tracing::error!(%error, "failed confirmations stay in the queue"),
     }
-    // What has become an order meanwhile is not open any more.
+    // Settles those whose reservation has become an order meanwhile.
     match app.store.settle_open(app.clock.now(), deadline).await {
         Ok(0) => {}
-        Ok(open) => tracing::warn!(open, "failed confirmations wait for a person"),
-        Err(error) => tracing::error!(%error, "open failed confirmations were not compared with their reservations"),
+        Ok(open) => tracing::warn!(open, "failed confirmations are open"),
+        Err(error) => tracing::error!(%error, "open failed confirmations were not settled"),
     }
 }

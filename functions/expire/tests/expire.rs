@@ -1,4 +1,4 @@
-//! The function `expire` over the real SDK: whatever the event says, the clock decides.
+//! The function `expire` over the real SDK: the clock decides, not the event.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use expire::{App, Released, handle};
@@ -12,7 +12,7 @@ use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-/// When a hold made at `NOW` is over.
+/// After the end of a hold that was created at `NOW`.
 const LATE: Timestamp = NOW.plus_seconds(600);
 const NOTHING: Released = Released { holds: 0, units: 0, complete: true };
 
@@ -36,7 +36,7 @@ async fn where_they_are(wire: &Wire) -> (u64, u64, u64) {
 }
 
 #[tokio::test]
-async fn whatever_the_event_says_what_is_overdue_is_released_and_nothing_else() {
+async fn any_event_releases_exactly_what_is_overdue() {
     let files = names("expire");
     assert_eq!(files, ["slot", "sweep"]);
     let mut events: Vec<Value> = files.iter().map(|name| event(&format!("expire/{name}"))).collect();
@@ -52,7 +52,7 @@ async fn whatever_the_event_says_what_is_overdue_is_released_and_nothing_else() 
     ]);
     for event in events {
         let (wire, hands, app) = shop().await;
-        // Early: a reminder reminds, it does not decide.
+        // Early: the schedule does not decide.
         assert_eq!(handle(&app, &event).await.unwrap(), NOTHING, "{event}");
         hands.set(Timestamp::from_millis(LATE.as_millis() - 1));
         assert_eq!(handle(&app, &event).await.unwrap(), NOTHING, "{event}");
@@ -82,7 +82,7 @@ async fn two_at_once_release_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_table_is_away_the_call_fails_so_that_scheduler_calls_again() {
+async fn while_the_table_is_away_the_call_fails_and_scheduler_retries() {
     for operation in [&["Query"], &["TransactWriteItems"]] {
         for fault in [Fault::LostBefore, Fault::LostAfter, Fault::Throttled, Fault::AccessDenied] {
             let (wire, hands, app) = shop().await;
@@ -103,7 +103,7 @@ async fn while_the_table_is_away_the_call_fails_so_that_scheduler_calls_again() 
     }
 }
 
-/// A confirmation in the dead-letter queue, as its tries left it there.
+/// A confirmation in the dead-letter queue after its last attempt.
 fn dead_letter(wire: &Wire) -> String {
     let body = json!({
         "reservation_id": basket("alice", "a", &[("tee-black", 2)]).reservation_id, "customer": "alice",
@@ -118,7 +118,7 @@ async fn open(app: &App) -> Vec<FailedConfirmation> {
 }
 
 #[tokio::test]
-async fn a_sweep_takes_in_what_failed_after_it_has_released() {
+async fn a_sweep_ingests_failed_confirmations_after_the_release() {
     for name in ["sweep", "slot"] {
         let (wire, hands, app) = shop().await;
         dead_letter(&wire);
@@ -148,7 +148,7 @@ async fn a_sweep_takes_in_what_failed_after_it_has_released() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_the_queue_does_holds_are_released_and_messages_are_kept() {
+async fn holds_are_released_and_messages_kept_with_any_failure_of_the_queue() {
     const SQS: [&[&str]; 3] = [&["ReceiveMessage"], &["DeleteMessage"], &["ReceiveMessage", "DeleteMessage"]];
     for operations in SQS {
         for fault in [Fault::LostBefore, Fault::ServerError, Fault::AccessDenied, Fault::Silence] {
@@ -162,7 +162,7 @@ async fn whatever_the_queue_does_holds_are_released_and_messages_are_kept() {
             // The function's timeout in template.yaml is 30 s.
             assert!(started.elapsed().as_secs() < 28, "{operations:?} {fault:?}: {:?}", started.elapsed());
             assert_eq!(wire.messages(FAILED), [body], "{operations:?} {fault:?}");
-            // The next sweep makes up for it.
+            // The next sweep does it.
             wire.clear_faults();
             wire.show_messages();
             handle(&app, &event("expire/sweep")).await.unwrap();
@@ -173,7 +173,7 @@ async fn whatever_the_queue_does_holds_are_released_and_messages_are_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_release_that_fails_is_reported_and_keeps_no_payment_waiting() {
+async fn a_failed_release_is_reported_and_does_not_block_the_queue() {
     let (wire, hands, app) = shop().await;
     dead_letter(&wire);
     hands.set(LATE);

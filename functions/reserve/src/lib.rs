@@ -1,4 +1,4 @@
-//! Makes holds, and all that their owner does with them but pay: read, list, extend, cancel.
+//! Reservations and orders: create, read, list, extend and cancel. Confirming is a function of its own (`confirm`).
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json as Answer, Router};
 use holdfast_aws::clock::Clock;
-use holdfast_aws::config::REQUEST_BUDGET;
 use holdfast_aws::schedules::Schedules;
 use holdfast_domain::{Basket, CustomerId, HoldSeconds, ProductId, Reservation, ReservationId, Status, Timestamp};
+use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
-    Caller, Customer, Json, Key, List, ListQuery, Object, Problem, Query, ReservationView, about_reservation, path_id,
-    schema,
+    Caller, Customer, Json, Key, List, ListQuery, Object, Problem, Query, ReservationView, codes, log_reservation_id,
+    path_id, schema,
 };
 use holdfast_store::{Deadline, Error, Store};
 use serde::Deserialize;
@@ -24,7 +24,7 @@ use utoipa::{IntoParams, OpenApi, ToSchema};
 pub struct App {
     /// The table.
     pub store: Store,
-    /// The reminders of holds.
+    /// The schedules that release expired holds.
     pub schedules: Schedules,
     /// The time.
     pub clock: Clock,
@@ -32,59 +32,69 @@ pub struct App {
 
 /// This function's part of the API's description.
 #[derive(Debug, OpenApi)]
-#[openapi(paths(create, one, order, list, orders, extend, cancel), components(schemas(schema::IdempotencyKey)))]
+#[openapi(
+    paths(
+        create_reservation,
+        get_reservation,
+        get_order,
+        list_reservations,
+        list_orders,
+        extend_reservation,
+        cancel_reservation
+    ),
+    components(schemas(schema::IdempotencyKey))
+)]
 pub struct Description;
 
 /// The function's routes.
 pub fn router(app: App) -> Router {
     Router::new()
-        .route("/reservations", post(create).get(list))
-        .route("/reservations/{reservation_id}", get(one).delete(cancel))
-        .route("/reservations/{reservation_id}/extend", post(extend))
-        .route("/orders", get(orders))
-        .route("/orders/{order_id}", get(order))
+        .route("/reservations", post(create_reservation).get(list_reservations))
+        .route("/reservations/{reservation_id}", get(get_reservation).delete(cancel_reservation))
+        .route("/reservations/{reservation_id}/extend", post(extend_reservation))
+        .route("/orders", get(list_orders))
+        .route("/orders/{order_id}", get(get_order))
         .with_state(Arc::new(app))
 }
 
-/// What to reserve.
+/// A request to reserve units.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = CreateReservation)]
 struct Create {
-    /// All of them or none. Lines of one product are merged.
+    /// All lines are reserved, or none. Lines of the same product are added up.
     #[schema(value_type = Vec<CreateLine>, min_items = 1, max_items = 20)]
     lines: Vec<Object<CreateLine>>,
-    /// From a service, which must name it, and from nobody else.
+    /// The customer to act for. Required for service tokens; forbidden for others.
     #[schema(value_type = Option<schema::CustomerId>)]
     customer_id: Option<CustomerId>,
 }
 
-/// So many units of one product.
+/// Units of a product to reserve.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = CreateReservationLine)]
 struct CreateLine {
     #[schema(value_type = schema::ProductId)]
     product_id: ProductId,
-    // Any JSON number: what is no whole number from 1 to 1,000 is refused by name, not as a malformed body.
-    /// Units.
+    // Any JSON number, so that one outside 1 to 1,000 is refused as `invalid_quantity` and not as a malformed body.
+    /// Number of units.
     #[schema(value_type = u32, minimum = 1, maximum = 1_000)]
     quantity: serde_json::Number,
 }
 
-/// Reserve
+/// Create a reservation
 ///
-/// Holds units for the customer until `expires_at`: confirm it by then, or they go back by themselves.
+/// Holds units for the customer until `expires_at`. Confirm the reservation before then, or its units are released.
 ///
-/// The same request with the same key, as after a lost answer, makes nothing new: it answers with the reservation as
-/// it is now.
+/// Idempotent: the same request with the same key returns the existing reservation in its current state.
 #[utoipa::path(
     post, path = "/reservations", operation_id = "createReservation", tag = "Reservations",
     params(Key),
     request_body(content = Create, example = json!({"lines": [{"product_id": "tee-black", "quantity": 2}]})),
     responses((status = 201, description = "The units are held.", body = ReservationView, headers(
-        ("Location" = String, description = "Where the reservation is."),
-        ("Idempotent-Replayed" = String, description = "`true` where an earlier request made it, otherwise absent.")),
+        ("Location" = String, description = "URL of the reservation."),
+        ("Idempotent-Replayed" = String, description = "`true` if an earlier request created it; otherwise absent.")),
         links(
             ("get" = (operation_id = "getReservation",
                 parameters(("reservation_id" = "$response.body#/reservation_id")))),
@@ -99,7 +109,7 @@ struct CreateLine {
         "idempotency_key_reused", "invalid_quantity", "product_not_found", "currency_mismatch", "product_not_on_sale",
         "sale_not_open", "customer_limit_reached", "insufficient_stock"])))
 )]
-async fn create(
+async fn create_reservation(
     State(app): State<Arc<App>>,
     caller: Caller,
     Key(key): Key,
@@ -108,10 +118,11 @@ async fn create(
     let quantity = |number: &serde_json::Number| number.as_u64().and_then(|quantity| u32::try_from(quantity).ok());
     let lines = body.lines.into_iter().map(|Object(line)| (line.product_id, quantity(&line.quantity))).collect();
     let basket = Basket::new(caller.customer(body.customer_id)?, &key, lines).map_err(Error::from)?;
-    about_reservation(&basket.reservation_id);
+    log_reservation_id(&basket.reservation_id);
 
     let now = app.clock.now();
-    let reserved = app.store.reserve(&basket, now, Deadline::after(REQUEST_BUDGET), |at| app.remind(at)).await?;
+    let reserved =
+        app.store.reserve(&basket, now, Deadline::after(REQUEST_BUDGET), |at| app.ensure_schedule(at)).await?;
 
     let location = format!("/reservations/{}", reserved.reservation.reservation_id);
     let mut answer =
@@ -124,14 +135,14 @@ async fn create(
 
 /// Get a reservation
 ///
-/// A hold whose time is over shows as `expired`, also where its units are not back yet.
+/// A hold past its `expires_at` is shown as `expired`, even if its units have not been released yet.
 #[utoipa::path(
     get, path = "/reservations/{reservation_id}", operation_id = "getReservation", tag = "Reservations",
     params(("reservation_id" = schema::ReservationId, Path), Customer),
-    responses((status = 200, description = "The reservation as it is now.", body = ReservationView)),
+    responses((status = 200, description = "The reservation.", body = ReservationView)),
     security(("bearer" = []))
 )]
-async fn one(
+async fn get_reservation(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,
     Path(id): Path<String>,
@@ -144,14 +155,14 @@ async fn one(
 
 /// Get an order
 ///
-/// An order is a confirmed reservation, under the same id.
+/// An order is a confirmed reservation; it keeps its id.
 #[utoipa::path(
     get, path = "/orders/{order_id}", operation_id = "getOrder", tag = "Orders",
     params(("order_id" = schema::ReservationId, Path), Customer),
     responses((status = 200, description = "The order.", body = ReservationView)),
     security(("bearer" = []))
 )]
-async fn order(
+async fn get_order(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,
     Path(id): Path<String>,
@@ -169,29 +180,27 @@ async fn order(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListReservations {
-    /// Only those that stand so. All unless given.
+    /// Filter by status. Default: all.
     #[param(value_type = Option<schema::ReservationStatus>)]
     status: Option<Status>,
-    /// From a service, which must name it, and from nobody else.
-    #[param(value_type = Option<schema::CustomerId>)]
+    #[param(ignore)]
     customer_id: Option<CustomerId>,
-    /// The most items of the page. 50 unless given.
-    #[param(minimum = 1, maximum = 100)]
+    #[param(ignore)]
     limit: Option<u32>,
-    #[param(value_type = Option<schema::Cursor>)]
+    #[param(ignore)]
     cursor: Option<String>,
 }
 
 /// List reservations
 ///
-/// The customer's own, the newest first. A new one may be missing for a moment.
+/// Returns the customer's reservations, newest first. A new reservation may be missing for a moment.
 #[utoipa::path(
     get, path = "/reservations", operation_id = "listReservations", tag = "Reservations",
-    params(ListReservations),
+    params(ListReservations, Customer, ListQuery),
     responses((status = 200, description = "A page of reservations.", body = List<ReservationView>)),
     security(("bearer" = []))
 )]
-async fn list(
+async fn list_reservations(
     State(app): State<Arc<App>>,
     caller: Caller,
     Query(query): Query<ListReservations>,
@@ -200,30 +209,24 @@ async fn list(
     app.list(&customer, query.status, ListQuery::new(query.limit, query.cursor)).await
 }
 
-#[derive(Deserialize, IntoParams)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
 struct ListOrders {
-    /// From a service, which must name it, and from nobody else.
-    #[param(value_type = Option<schema::CustomerId>)]
     customer_id: Option<CustomerId>,
-    /// The most items of the page. 50 unless given.
-    #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
-    #[param(value_type = Option<schema::Cursor>)]
     cursor: Option<String>,
 }
 
 /// List orders
 ///
-/// The customer's own, the newest first.
+/// Returns the customer's orders, newest first.
 #[utoipa::path(
     get, path = "/orders", operation_id = "listOrders", tag = "Orders",
-    params(ListOrders),
+    params(Customer, ListQuery),
     responses((status = 200, description = "A page of orders.", body = List<ReservationView>)),
     security(("bearer" = []))
 )]
-async fn orders(
+async fn list_orders(
     State(app): State<Arc<App>>,
     caller: Caller,
     Query(query): Query<ListOrders>,
@@ -232,33 +235,33 @@ async fn orders(
     app.list(&customer, Some(Status::Confirmed), ListQuery::new(query.limit, query.cursor)).await
 }
 
-/// How much longer.
+/// A request to extend a hold.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ExtendReservation)]
 struct Extend {
-    /// The hold shall last at least so long from now on.
+    /// Minimum remaining hold, in seconds.
     #[schema(value_type = schema::Seconds)]
     hold_seconds: HoldSeconds,
-    /// From a service, which must name it, and from nobody else.
+    /// The customer to act for. Required for service tokens; forbidden for others.
     #[schema(value_type = Option<schema::CustomerId>)]
     customer_id: Option<CustomerId>,
 }
 
 /// Extend a hold
 ///
-/// At least so many seconds from now. It never shortens a hold, and all extensions together may be at most twice the
-/// first hold; one past that is refused and not cut.
+/// Makes the hold last at least `hold_seconds` from now. A hold is never shortened. All extensions together may be at
+/// most twice the original hold; an extension beyond that is refused, not shortened.
 #[utoipa::path(
     post, path = "/reservations/{reservation_id}/extend", operation_id = "extendReservation", tag = "Reservations",
     params(("reservation_id" = schema::ReservationId, Path)),
     request_body(content = Extend, example = json!({"hold_seconds": 900})),
-    responses((status = 200, description = "The hold lasts at least so long.", body = ReservationView)),
+    responses((status = 200, description = "The hold lasts at least that long.", body = ReservationView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(
         ["already_confirmed", "reservation_cancelled", "extension_limit_reached", "hold_expired"])))
 )]
-async fn extend(
+async fn extend_reservation(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
@@ -268,22 +271,22 @@ async fn extend(
     let customer = caller.customer(body.customer_id)?;
     let now = app.clock.now();
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let remind = |at| app.remind(at);
-    let reservation = app.store.extend(&id, &customer, body.hold_seconds, now, deadline, remind).await?;
+    let ensure_schedule = |at| app.ensure_schedule(at);
+    let reservation = app.store.extend(&id, &customer, body.hold_seconds, now, deadline, ensure_schedule).await?;
     Ok(view(reservation, now).into_response())
 }
 
 /// Cancel a hold
 ///
-/// Gives the units back at once. Repeating it is harmless.
+/// Releases the units immediately. Idempotent.
 #[utoipa::path(
     delete, path = "/reservations/{reservation_id}", operation_id = "cancelReservation", tag = "Reservations",
     params(("reservation_id" = schema::ReservationId, Path), Customer),
-    responses((status = 200, description = "It is cancelled.", body = ReservationView)),
+    responses((status = 200, description = "The reservation is cancelled.", body = ReservationView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_confirmed", "hold_expired"])))
 )]
-async fn cancel(
+async fn cancel_reservation(
     State(app): State<Arc<App>>,
     Customer(customer): Customer,
     Path(id): Path<String>,
@@ -295,8 +298,8 @@ async fn cancel(
 }
 
 impl App {
-    /// Makes sure that `expire` will look at what ends at `at`.
-    async fn remind(&self, at: Timestamp) -> Result<(), Error> {
+    /// Makes sure that a schedule calls `expire` for the holds that end at `at`.
+    async fn ensure_schedule(&self, at: Timestamp) -> Result<(), Error> {
         let answer = self.schedules.ensure(at).await;
         answer.map_err(|unanswered| Error::Unavailable { during: unanswered.during, last: unanswered.detail })
     }
@@ -311,8 +314,8 @@ impl App {
 }
 
 fn reservation_id(text: String) -> Result<ReservationId, Problem> {
-    let id = path_id(text, "reservation_not_found")?;
-    about_reservation(&id);
+    let id = path_id(text, &codes::RESERVATION_NOT_FOUND)?;
+    log_reservation_id(&id);
     Ok(id)
 }
 

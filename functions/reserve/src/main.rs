@@ -1,7 +1,7 @@
 //! Wires the function `reserve`.
 
 use holdfast_aws::clock;
-use holdfast_aws::config::{Environment, local_key_set, rate_limit, roles_claim, table_name};
+use holdfast_aws::config::{Environment, rate_limit, table_name};
 use holdfast_http::{Authenticator, Limiter, handle, limited, serve};
 use holdfast_store::Store;
 use lambda_http::lambda_runtime::run;
@@ -16,6 +16,6 @@ async fn main() -> Result<(), Error> {
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));
     let app = App { store: store(), schedules: environment.schedules()?, clock: clock::system() };
     let router = limited(router(app), limiter);
-    let router = serve(router, Authenticator::new(local_key_set().as_deref())?.roles_in(&roles_claim()?));
+    let router = serve(router, Authenticator::from_environment()?);
     run(service_fn(|event| handle(router.clone(), event))).await
 }

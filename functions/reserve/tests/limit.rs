@@ -1,4 +1,4 @@
-//! The limit on each customer's requests, before the routes of `reserve`.
+//! The rate limit per customer, before the routes of `reserve`.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use axum::Router;
@@ -56,25 +56,25 @@ fn later(millis: i64) -> Timestamp {
 }
 
 #[tokio::test]
-async fn past_the_burst_it_is_a_429_that_says_when_and_nothing_was_done() {
+async fn after_the_burst_requests_get_429_and_change_nothing() {
     let shop = shop().await;
     let mine = |n: u32| create("alice", &format!("k{n}"));
     assert_eq!(shop.statuses((0..3).map(mine)).await, [201, 201, 201]);
     let refused = shop.send(mine(3)).await;
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(refused.problem(429, "rate_limited")["retry_after_seconds"], 1);
-    // What cannot be asked costs too; somebody else's requests do not.
+    // Invalid requests count too; other customers' requests do not.
     shop.send(with_body(mine(4), "{")).await.problem(429, "rate_limited");
     assert_eq!(shop.send(create("bob", "k")).await.status, 201);
     assert_eq!(books(&shop.wire).await["tee-black"].held, 8);
-    // After the time that was told, the same request with the same key is made.
+    // After `Retry-After`, the same request with the same key succeeds.
     shop.hands.set(later(1_000));
     let made = shop.send(mine(3)).await;
     assert_eq!((made.status, made.header("idempotent-replayed")), (201, None));
 }
 
 #[tokio::test]
-async fn in_all_environments_together_no_more_goes_on_than_the_limit_says() {
+async fn all_environments_together_admit_no_more_than_the_limit() {
     let shop = shop().await;
     let environments: Vec<Shop> = (2..12).map(|seed| environment(&shop.wire, seed)).collect();
     let herd = (0..100).map(|n| environments[n % 10].send(create("alice", &format!("k{n}"))));
@@ -85,7 +85,7 @@ async fn in_all_environments_together_no_more_goes_on_than_the_limit_says() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_remembered_and_costs_nothing_until_its_time_is_over() {
+async fn a_refusal_is_cached_until_its_time_is_over() {
     let shop = shop().await;
     assert_eq!(shop.statuses((0..4).map(|n| create("alice", &format!("k{n}")))).await, [201, 201, 201, 429]);
     shop.wire.take_calls();
@@ -98,7 +98,7 @@ async fn a_refusal_is_remembered_and_costs_nothing_until_its_time_is_over() {
 }
 
 #[tokio::test]
-async fn who_reads_who_speaks_for_the_shop_and_who_is_nobody_are_not_counted() {
+async fn reads_services_admins_and_unauthenticated_requests_are_not_counted() {
     let shop = shop().await;
     let service = || in_role(create("shop-back-end", "k"), "service");
     let service = || {
@@ -116,13 +116,13 @@ async fn who_reads_who_speaks_for_the_shop_and_who_is_nobody_are_not_counted() {
     }
     let rates = shop.wire.take_calls().into_iter().filter(|call| call.request.to_string().contains("RATE#")).count();
     assert_eq!(rates, 0);
-    // A role that is none of these is a customer.
+    // Any other role is a customer.
     let others = (0..4).map(|n| in_role(create("mallory", &format!("k{n}")), "vip services"));
     assert_eq!(shop.statuses(others).await, [201, 201, 201, 429]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_table_that_does_not_count_lets_the_request_go_on() {
+async fn without_a_count_the_request_is_admitted() {
     for fault in [Fault::LostBefore, Fault::ServerError, Fault::AccessDenied] {
         let shop = shop().await;
         shop.wire.script(move |call| call.request.to_string().contains("RATE#").then_some(fault));
@@ -132,9 +132,9 @@ async fn a_table_that_does_not_count_lets_the_request_go_on() {
     }
 }
 
-/// A customer's flood throttles their own item long before it has counted all of it.
+/// A flood throttles the customer's own item long before all of it is counted.
 #[tokio::test(start_paused = true)]
-async fn a_count_that_is_throttled_refuses_its_customer_and_nobody_else() {
+async fn a_throttled_count_refuses_its_customer_only() {
     let shop = shop().await;
     let throttled = |call: &holdfast_testkit::wire::Call| call.request.to_string().contains("RATE#alice");
     shop.wire.script(move |call| throttled(call).then_some(Fault::Throttled));
@@ -144,11 +144,11 @@ async fn a_count_that_is_throttled_refuses_its_customer_and_nobody_else() {
     refused.problem(429, "rate_limited");
     assert!(started.elapsed().as_secs() <= 1, "{:?}", started.elapsed());
     assert_eq!(shop.send(create("bob", "k")).await.status, 201);
-    // It is remembered: whoever goes on costs no call until the second is over.
+    // It is cached: further requests cost no call until the second is over.
     shop.wire.take_calls();
     assert_eq!(shop.statuses((0..50).map(|n| create("alice", &format!("h{n}")))).await, [429; 50]);
     assert!(shop.wire.take_calls().is_empty());
-    // A throttle that passes is waited for.
+    // A short throttle is waited for.
     shop.hands.set(later(1_000));
     let mut left = 2;
     shop.wire.script(move |call| {
@@ -161,7 +161,7 @@ async fn a_count_that_is_throttled_refuses_its_customer_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn without_a_limit_there_is_no_call_for_it() {
+async fn without_a_limit_there_is_no_call() {
     let shop = shop().await;
     let hands = TestClock::new();
     let app = App { store: store(&shop.wire, 2), schedules: schedules(&shop.wire), clock: hands.clock() };

@@ -1,4 +1,4 @@
-//! The function `reserve` over the real SDKs: its routes, and the reminder that comes before every hold.
+//! The function `reserve` over the real SDKs: its routes, and the schedule before every hold.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use axum::Router;
@@ -29,7 +29,7 @@ async fn shop() -> Shop {
     environment(&wire, 1)
 }
 
-/// Another environment of the function: with a memory of its own.
+/// Another environment of the function, with its own caches.
 fn environment(wire: &Wire, seed: u64) -> Shop {
     let hands = TestClock::new();
     let app = App { store: store(wire, seed), schedules: schedules(wire), clock: hands.clock() };
@@ -73,7 +73,7 @@ async fn every_event_file_is_answered_with_its_success() {
         }
         let answer = shop.send(event(&format!("reserve/{name}"))).await;
         let of_list = |answer: &Answer| answer.body["items"][0].clone();
-        let (status, reservation, stands) = match name.as_str() {
+        let (status, reservation, expected) = match name.as_str() {
             "create" => (201, answer.body.clone(), "held"),
             "get" => (200, answer.body.clone(), "held"),
             "list" => (200, of_list(&answer), "held"),
@@ -88,19 +88,19 @@ async fn every_event_file_is_answered_with_its_success() {
         };
         assert_eq!(answer.status, status, "{name}: {answer:?}");
         assert_eq!(reservation["reservation_id"], id.as_str(), "{name}: {answer:?}");
-        assert_eq!(reservation["status"], stands, "{name}");
+        assert_eq!(reservation["status"], expected, "{name}");
         assert_eq!((&reservation["total_price_minor"], &reservation["currency"]), (&json!(5_000), &json!("EUR")));
     }
 }
 
 #[tokio::test]
-async fn the_same_request_again_is_the_same_answer_and_says_so() {
+async fn a_replay_returns_the_same_response_and_is_marked() {
     let shop = shop().await;
     let first = shop.create(KEY).await;
     let location = format!("/reservations/{}", first.body["reservation_id"].as_str().unwrap());
     assert_eq!((first.status, first.header("location")), (201, Some(location.as_str())));
     assert_eq!(first.header("idempotent-replayed"), None);
-    // Also where it was another environment that made it.
+    // Also if another environment created it.
     for shop in [environment(&shop.wire, 2), shop] {
         let again = shop.create(KEY).await;
         assert_eq!((again.status, again.header("idempotent-replayed")), (201, Some("true")));
@@ -118,7 +118,7 @@ async fn peer_case_8_when_the_scheduler_is_away_no_unit_is_taken_and_the_retry_i
         assert!(!operations(&shop.wire).contains(&"TransactWriteItems".to_owned()), "{fault:?}");
         assert_eq!(shop.free().await, 100, "{fault:?}");
 
-        // The caller sends it again: a new reservation, not the echo of one that was never made.
+        // The retry creates the reservation; it is not a replay.
         shop.wire.clear_faults();
         let answer = shop.create(KEY).await;
         assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, None), "{fault:?}");
@@ -128,7 +128,7 @@ async fn peer_case_8_when_the_scheduler_is_away_no_unit_is_taken_and_the_retry_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hold_is_not_extended_past_its_reminder() {
+async fn a_hold_is_not_extended_past_its_schedule() {
     let shop = shop().await;
     let before = shop.create(KEY).await;
     shop.hands.set(NOW.plus_seconds(60));
@@ -141,7 +141,7 @@ async fn a_hold_is_not_extended_past_its_reminder() {
 }
 
 #[tokio::test]
-async fn the_reminder_is_made_before_the_hold_and_once_a_slot() {
+async fn the_schedule_is_created_before_the_hold_once_per_slot() {
     let shop = shop().await;
     // Fifty holds within one slot: 600 s after 04:40:00.001 to 04:40:09.801.
     for n in 0..50 {
@@ -157,7 +157,7 @@ async fn the_reminder_is_made_before_the_hold_and_once_a_slot() {
     let schedule = &schedules[0];
     let slot = NOW.plus_seconds(610).as_seconds();
     assert_eq!((schedule.group.as_str(), schedule.name.as_str()), ("holds", format!("slot-{slot}").as_str()));
-    // At the end of the slot: none of them is still held then.
+    // At the end of the slot, when all of them are over.
     assert_eq!(schedule.expression, "at(2025-11-21T04:50:10)");
     assert_eq!(schedule.request["ActionAfterCompletion"], "DELETE");
     assert_eq!(schedule.request["FlexibleTimeWindow"]["Mode"], "OFF");
@@ -167,7 +167,7 @@ async fn the_reminder_is_made_before_the_hold_and_once_a_slot() {
 }
 
 #[tokio::test]
-async fn a_reminder_that_another_environment_made_is_a_reminder() {
+async fn a_schedule_of_another_environment_is_used() {
     let shop = shop().await;
     let other = environment(&shop.wire, 2);
     assert_eq!(shop.create("k1").await.status, 201);
@@ -176,14 +176,14 @@ async fn a_reminder_that_another_environment_made_is_a_reminder() {
     let calls = shop.wire.take_calls();
     let conflict = calls.iter().find(|call| call.operation == "CreateSchedule").unwrap();
     assert_eq!(conflict.response.as_ref().unwrap()["__type"], "ConflictException");
-    // And is remembered like one of its own.
+    // It is cached like its own.
     assert_eq!(other.create("k3").await.status, 201);
     assert!(!operations(&shop.wire).contains(&"CreateSchedule".to_owned()));
     assert_eq!((shop.wire.schedules().len(), shop.free().await), (1, 94));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_table_that_does_not_answer_is_a_503_and_one_that_refuses_is_a_500_with_nothing_from_inside() {
+async fn a_table_that_does_not_respond_is_a_503_and_one_that_refuses_a_500_without_internals() {
     let writes: &[&str] = &["TransactWriteItems"];
     let reads: &[&str] = &["GetItem", "BatchGetItem", "Query"];
     for operations in [writes, reads] {
@@ -214,7 +214,7 @@ async fn anothers_reservation_does_not_exist_and_their_key_is_their_own() {
         let answer = shop.send(by(event(&format!("reserve/{name}")), "bob")).await;
         answer.problem(404, "reservation_not_found");
     }
-    // A hold is no order yet.
+    // A hold is not an order.
     shop.send(event("reserve/order")).await.problem(404, "reservation_not_found");
     assert_eq!(shop.send(by(event("reserve/list"), "bob")).await.body["items"], json!([]));
     let bobs = shop.send(by(event("reserve/create"), "bob")).await;
@@ -222,7 +222,7 @@ async fn anothers_reservation_does_not_exist_and_their_key_is_their_own() {
     assert_ne!(bobs.body["reservation_id"], alices.body["reservation_id"]);
 }
 
-/// The shop's back end, which asks for this customer.
+/// The shop's back end, acting for this customer.
 fn service(name: &str, customer: &str) -> Value {
     let event = in_role(by(event(&format!("reserve/{name}")), "shop-back-end"), "service");
     match event["body"].as_str().map(|body| serde_json::from_str::<Value>(body).unwrap()) {
@@ -235,7 +235,7 @@ fn service(name: &str, customer: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_service_does_what_the_customer_could_that_it_names() {
+async fn a_service_acts_for_the_customer_that_it_names() {
     for name in names("reserve") {
         let shop = shop().await;
         let id = basket("alice", KEY, &[("tee-black", 2)]).reservation_id;
@@ -248,7 +248,7 @@ async fn a_service_does_what_the_customer_could_that_it_names() {
             let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
             store(&shop.wire, 2).confirm(&confirmation(&id, &alice, None, NOW), NOW, soon()).await.unwrap();
         }
-        // For the wrong customer it meets what that customer would: nothing, and nothing is changed.
+        // For the wrong customer it gets 404, and nothing is changed.
         let wrong = shop.send(service(&name, "bob")).await;
         match name.as_str() {
             "create" => assert_eq!((wrong.status, shop.free().await), (201, 98)),
@@ -263,7 +263,7 @@ async fn a_service_does_what_the_customer_could_that_it_names() {
 }
 
 #[tokio::test]
-async fn a_service_that_names_nobody_and_anybody_else_who_names_somebody_are_refused() {
+async fn a_service_must_name_a_customer_and_others_must_not() {
     let shop = shop().await;
     assert_eq!(shop.create(KEY).await.status, 201);
     let before = shop.free().await;
@@ -292,7 +292,7 @@ async fn a_service_that_names_nobody_and_anybody_else_who_names_somebody_are_ref
 }
 
 #[tokio::test]
-async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
+async fn an_invalid_request_is_a_problem_and_reserves_nothing() {
     let shop = shop().await;
     let create = || event("reserve/create");
     let lines = |lines: Value| with_body(create(), json!({ "lines": lines }));
@@ -347,17 +347,17 @@ async fn what_cannot_be_asked_is_a_problem_and_takes_nothing() {
     }
     assert_eq!(shop.free().await, 100);
 
-    // The same key for something else.
+    // The same key with a different body.
     assert_eq!(shop.create(KEY).await.status, 201);
     shop.send(line(json!(3))).await.problem(422, "idempotency_key_reused");
-    // Lines of one product are one line.
+    // Lines of the same product are added up.
     let twice = json!([{ "product_id": "tee-black", "quantity": 1 }, { "product_id": "tee-black", "quantity": 1 }]);
     assert_eq!(shop.send(lines(twice)).await.header("idempotent-replayed"), Some("true"));
     assert_eq!(shop.free().await, 98);
 }
 
 #[tokio::test]
-async fn a_key_is_the_same_bare_and_as_the_drafts_string_and_a_content_type_says_nothing() {
+async fn a_quoted_key_equals_the_unquoted_one_and_content_type_is_ignored() {
     let shop = shop().await;
     let first = shop.create(KEY).await;
     let again = shop.create(&format!("\"{KEY}\"")).await;
@@ -370,7 +370,7 @@ async fn a_key_is_the_same_bare_and_as_the_drafts_string_and_a_content_type_says
 }
 
 #[tokio::test]
-async fn an_extension_does_not_add_up_and_a_cancellation_gives_back_once() {
+async fn extensions_do_not_add_up_and_a_cancellation_releases_once() {
     let shop = shop().await;
     shop.create(KEY).await;
     shop.hands.set(NOW.plus_seconds(60));
@@ -380,7 +380,7 @@ async fn an_extension_does_not_add_up_and_a_cancellation_gives_back_once() {
         let again = shop.send(event("reserve/extend")).await;
         assert_eq!((again.status, &again.body), (200, &first.body));
     }
-    // Later, it is "so long from now" again, and the time that passed is all that is added.
+    // Later, the minimum counts from now: only the time that has passed is added.
     shop.hands.set(NOW.plus_seconds(65));
     let later = shop.send(event("reserve/extend")).await;
     assert_eq!(later.body["expires_in_seconds"], first.body["expires_in_seconds"]);
@@ -395,7 +395,7 @@ async fn an_extension_does_not_add_up_and_a_cancellation_gives_back_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_token_and_no_key_is_ever_logged_and_the_reservation_is_named() {
+async fn logs_have_the_reservation_and_no_token_or_key() {
     const TOKEN: &str = "Bearer eyJhbGciOiJSUzI1NiJ9.Y3VzdG9tZXI.c2lnbmVk";
     const SECRET_KEY: &str = "a-key-that-nobody-may-read";
     let log = Log::capture();

@@ -1,6 +1,7 @@
-//! What must hold for every deployment, checked on template.yaml as SAM expands it, so nothing that SAM adds is missed.
+//! Rules that must hold for every deployment, checked on template.yaml as SAM expands it. (One table of rules and their
+//! breaches, hence the length.)
 //!
-//! A rule returns what breaks it, in words. That each rule catches its breach is shown by breaking it: [`breaches`].
+//! A rule returns its violations. [`breaches`] shows that each rule catches its breach.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +12,7 @@ use serde_json::{Map, Value, json};
 
 /// The one function whose routes need no token.
 const PUBLIC: &str = "CatalogFunction";
-/// For how many seconds a confirmation is tried at least, before a person is asked: a service may be away for an hour,
-/// or for a few.
+/// The minimum time in seconds that a confirmation is retried: an outage may last a few hours.
 const LONGEST_OUTAGE: u64 = 6 * 3_600;
 /// What the store looks for through an index: its name, its partition key and its sort key.
 const INDEXES: [(&str, &str, &str); 3] = [
@@ -21,7 +21,7 @@ const INDEXES: [(&str, &str, &str); 3] = [
     (keys::FAILED_INDEX, keys::FAILED_STATE, keys::FIRST_FAILED_AT),
 ];
 
-/// A template in which there is nothing left for SAM to do.
+/// A template that SAM has expanded.
 #[derive(Clone)]
 pub(crate) struct Expanded {
     pub(crate) root: Value,
@@ -172,7 +172,7 @@ fn roles(template: &Expanded) -> Findings {
                 }
             }
             for resource in list(&statement["Resource"]) {
-                // A wildcard may end a name that a resource of the template begins, and stand nowhere else.
+                // A wildcard is only allowed at the end of a name that begins with a resource of the template.
                 let text = resource.as_str().or_else(|| resource["Fn::Sub"].as_str()).unwrap_or_default();
                 let named = !references(resource).is_empty();
                 if !named || text.trim_end_matches("/*").contains('*') {
@@ -254,7 +254,7 @@ fn delays(receives: std::ops::Range<u32>) -> u64 {
 
 fn asynchronous(template: &Expanded) -> Findings {
     let mut findings = Vec::new();
-    // The recurring schedules stand in the template; those that reserve makes are made of its variables.
+    // Recurring schedules are in the template; `reserve` creates the others with its variables.
     let mut targets = Vec::new();
     for (id, schedule) in template.of("AWS::Scheduler::Schedule") {
         let target = &schedule["Target"];
@@ -322,7 +322,7 @@ fn alarms(template: &Expanded) -> Findings {
                 && references(&alarm["AlarmActions"]).contains("AlarmTopicArn")
         })
     };
-    // What a function takes out may be gone before anybody counts what lies there.
+    // A function may empty the queue before its messages are counted.
     let emptied = |queue: &str| {
         let arn = json!({"Fn::GetAtt": [queue, "Arn"]});
         template.of("AWS::IAM::Role").any(|(role, _)| template.allows(role, "sqs:ReceiveMessage", &arn))
@@ -362,7 +362,7 @@ fn table(template: &Expanded) -> Findings {
     findings
 }
 
-/// The indexes exist, with their keys; and whoever changes stock may look for the holds that are overdue, which are
+/// The indexes exist, with their keys; and a role that changes stock may query overdue holds, which are
 /// released before anything is refused for want of units.
 fn indexes(template: &Expanded) -> Findings {
     let mut findings = Vec::new();
@@ -435,10 +435,10 @@ fn tokens(template: &Expanded) -> Findings {
     findings
 }
 
-/// The rule that must see it, what it is called, and what is done to the template.
+/// The rule, the name of the breach, and the change of the template.
 type Breach = (&'static str, &'static str, fn(&mut Value));
 
-/// Each rule, broken in each way that it names.
+/// The breaches of each rule.
 pub(crate) fn breaches() -> Vec<Breach> {
     fn of<'a>(root: &'a mut Value, id: &str) -> &'a mut Value {
         &mut root["Resources"][id]["Properties"]

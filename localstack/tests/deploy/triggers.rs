@@ -1,9 +1,9 @@
-//! What the cloud does by itself: schedules, the queue's event source, redrive. Nothing here is played by a test.
+//! The cloud's own triggers: schedules, the queue's event source, redrive.
 
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_testkit::event::{at, by, event, names, saying, with_header};
+use holdfast_testkit::event::{at, by, event, names, with_body, with_header};
 use serde_json::{Value, json};
 
 use crate::cloud::Cloud;
@@ -14,9 +14,9 @@ async fn hold(cloud: &Cloud, product: &str, hold_seconds: u64) -> Value {
         "product_id": product, "name": product, "price_minor": 100, "currency": "EUR", "total": 4,
         "hold_seconds": hold_seconds,
     });
-    cloud.http("AdminFunction", &saying(event("admin/create-product"), body)).await.is(201);
+    cloud.http("AdminFunction", &with_body(event("admin/create-product"), body)).await.is(201);
     let body = json!({"lines": [{"product_id": product, "quantity": 1}]});
-    let create = with_header(saying(event("reserve/create"), body), "idempotency-key", product);
+    let create = with_header(with_body(event("reserve/create"), body), "idempotency-key", product);
     cloud.http("ReserveFunction", &by(create, product)).await.is(201).clone()
 }
 
@@ -34,7 +34,7 @@ fn id(reservation: &Value) -> String {
     reservation["reservation_id"].as_str().unwrap().to_owned()
 }
 
-/// Every event of `events/` that stands for a call, against the deployed function of that name: each succeeds.
+/// Every event of `events/`, with the deployed function of that name: each succeeds.
 pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
     let calls: [(&str, &str, u64); 17] = [
         ("AdminFunction", "admin/create-product", 201),
@@ -70,7 +70,7 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
         assert_eq!(released["complete"], true, "{name}: {released}");
     }
     // A second payment of the order waits for a person, who settles it.
-    let other = saying(event("confirm/confirm"), json!({"payment_reference": "pay_124"}));
+    let other = with_body(event("confirm/confirm"), json!({"payment_reference": "pay_124"}));
     cloud.http("ConfirmFunction", &other).await.is(409);
     let failed = cloud.http("AdminFunction", &event("admin/list-failed-confirmations")).await;
     let failed = failed.is(200)["items"].as_array().unwrap().clone();
@@ -80,7 +80,7 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
     assert_eq!(cloud.http("AdminFunction", &resolve).await.is(200)["state"], "resolved");
 }
 
-/// A hold left alone: the schedule that the deployed `reserve` made calls the deployed `expire`.
+/// The schedule that the deployed `reserve` creates calls the deployed `expire`.
 pub(crate) async fn a_deployed_schedule_releases_a_hold(cloud: &Cloud) {
     let held = hold(cloud, "left-alone", 10).await;
     let group = cloud.output("ScheduleGroupName");
@@ -157,8 +157,8 @@ pub(crate) async fn the_event_source_confirms_what_is_in_the_queue(cloud: &Cloud
     assert_eq!(order["payment_reference"], "pay-queued");
 }
 
-/// A message that no retry can help is a person's at once, and an admin finds it; its neighbour is done.
-pub(crate) async fn a_poison_message_is_a_persons_at_once(cloud: &Cloud) {
+/// An unreadable message becomes a failed confirmation at once; the other message of its batch is confirmed.
+pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(cloud: &Cloud) {
     let held = hold(cloud, "beside-poison", 600).await;
     send(cloud, "poison: not JSON at all".to_owned()).await;
     send(cloud, message(&held, "beside-poison").to_string()).await;
@@ -178,8 +178,8 @@ pub(crate) async fn a_poison_message_is_a_persons_at_once(cloud: &Cloud) {
         .await;
 }
 
-/// What failed is taken into the table by the deployed sweep, with nobody looking.
-pub(crate) async fn the_deployed_sweep_takes_in_what_failed(cloud: &Cloud) {
+/// The deployed sweep ingests failed confirmations into the table.
+pub(crate) async fn the_deployed_sweep_ingests_failed_confirmations(cloud: &Cloud) {
     let (queue, body) = (cloud.output("FailedConfirmationsQueueUrl"), "swept: not JSON");
     cloud.clients.sqs.send_message().queue_url(queue).message_body(body).send().await.unwrap();
     let item = cloud

@@ -1,4 +1,4 @@
-//! People: signing up, becoming an admin, and what a token of the stack's own user pool says.
+//! Users: signing up, becoming an admin, and the tokens of the stack's user pool.
 //!
 //! The emulator deploys no routes for an HTTP API, so its authorizer cannot be asked. What the authorizer does is done
 //! here instead: the token is checked by the pool's public keys, and its claims go into the event.
@@ -12,7 +12,7 @@ use crate::cloud::Cloud;
 
 const PASSWORD: &str = "correct-Horse-7-battery";
 
-/// Signs somebody up, as they would themselves, and takes the code from the mail for granted.
+/// Signs a user up. (The emulator accepts any code.)
 async fn sign_up(cloud: &Cloud, address: &str) {
     let client = cloud.output("UserPoolClientId");
     let body = json!({
@@ -70,7 +70,7 @@ fn asks_for_products(claims: &Value) -> Value {
     request
 }
 
-/// Whoever signs up is a customer; an admin is made by the account's own credentials, and by nothing else.
+/// Who signs up is a customer; only the account's credentials make an admin.
 pub(crate) async fn only_the_account_makes_an_admin(cloud: &Cloud) {
     let (somebody, admin) = ("somebody@shop.example", "admin@shop.example");
     for address in [somebody, admin] {
@@ -91,8 +91,8 @@ pub(crate) async fn only_the_account_makes_an_admin(cloud: &Cloud) {
     cloud.http("AdminFunction", &asks_for_products(&theirs)).await.is(200);
 }
 
-/// Whatever somebody says of themselves when they sign up, it makes them no admin: Cognito refuses attributes that the
-/// app client may not write; the emulator takes them, and then the token and the function must not.
+/// No attribute at the sign-up makes an admin: Cognito refuses attributes that the app client may not write. The emulator
+/// accepts them, and then the token and the function must not.
 pub(crate) async fn a_sign_up_brings_no_groups(cloud: &Cloud) {
     let client = cloud.output("UserPoolClientId");
     for attribute in ["cognito:groups", "custom:groups", "custom:role"] {

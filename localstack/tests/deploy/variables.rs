@@ -1,7 +1,7 @@
 //! Every variable that a function reads is given to it, and none that it does not read.
 //!
-//! The functions are asked themselves: one that lacks a variable ends at its start and names it. With all it needs, it
-//! asks the Lambda runtime for its first event.
+//! The test starts the functions: without a variable, a function exits and names it; with all, it asks the Lambda runtime
+//! for its first event.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -66,7 +66,7 @@ async fn needed(binary: &Path) -> BTreeSet<String> {
     }
 }
 
-/// Where the variables of the template differ from those that the functions read.
+/// The differences between the template's variables and those that the functions read.
 pub(crate) async fn differences(template: &Expanded, keeper: &Arc<Keeper>) -> Vec<String> {
     let functions = template.root["Resources"].as_object().into_iter().flatten();
     let functions: Vec<(String, &Value)> = functions

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::api::{Api, Who};
 
-pub(crate) async fn products_are_made_changed_and_listed(api: Api) {
+pub(crate) async fn products_are_created_changed_and_listed(api: Api) {
     let made =
         api.product("catalog-1", 40, json!({"max_per_customer": 5, "sale_ends_at": "2999-01-01T00:00:00Z"})).await;
     assert_eq!(

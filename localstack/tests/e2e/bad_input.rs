@@ -1,4 +1,4 @@
-//! Bad input: the documented problem, and nothing changed.
+//! Invalid input gets the documented problem and changes nothing.
 
 use data_encoding::BASE64URL_NOPAD;
 use reqwest::Method;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::{Api, Who};
 
-/// A request, and the problem that it must meet.
+/// A request, and the expected problem.
 struct Case {
     what: &'static str,
     method: Method,
@@ -395,8 +395,8 @@ pub(crate) async fn events_with_missing_fields(api: Api) {
         let released = api.stack.invoke("expire", &event).await;
         assert!(released.is_ok(), "{event}: {released:?}");
     }
-    // `confirm` hands what it cannot read to a person at once, but an empty message, which no queue takes: that one it
-    // names. It keeps a batch whole where it cannot name one.
+    // `confirm` sends unreadable messages to the dead-letter queue, except an empty one, which no queue accepts: it reports
+    // that one as failed. A failed message without an id fails the batch.
     let record =
         |id: &str, body: &str| json!({"messageId": id, "receiptHandle": "r", "body": body, "eventSource": "aws:sqs"});
     let bad = ["", "{}", "null", "[]", "not json", r#"{"reservation_id":"x","customer":"a","requested_at_ms":0}"#];
@@ -421,6 +421,6 @@ pub(crate) async fn events_with_missing_fields(api: Api) {
     assert_eq!(empty["batchItemFailures"], json!([]));
     let book = api.book("events").await;
     assert_eq!((book.available, book.held), (3, 2));
-    // Whatever they were sent, the functions still answer.
+    // After all this the functions still work.
     api.reserve("alice", "events", &[("events", 2)]).await.is(201, "");
 }

@@ -1,12 +1,11 @@
-//! Chaos: what everything runs on is frozen, stopped, killed or away while customers go on buying.
+//! Chaos: the emulator, the functions and services are frozen, stopped, killed or away while customers keep buying.
 //!
-//! Each test has a stack of its own and the same load on it (`load`): some tens of good clients, which ask again with the
-//! same key until there is an answer, and remember what they were told. Once the trouble is over and all is quiet, the
-//! books have to be right (`books`), by the promises' names in docs/reliability.md. A trouble that hit nobody proves
-//! nothing, and fails the test.
+//! Each test has its own stack and the same load (`load`): some tens of clients, which retry with the same key until there
+//! is a response, and record the responses. Once the fault is over and the system is quiet, the books must be correct
+//! (`books`), by the promises' names in docs/reliability.md. A fault that affects no request fails the test.
 //!
-//! `HOLDFAST_CHAOS_SECONDS=60 cargo test -p holdfast-local --test e2e chaos` makes each trouble last that long; unset,
-//! as long as it takes to be sure of hitting many. Each test prints what it came to.
+//! `HOLDFAST_CHAOS_SECONDS=60 cargo test -p holdfast-local --test e2e chaos` makes each fault last that long; by
+//! default, long enough to affect many requests. Each test prints a summary.
 
 mod books;
 mod load;
@@ -17,9 +16,10 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use holdfast_local::emulator::Choice;
-use holdfast_local::recorder::{Call, Refusal, Refused};
 use holdfast_local::runner::Event;
 use holdfast_local::stack::{Options, Stack};
+use holdfast_wiretap::recorder::{Call, Refusal, Refused};
+use holdfast_wiretap::{Halts as _, Tapped as _};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -28,14 +28,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::api::{Api, PATIENCE};
 use load::{Load, Tally};
 
-/// A process that lived for less is started again with more and more delay: killed sooner, a function would be away, and
-/// nothing left to kill.
+/// A process that lived for less is restarted with a growing delay, and could not be killed again.
 const BETWEEN_KILLS: Duration = Duration::from_millis(1_100);
 /// Longer than any request waits for its turn and its function takes to give up and say so. The functions answer
 /// themselves here; a request that the gateway gave up on would stay in the queue of `cargo lambda watch` (see `gateway`).
 const FUNCTIONS_ANSWER: Duration = PATIENCE;
 
-/// How long a trouble lasts.
+/// How long a fault lasts.
 fn lasting(seconds: u64) -> Duration {
     #[expect(clippy::disallowed_methods, reason = "a test binary has no other way to be told")]
     let asked = std::env::var("HOLDFAST_CHAOS_SECONDS").ok();
@@ -43,7 +42,7 @@ fn lasting(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Starts a stack, breaks it as `trouble` does while the load is on it, and checks the books.
+/// Starts a stack, injects `trouble` under load, and checks the books.
 async fn chaos(name: &str, options: Options, trouble: impl AsyncFnOnce(&Api, &Tally) -> String) {
     let stack = Arc::new(Stack::start(options).await.unwrap_or_else(|error| panic!("{error}")));
     let api = Api::new(&stack);
@@ -52,7 +51,7 @@ async fn chaos(name: &str, options: Options, trouble: impl AsyncFnOnce(&Api, &Ta
         // In the middle of it, and not before anything was sold.
         load.tally.until(|counts| counts.orders >= 5 && counts.reservations >= 20).await;
         let done = trouble(&api, &load.tally).await;
-        // It goes on for a while as if nothing had been.
+        // The load continues for a while.
         let before = load.tally.now();
         load.tally.until(|counts| counts.orders >= before.orders + 5).await;
         load.end();
@@ -70,7 +69,7 @@ async fn chaos(name: &str, options: Options, trouble: impl AsyncFnOnce(&Api, &Ta
     }
 }
 
-/// Waits for the trouble to end; what failed in it.
+/// Waits for the fault to end, and returns the number of failures.
 async fn lasts(tally: &Tally, length: Duration) -> u64 {
     let before = tally.now();
     // The length is what the test is about.
@@ -79,18 +78,17 @@ async fn lasts(tally: &Tally, length: Duration) -> u64 {
 }
 
 pub(crate) async fn the_emulator_frozen_and_stopped_and_answers_cut_off(_: Api) {
-    // Always one of ours: another's is not stopped. And a port that no connection takes while nobody listens there:
-    // Linux takes those of connections from 32768 on.
+    // An emulator of the stack, which can be stopped; and a port below 32768, from which Linux takes those of connections.
     let options = Options {
         emulator: Choice::Ministack,
         emulator_port: Some(port_of_no_connection()),
-        emulator_halts: true,
+        emulator_keeps_state: true,
         timeout: FUNCTIONS_ANSWER,
         ..crate::options()
     };
     chaos("the emulator", options, async |api, tally| {
         let emulator = api.stack.emulator().unwrap();
-        // Every third answer is cut off in its middle: carried out, and nobody was told.
+        // Every third response is cut off in the middle, after the call was carried out.
         let cut = api.stack.recorder().unwrap().refuse(Refusal::Cut, |_| fastrand::u8(..3) == 0);
         sleep(lasting(3)).await;
         let cut_off = *cut.met().borrow();
@@ -126,7 +124,7 @@ pub(crate) async fn functions_killed_again_and_again(_: Api) {
     // A request whose function was killed is only answered when its time limit is over.
     let options = Options { timeout: Duration::from_secs(3), ..crate::options() };
     chaos("functions killed", options, async |api, tally| {
-        // Of each call, as it is about to be made: a kill that follows is in the middle of something.
+        // Every call is reported before it is passed on, so that a kill can hit it.
         let (calls, mut heard) = mpsc::unbounded_channel();
         let ear = api.stack.recorder().unwrap().refuse(Refusal::Away, move |call: &Call<'_>| {
             let writes = ["Put", "Update", "Delete", "Send", "Create"];
@@ -137,7 +135,7 @@ pub(crate) async fn functions_killed_again_and_again(_: Api) {
             }
             false
         });
-        // Some payments take the way through the queue, so that what it delivers is cut off as well.
+        // Some payments go through the queue, so that kills hit deliveries too.
         let queued = table_denied(api, "abcd");
         let mut events = api.stack.runner().unwrap().events();
         let (before, end) = (tally.now(), Instant::now() + lasting(15));
@@ -187,8 +185,7 @@ pub(crate) async fn functions_killed_again_and_again(_: Api) {
     .await;
 }
 
-/// The table refuses `confirm` the reservations whose ids begin with one of these letters, at once and for good: their
-/// confirmations go to the queue.
+/// The table refuses `confirm` the reservations whose ids begin with one of these letters: their confirmations are queued.
 fn table_denied(api: &Api, letters: &'static str) -> Refused {
     api.stack.recorder().unwrap().refuse(Refusal::Denied, move |call: &Call<'_>| {
         let id = call.body.split_once("HOLD#rsv_").map(|(_, id)| id);
@@ -201,7 +198,7 @@ pub(crate) async fn queue_and_scheduler_away(_: Api) {
     let options = Options { timeout: FUNCTIONS_ANSWER, ..crate::options() };
     chaos("queue and Scheduler away", options, async |api, tally| {
         let recorder = api.stack.recorder().unwrap();
-        // The queue matters where the table is away too, which it is for every second reservation.
+        // The queue is used if the table is away too, which it is for every second reservation.
         let table = table_denied(api, "abcdefghijklmnop");
         let queue = recorder.refuse(Refusal::Away, |call: &Call<'_>| call.is_of("sqs"));
         let before = tally.now();
@@ -228,7 +225,7 @@ pub(crate) async fn queue_and_scheduler_away(_: Api) {
     .await;
 }
 
-/// How long anything may take that waits for the trouble to be over.
+/// The maximum wait for the end of the fault.
 fn patience() -> Duration {
     PATIENCE + 3 * lasting(15)
 }

@@ -12,8 +12,8 @@ use serde_json::json;
 use crate::api::{Api, PATIENCE};
 
 pub(crate) async fn peer_case_3_functions_killed_in_the_middle_of_five_hundred_reserves_lose_nothing(_: Api) {
-    // A stack of its own, for what is killed here would be missed elsewhere; and a short time limit, for a request
-    // whose function was killed is only answered when that is over.
+    // Its own stack, because the functions are killed; and a short time limit, after which a request whose function was
+    // killed gets its response.
     let options = Options { timeout: Duration::from_secs(3), ..crate::options() };
     let stack = Arc::new(Stack::start(options).await.unwrap_or_else(|error| panic!("{error}")));
     let api = Api::new(&stack);
@@ -22,7 +22,7 @@ pub(crate) async fn peer_case_3_functions_killed_in_the_middle_of_five_hundred_r
     let answered = AtomicUsize::new(0);
     let callers: Vec<String> = (0..500).map(|n| format!("k-{n}")).collect();
     let caller = async |caller: &String| {
-        // As any client would: until there is an answer, the same request again.
+        // Retry the same request until there is a response, as any client would.
         let mut tries = 0;
         loop {
             tries += 1;

@@ -156,7 +156,7 @@ pub(crate) fn trial(complete: bool) -> Trial {
             if elsewhere == met.iter().any(|(_, _, known)| known == code.code) {
                 never.push(format!(
                     "{} {}{}",
-                    code.status,
+                    code.status.as_u16(),
                     code.code,
                     if elsewhere { ", which was met after all" } else { "" }
                 ));

@@ -5,7 +5,7 @@ use reqwest::Method;
 
 use crate::api::{Api, Who};
 
-pub(crate) async fn the_page_and_its_parts_come_from_the_api_itself(api: Api) {
+pub(crate) async fn the_docs_page_loads_from_the_api_only(api: Api) {
     let description = api.get("/openapi.json", Who::Nobody).await;
     description.is(200, "");
     let written: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(openapi::path()).unwrap()).unwrap();

@@ -1,14 +1,14 @@
-//! What people who build a shop on the API rely on: roles, tokens, limits, answers that may be kept, and problems
-//! wherever a request may go.
+//! What integrators rely on: roles, tokens, limits, cacheable responses, and problems on every route.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
 use futures_util::future::join_all;
+use holdfast_http::{LOCAL_AUDIENCE, LOCAL_ISSUER};
 use holdfast_local::openapi;
 use holdfast_local::stack::{Options, Stack};
-use holdfast_local::token::{AUDIENCE, ISSUER, Signer};
+use holdfast_local::token::Signer;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use crate::races::counts;
 
 const SHOP: Who<'static> = Who::Service("shop-back-end");
 
-pub(crate) async fn a_service_serves_its_customers_and_no_other_role_can(api: Api) {
+pub(crate) async fn only_a_service_acts_for_customers(api: Api) {
     api.product("served", 10, json!({})).await;
     let lines = json!([{"product_id": "served", "quantity": 2}]);
     let create = async |who: Who<'_>, body: &Value| {
@@ -64,7 +64,7 @@ pub(crate) async fn a_service_serves_its_customers_and_no_other_role_can(api: Ap
     };
     cancel("bob").await.is(404, "reservation_not_found");
     cancel("alice").await.is(409, "already_confirmed");
-    // A service is no admin.
+    // A service is not an admin.
     api.get("/admin/products", SHOP).await.is(403, "forbidden");
     let book = api.book("served").await;
     assert_eq!((book.available, book.sold), (8, 2));
@@ -75,7 +75,7 @@ fn token(header: &Header, claims: &Value, key: &EncodingKey) -> String {
     jsonwebtoken::encode(header, claims, key).unwrap()
 }
 
-pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
+pub(crate) async fn an_invalid_token_is_a_401(api: Api) {
     let key_set: Value = serde_json::from_str(Signer::load().unwrap().key_set()).unwrap();
     let key = &key_set["keys"][0];
     let secret = BASE64URL_NOPAD.decode(key["k"].as_str().unwrap().as_bytes()).unwrap();
@@ -83,9 +83,9 @@ pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
         (EncodingKey::from_secret(&secret), EncodingKey::from_secret(b"any other key at all, of 32 bytes"));
     let header = |algorithm| Header { kid: key["kid"].as_str().map(str::to_owned), ..Header::new(algorithm) };
     let hs256 = header(Algorithm::HS256);
-    #[expect(clippy::disallowed_methods, reason = "a token's expiry is by the clock of whoever checks it")]
+    #[expect(clippy::disallowed_methods, reason = "the functions verify a token's expiry by the wall clock")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let claims = json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600});
+    let claims = json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": now + 600});
     let but = |name: &str, value: Value| {
         let mut claims = claims.clone();
         claims[name] = value;
@@ -144,13 +144,13 @@ pub(crate) async fn a_token_that_is_wrong_in_any_way_is_a_401(api: Api) {
     }
 }
 
-pub(crate) async fn a_nested_list_of_roles_gives_none_and_a_guest_signs_in_nowhere(api: Api) {
+pub(crate) async fn a_nested_list_gives_no_roles_and_a_guest_cannot_sign_in(api: Api) {
     let key_set: Value = serde_json::from_str(Signer::load().unwrap().key_set()).unwrap();
     let key = &key_set["keys"][0];
     let ours = EncodingKey::from_secret(&BASE64URL_NOPAD.decode(key["k"].as_str().unwrap().as_bytes()).unwrap());
     let header = Header { kid: key["kid"].as_str().map(str::to_owned), ..Header::new(Algorithm::HS256) };
     let bearer = |roles: Value| {
-        let claims = json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64});
+        let claims = json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64});
         let mut claims = claims.as_object().unwrap().clone();
         claims.insert("cognito:groups".to_owned(), roles);
         token(&header, &claims.into(), &ours)
@@ -168,7 +168,7 @@ pub(crate) async fn a_nested_list_of_roles_gives_none_and_a_guest_signs_in_nowhe
         assert_eq!(answer.status, if gets_in { 200 } else { 403 }, "{roles}: {answer:?}");
     }
 
-    // A guest is whom a shop's back end names so, and nobody else.
+    // Only a shop's back end names guests.
     api.product("guests", 5, json!({})).await;
     let body = json!({"lines": [{"product_id": "guests", "quantity": 1}], "customer_id": "guest:alice"}).to_string();
     let made = api.raw(Method::POST, "/reservations", SHOP, &[("idempotency-key", "guest")], Some(body)).await;
@@ -180,7 +180,7 @@ pub(crate) async fn a_nested_list_of_roles_gives_none_and_a_guest_signs_in_nowhe
 }
 
 /// Every operation of the description, with a parameter that none of them has.
-pub(crate) async fn parameters_that_no_route_knows_are_refused_unless_it_is_public(api: Api) {
+pub(crate) async fn unknown_parameters_are_refused_except_on_public_routes(api: Api) {
     api.product("walked", 5, json!({})).await;
     let text = std::fs::read_to_string(openapi::path()).unwrap();
     let document: Value = serde_json::from_str(&text).unwrap();
@@ -205,7 +205,7 @@ pub(crate) async fn parameters_that_no_route_knows_are_refused_unless_it_is_publ
             let answer = ask(&format!("?{unknown}"), who).await;
             answer.is(400, "invalid_request");
             assert!(answer.body["detail"].as_str().unwrap().contains("utm_source"), "{method} {path}: {answer:?}");
-            // Who asks is looked at before what they ask.
+            // Authentication comes before validation.
             ask(&format!("?{unknown}"), Who::Nobody).await.is(401, "unauthenticated");
             refused += 1;
         }
@@ -216,7 +216,7 @@ pub(crate) async fn parameters_that_no_route_knows_are_refused_unless_it_is_publ
     api.get("/products?limit=0", Who::Nobody).await.is(400, "invalid_request");
 }
 
-pub(crate) async fn a_price_says_how_many_decimals_it_has_and_a_time_has_three(api: Api) {
+pub(crate) async fn prices_have_an_exponent_and_times_three_decimals(api: Api) {
     for (currency, exponent) in [("JPY", 0), ("EUR", 2), ("KWD", 3)] {
         let id = format!("in-{currency}");
         let more = json!({"currency": currency, "sale_starts_at": "2020-01-01T00:00:00.06+01:00"});
@@ -257,7 +257,7 @@ pub(crate) async fn a_limit_that_is_set_later_counts_what_was_bought_before(api:
     api.reserve("alice", "later-3", &[("limited-later", 1)]).await.is(201, "");
     api.reserve("alice", "later-4", &[("limited-later", 1)]).await.is(409, "customer_limit_reached");
 
-    // Who said at its creation that there will be none cannot have one, and is told so.
+    // A product that was created without counting refuses a limit.
     let never = api.product("limited-never", 20, json!({"max_per_customer": null, "late_payment_seconds": 0})).await;
     assert_eq!((&never.body["counts_per_customer"], &never.body["late_payment_seconds"]), (&json!(false), &json!(0)));
     api.reserve("alice", "never-1", &[("limited-never", 5)]).await.is(201, "");
@@ -267,7 +267,7 @@ pub(crate) async fn a_limit_that_is_set_later_counts_what_was_bought_before(api:
     assert_eq!(changed.is(200, "").body["late_payment_seconds"], 60);
 }
 
-pub(crate) async fn what_no_route_knows_is_a_problem_too(api: Api) {
+pub(crate) async fn an_unknown_route_is_a_problem(api: Api) {
     for (method, path, status, code) in [
         (Method::GET, "/", 404, "route_not_found"),
         (Method::GET, "/nowhere", 404, "route_not_found"),
@@ -310,7 +310,7 @@ pub(crate) async fn what_no_route_knows_is_a_problem_too(api: Api) {
     }
 }
 
-pub(crate) async fn a_request_with_two_keys_has_none_and_a_quoted_key_is_the_key(api: Api) {
+pub(crate) async fn two_keys_are_refused_and_a_quoted_key_is_accepted(api: Api) {
     api.product("keys", 5, json!({})).await;
     let body = || Some(json!({"lines": [{"product_id": "keys", "quantity": 1}]}).to_string());
     let create = async |keys: &[&str]| -> Answer {
@@ -329,7 +329,7 @@ pub(crate) async fn a_request_with_two_keys_has_none_and_a_quoted_key_is_the_key
     assert_eq!(api.book("keys").await.held, 1);
 }
 
-pub(crate) async fn a_product_that_did_not_change_is_a_304(api: Api) {
+pub(crate) async fn an_unchanged_product_is_a_304(api: Api) {
     api.product("tagged", 5, json!({})).await;
     let get =
         async |tag: &str| api.raw(Method::GET, "/products/tagged", Who::Nobody, &[("if-none-match", tag)], None).await;
@@ -361,7 +361,7 @@ pub(crate) async fn a_product_that_did_not_change_is_a_304(api: Api) {
     assert_ne!(changed.headers["etag"], first.headers["etag"]);
 }
 
-pub(crate) async fn a_herd_of_one_customer_holds_no_more_than_their_limit(api: Api) {
+pub(crate) async fn concurrent_requests_of_a_customer_stay_within_their_limit(api: Api) {
     api.product("per-customer", 100, json!({"max_per_customer": 5})).await;
     let keys: Vec<String> = (0..60).map(|n| format!("herd-{n}")).collect();
     let answers = join_all(keys.iter().map(|key| api.reserve("greedy", key, &[("per-customer", 1)]))).await;
@@ -371,7 +371,7 @@ pub(crate) async fn a_herd_of_one_customer_holds_no_more_than_their_limit(api: A
     assert_eq!(api.book("per-customer").await.held, 5);
 }
 
-pub(crate) async fn a_customer_who_asks_too_often_is_told_when_to_come_back(_: Api) {
+pub(crate) async fn a_rate_limited_customer_gets_429_with_retry_after(_: Api) {
     // A stack of its own: the limit is a parameter of the template, and would meet every other test.
     let parameters = [("CustomerRateLimit", "1"), ("CustomerRateBurst", "4")];
     let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
@@ -392,7 +392,7 @@ pub(crate) async fn a_customer_who_asks_too_often_is_told_when_to_come_back(_: A
     assert!(answers.iter().all(|answer| matches!(answer.status, 201 | 429)), "{:?}", counts(&answers));
     assert_eq!(api.book("rated").await.held, i64::try_from(made).unwrap());
 
-    // Nobody else is held up, nor is who only looks; and to wait as long as one is told is enough.
+    // Other customers and reads are not limited; and waiting for `Retry-After` is enough.
     api.reserve("patient", "rated", &[("rated", 1)]).await.is(201, "");
     api.get("/reservations", Who::Customer("hasty")).await.is(200, "");
     // Both functions that serve customers count in the same place.
@@ -411,7 +411,7 @@ pub(crate) async fn a_customer_who_asks_too_often_is_told_when_to_come_back(_: A
     Arc::into_inner(stack).expect("nobody else has the stack").stop().await;
 }
 
-pub(crate) async fn a_page_of_an_origin_that_is_named_may_call_and_no_other(api: Api) {
+pub(crate) async fn only_pages_of_allowed_origins_may_call(api: Api) {
     let ours = "https://shop.example";
     let preflight = async |api: &Api, origin: &str, path: &str| {
         let asks = [

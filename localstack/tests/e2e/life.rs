@@ -47,7 +47,7 @@ pub(crate) async fn a_hold_becomes_an_order(api: Api) {
     assert_eq!(api.book("order-a").await.sold, 2);
 }
 
-pub(crate) async fn a_hold_left_alone_expires_by_its_schedule_and_gives_back_once(api: Api) {
+pub(crate) async fn an_unconfirmed_hold_expires_by_its_schedule_and_is_released_once(api: Api) {
     api.product("expiring", 9, json!({"hold_seconds": 10})).await;
     let left = api.reserve("alice", "left", &[("expiring", 2)]).await.id();
     let bought = api.reserve("bob", "bought", &[("expiring", 3)]).await.id();
@@ -115,7 +115,7 @@ pub(crate) async fn a_hold_can_be_cancelled_more_than_once(api: Api) {
     }
 }
 
-pub(crate) async fn paid_late_is_honoured_while_there_is_stock(api: Api) {
+pub(crate) async fn a_late_payment_is_accepted_while_units_are_available(api: Api) {
     api.product("late", 3, json!({"hold_seconds": 10})).await;
     let id = api.reserve("alice", "late", &[("late", 2)]).await.id();
     api.until_expired(|| async { api.book("late").await.available == 3 }).await;

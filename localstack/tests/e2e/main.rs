@@ -1,10 +1,9 @@
-//! End to end: the compiled functions behind `cargo lambda watch`, an emulator, and nothing faked.
+//! End to end: the compiled functions behind `cargo lambda watch`, and an emulator.
 //!
-//! One stack serves all tests, each with products of its own; those that kill functions start another, and those that
-//! break everything (see `chaos`) come after all others. The emulator is
-//! ministack, or whatever answers at `HOLDFAST_ENDPOINT`: `HOLDFAST_ENDPOINT=http://127.0.0.1:4566 cargo test --test e2e`.
+//! One stack serves all tests, each with its own products; tests that kill functions start another one, and those that
+//! break everything (see `chaos`) run last. The emulator is ministack, or the one at `HOLDFAST_ENDPOINT`: `HOLDFAST_ENDPOINT=http://127.0.0.1:4566 cargo test --test e2e`.
 //!
-//! What the functions asked of AWS in all that is then held against their roles: see `permissions`.
+//! Finally the functions' AWS calls are compared with their roles: see `permissions`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
 mod admin;
@@ -33,24 +32,24 @@ use std::time::Duration;
 use holdfast_local::emulator::Choice;
 use holdfast_local::runner;
 use holdfast_local::stack::{Options, Stack};
+use holdfast_wiretap::Wiretap;
 use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
 
-/// As many tests at once as leave each of them time to run: most of it is waiting for holds to end.
+/// Most tests mainly wait for holds to end.
 const TESTS_AT_ONCE: usize = 6;
 
-/// Those that break what everything runs on have stacks of their own and come after the others, which count on time:
-/// most of a trial is waiting.
+/// Chaos tests have their own stacks, and run after the others, which depend on time.
 const CHAOS_AT_ONCE: usize = 3;
 
-/// The stack as the tests want it: what failed in a queue comes back after a second and not after a minute.
+/// The options of the tests' stacks: a failed message comes back after a second, not after a minute.
 fn options() -> Options {
     #[expect(clippy::disallowed_methods, reason = "a test binary has no other way to be told")]
     let endpoint = std::env::var("HOLDFAST_ENDPOINT").ok();
     Options {
         emulator: endpoint.map_or(Choice::Ministack, Choice::Endpoint),
         runner: runner::Options { visibility_timeout: Some(Duration::from_secs(1)), ..runner::Options::default() },
-        record_calls: true,
+        proxy: Some(Arc::new(Wiretap::default())),
         ..Options::default()
     }
 }
@@ -78,20 +77,20 @@ fn main() -> ExitCode {
     let trials = trials![
         life::{
             a_hold_becomes_an_order,
-            a_hold_left_alone_expires_by_its_schedule_and_gives_back_once,
+            an_unconfirmed_hold_expires_by_its_schedule_and_is_released_once,
             a_hold_can_be_extended_up_to_its_cap,
             a_hold_can_be_cancelled_more_than_once,
-            paid_late_is_honoured_while_there_is_stock,
+            a_late_payment_is_accepted_while_units_are_available,
             paid_late_and_gone_is_a_failed_confirmation_that_an_admin_settles,
             lists_show_the_customers_own,
         },
         money::{
             copies_of_one_late_payment_have_one_answer,
-            a_payment_that_is_owed_back_stays_so_whatever_comes_free,
-            an_overdue_hold_stands_in_nobodys_way,
+            a_refusal_of_a_payment_stays_even_if_units_are_released,
+            overdue_holds_block_nothing,
             copies_of_one_adjustment_have_one_answer,
-            two_products_in_crumbs_are_sold_together,
-            a_payment_for_nothing_is_written_down,
+            fragmented_stock_of_two_products_is_sold_together,
+            a_payment_without_a_reservation_is_recorded,
         },
         races::{
             two_hundred_callers_for_the_last_unit,
@@ -102,11 +101,11 @@ fn main() -> ExitCode {
             peer_case_3_functions_killed_in_the_middle_of_five_hundred_reserves_lose_nothing,
         },
         outages::{
-            paid_while_the_table_is_away_becomes_an_order_once_it_is_back,
+            a_payment_during_an_outage_of_the_table_becomes_an_order,
             peer_case_4_paid_while_table_and_queue_are_away_is_not_acknowledged,
             peer_case_8_nothing_is_held_while_the_scheduler_is_away,
-            a_table_that_is_away_for_long_costs_nobody_an_order,
-            what_used_up_its_tries_becomes_an_order_by_an_admins_word,
+            a_long_outage_of_the_table_costs_no_order,
+            a_retry_by_an_admin_confirms_what_used_up_its_attempts,
         },
         peers::{
             peer_case_1_confirm_after_expiry_is_refused,
@@ -121,39 +120,39 @@ fn main() -> ExitCode {
             events_with_missing_fields,
         },
         integrators::{
-            a_service_serves_its_customers_and_no_other_role_can,
-            a_token_that_is_wrong_in_any_way_is_a_401,
-            what_no_route_knows_is_a_problem_too,
-            a_nested_list_of_roles_gives_none_and_a_guest_signs_in_nowhere,
-            parameters_that_no_route_knows_are_refused_unless_it_is_public,
-            a_price_says_how_many_decimals_it_has_and_a_time_has_three,
+            only_a_service_acts_for_customers,
+            an_invalid_token_is_a_401,
+            an_unknown_route_is_a_problem,
+            a_nested_list_gives_no_roles_and_a_guest_cannot_sign_in,
+            unknown_parameters_are_refused_except_on_public_routes,
+            prices_have_an_exponent_and_times_three_decimals,
             a_limit_that_is_set_later_counts_what_was_bought_before,
-            a_request_with_two_keys_has_none_and_a_quoted_key_is_the_key,
-            a_product_that_did_not_change_is_a_304,
-            a_herd_of_one_customer_holds_no_more_than_their_limit,
-            a_customer_who_asks_too_often_is_told_when_to_come_back,
-            a_page_of_an_origin_that_is_named_may_call_and_no_other,
+            two_keys_are_refused_and_a_quoted_key_is_accepted,
+            an_unchanged_product_is_a_304,
+            concurrent_requests_of_a_customer_stay_within_their_limit,
+            a_rate_limited_customer_gets_429_with_retry_after,
+            only_pages_of_allowed_origins_may_call,
         },
         queues::{
             a_queued_confirmation_is_carried_out,
-            a_poison_message_is_a_persons_at_once,
-            the_sweep_takes_in_what_failed,
-            a_payment_for_what_is_not_there_is_kept_for_a_person,
+            a_poison_message_is_a_failed_confirmation_at_once,
+            the_sweep_ingests_failed_confirmations,
+            a_payment_for_an_unknown_reservation_needs_a_person,
         },
         readme::{
-            the_walk_answers_as_it_says,
+            the_walk_through_prints_what_readme_says,
         },
         schemathesis::{
-            the_api_is_as_described_whoever_asks,
+            the_api_matches_its_description,
         },
         client::{
             a_generated_client_makes_an_order,
         },
         docs::{
-            the_page_and_its_parts_come_from_the_api_itself,
+            the_docs_page_loads_from_the_api_only,
         },
         admin::{
-            products_are_made_changed_and_listed,
+            products_are_created_changed_and_listed,
             stock_is_adjusted_once_with_a_reason,
         },
     ];
@@ -168,7 +167,7 @@ fn main() -> ExitCode {
     let threads = arguments.test_threads.map(|threads| threads.min(CHAOS_AT_ONCE));
     arguments = Arguments { test_threads: threads, ..arguments };
     let chaos = libtest_mimic::run(&arguments, broken);
-    // Only now, since they look at what all the others did; and always, whichever of the others were asked for.
+    // Last, because they look at the calls of all others; and always, whatever the filter.
     let complete = conclusion.num_passed == all;
     let mut verdicts = permissions::trials(stack.as_ref(), complete);
     verdicts.push(described::trial(complete));

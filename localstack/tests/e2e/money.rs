@@ -1,4 +1,4 @@
-//! Answers about money and stock that a shop acts on: what outside trials of the running service found wrong once.
+//! Responses about money and stock that a shop acts on: regression tests of bugs in the running service.
 
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -20,7 +20,7 @@ pub(crate) async fn copies_of_one_late_payment_have_one_answer(api: Api) {
     .await;
 }
 
-pub(crate) async fn a_payment_that_is_owed_back_stays_so_whatever_comes_free(api: Api) {
+pub(crate) async fn a_refusal_of_a_payment_stays_even_if_units_are_released(api: Api) {
     api.product("final", 1, json!({"hold_seconds": 10})).await;
     let alices = api.reserve("alice", "final", &[("final", 1)]).await;
     api.until_overdue(&alices).await;
@@ -34,7 +34,7 @@ pub(crate) async fn a_payment_that_is_owed_back_stays_so_whatever_comes_free(api
     assert_eq!((book.available, book.sold), (1, 0));
 }
 
-pub(crate) async fn an_overdue_hold_stands_in_nobodys_way(api: Api) {
+pub(crate) async fn overdue_holds_block_nothing(api: Api) {
     let limited = json!({"hold_seconds": 10, "max_per_customer": 1});
     api.product("overdue-a", 2, limited).await;
     api.product("overdue-b", 10, json!({"hold_seconds": 10, "shards": 2})).await;
@@ -71,7 +71,7 @@ pub(crate) async fn copies_of_one_adjustment_have_one_answer(api: Api) {
     }
 }
 
-pub(crate) async fn two_products_in_crumbs_are_sold_together(api: Api) {
+pub(crate) async fn fragmented_stock_of_two_products_is_sold_together(api: Api) {
     for id in ["crumbs-a", "crumbs-b"] {
         api.product(id, 64, json!({"shards": 64, "max_per_customer": null})).await;
     }
@@ -82,7 +82,7 @@ pub(crate) async fn two_products_in_crumbs_are_sold_together(api: Api) {
     assert_eq!(short.body["lines"][0]["available"], 14);
 }
 
-pub(crate) async fn a_payment_for_nothing_is_written_down(api: Api) {
+pub(crate) async fn a_payment_without_a_reservation_is_recorded(api: Api) {
     let nothing = format!("rsv_{}", "a".repeat(52));
     api.confirm("alice", &nothing, Some("pay_nothing")).await.is(404, "reservation_not_found");
     let found = api.failed("pay_nothing").await;

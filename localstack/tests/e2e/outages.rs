@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_sdk_sqs::types::QueueAttributeName;
-use holdfast_local::recorder::{Call, Refusal, Refused};
+use holdfast_wiretap::Tapped as _;
+use holdfast_wiretap::recorder::{Call, Refusal, Refused};
 use reqwest::Method;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -42,7 +43,7 @@ fn is_queued(answer: &Answer, id: &str) {
     assert_eq!((answer.status, &answer.body), (202, &json!({"reservation_id": id, "status": "queued"})));
 }
 
-pub(crate) async fn paid_while_the_table_is_away_becomes_an_order_once_it_is_back(api: Api) {
+pub(crate) async fn a_payment_during_an_outage_of_the_table_becomes_an_order(api: Api) {
     api.product("table-away", 5, json!({})).await;
     let held = api.reserve("alice", "table-away", &[("table-away", 2)]).await;
     let table = away(&api, Refusal::Away, &["dynamodb"], &held.id());
@@ -110,7 +111,7 @@ async fn tries(api: &Api) -> usize {
 }
 
 /// More than ten tries: hours, by the delays that the function asks for. Here the runner brings the message back sooner.
-pub(crate) async fn a_table_that_is_away_for_long_costs_nobody_an_order(api: Api) {
+pub(crate) async fn a_long_outage_of_the_table_costs_no_order(api: Api) {
     api.product("long-away", 5, json!({})).await;
     let held = api.reserve("alice", "long-away", &[("long-away", 1)]).await;
     let asked = Arc::new(Mutex::new(BTreeSet::new()));
@@ -137,10 +138,10 @@ pub(crate) async fn a_table_that_is_away_for_long_costs_nobody_an_order(api: Api
     assert_eq!(api.book("long-away").await.sold, 1);
 }
 
-pub(crate) async fn what_used_up_its_tries_becomes_an_order_by_an_admins_word(api: Api) {
+pub(crate) async fn a_retry_by_an_admin_confirms_what_used_up_its_attempts(api: Api) {
     api.product("denied", 5, json!({})).await;
     let held = api.reserve("alice", "denied", &[("denied", 1)]).await;
-    // What no retry mends, such as a role that lost a permission: each try is over with its first call.
+    // An error that no retry fixes, such as a missing permission: each attempt ends with its first call.
     let denied = away(&api, Refusal::Denied, &["dynamodb"], &held.id());
     is_queued(&api.confirm("alice", &held.id(), Some("pay_denied")).await, &held.id());
     let tries = tries(&api).await;

@@ -1,4 +1,4 @@
-//! What breaks in other reservation services, each case by its number. Case 3 is in `crash`; cases 4 and 8 are in
+//! Known bugs of other reservation services, by number. Case 3 is in `crash`; cases 4 and 8 are in
 //! `outages`, and with every kind of fault in the tests of the functions `confirm` and `reserve`.
 
 use futures_util::future::{join, join_all};
@@ -12,7 +12,7 @@ pub(crate) async fn peer_case_1_confirm_after_expiry_is_refused(api: Api) {
     api.product("peer-1", 1, json!({"hold_seconds": 10})).await;
     let held = api.reserve("alice", "k", &[("peer-1", 1)]).await;
     api.until_overdue(&held).await;
-    // Whether or not anybody has released it.
+    // Whether it has been released or not.
     api.confirm("alice", &held.id(), None).await.is(410, "hold_expired");
     api.stack.invoke("expire", &json!({"kind": "sweep"})).await.unwrap();
     api.confirm("alice", &held.id(), None).await.is(410, "hold_expired");
@@ -59,7 +59,7 @@ pub(crate) async fn peer_case_5_quantities_and_ids_cannot_be_abused(api: Api) {
         answer.is(422, "invalid_quantity");
     }
     assert_eq!(api.book("peer-5").await.available, 10);
-    // A key that looks like anything else in the table is a key like any other.
+    // A key that looks like another item's key is an ordinary key.
     let keys =
         ["peer-5", "STOCK#peer-5#0", "HOLD#x", "PRODUCT#peer-5", "LIMIT#peer-5#alice", "k#", "é".trim_matches('é')];
     for key in keys.iter().filter(|key| !key.is_empty()) {

@@ -1,15 +1,16 @@
-//! IAM: what the roles of template.yaml allow, against what the functions asked of AWS in this run.
+//! IAM: the permissions of template.yaml's roles against those that the functions needed in this run.
 //!
-//! Less, and a deployed function would be refused where its tests pass; more, and a function that is taken over could do
-//! what it never needs to.
+//! With less, a deployed function would fail although its tests pass; with more, a compromised function could do more than
+//! it needs.
 
 use std::sync::Arc;
 
 use holdfast_local::stack::Stack;
 use holdfast_local::template::ACCOUNT;
+use holdfast_wiretap::Tapped as _;
 use libtest_mimic::{Completion, Trial};
 
-/// Something that a role allows although no call of its function shows the need.
+/// A permission that is needed although no call shows it.
 struct Exception<'a> {
     function: &'a str,
     action: &'static str,
@@ -17,7 +18,7 @@ struct Exception<'a> {
     why: &'static str,
 }
 
-/// What AWS itself does in a function's name, which no emulator does.
+/// What AWS does with a function's role, and no emulator does.
 fn done_by_aws(stack: &Stack) -> Result<Vec<Exception<'_>>, String> {
     let mut exceptions = Vec::new();
     for function in stack.roles().keys() {
@@ -62,7 +63,7 @@ pub(crate) fn trials(stack: Option<&Arc<Stack>>, complete: bool) -> Vec<Trial> {
         }),
         Trial::ignorable_test("permissions::what_is_allowed_is_needed", move || {
             if !complete {
-                // What only a test that is missing needs would look as if nothing did.
+                // Permissions of skipped tests would look unused.
                 return Ok(Completion::ignored_with("not every test ran and passed"));
             }
             what_is_allowed_is_needed(roles.as_deref().ok_or("no stack")?)?;
@@ -107,7 +108,7 @@ fn what_is_allowed_is_needed(stack: &Stack) -> Result<(), String> {
             }
         }
     }
-    // An exception that nothing needs any more would hide the next mistake.
+    // An unnecessary exception would hide the next mistake.
     wrong.extend(exceptions.iter().map(|but| {
         let Exception { function, action, resource, why } = but;
         format!("the exception for {function}, {action} on {resource} ({why}), excepts nothing")

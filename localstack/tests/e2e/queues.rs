@@ -1,6 +1,7 @@
-//! Confirmations by way of the queues.
+//! Confirmations through the queues.
 
 use holdfast_local::runner::Event;
+use holdfast_wiretap::Tapped as _;
 use serde_json::{Value, json};
 
 use crate::api::{Api, PATIENCE, Who};
@@ -37,7 +38,7 @@ pub(crate) async fn a_queued_confirmation_is_carried_out(api: Api) {
     assert_eq!(api.book("queued").await.sold, 2);
 }
 
-/// The failed confirmation of a message with this body, taken in by whoever asks.
+/// The failed confirmation of a message with this body, once it has been ingested.
 async fn failed(api: &Api, body: &str) -> Value {
     let looking = async {
         loop {
@@ -53,13 +54,13 @@ async fn failed(api: &Api, body: &str) -> Value {
     tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{body} is nowhere"))
 }
 
-pub(crate) async fn a_poison_message_is_a_persons_at_once(api: Api) {
+pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(api: Api) {
     api.product("poison", 5, json!({})).await;
     let held = api.reserve("alice", "poison", &[("poison", 1)]).await;
     let events = api.stack.runner().unwrap().events();
     let mut deliveries = api.stack.runner().unwrap().events();
     let poison = send(&api, "poison: not json at all").await;
-    // A good one beside it is not held up by it.
+    // A valid message is not blocked by it.
     let good = json!({
         "reservation_id": held.id(), "customer": "alice", "payment_reference": "pay_p",
         "requested_at_ms": server_millis(&held.body),
@@ -68,7 +69,7 @@ pub(crate) async fn a_poison_message_is_a_persons_at_once(api: Api) {
     api.until_confirmed("alice", &held.id(), events).await;
     let item = failed(&api, "poison: not json at all").await;
     assert_eq!((&item["reason"], &item["state"]), (&json!("unreadable"), &json!("open")));
-    // It used up no tries: the function took it when it first came.
+    // It used up no attempts: the function handled it at the first delivery.
     let first = async {
         loop {
             if let Event::Delivered { taken, failed, .. } = deliveries.recv().await.unwrap() {
@@ -87,7 +88,7 @@ pub(crate) async fn a_poison_message_is_a_persons_at_once(api: Api) {
     assert_eq!((book.available, book.sold), (4, 1));
 }
 
-pub(crate) async fn the_sweep_takes_in_what_failed(api: Api) {
+pub(crate) async fn the_sweep_ingests_failed_confirmations(api: Api) {
     let url = &api.stack.queue("FailedConfirmationsQueue").unwrap().url;
     let taken_in = || {
         let needs = api.stack.recorder().unwrap().recorded().needs;
@@ -110,8 +111,8 @@ pub(crate) async fn the_sweep_takes_in_what_failed(api: Api) {
     }
 }
 
-/// One way to pay for what is not there is a reservation that was cleaned up; another, somebody else's.
-pub(crate) async fn a_payment_for_what_is_not_there_is_kept_for_a_person(api: Api) {
+/// The reservation does not exist if it was cleaned up, or belongs to another customer.
+pub(crate) async fn a_payment_for_an_unknown_reservation_needs_a_person(api: Api) {
     api.product("not-there", 5, json!({})).await;
     let held = api.reserve("not-there-alice", "not-there", &[("not-there", 1)]).await;
     let answer = api.confirm("not-there-bob", &held.id(), Some("pay_not_there")).await;
@@ -136,6 +137,6 @@ pub(crate) async fn a_payment_for_what_is_not_there_is_kept_for_a_person(api: Ap
     );
     let resolve = format!("/admin/failed-confirmations/{}/resolve", item["id"].as_str().unwrap());
     api.post(&resolve, Who::Admin, json!({"note": "refunded"})).await.is(200, "");
-    // It was never Alice's business.
+    // It was not Alice's.
     assert_eq!(api.confirm("not-there-alice", &held.id(), Some("pay_her_own")).await.status, 200);
 }

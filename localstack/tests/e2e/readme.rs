@@ -1,7 +1,7 @@
-//! The README's walk through the API, command by command, with the answers that it prints.
+//! The README's walk-through of the API, command by command, with its output.
 //!
 //! What changes from run to run (times, and ids that are not digests of what was asked) is compared by its shape;
-//! `...` in an answer stands for anything.
+//! `...` in an answer matches anything.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use regex_lite::Regex;
 
 use crate::api::Api;
 
-/// A command of the walk, and what it prints.
+/// A command of the walk-through, and its output.
 struct Step {
     command: String,
     expected: String,
@@ -21,7 +21,7 @@ struct Step {
 
 /// The commands of the `console` blocks of the section.
 fn steps(readme: &str) -> Vec<Step> {
-    let (_, section) = readme.split_once("\n## A walk through the API\n").expect("the walk");
+    let (_, section) = readme.split_once("\n## A walk-through of the API\n").expect("the walk-through");
     let section = section.split_once("\n## ").expect("a next section").0;
     let mut steps: Vec<Step> = Vec::new();
     for block in section.split("```console\n").skip(1) {
@@ -75,7 +75,7 @@ fn words(command: &str, variables: &BTreeMap<String, String>) -> Vec<String> {
     words
 }
 
-/// Carries out a `curl` command of the walk; answers what it would print.
+/// Runs a `curl` command of the walk-through, and returns its output.
 async fn curl(words: &[String], http: &reqwest::Client) -> String {
     let (mut method, mut url, mut body, mut headers, mut with_headers) = (None, None, None, Vec::new(), false);
     let mut words = words.iter();
@@ -120,7 +120,7 @@ fn parts(printed: &str) -> (Option<&str>, Vec<&str>, &str) {
     (lines.next(), lines.collect(), body)
 }
 
-/// A text in which what differs between runs looks the same.
+/// Replaces what differs between runs.
 fn steady(text: &str) -> String {
     let shapes = [
         (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "<time>"),
@@ -166,8 +166,8 @@ fn same(expected: &str, actual: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// On a stack of its own: the walk lists all products there are.
-pub(crate) async fn the_walk_answers_as_it_says(_: Api) {
+/// With its own stack, because the walk-through lists all products.
+pub(crate) async fn the_walk_through_prints_what_readme_says(_: Api) {
     let readme = std::fs::read_to_string(paths::workspace().join("README.md")).unwrap();
     let stack = Arc::new(Stack::start(crate::options()).await.unwrap());
     let http = reqwest::Client::builder().no_proxy().build().unwrap();

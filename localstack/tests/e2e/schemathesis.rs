@@ -1,4 +1,4 @@
-//! A stranger's tests: Schemathesis reads the description, and makes up requests that fit it and requests that do not.
+//! Schemathesis generates valid and invalid requests from the API description.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::api::Api;
 /// A run takes well under a minute. One that hangs has failed.
 const TIME: Duration = Duration::from_secs(300);
 
-pub(crate) async fn the_api_is_as_described_whoever_asks(_: Api) {
-    // A stack of its own: it changes whatever it comes across.
+pub(crate) async fn the_api_matches_its_description(_: Api) {
+    // Its own stack, because it changes anything.
     let stack = Arc::new(Stack::start(crate::options()).await.unwrap_or_else(|error| panic!("{error}")));
     // What schemathesis_hooks.py puts into its requests, so that they get beyond "no such product".
     let api = Api::new(&stack);
@@ -47,7 +47,7 @@ pub(crate) async fn the_api_is_as_described_whoever_asks(_: Api) {
     for phase in ["Examples", "Coverage", "Fuzzing", "Stateful"] {
         assert!(said.lines().any(|line| line.contains('✅') && line.contains(phase)), "no {phase}:\n{said}");
     }
-    // They did get beyond it: somebody reserved, paid, and gave up.
+    // Some requests reserved, paid and cancelled.
     let book = api.book("many").await;
     assert!(book.sold > 0, "{book:?}, none sold:\n{said}");
     drop(api);

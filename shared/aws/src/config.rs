@@ -21,12 +21,6 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_ATTEMPTS: u32 = 3;
 /// The first backoff. The SDK's default is a second after a throttle: longer than most requests last.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(50);
-/// How long a request may take before it must answer. The functions' timeout in `template.yaml` is 10 s: the rest is
-/// for the answer itself.
-pub const REQUEST_BUDGET: Duration = Duration::from_secs(8);
-/// When a request without an answer is given up: after every budget of a handler, and before Lambda ends the process
-/// and API Gateway answers instead.
-pub const ANSWER_BUDGET: Duration = Duration::from_millis(9_500);
 
 /// A variable that is missing or malformed.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! What every answer of ours must be, whatever was asked.
+//! What every response must satisfy.
 
 use holdfast_http::codes;
 use holdfast_testkit::wire::Call;
@@ -41,7 +41,7 @@ pub(crate) fn check(answer: &Value, calls: &[Call]) {
     let body = body.unwrap_or_else(|| panic!("a refusal without words: {answer}"));
     let code = body["code"].as_str().expect("a code");
     let promised = codes::find(code).unwrap_or_else(|| panic!("undocumented: {answer}"));
-    assert_eq!((u64::from(promised.status), content_type), (status, "application/problem+json"), "{answer}");
+    assert_eq!((u64::from(promised.status.as_u16()), content_type), (status, "application/problem+json"), "{answer}");
     assert_eq!((&body["status"], &body["type"]), (&status.into(), &format!("urn:holdfast:problem:{code}").into()));
     for member in promised.members {
         assert!(member.optional || body.get(member.name).is_some(), "{code} without {}: {answer}", member.name);
@@ -54,7 +54,7 @@ pub(crate) fn check(answer: &Value, calls: &[Call]) {
     }
 }
 
-/// Checks every field that has limits, wherever it stands: they are those of README.
+/// Checks every field that has limits, at any depth: the limits are those of README.
 pub(crate) fn within_limits(name: &str, value: &Value) {
     let characters = |most: usize| value.as_str().is_some_and(|text| (1..=most).contains(&text.chars().count()));
     let number = |least: i64, most: i64| value.as_i64().is_some_and(|number| (least..=most).contains(&number));
@@ -103,7 +103,7 @@ pub(crate) fn is_reservation_id(text: &str) -> bool {
         && text.strip_prefix("rsv_").is_some_and(|rest| rest.chars().all(|c| matches!(c, 'a'..='z' | '2'..='7')))
 }
 
-/// README: 1 to 255 printable ASCII characters, with no blank at either end.
+/// README: 1 to 255 printable ASCII characters, with no space at either end.
 pub(crate) fn is_printable(text: &str) -> bool {
     let inside = text.chars().all(|c| matches!(c, ' '..='~'));
     (1..=255).contains(&text.len()) && inside && !text.starts_with(' ') && !text.ends_with(' ')
@@ -112,8 +112,8 @@ pub(crate) fn is_printable(text: &str) -> bool {
 /// `2026-11-21T07:06:41.060Z`: always as long.
 pub(crate) fn is_shown_time(text: &str) -> bool {
     text.len() == 24
-        && text.bytes().zip(*b"0000-00-00T00:00:00.000Z").all(|(sign, shape)| match shape {
-            b'0' => sign.is_ascii_digit(),
-            other => sign == other,
+        && text.bytes().zip(*b"0000-00-00T00:00:00.000Z").all(|(byte, shape)| match shape {
+            b'0' => byte.is_ascii_digit(),
+            other => byte == other,
         })
 }

@@ -1,4 +1,4 @@
-//! Who gets in: the authorizer's claims, and the bearer token where a function checks it itself.
+//! Authentication: the authorizer's claims, and bearer tokens on the local stack.
 
 use std::sync::LazyLock;
 
@@ -12,17 +12,16 @@ use serde_json::{Value, json};
 use crate::answers::is_printable;
 use crate::request::request;
 
-/// The key that the tokens are checked with. No input can know a signature with it, unless somebody puts one there.
+/// The key of the tokens. No input contains a signature with it, unless somebody adds one.
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
     let key = json!({"kty": "oct", "kid": "local", "alg": "HS256", "k": BASE64URL_NOPAD.encode(SECRET)});
-    Authenticator::new(Some(&json!({ "keys": [key] }).to_string())).expect("a key set")
+    Authenticator::default().with_local_keys(&json!({ "keys": [key] }).to_string()).expect("a key set")
 });
 
 /// The input as claims that an authorizer hands over (lines with `@`, as in `src/request.rs`), as an `Authorization`,
-/// and as the claims of a token that is signed as it should be. Who gets in is who the claims say, in the roles that
-/// they say, and with nobody's word but theirs.
+/// and as the claims of a correctly signed token. The caller and their roles are those of the claims.
 pub fn callers(input: &[u8]) {
     of_the_authorizer(input);
     of_a_header(input);
@@ -96,14 +95,14 @@ fn is_as_claimed(caller: &Caller, claims: &[u8]) {
     }
 }
 
-/// A name that a token may give its bearer: a guest's is not.
+/// A valid `sub`: not a guest's.
 fn is_name(text: &str) -> bool {
     is_printable(text) && !text.starts_with("guest:")
 }
 
-/// What may divide a text into several, apart from the blank.
-fn divides(sign: char) -> bool {
-    sign.is_whitespace() || sign.is_control() || "()<>`;\\".contains(sign)
+/// Characters that may separate words, apart from the space.
+fn divides(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || "()<>`;\\".contains(c)
 }
 
 fn bearer(value: &HeaderValue) -> Option<Caller> {
@@ -126,7 +125,7 @@ mod tests {
 
     /// Without it, the target could pass by turning everybody away.
     #[test]
-    fn a_token_with_the_right_claims_gets_in() {
+    fn a_token_with_valid_claims_is_accepted() {
         let claims = json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64,
             "cognito:groups": ["admin"]});
         let header = BASE64URL_NOPAD.encode(br#"{"alg":"HS256","kid":"local"}"#);

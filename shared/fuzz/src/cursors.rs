@@ -62,7 +62,7 @@ mod tests {
 
     /// Without it, the target could pass by refusing all cursors there are.
     #[test]
-    fn every_list_goes_on_where_its_cursor_says() {
+    fn every_list_continues_at_its_cursor() {
         in_shop(async |shop| {
             for list in LISTS {
                 let (mut cursor, mut pages, mut seen) = (String::new(), 0, Vec::new());

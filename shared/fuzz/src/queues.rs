@@ -47,7 +47,7 @@ pub fn messages(input: &[u8]) {
                 Err(_) => {
                     assert_eq!(reported, 0, "unreadable, and to be read once more: {body}");
                     let kept = shop.wire.messages(FAILED).iter().any(|kept| kept == body);
-                    assert!(kept, "unreadable, and nobody's: {body}");
+                    assert!(kept, "unreadable, and not kept: {body}");
                 }
                 Ok(_) if n == at => {
                     assert_eq!(reported, 0, "in order, and reported: {answer}");

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_no_text_is_encoded() {
+    fn a_body_that_is_not_text_is_encoded() {
         let event = request(b"POST /\n\n\xff\xfe").event;
         assert_eq!((&event["body"], &event["isBase64Encoded"]), (&"//4=".into(), &true.into()));
     }

@@ -72,7 +72,7 @@ thread_local! {
     static SHOP: RefCell<Option<(Runtime, Shop)>> = const { RefCell::new(None) };
 }
 
-/// Runs `story` in a shop that nobody has changed. Its time stands still while anybody has something to do.
+/// Runs `story` in a fresh shop. Its time only advances while all tasks wait.
 pub(crate) fn in_shop<T>(story: impl AsyncFnOnce(&Shop) -> T) -> T {
     // Taken out: where the story panics, its shop is gone with it.
     let (runtime, shop) = SHOP.take().unwrap_or_else(|| {

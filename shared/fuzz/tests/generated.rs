@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestRunner};
 
-/// What stands in the place of something else. Each is at, or just past, some limit or rule of some parser.
+/// Replacement values, at or just beyond a limit or rule of a parser.
 fn odd() -> impl Strategy<Value = Vec<u8>> {
     let texts = [
         "",
@@ -110,8 +110,8 @@ fn odd() -> impl Strategy<Value = Vec<u8>> {
     let deep = (select(vec![10, 127, 128, 2_000]), select(vec![("[", "]"), ("{\"a\":", "}")]));
     prop_oneof![
         6 => select(texts.to_vec()).prop_map(|text| text.as_bytes().to_vec()),
-        2 => (long, any::<bool>()).prop_map(|((length, sign), quoted)| {
-            let text = sign.repeat(length);
+        2 => (long, any::<bool>()).prop_map(|((length, unit), quoted)| {
+            let text = unit.repeat(length);
             if quoted { format!("\"{text}\"").into_bytes() } else { text.into_bytes() }
         }),
         1 => deep.prop_map(|(depth, (open, close))| {
@@ -126,9 +126,9 @@ fn odd() -> impl Strategy<Value = Vec<u8>> {
 enum Wrong {
     /// A word, a number or a quoted text is another.
     Replaced(Index, Vec<u8>),
-    /// Something stands where there was nothing.
+    /// A value is inserted.
     Inserted(Index, Vec<u8>),
-    /// A field stands twice, the second time with another value.
+    /// A field is repeated with another value.
     Doubled(Index, Vec<u8>),
     /// A piece is missing.
     Cut(Index, Index),

@@ -1,20 +1,22 @@
-//! Every problem code: its status, what it means, and what to do about it.
+//! The table of problems: each code with its status, its meaning, and what to do about it.
 //!
-//! The one list: the API's description is made of it, README's table is compared with it, and a debug build refuses
-//! to make a [`Problem`](crate::Problem) that is not on it. Codes are a contract: never renamed, never reused.
+//! A [`Problem`](crate::Problem) is made from its row, the API description is generated from the table, and README's
+//! table is compared with it. Codes are a contract: never rename or reuse one.
 
-/// What is promised of one code.
+use axum::http::StatusCode;
+
+/// A row of the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Code {
     /// The code.
     pub code: &'static str,
-    /// The one status that it comes with.
-    pub status: u16,
+    /// The status of every response with this code.
+    pub status: StatusCode,
     /// What it means.
     pub meaning: &'static str,
     /// What the caller can do, as in README.
     pub advice: &'static str,
-    /// The members that it has beside those of every problem.
+    /// Members of the problem beside those that every problem has.
     pub members: &'static [Member],
 }
 
@@ -25,18 +27,18 @@ pub struct Member {
     pub name: &'static str,
     /// Whether it may be absent.
     pub optional: bool,
-    /// What it holds.
+    /// The type of its value.
     pub value: MemberValue,
     /// What it means.
     pub meaning: &'static str,
 }
 
-/// What a member holds.
+/// The type of a member's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberValue {
     /// The id of a product.
     ProductId,
-    /// A text.
+    /// A string.
     Text,
     /// A point in time.
     Time,
@@ -46,7 +48,7 @@ pub enum MemberValue {
     Count,
     /// True or false.
     Flag,
-    /// Lines that cannot be served: `product_id`, `requested`, `available`.
+    /// Lines that cannot be reserved: `product_id`, `requested`, `available`.
     Shortages,
 }
 
@@ -54,185 +56,151 @@ const fn member(name: &'static str, value: MemberValue, meaning: &'static str) -
     Member { name, optional: false, value, meaning }
 }
 
-const fn code(code: &'static str, status: u16, meaning: &'static str, advice: &'static str) -> Code {
-    Code { code, status, meaning, advice, members: &[] }
-}
-
-impl Code {
-    const fn with(self, members: &'static [Member]) -> Self {
-        Self { members, ..self }
+impl Member {
+    const fn optional(self) -> Self {
+        Self { optional: true, ..self }
     }
 }
 
-const PRODUCT: Member = member("product_id", MemberValue::ProductId, "The product that it is about.");
+const PRODUCT: Member = member("product_id", MemberValue::ProductId, "The product.");
 const RETRY_AFTER: Member =
-    member("retry_after_seconds", MemberValue::Count, "After how many seconds to try again, as in `Retry-After`.");
+    member("retry_after_seconds", MemberValue::Count, "Seconds to wait before a retry, as in `Retry-After`.");
 
-/// All codes, by status and then in README's order.
-pub const CODES: &[Code] = &[
-    code(
-        "invalid_request",
-        400,
-        "The request breaks a rule of this description.",
-        "Fix the request; `detail` (and often `field`) says what is wrong. Unknown fields are refused, and unknown query \
-         parameters wherever a token is needed.",
-    )
-    .with(&[Member {
-        optional: true,
-        ..member("field", MemberValue::Text, "The field that is wrong, where it is a single one.")
-    }]),
-    code("idempotency_key_missing", 400, "The header is not there.", "Send an `Idempotency-Key`."),
-    code(
-        "idempotency_key_invalid",
-        400,
-        "The `Idempotency-Key` is empty, too long, not plain text or has a blank at an end, or there is more than one.",
-        "One key of 1 to 255 printable ASCII characters, with no blank at either end; one with a comma in quotes.",
-    ),
-    code("unauthenticated", 401, "There is no token, or not one that can be believed.", "Get a valid token."),
-    code(
-        "forbidden",
-        403,
-        "The token is good, and its role does not allow this.",
-        "The token is no admin's; or it is no service's, and names a `customer_id`.",
-    ),
-    code("route_not_found", 404, "There is nothing at this path.", "Fix the path."),
-    code("product_not_found", 404, "There is no such product.", "No product of that id (`product_id`).")
-        .with(&[Member { optional: true, ..PRODUCT }]),
-    code(
-        "reservation_not_found",
-        404,
-        "There is no such reservation, or it is not the caller's.",
-        "No such reservation or order, or another customer's. A payment that was named with it bought nothing: it is \
-         recorded as a failed confirmation.",
-    ),
-    code(
-        "failed_confirmation_not_found",
-        404,
+/// Defines a constant for each row, and the table of all.
+macro_rules! table {
+    ($($name:ident = $code:literal, $status:ident, $meaning:literal, $advice:literal $(, [$($member:expr),+])?;)+) => {
+        $(
+            #[doc = concat!("`", $code, "`: ", $meaning)]
+            pub const $name: Code = Code {
+                code: $code,
+                status: StatusCode::$status,
+                meaning: $meaning,
+                advice: $advice,
+                members: &[$($($member),+)?],
+            };
+        )+
+
+        /// All rows, by status and then in README's order.
+        pub const CODES: &[Code] = &[$($name),+];
+    };
+}
+
+table! {
+    INVALID_REQUEST = "invalid_request", BAD_REQUEST,
+        "The request is not valid.",
+        "Fix the request; `detail` (and often `field`) says what is wrong. Unknown fields are refused, and \
+         unknown query parameters too, except on public routes.",
+        [member("field", MemberValue::Text, "The invalid field, if it is a single one.").optional()];
+    IDEMPOTENCY_KEY_MISSING = "idempotency_key_missing", BAD_REQUEST,
+        "The header `Idempotency-Key` is missing.",
+        "Send an `Idempotency-Key`.";
+    IDEMPOTENCY_KEY_INVALID = "idempotency_key_invalid", BAD_REQUEST,
+        "The `Idempotency-Key` is empty, too long, not printable ASCII or has a space at an end, or there are \
+         several.",
+        "Send one key of 1 to 255 printable ASCII characters, with no space at either end. Quote a key that has a \
+         comma.";
+    UNAUTHENTICATED = "unauthenticated", UNAUTHORIZED,
+        "The token is missing or not valid.",
+        "Get a valid token.";
+    FORBIDDEN = "forbidden", FORBIDDEN,
+        "The token's role does not allow this.",
+        "Use an admin's token for admin routes. Send `customer_id` only with a service's token.";
+    ROUTE_NOT_FOUND = "route_not_found", NOT_FOUND,
+        "There is no such route.",
+        "Fix the path.";
+    PRODUCT_NOT_FOUND = "product_not_found", NOT_FOUND,
+        "There is no such product.",
+        "Check the product's id (`product_id`).",
+        [PRODUCT.optional()];
+    RESERVATION_NOT_FOUND = "reservation_not_found", NOT_FOUND,
+        "There is no such reservation or order, or it belongs to another customer.",
+        "Check the id. A payment that was sent with the request is recorded as a failed confirmation.";
+    FAILED_CONFIRMATION_NOT_FOUND = "failed_confirmation_not_found", NOT_FOUND,
         "There is no such failed confirmation.",
-        "No failed confirmation of that id.",
-    ),
-    code(
-        "method_not_allowed",
-        405,
-        "The path is there, and does not answer to this method.",
-        "Use a method that the path has: see `Allow`.",
-    ),
-    code("product_not_on_sale", 409, "The product is paused.", "The product (`product_id`) is paused. Try later.")
-        .with(&[PRODUCT]),
-    code(
-        "sale_not_open",
-        409,
-        "It is too early or too late: outside the product's sale.",
-        "Come back at `sale_starts_at`; if that is null, the sale is over.",
-    )
-    .with(&[PRODUCT, member("sale_starts_at", MemberValue::TimeOrNull, "When the sale opens. Null: it is over.")]),
-    code(
-        "customer_limit_reached",
-        409,
-        "The customer would hold and own more of the product than one customer may.",
-        "Ask for less: `max_per_customer` counts all units that the customer holds and owns, including those from \
-         before the limit was set.",
-    )
-    .with(&[
-        PRODUCT,
-        member("max_per_customer", MemberValue::Count, "The most units that one customer may hold and own."),
-    ]),
-    code(
-        "insufficient_stock",
-        409,
-        "Fewer units are free than were asked for. Nothing was taken, of any line.",
-        "Ask for at most `available` of each of the `lines`, or later: holds may end. Also when an admin takes away \
-         more than is free.",
-    )
-    .with(&[member("lines", MemberValue::Shortages, "The lines that fall short.")]),
-    code(
-        "already_confirmed",
-        409,
-        "The reservation is an order already.",
-        "It is an order. With `refund_required: true` the payment was another one: it is recorded for a refund.",
-    )
-    .with(&[member(
-        "refund_required",
-        MemberValue::Flag,
-        "Whether the request brought another payment, which has to be given back.",
-    )]),
-    code(
-        "refund_required",
-        409,
-        "A payment was taken, and there is nothing to give for it.",
-        "The payment bought nothing: the units are gone, the reservation was cancelled, or more than \
-         `late_payment_seconds` have passed since the hold ended. It is recorded as a failed confirmation. This answer \
-         is final: the payment makes no order afterwards, unless an admin retries it.",
-    ),
-    code("reservation_cancelled", 409, "The reservation was cancelled.", "Create a new reservation with a new key."),
-    code(
-        "extension_limit_reached",
-        409,
-        "All extensions together may be at most twice the first hold.",
-        "The hold can last until `latest`, and no longer.",
-    )
-    .with(&[member("latest", MemberValue::Time, "Until when the hold could be extended.")]),
-    code(
-        "product_exists",
-        409,
-        "There is a product of that id already.",
+        "Check the id.";
+    METHOD_NOT_ALLOWED = "method_not_allowed", METHOD_NOT_ALLOWED,
+        "The path does not support this method.",
+        "Use one of the methods in `Allow`.";
+    PRODUCT_NOT_ON_SALE = "product_not_on_sale", CONFLICT,
+        "The product is paused.",
+        "Try again later: the product (`product_id`) is paused.",
+        [PRODUCT];
+    SALE_NOT_OPEN = "sale_not_open", CONFLICT,
+        "The product's sale has not started or is over.",
+        "Try again at `sale_starts_at`. If that is null, the sale is over.",
+        [PRODUCT,
+         member("sale_starts_at", MemberValue::TimeOrNull, "Start of the sale. Null: the sale is over.")];
+    CUSTOMER_LIMIT_REACHED = "customer_limit_reached", CONFLICT,
+        "The customer would hold and own more units of the product than one customer may.",
+        "Reserve fewer units: `max_per_customer` counts all units that the customer holds and owns, including \
+         those from before the limit was set.",
+        [PRODUCT,
+         member("max_per_customer", MemberValue::Count, "Maximum number of units that one customer may hold and own.")];
+    INSUFFICIENT_STOCK = "insufficient_stock", CONFLICT,
+        "Too few units are available. No units were taken for any line.",
+        "Reserve at most `available` units of each of the `lines`, or try again later: holds may expire. An admin \
+         gets this when removing more units than are available.",
+        [member("lines", MemberValue::Shortages, "The lines with too few units.")];
+    ALREADY_CONFIRMED = "already_confirmed", CONFLICT,
+        "The reservation is already an order.",
+        "Nothing is left to do. With `refund_required: true` the request named another payment, which is recorded \
+         for a refund.",
+        [member("refund_required", MemberValue::Flag, "Whether the request named another payment, which must be refunded.")];
+    REFUND_REQUIRED = "refund_required", CONFLICT,
+        "The payment cannot be accepted and must be refunded.",
+        "The units are gone, the reservation was cancelled, or more than `late_payment_seconds` have passed since \
+         the hold ended. The payment is recorded as a failed confirmation. This answer is final: the payment \
+         makes no order afterwards, unless an admin retries it.";
+    RESERVATION_CANCELLED = "reservation_cancelled", CONFLICT,
+        "The reservation was cancelled.",
+        "Create a new reservation with a new key.";
+    EXTENSION_LIMIT_REACHED = "extension_limit_reached", CONFLICT,
+        "All extensions together may be at most twice the original hold.",
+        "Extend the hold until `latest` at most.",
+        [member("latest", MemberValue::Time, "The latest time until which the hold can be extended.")];
+    PRODUCT_EXISTS = "product_exists", CONFLICT,
+        "There is already a product with this id.",
         "Choose another `product_id`, or change the product.",
-    )
-    .with(&[PRODUCT]),
-    code(
-        "version_mismatch",
-        409,
-        "Somebody else changed it since it was read.",
-        "Read again: `current` is the product's version (or its total, where `expected_total` was given).",
-    )
-    .with(&[member("current", MemberValue::Count, "The version, or the total, as it is now.")]),
-    code(
-        "already_settled",
-        409,
-        "The failed confirmation was settled before.",
-        "Nothing is left to do for this failed confirmation.",
-    ),
-    code("hold_expired", 410, "The hold's time is over.", "Create a new reservation with a new key."),
-    code("payload_too_large", 413, "The body is too long.", "At most 65,536 bytes, on every route."),
-    code(
-        "idempotency_key_reused",
-        422,
-        "The key was used before, with another request.",
-        "The key belongs to another request: use a new one.",
-    ),
-    code(
-        "invalid_quantity",
-        422,
+        [PRODUCT];
+    VERSION_MISMATCH = "version_mismatch", CONFLICT,
+        "The product has changed since it was read.",
+        "Read the product again: `current` is its version, or its total if `expected_total` was sent.",
+        [member("current", MemberValue::Count, "The current version or total.")];
+    ALREADY_SETTLED = "already_settled", CONFLICT,
+        "The failed confirmation is already settled.",
+        "Nothing is left to do for this failed confirmation.";
+    HOLD_EXPIRED = "hold_expired", GONE,
+        "The hold has expired.",
+        "Create a new reservation with a new key.";
+    PAYLOAD_TOO_LARGE = "payload_too_large", PAYLOAD_TOO_LARGE,
+        "The body is too large.",
+        "Send at most 65,536 bytes, on every route.";
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused", UNPROCESSABLE_ENTITY,
+        "The key was used before with a different request.",
+        "Use a new key.";
+    INVALID_QUANTITY = "invalid_quantity", UNPROCESSABLE_ENTITY,
         "A quantity is not a whole number from 1 to 1,000.",
-        "A whole number from 1 to 1,000 for each product (`product_id`), after lines of one product were merged.",
-    )
-    .with(&[PRODUCT]),
-    code("currency_mismatch", 422, "The products have different currencies.", "One currency a reservation."),
-    code(
-        "rate_limited",
-        429,
-        "The customer has sent too many requests that change something, or so many that they could not be counted.",
-        "Nothing was done. Send the same request, with the same key, after `Retry-After` seconds.",
-    )
-    .with(&[RETRY_AFTER]),
-    code(
-        "internal_error",
-        500,
-        "Something is wrong on this side.",
-        "Report it with its `request_id`. Repeating it does not help.",
-    ),
-    code(
-        "unavailable",
-        503,
-        "There was no clear answer in time.",
-        "Nothing was acknowledged. Send the same request, with the same key, after `Retry-After` seconds.",
-    )
-    .with(&[RETRY_AFTER]),
-];
+        "Reserve 1 to 1,000 units of each product (`product_id`). Lines of the same product are added up.",
+        [PRODUCT];
+    CURRENCY_MISMATCH = "currency_mismatch", UNPROCESSABLE_ENTITY,
+        "The products have different currencies.",
+        "Reserve products of one currency at a time.";
+    RATE_LIMITED = "rate_limited", TOO_MANY_REQUESTS,
+        "The customer has sent too many requests that change something.",
+        "Nothing was done. Retry the same request, with the same key, after `Retry-After` seconds.",
+        [RETRY_AFTER];
+    INTERNAL_ERROR = "internal_error", INTERNAL_SERVER_ERROR,
+        "Something went wrong in Holdfast.",
+        "Report it with its `request_id`. A retry does not help.";
+    UNAVAILABLE = "unavailable", SERVICE_UNAVAILABLE,
+        "There was no clear result in time.",
+        "Nothing was acknowledged. Retry the same request, with the same key, after `Retry-After` seconds.",
+        [RETRY_AFTER];
+}
 
-/// What is promised of `code`.
+/// The row of `code`.
 pub fn find(code: &str) -> Option<&'static Code> {
-    CODES.iter().find(|known| known.code == code)
+    CODES.iter().find(|row| row.code == code)
 }
 
 #[cfg(test)]
@@ -240,10 +208,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_stands_once_and_the_list_is_in_order() {
+    fn codes_are_unique_and_sorted_by_status() {
         for (n, code) in CODES.iter().enumerate() {
             assert!(CODES[n + 1..].iter().all(|other| other.code != code.code), "{} twice", code.code);
         }
-        assert!(CODES.is_sorted_by_key(|code| code.status));
+        assert!(CODES.is_sorted_by_key(|code| code.status.as_u16()));
     }
 }

@@ -1,8 +1,7 @@
-//! From an event of API Gateway's to a request, and to the answer.
+//! Turns an event of API Gateway into a request, and the response into the function's result.
 //!
-//! What must always hold: whatever a client puts into its path, query, headers and body, a request comes of it. API
-//! Gateway hands most of that over as it came, `lambda_http` panics where it is no URI, and a crash is what alarms are
-//! for.
+//! Invariant: any path, query, headers and body of a client make a request. API Gateway passes most of them on unchanged,
+//! `lambda_http` panics if they make no valid URI, and a crash raises an alarm.
 
 use axum::Router;
 use axum::http::header;
@@ -12,59 +11,59 @@ use lambda_http::request::LambdaRequest;
 use lambda_http::{Adapter, Error, LambdaEvent, Service as _};
 use serde::Serialize;
 
-/// The answer of `router` to an event.
+/// Answers an event with `router`.
 ///
 /// # Errors
-/// An event that API Gateway does not send.
+/// API Gateway would not send this event.
 pub async fn handle(
     router: Router,
     event: LambdaEvent<ApiGatewayV2httpRequest>,
 ) -> Result<impl Serialize + use<>, Error> {
     let LambdaEvent { payload, context } = event;
-    let request = LambdaEvent::new(LambdaRequest::ApiGatewayV2(presentable(payload)?), context);
+    let request = LambdaEvent::new(LambdaRequest::ApiGatewayV2(sanitize(payload)?), context);
     Ok(Adapter::from(router).call(request).await?)
 }
 
-/// The same event, such that `lambda_http` can make a request of it.
-fn presentable(mut event: ApiGatewayV2httpRequest) -> Result<ApiGatewayV2httpRequest, Error> {
-    // The URI would begin with these, and nothing here asks for it.
+/// Escapes the event so that `lambda_http` can make a request of it.
+fn sanitize(mut event: ApiGatewayV2httpRequest) -> Result<ApiGatewayV2httpRequest, Error> {
+    // `lambda_http` would put these into the URI, and no handler reads them.
     event.headers.remove(header::HOST);
     event.request_context.domain_name = None;
-    // A path has been decoded: there it is no query and no fragment that begins with these signs.
+    // The path has been decoded: these characters do not begin a query or fragment.
     let path = event.raw_path.unwrap_or_default();
     let slash = if path.starts_with('/') { "" } else { "/" };
     let path = format!("{slash}{}", path.replace('?', "%3F").replace('#', "%23"));
-    let query = event.raw_query_string.as_deref().map(encoded).unwrap_or_default();
-    if path.len() + query.len() > LONGEST {
-        return Err("a path and a query that are too long for a URI".into());
+    let query = event.raw_query_string.as_deref().map(encode_query).unwrap_or_default();
+    if path.len() + query.len() > MAX_URI_BYTES {
+        return Err("path and query are too long for a URI".into());
     }
     event.raw_path = Some(path);
     event.raw_query_string = Some(query);
     if event.is_base64_encoded {
         let body = BASE64.decode(event.body.unwrap_or_default().as_bytes())?;
-        // Written anew: of what counts as base64, `lambda_http` knows less than others.
+        // Encoded again, because `lambda_http` accepts fewer variants of base64.
         event.body = Some(BASE64.encode(&body));
     }
     Ok(event)
 }
 
-/// A third of the longest URI: its signs may become three each. API Gateway takes 10,240 bytes, headers included.
-const LONGEST: usize = (u16::MAX as usize - 1) / 3;
+/// A third of the longest URI, because each byte may become three. API Gateway takes 10,240 bytes, headers included.
+const MAX_URI_BYTES: usize = (u16::MAX as usize - 1) / 3;
 
-/// A query with every sign encoded that a URI does not take. It says the same.
-fn encoded(query: &str) -> String {
+/// Percent-encodes each byte that a URI must not contain.
+fn encode_query(query: &str) -> String {
     let mut text = String::with_capacity(query.len());
     for byte in query.bytes() {
         match byte {
-            b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => text.push_str(&percent(byte)),
+            b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => text += &percent_encode(byte),
             byte if byte.is_ascii_graphic() => text.push(char::from(byte)),
-            byte => text.push_str(&percent(byte)),
+            byte => text += &percent_encode(byte),
         }
     }
     text
 }
 
-fn percent(byte: u8) -> String {
+fn percent_encode(byte: u8) -> String {
     format!("%{byte:02X}")
 }
 
@@ -91,7 +90,7 @@ mod tests {
         })
     }
 
-    /// A router that says what it was asked.
+    /// The response of a router that echoes the request.
     async fn ask(event: Value) -> Result<(u64, Value), Error> {
         let echo = async |Path(id): Path<String>, Query(query): Query<BTreeMap<String, String>>, body: String| {
             json!([id, query, body]).to_string()
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_stands_in_a_query_arrives() {
+    async fn a_query_arrives_unchanged() {
         for (query, meant) in [
             ("", json!({})),
             ("a=b&c=d%20e+f", json!({"a": "b", "c": "d e f"})),
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_stands_in_a_path_is_a_path() {
+    async fn a_path_stays_a_path() {
         for (path, id) in [
             ("/things/x", "x"),
             ("things/x", "x"),
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_header_of_a_client_is_part_of_the_address() {
+    async fn a_clients_headers_are_not_part_of_the_uri() {
         for (name, value) in [("host", "a b"), ("host", ":"), ("host", ""), ("x-forwarded-proto", "?"), ("host", "[")] {
             let mut event = event("/things/x", "");
             event["headers"][name] = value.into();
@@ -146,8 +145,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_api_gateway_never_sends_is_an_error_and_no_crash() {
-        let long = "x".repeat(LONGEST);
+    async fn an_event_that_api_gateway_never_sends_is_an_error() {
+        let long = "x".repeat(MAX_URI_BYTES);
         assert!(ask(event("/things/x", &long)).await.is_err());
         assert!(ask(event(&format!("/{long}"), "")).await.is_err());
         for (body, meant) in [("aGk=", Some("hi")), ("", Some("")), ("?", None), ("aGk", None), ("aGl=", None)] {

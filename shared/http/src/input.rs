@@ -1,8 +1,8 @@
-//! What callers send: parsed, and within its limits, or a problem.
+//! Extractors that parse and check a request's input, or refuse it with a problem.
 
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::{StatusCode, Uri, request::Parts};
+use axum::http::{Uri, request::Parts};
 use holdfast_domain::{IdempotencyKey, Invalid};
 use holdfast_store::Cursor;
 use serde::de::{DeserializeOwned, Visitor};
@@ -12,15 +12,15 @@ use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Ref, Required};
 
+use crate::codes::{self, Code};
 use crate::{Problem, schema};
 
 /// The longest body.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// A JSON body, whatever its `Content-Type` says: the API speaks nothing else, so the header could only be wrong. An
-/// empty one counts as `{}`: it is refused where a field is needed.
+/// A JSON body. `Content-Type` is ignored, since the API accepts nothing else. An empty body counts as `{}`.
 ///
-/// It says all that there is to say: such a request takes no query, see [`NoQuery`].
+/// A request with a body takes no query parameters, see [`NoQuery`].
 #[derive(Debug, Clone, Copy)]
 pub struct Json<T>(pub T);
 
@@ -29,17 +29,17 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         no_query(request.uri())?;
-        let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| Problem::too_long())?;
+        let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| Problem::too_large())?;
         let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
-        // The error's text names the caller's own fields and positions, nothing of ours.
+        // The message names fields and positions of the caller's own input only.
         let object = serde_json::from_slice(text).map_err(|error| Problem::invalid_request(error.to_string()))?;
         let Object(value) = object;
         Ok(Self(value))
     }
 }
 
-/// A struct that must be written as a JSON object. Serde's structs read an array of their fields too, in the order in
-/// which they are declared: an order that is no part of the contract.
+/// A struct that must be a JSON object. Serde also reads a struct from an array of its fields in the order of their
+/// declaration, which is not part of the contract.
 #[derive(Debug, Clone, Copy)]
 pub struct Object<T>(pub T);
 
@@ -64,13 +64,12 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for MapOnly<D> {
     }
 }
 
-/// The query string. On routes with a token `T` refuses what it does not know (`deny_unknown_fields`): a parameter that
-/// was misspelled would otherwise do nothing, and nobody would notice. Public pages are linked from anywhere, and links
-/// are given parameters by those who pass them on (`utm_source`): there `T` ignores them.
+/// Query parameters. On routes with a token, `T` denies unknown fields, so that a misspelled parameter is noticed. On
+/// public routes `T` ignores them, because others add parameters to links (`utm_source`).
 #[derive(Debug, Clone, Copy)]
 pub struct Query<T>(pub T);
 
-/// No query: for routes that take neither a query nor a body.
+/// No query parameters: for routes that take neither a query nor a body.
 #[derive(Debug, Clone, Copy)]
 pub struct NoQuery;
 
@@ -100,19 +99,19 @@ impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// The `Idempotency-Key` header, of the draft draft-ietf-httpapi-idempotency-key-header: a structured field's string,
-/// `"8e03978e"`. Most clients send it bare, and so may they: `"k"` and `k` are the same key.
+/// The `Idempotency-Key` header of draft-ietf-httpapi-idempotency-key-header: a structured field string, `"8e03978e"`.
+/// Most clients send it unquoted, which is accepted: `"k"` and `k` are the same key.
 ///
-/// A bare key has no comma. API Gateway hands two headers over as one with a comma between, and a request with two keys
-/// has none that could be relied on.
+/// An unquoted key must not contain a comma: API Gateway joins two headers with one, and a request with two keys is
+/// refused.
 #[derive(Debug, Clone)]
 pub struct Key(pub IdempotencyKey);
 
 impl Key {
-    /// The key that a header's value carries.
+    /// Parses the header's value.
     pub(crate) fn parse(value: &str) -> Option<IdempotencyKey> {
         let text = match value.strip_prefix('"') {
-            Some(quoted) => unquoted(quoted)?,
+            Some(quoted) => unquote(quoted)?,
             None if value.contains(',') => return None,
             None => value.to_owned(),
         };
@@ -120,16 +119,16 @@ impl Key {
     }
 }
 
-/// The text of a structured field's string (RFC 9651), whose opening quote is gone already. Its closing quote must be the
-/// end: the header takes no parameters.
-fn unquoted(quoted: &str) -> Option<String> {
+/// Parses the rest of a structured field string (RFC 9651) after its opening quote. Nothing may follow the closing quote:
+/// the header takes no parameters.
+fn unquote(quoted: &str) -> Option<String> {
     let mut text = String::with_capacity(quoted.len());
-    let mut signs = quoted.chars();
+    let mut chars = quoted.chars();
     loop {
-        match signs.next()? {
-            '"' => return signs.next().is_none().then_some(text),
-            '\\' => text.push(signs.next().filter(|sign| matches!(sign, '"' | '\\'))?),
-            sign => text.push(sign),
+        match chars.next()? {
+            '"' => return chars.next().is_none().then_some(text),
+            '\\' => text.push(chars.next().filter(|c| matches!(c, '"' | '\\'))?),
+            c => text.push(c),
         }
     }
 }
@@ -141,18 +140,16 @@ impl<S: Sync> FromRequestParts<S> for Key {
         let mut values = parts.headers.get_all("idempotency-key").iter();
         let Some(value) = values.next() else {
             return Err(Problem::new(
-                StatusCode::BAD_REQUEST,
-                "idempotency_key_missing",
-                "this request needs an Idempotency-Key header",
+                &codes::IDEMPOTENCY_KEY_MISSING,
+                "this request requires an Idempotency-Key header",
             ));
         };
         let key = value.to_str().ok().filter(|_| values.next().is_none()).and_then(Self::parse);
         key.map(Self).ok_or_else(|| {
             Problem::new(
-                StatusCode::BAD_REQUEST,
-                "idempotency_key_invalid",
-                "one Idempotency-Key of 1 to 255 printable ASCII characters with no blank at either end is needed; one with a \
-                 comma must be quoted",
+                &codes::IDEMPOTENCY_KEY_INVALID,
+                "Idempotency-Key must be one key of 1 to 255 printable ASCII characters, with no space at either end; a key \
+                 with a comma must be quoted",
             )
         })
     }
@@ -160,8 +157,8 @@ impl<S: Sync> FromRequestParts<S> for Key {
 
 impl IntoParams for Key {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        let meaning = "The caller's own name for this attempt. The same request with the same key has its effect once, \
-                       however often it is sent; another request needs another key.";
+        let meaning = "A key for this request, chosen by the caller. The same request with the same key has its effect \
+                       once, however often it is sent; a different request needs a new key.";
         let key = ParameterBuilder::new().name("Idempotency-Key").parameter_in(ParameterIn::Header);
         let key = key.required(Required::True).description(Some(meaning));
         vec![key.schema(Some(Ref::from_schema_name("IdempotencyKey"))).build()]
@@ -173,7 +170,7 @@ impl IntoParams for Key {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// The most items of the page. 50 unless given.
+    /// Maximum number of items on the page. Default: 50.
     #[param(minimum = 1, maximum = 100)]
     limit: Option<u32>,
     #[param(value_type = Option<schema::Cursor>)]
@@ -181,12 +178,15 @@ pub struct ListQuery {
 }
 
 impl ListQuery {
-    /// Made of its parts, where a list takes more than these.
+    /// For a list that takes more parameters than these.
     pub fn new(limit: Option<u32>, cursor: Option<String>) -> Self {
         Self { limit, cursor }
     }
 
-    /// How many items a page has: 1 to 100, 50 unless given.
+    /// The maximum number of items on the page: 1 to 100, 50 by default.
+    ///
+    /// # Errors
+    /// The limit is out of range.
     pub fn limit(&self) -> Result<u32, Problem> {
         match self.limit.unwrap_or(50) {
             limit @ 1..=100 => Ok(limit),
@@ -195,21 +195,27 @@ impl ListQuery {
     }
 
     /// Where the page starts.
+    ///
+    /// # Errors
+    /// The cursor was not issued by this API.
     pub fn cursor(&self) -> Result<Option<Cursor>, Problem> {
         Ok(self.cursor.as_deref().map(Cursor::decode).transpose()?)
     }
 }
 
-/// An id in a path. One that could never have been given is one that is not there.
-pub fn path_id<T: TryFrom<String>>(text: String, code: &'static str) -> Result<T, Problem> {
-    T::try_from(text).map_err(|_| Problem::not_found(code))
-}
-
-/// For a field that may be absent (leave it), `null` (take it away) or given.
+/// An id in a path.
 ///
 /// # Errors
-/// Whatever the value's own type refuses.
-pub fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+/// The problem `not_found`, as if nothing had this id: no id that is not valid was ever issued.
+pub fn path_id<T: TryFrom<String>>(text: String, not_found: &'static Code) -> Result<T, Problem> {
+    T::try_from(text).map_err(|_| Problem::not_found(not_found))
+}
+
+/// Deserializes a field that may be absent (`None`), null (`Some(None)`) or a value.
+///
+/// # Errors
+/// Those of the value's type.
+pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
@@ -228,7 +234,7 @@ mod tests {
             let (mut parts, _) = request().into_parts();
             let none = NoQuery::from_request_parts(&mut parts, &()).await;
             for refused in [body.err(), none.err()] {
-                assert_eq!(refused.map(|problem| problem.code), (!fine).then_some("invalid_request"), "{uri}");
+                assert_eq!(refused.map(|problem| problem.code.code), (!fine).then_some("invalid_request"), "{uri}");
             }
         }
     }
@@ -239,11 +245,11 @@ mod tests {
             request = request.header("Idempotency-Key", *value);
         }
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
-        Key::from_request_parts(&mut parts, &()).await.map(|key| key.0.into()).map_err(|problem| problem.code)
+        Key::from_request_parts(&mut parts, &()).await.map(|key| key.0.into()).map_err(|problem| problem.code.code)
     }
 
     #[tokio::test]
-    async fn a_key_is_the_same_bare_and_as_the_drafts_quoted_string() {
+    async fn a_quoted_key_equals_the_unquoted_one() {
         for (value, meant) in [
             ("8e03978e-40d5-43dd-bc93-6894a57f9324", "8e03978e-40d5-43dd-bc93-6894a57f9324"),
             (r#""8e03978e-40d5-43dd-bc93-6894a57f9324""#, "8e03978e-40d5-43dd-bc93-6894a57f9324"),
@@ -259,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_key_and_what_is_none_are_told_apart() {
+    async fn a_missing_key_and_an_invalid_one_have_different_codes() {
         assert_eq!(key(&[]).await, Err("idempotency_key_missing"));
         let too_long = "k".repeat(256);
         for value in [
@@ -283,7 +289,7 @@ mod tests {
         ] {
             assert_eq!(key(&[value]).await, Err("idempotency_key_invalid"), "{value:?}");
         }
-        // Two headers: as they are, and as API Gateway joins them.
+        // Two headers: separate, and as API Gateway joins them.
         for values in [&["a", "b"][..], &["a", "a"], &["a,b"], &["a,a"], &[r#""a","b""#]] {
             assert_eq!(key(values).await, Err("idempotency_key_invalid"), "{values:?}");
         }

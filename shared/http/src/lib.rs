@@ -1,29 +1,35 @@
-//! HTTP as every function speaks it: who calls, what they may send, and how a refusal looks.
+//! What all HTTP handlers share: callers, input, problems, views.
 //!
 //! - [`Caller`], [`Customer`], [`Admin`]: the verified caller, as an argument of a handler
-//! - [`Json`], [`Query`], [`Key`]: input, parsed and within its limits
-//! - [`cached`](fn@cached): answers that callers may keep
-//! - [`limited`]: how often a customer may ask
-//! - [`Problem`]: the one place where a refusal becomes a status; [`codes`]: what is promised of each
-//! - [`serve`]: what surrounds every router
-//! - [`schema`]: the domain's values in the API's description
+//! - [`Json`], [`Query`], [`Key`]: input, parsed and checked
+//! - [`cached`](fn@cached): cacheable responses
+//! - [`limited`]: the rate limit per customer
+//! - [`Problem`]: the one place where a refusal becomes a response; [`codes`]: the table of problems
+//! - [`budgets`]: how long things may take
+//! - [`serve`]: the layers around every router
+//! - [`schema`]: the domain's values in the API description
 
+pub mod budgets;
 mod cached;
 mod caller;
 pub mod codes;
 mod event;
 mod input;
 mod limit;
+#[cfg(feature = "local-sign-in")]
+mod local_sign_in;
 mod problem;
 pub mod schema;
 mod serve;
 mod view;
 
-pub use cached::{cached, knows};
-pub use caller::{Admin, Authenticator, Caller, Customer, LOCAL_AUDIENCE, LOCAL_ISSUER};
+pub use cached::{cached, etag_matches};
+pub use caller::{Admin, Authenticator, Caller, Customer};
 pub use event::handle;
-pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, path_id, some};
+pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, nullable, path_id};
 pub use limit::{Limiter, limited};
+#[cfg(feature = "local-sign-in")]
+pub use local_sign_in::{LOCAL_AUDIENCE, LOCAL_ISSUER};
 pub use problem::Problem;
-pub use serve::{about_reservation, serve};
+pub use serve::{log_reservation_id, serve};
 pub use view::{ApiTime, List, ProductView, ReservationView};

@@ -1,14 +1,13 @@
-//! The limit on each customer's requests, before anything else is done for them.
+//! The rate limit per customer, applied before a request is handled.
 //!
-//! - It counts what changes something. To read costs less than to count would, and API Gateway's own throttle, which
-//!   counts all requests together, stands before both.
-//! - It counts customers. A service and an admin are the shop's own, and one service speaks for all customers.
-//! - It fails open: where the table does not say in time, the request goes on. A limit that failed closed would turn a
-//!   payment away that `confirm` could still put into its queue, and a table that is away admits little anyway.
-//! - But where the customer's own count is throttled, they are refused: nobody else writes to it, so it is their flood
-//!   that keeps it from being counted, and the more they send the less it would hold them.
-//! - A refusal is remembered until its time is over, so that a herd of one customer's requests costs each environment
-//!   one call for each request that will be admitted, and no more.
+//! - It counts requests that change something: a read costs less than counting it, and API Gateway's own throttle applies
+//!   to all requests.
+//! - It counts customers only. Services and admins belong to the shop, and one service acts for all customers.
+//! - It fails open: if the table does not respond in time, the request is handled. Failing closed would refuse payments
+//!   that `confirm` could still queue.
+//! - But if the item that counts a customer is throttled, the customer is refused: only their own requests write to it.
+//! - A refusal is cached until its time is over, so that a flood of requests by one customer costs each environment one
+//!   call per admitted request.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,14 +21,13 @@ use holdfast_aws::clock::Clock;
 use holdfast_domain::{CustomerId, RateLimit, Timestamp};
 use holdfast_store::{Admitted, Deadline, Store};
 
-use crate::{Authenticator, Problem};
+use crate::budgets::RATE_LIMIT_BUDGET;
+use crate::{Caller, Problem};
 
-/// How long the count may take. With it, a handler that uses up its own budget still answers in time.
-const BUDGET: Duration = Duration::from_secs(1);
-/// How many refusals are remembered. Past that, those whose time is over are forgotten.
-const REMEMBERED: usize = 1_000;
+/// Cached refusals. Beyond that, those whose time is over are removed.
+const MAX_CACHED: usize = 1_000;
 
-/// What counts the requests.
+/// Counts requests per customer.
 pub struct Limiter {
     store: Store,
     clock: Clock,
@@ -43,28 +41,28 @@ impl Limiter {
         Self { store, clock, limit, refused_until: Mutex::default() }
     }
 
-    /// For how long the customer has to wait, if they do.
+    /// How long the customer has to wait; `None` if the request is admitted.
     async fn wait(&self, customer: &CustomerId) -> Option<Duration> {
         let now = self.clock.now();
-        let remembered = self.refusals().get(customer).copied();
-        if let Some(until) = remembered.filter(|&until| until > now) {
+        let cached = self.refusals().get(customer).copied();
+        if let Some(until) = cached.filter(|&until| until > now) {
             return Some(millis(until.as_millis() - now.as_millis()));
         }
-        match self.store.admit(customer, self.limit, now, Deadline::after(BUDGET)).await {
+        match self.store.admit(customer, self.limit, now, Deadline::after(RATE_LIMIT_BUDGET)).await {
             Ok(Admitted::Yes) => None,
             Ok(Admitted::RetryAfter(wait)) => {
-                // Rounded down: nobody is refused from memory whom the table would admit.
+                // Rounded down: the cache must not refuse a request that the table would admit.
                 let wait_millis = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
                 let until = Timestamp::from_millis(now.as_millis().saturating_add(wait_millis));
                 let mut refusals = self.refusals();
-                if refusals.len() >= REMEMBERED {
+                if refusals.len() >= MAX_CACHED {
                     refusals.retain(|_, until| *until > now);
                 }
                 refusals.insert(customer.clone(), until);
                 Some(wait)
             }
             Err(error) => {
-                tracing::warn!(%error, "the request is not counted, and goes on");
+                tracing::warn!(%error, "rate limit not checked; the request is admitted");
                 None
             }
         }
@@ -79,8 +77,7 @@ fn millis(millis: i64) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or_default())
 }
 
-/// The routes of `router` with the limit before them; without one, just the routes. To go inside of
-/// [`serve`](crate::serve).
+/// Adds the limiter, if there is one, to `router`. Call it before [`serve`](crate::serve).
 pub fn limited(router: Router, limiter: Option<Limiter>) -> Router {
     match limiter {
         Some(limiter) => router.route_layer(from_fn_with_state(Arc::new(limiter), limit)),
@@ -92,10 +89,10 @@ async fn limit(State(limiter): State<Arc<Limiter>>, request: Request, next: Next
     if request.method().is_safe() {
         return next.run(request).await;
     }
-    let (parts, body) = request.into_parts();
-    let caller = parts.extensions.get::<Authenticator>().and_then(|authenticator| authenticator.caller(&parts));
+    let (mut parts, body) = request.into_parts();
+    let caller = Caller::verified(&mut parts);
     let request = Request::from_parts(parts, body);
-    // Nobody that can be believed: the handler says so.
+    // Without a caller the handler refuses the request.
     if let Some(caller) = caller.filter(|caller| !caller.service && !caller.admin)
         && let Some(wait) = limiter.wait(&caller.id).await
     {

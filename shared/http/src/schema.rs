@@ -1,7 +1,7 @@
-//! The domain's values as the API's description shows them, for `#[schema(value_type = ...)]`.
+//! Schemas of the domain's values in the API description, for `#[schema(value_type = ...)]`.
 //!
-//! The domain knows nothing of HTTP, so its types cannot describe themselves. What must always hold: a text or number
-//! fits its schema here exactly if its type in the domain takes it (the tests ask both).
+//! The domain does not depend on HTTP, so its types cannot describe themselves. Invariant: a value matches its schema
+//! exactly if the domain accepts it (the tests compare both).
 
 use holdfast_domain::text::INVISIBLE;
 use holdfast_domain::{
@@ -11,7 +11,7 @@ use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-/// A named schema that is built by hand.
+/// Defines a named schema.
 macro_rules! schema {
     ($(#[$doc:meta])* $name:ident, $builder:expr) => {
         $(#[$doc])*
@@ -45,19 +45,19 @@ fn whole(description: &str, minimum: i64, maximum: u64) -> ObjectBuilder {
 schema!(
     /// See [`holdfast_domain::ProductId`].
     ProductId,
-    text("A product, in the shop's own words.").pattern(Some("^[A-Za-z0-9_-]{1,64}$")).examples(["tee-black"])
+    text("The id of a product, chosen by the shop.").pattern(Some("^[A-Za-z0-9_-]{1,64}$")).examples(["tee-black"])
 );
 schema!(
     /// See [`holdfast_domain::ReservationId`].
     ReservationId,
-    text("A reservation, and the order that it becomes.")
+    text("The id of a reservation, and of the order that it becomes.")
         .pattern(Some("^rsv_[a-z2-7]{52}$"))
         .examples(["rsv_iqd4x2fixzovcounckk76u2lodwabrd3r4lpf2wo5qx36yxf56sa"])
 );
 schema!(
     /// The id of a failed confirmation.
     FailedConfirmationId,
-    text("A failed confirmation.")
+    text("The id of a failed confirmation.")
         .pattern(Some("^fc_[A-Za-z0-9]{52}$"))
         .examples(["fc_rwk75w2exc5zpnhaezgetcpcjsx4xjt2jowbaoa37yqvdnqi7cmq"])
 );
@@ -65,9 +65,9 @@ schema!(
     /// See [`holdfast_domain::CustomerId`].
     CustomerId,
     text(
-        "A customer: the `sub` of their token, or a guest whom a service names. A service's own ids begin with `guest:`, \
-         as in `guest:8e03978e`: a token whose `sub` begins so is refused, so a guest never is somebody who signed up. \
-         No blank at either end."
+        "The id of a customer: the `sub` of their token, or an id that a service chooses for a guest. Guest ids begin with \
+         `guest:`, as in `guest:8e03978e`. A token with such a `sub` is refused, so a guest is never a signed-in user. No \
+         space at either end."
     )
     .pattern(Some(TRIMMED))
     .examples(["alice"])
@@ -75,7 +75,7 @@ schema!(
 schema!(
     /// See [`holdfast_domain::PaymentReference`].
     PaymentReference,
-    text("The payment provider's name for one payment. No blank at either end.")
+    text("The payment provider's id of a payment. No space at either end.")
         .pattern(Some(TRIMMED))
         .examples(["pay_123"])
 );
@@ -83,10 +83,10 @@ schema!(
     /// See [`crate::Key`].
     IdempotencyKey,
     text(
-        "The caller's own name for one attempt. One with a comma has to be quoted, as the draft says: `\"a,b\"`. No blank \
-         at either end."
+        "A key for one request, chosen by the caller. A key with a comma must be quoted: `\"a,b\"`. No space at either \
+         end."
     )
-    // Bare without a comma; or a structured field's string (RFC 9651).
+    // Unquoted without a comma, or a structured field string (RFC 9651).
     .pattern(Some(
         r##"^([!#-+\--~]([ -+\--~]{0,253}[!-+\--~])?|"([!#-\[\]-~]|\\["\\])(([ !#-\[\]-~]|\\["\\]){0,253}([!#-\[\]-~]|\\["\\]))?")$"##
     ))
@@ -103,10 +103,10 @@ schema!(
     /// See [`holdfast_domain::Currency::in_force`].
     PriceCurrency,
     text(
-        "The code of a currency that ISO 4217 has in force and that has a minor unit. Prices are whole numbers of that \
-         unit. Set once."
+        "An ISO 4217 code that is in force and has a minor unit. Prices are whole numbers of that unit. Cannot be \
+         changed."
     )
-    // No enumeration: a client made of this description would turn each code into a type of its own.
+    // Not an enumeration: generated clients would make a type of each code.
     .pattern(Some(format!("^({})$", domain_currencies().join("|"))))
     .examples(["EUR"])
 );
@@ -114,8 +114,8 @@ schema!(
     /// See [`holdfast_domain::Currency::exponent`].
     CurrencyExponent,
     whole(
-        "How many decimals the currency has: an amount of 2500 is 25.00 where it is 2 (EUR), 2500 where it is 0 (JPY), \
-         2.500 where it is 3 (KWD).",
+        "Number of decimals of the currency: an amount of 2500 is 25.00 with 2 (EUR), 2500 with 0 (JPY), 2.500 with 3 \
+         (KWD).",
         0,
         4
     )
@@ -124,33 +124,33 @@ schema!(
 schema!(
     /// See [`holdfast_domain::HoldSeconds`].
     Seconds,
-    whole("A length in seconds.", HoldSeconds::MIN.get(), HoldSeconds::MAX.get().unsigned_abs()).examples([600])
+    whole("A duration in seconds.", HoldSeconds::MIN.get(), HoldSeconds::MAX.get().unsigned_abs()).examples([600])
 );
 schema!(
     /// See [`holdfast_domain::Product::late_payment_seconds`].
     LatePaymentSeconds,
     whole(
-        "For how many seconds after a hold's end a payment can still make an order of it, at the hold's price and while \
-         the units are free. A later one is refused with `refund_required` and recorded. 0: every payment after the \
-         hold's end is.",
+        "Seconds after the end of a hold during which a payment is still accepted, at the hold's price and if enough units \
+         are available. A later payment is refused with `refund_required` and recorded. 0: every payment after the end \
+         is refused.",
         0,
         u64::from(MAX_LATE_PAYMENT_SECONDS)
     )
     .examples([86_400])
 );
 schema!(
-    /// See [`crate::ApiTime`]: as it is shown.
+    /// See [`crate::ApiTime`]: output.
     Time,
-    text("A point in time as in RFC 3339, in UTC and with three decimals: all have the same length, and sort as texts.")
+    text("A point in time (RFC 3339) in UTC with three decimals. All have the same length, so they sort as strings.")
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
         .pattern(Some(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z$"))
         .examples(["2026-11-21T07:06:41.060Z"])
 );
 schema!(
-    /// See [`crate::ApiTime`]: as it is taken.
+    /// See [`crate::ApiTime`]: input.
     GivenTime,
-    text("A point in time as in RFC 3339, with any offset. What is finer than a millisecond is cut off.")
-        // No example: a sale that starts and ends at one and the same would be refused.
+    text("A point in time (RFC 3339) with any offset. It is truncated to milliseconds.")
+        // No example: a sale that starts and ends at the same time would be refused.
         .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
 );
 schema!(
@@ -161,14 +161,14 @@ schema!(
 schema!(
     /// A product's total, see [`MAX_TOTAL`].
     Total,
-    whole("Units of a product: free, held and sold together.", 0, MAX_TOTAL).examples([100])
+    whole("Total number of units: available, reserved and sold.", 0, MAX_TOTAL).examples([100])
 );
 schema!(
     /// The number of a product's shards, see [`MAX_SHARDS`].
     Shards,
     whole(
-        "Into how many items of the table the stock is cut, so that many can reserve at once. Set once. Unless given: \
-         16, at most half the total, at least 1.",
+        "Number of table items that the stock is split into, so that many customers can reserve at once. Cannot be \
+         changed. Default: 16, but at most half the total and at least 1.",
         1,
         u64::from(MAX_SHARDS)
     )
@@ -177,25 +177,25 @@ schema!(
 schema!(
     /// The name of a product.
     Name,
-    text("A name: some of its characters are visible, none is a control character.")
+    text("A name. At least one character is visible; control characters are not allowed.")
         .min_length(Some(1))
         .max_length(Some(200))
         .pattern(Some(line_pattern()))
         .examples(["Black tee"])
 );
 schema!(
-    /// A reason, and the reference of an adjustment.
-    Words,
-    text("A text for other people: some of its characters are visible, none is a control character.")
+    /// The reason or reference of an adjustment.
+    FreeText,
+    text("A text for people. At least one character is visible; control characters are not allowed.")
         .min_length(Some(1))
         .max_length(Some(200))
         .pattern(Some(line_pattern()))
         .examples(["delivery"])
 );
 schema!(
-    /// What an admin writes about a failed confirmation: see [`holdfast_domain::text::is_visible`].
+    /// An admin's note on a failed confirmation: see [`holdfast_domain::text::is_visible`].
     Note,
-    text("What was done about it, such as how the money was given back. Some of its characters are visible.")
+    text("What was done about it, such as how the payment was refunded. At least one character is visible.")
         .min_length(Some(1))
         .max_length(Some(1_000))
         .pattern(Some(visible_pattern()))
@@ -204,26 +204,26 @@ schema!(
 schema!(
     /// See [`holdfast_store::Cursor`].
     Cursor,
-    text("Where a page starts: the `next_cursor` of the page before, as it was given.")
+    text("Where the page starts: the `next_cursor` of the previous page.")
         .pattern(Some("^[A-Za-z0-9_-]+$"))
 );
 schema!(
     /// See [`holdfast_domain::Status`].
     ReservationStatus,
-    text("Where a reservation stands. `confirmed`: it is an order. `expired`: its time was over before it was paid.")
+    text("The status of a reservation. `confirmed`: it is an order. `expired`: it was not confirmed in time.")
         .enum_values(Some([Status::Held, Status::Confirmed, Status::Cancelled, Status::Expired].map(Status::as_str)))
 );
 schema!(
     /// See [`holdfast_domain::ProductStatus`].
     ProductStatus,
-    text("Whether a product may be reserved. `paused`: it may not; holds that were made before stay.")
+    text("Whether a product can be reserved. `paused`: it cannot; existing holds stay.")
         .enum_values(Some(["on_sale", "paused"]))
 );
 schema!(
     /// See [`FailedState`].
     FailedConfirmationState,
     text(
-        "Where a failed confirmation stands. `open`: somebody has to look at it. `retrying`: it is in the queue again. \
+        "The state of a failed confirmation. `open`: a person has to look at it. `retrying`: it was re-queued. \
          `confirmed`, `resolved`: it is settled."
     )
     .enum_values(Some(
@@ -232,32 +232,32 @@ schema!(
     ))
 );
 
-/// 1 to 255 printable ASCII characters, with no blank at either end.
+/// 1 to 255 printable ASCII characters, with no space at either end.
 const TRIMMED: &str = "^[!-~]([ -~]{0,253}[!-~])?$";
 
 /// Control characters (Unicode's category Cc), in a class of a regular expression.
 const CONTROL: &str = r"\u0000-\u001F\u007F-\u009F";
-/// Blanks (Unicode's `White_Space`) that are no control characters. Not `\s`: each dialect has its own.
-const BLANK: &str = r"\u0020\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000";
+/// White space (Unicode's `White_Space`) without control characters. Not `\s`, which differs between dialects.
+const WHITE_SPACE: &str = r"\u0020\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000";
 
-/// The texts that [`holdfast_domain::text::is_line`] takes, apart from their length.
+/// Texts that [`holdfast_domain::text::is_line`] accepts, except for their length.
 fn line_pattern() -> String {
-    format!("^[^{CONTROL}]*[^{CONTROL}{BLANK}{}][^{CONTROL}]*$", invisible())
+    format!("^[^{CONTROL}]*[^{CONTROL}{WHITE_SPACE}{}][^{CONTROL}]*$", invisible())
 }
 
-/// The texts that [`holdfast_domain::text::is_visible`] takes.
+/// Texts that [`holdfast_domain::text::is_visible`] accepts.
 fn visible_pattern() -> String {
-    format!("[^{CONTROL}{BLANK}{}]", invisible())
+    format!("[^{CONTROL}{WHITE_SPACE}{}]", invisible())
 }
 
-/// What does not show, in a class of a regular expression. No dialect's escape for what is past U+FFFF is another's, so
-/// such a character stands for itself.
+/// Invisible characters, in a class of a regular expression. Characters past U+FFFF are not escaped, because the escapes
+/// differ between dialects.
 fn invisible() -> String {
-    let sign = |sign: char| match u32::from(sign) {
+    let escape = |c: char| match u32::from(c) {
         code @ ..=0xFFFF => format!("\\u{code:04X}"),
-        _ => sign.to_string(),
+        _ => c.to_string(),
     };
-    INVISIBLE.iter().map(|range| format!("{}-{}", sign(*range.start()), sign(*range.end()))).collect()
+    INVISIBLE.iter().map(|range| format!("{}-{}", escape(*range.start()), escape(*range.end()))).collect()
 }
 
 fn domain_currencies() -> Vec<&'static str> {
@@ -271,7 +271,7 @@ mod tests {
     use holdfast_domain as domain;
     use serde_json::{Value, json};
 
-    /// A key as its header gives it.
+    /// A key as the value of its header.
     struct HeaderKey;
 
     impl<'de> serde::Deserialize<'de> for HeaderKey {
@@ -281,7 +281,7 @@ mod tests {
         }
     }
 
-    /// A currency as a new product gives it.
+    /// The currency of a new product.
     struct InForce;
 
     impl<'de> serde::Deserialize<'de> for InForce {
@@ -291,7 +291,7 @@ mod tests {
         }
     }
 
-    /// A note as an admin gives it, apart from its length.
+    /// A note, except for its length.
     struct Visible;
 
     impl<'de> serde::Deserialize<'de> for Visible {
@@ -301,7 +301,7 @@ mod tests {
         }
     }
 
-    /// Whether the schema takes a value exactly if the type does.
+    /// Checks that the schema accepts a value exactly if the type does.
     #[track_caller]
     fn agree<S: PartialSchema, T: serde::de::DeserializeOwned>(values: impl IntoIterator<Item = Value>) {
         let schema = serde_json::to_value(S::schema()).unwrap();
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn schemas_take_what_the_domain_takes_and_nothing_else() {
+    fn schemas_accept_exactly_what_the_domain_accepts() {
         agree::<ProductId, domain::ProductId>(texts());
         agree::<ReservationId, domain::ReservationId>(texts());
         agree::<CustomerId, domain::CustomerId>(texts());
@@ -352,18 +352,18 @@ mod tests {
         agree::<Seconds, domain::HoldSeconds>([0, 9, 10, 3_600, 3_601, -10].map(Value::from));
     }
 
-    /// Each blank and each sign that does not show, and its neighbours: the schema's list is Unicode's.
+    /// White space and invisible characters, and their neighbours: the schema's list is Unicode's.
     #[test]
-    fn notes_and_names_are_visible_by_the_same_rule() {
+    fn schemas_and_domain_agree_on_visible_characters() {
         let invisible = INVISIBLE.iter().flat_map(|range| [*range.start(), *range.end()]);
-        let blanks = (0..=0x3100).filter_map(char::from_u32).filter(|sign| sign.is_whitespace());
-        let near = |sign: char| (-1..=1).filter_map(move |by| char::from_u32(u32::from(sign).checked_add_signed(by)?));
-        let signs: Vec<Value> = invisible.chain(blanks).flat_map(near).map(|sign| json!(sign)).collect();
-        agree::<Note, Visible>(signs);
+        let blanks = (0..=0x3100).filter_map(char::from_u32).filter(|c| c.is_whitespace());
+        let near = |c: char| (-1..=1).filter_map(move |by| char::from_u32(u32::from(c).checked_add_signed(by)?));
+        let characters: Vec<Value> = invisible.chain(blanks).flat_map(near).map(|c| json!(c)).collect();
+        agree::<Note, Visible>(characters);
     }
 
     #[test]
-    fn a_time_that_is_shown_is_as_its_schema_says() {
+    fn a_formatted_time_matches_its_schema() {
         let schema = serde_json::to_value(Time::schema()).unwrap();
         let schema = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
         for millis in [0, 1, 60, 999, 1_000, 1_795_244_800_060, -1, 253_402_300_799_999] {
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_taken_as_rfc_3339_says() {
+    fn times_are_accepted_as_in_rfc_3339() {
         agree::<GivenTime, ApiTime>(
             [
                 "2030-01-02T03:04:05Z",
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_names_are_taken_up_to_the_limits_of_a_product() {
+    fn numbers_and_names_are_accepted_up_to_the_limits_of_a_product() {
         type Change = fn(&mut domain::Product, &Value);
         let numbers = |most: u64| vec![json!(0), json!(1), json!(most), json!(most + 1)];
         let names =

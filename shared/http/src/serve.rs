@@ -1,46 +1,39 @@
-//! What surrounds every router: the request's id, one log line a request, and problems in full.
+//! The layers around every router: the request's id, one log line per request, rendered problems.
 //!
-//! What must always hold: whatever a handler does, panic and hang included, the caller gets an answer of ours, and the
-//! environment lives on for the next request.
+//! Invariant: even if a handler panics or hangs, the caller gets a response in the API's format and the environment can
+//! serve the next request.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
 use axum::body::HttpBody as _;
 use axum::extract::Request;
-use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
 use futures_util::FutureExt as _;
-use holdfast_aws::config::ANSWER_BUDGET;
 use lambda_http::{Context, request::RequestContext};
 use tracing::{Instrument, Span, field};
 
+use crate::budgets::ANSWER_BUDGET;
 use crate::{Authenticator, MAX_BODY_BYTES, Problem};
 
-/// `router` with everything around it. Unknown paths and methods are problems too.
+/// Adds the layers to `router`, and problems for unknown paths and methods.
 pub fn serve(router: Router, authenticator: Authenticator) -> Router {
-    let not_found = async || route_not_found();
-    let method = async || Problem::method_not_allowed();
     router
-        .fallback(not_found)
-        .method_not_allowed_fallback(method)
+        .fallback(async || Problem::route_not_found())
+        .method_not_allowed_fallback(async || Problem::method_not_allowed())
         .layer(from_fn(answer))
         // Outermost, so that every extractor finds it.
         .layer(Extension(authenticator))
 }
 
-fn route_not_found() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path")
-}
-
-/// Writes the reservation's id into every log line of this request from here on.
-pub fn about_reservation(id: &impl std::fmt::Display) {
+/// Adds the reservation's id to the following log lines of this request.
+pub fn log_reservation_id(id: &impl std::fmt::Display) {
     Span::current().record("reservation_id", field::display(id));
 }
 
-/// Logs each request once, where it is answered, and renders its problem.
+/// Logs each request once, and renders its problem.
 async fn answer(request: Request, next: Next) -> Response {
     let request_id = request_id(&request);
     let method = request.method().clone();
@@ -49,16 +42,18 @@ async fn answer(request: Request, next: Next) -> Response {
     async move {
         let mut response = run(request, next).await;
         let problem = response.extensions_mut().remove::<Problem>();
-        // The one refusal that is not ours: axum's own, of an id in the path that is not UTF-8.
-        let problem = problem.or_else(|| response.status().is_client_error().then(route_not_found));
+        // axum itself refuses an id in the path that is not UTF-8.
+        let problem = problem.or_else(|| response.status().is_client_error().then(Problem::route_not_found));
         let Some(problem) = problem else {
             tracing::info!(status = response.status().as_u16(), "answered");
             return response;
         };
-        let status = problem.status.as_u16();
-        match (&problem.inside, problem.status.is_server_error()) {
-            (Some(inside), true) => tracing::error!(status, code = problem.code, inside, "failed"),
-            _ => tracing::info!(status, code = problem.code, "refused"),
+        let (status, code) = (problem.code.status, problem.code.code);
+        match &problem.internal_message {
+            Some(message) if status.is_server_error() => {
+                tracing::error!(status = status.as_u16(), code, internal_message = message, "failed");
+            }
+            _ => tracing::info!(status = status.as_u16(), code, "refused"),
         }
         let headers = std::mem::take(response.headers_mut());
         let mut rendered = problem.render(&request_id);
@@ -71,28 +66,28 @@ async fn answer(request: Request, next: Next) -> Response {
     .await
 }
 
-/// The handler's answer, or a problem where it gives none.
+/// The handler's response, or a problem if it panics or hangs.
 async fn run(request: Request, next: Next) -> Response {
-    // The body is in memory already. Asked here, it is the same on every route, also where nobody reads it.
+    // Checked here, so that the limit applies on every route, even if the handler ignores the body.
     if request.body().size_hint().lower() > MAX_BODY_BYTES as u64 {
-        return Problem::too_long().into_response();
+        return Problem::too_large().into_response();
     }
-    // Unwind safety: what handlers share is behind locks that are only ever replaced whole.
+    // Unwind safe: shared state is behind locks and only ever replaced as a whole.
     let handler = AssertUnwindSafe(next.run(request)).catch_unwind();
     match tokio::time::timeout(ANSWER_BUDGET, handler).await {
         Ok(Ok(response)) => response,
-        Ok(Err(panic)) => Problem::internal(format!("panicked: {}", words(&*panic))).into_response(),
-        Err(_) => Problem::unavailable("the handler did not come to an end").into_response(),
+        Ok(Err(panic)) => Problem::internal(format!("panicked: {}", panic_message(&*panic))).into_response(),
+        Err(_) => Problem::unavailable("the handler did not finish in time").into_response(),
     }
 }
 
-/// What a panic said.
-fn words(panic: &(dyn Any + Send)) -> &str {
+/// The message of a panic.
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let owned = panic.downcast_ref::<String>().map(String::as_str);
-    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("nothing that can be read")
+    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
-/// API Gateway's id of the request, or Lambda's where there is no gateway.
+/// API Gateway's request id, or Lambda's if there is no gateway.
 fn request_id(request: &Request) -> String {
     let gateway = request.extensions().get::<RequestContext>().and_then(|context| match context {
         RequestContext::ApiGatewayV2(context) => context.request_id.clone(),
@@ -130,7 +125,7 @@ mod tests {
         (Response::from_parts(parts, ()), serde_json::from_slice(&body).unwrap_or_default())
     }
 
-    /// Checks that it is this problem, whole.
+    /// Checks that it is this problem, with all common members.
     fn is_problem((response, body): &(Response<()>, Value), status: u16, code: &str) {
         assert_eq!((response.status().as_u16(), &body["code"]), (status, &json!(code)), "{body}");
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
@@ -143,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_handler_that_panics_is_a_500_that_says_nothing_of_it_and_the_next_request_is_served() {
+    async fn a_panic_is_a_500_without_its_message_and_the_next_request_is_served() {
         let mut router = router();
         for _ in 0..2 {
             let answer = ask(&mut router, to("GET", "/panics"), String::new()).await;
@@ -154,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_handler_that_hangs_is_a_503_before_lambda_ends_the_process() {
+    async fn a_handler_that_hangs_is_a_503_before_the_lambda_timeout() {
         let started = tokio::time::Instant::now();
         let answer = ask(&mut router(), to("GET", "/hangs"), String::new()).await;
         is_problem(&answer, 503, "unavailable");
@@ -164,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_is_too_long_is_refused_also_where_nobody_reads_it() {
+    async fn a_body_that_is_too_large_is_refused_even_if_the_handler_ignores_it() {
         let longest = "x".repeat(MAX_BODY_BYTES);
         let mut router = router();
         assert_eq!(ask(&mut router, to("POST", "/reads-nothing"), longest.clone()).await.0.status(), 200);
@@ -173,7 +168,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_is_a_problem_and_a_wrong_method_names_the_right_ones() {
+    async fn an_unknown_path_is_404_and_an_unsupported_method_405_with_allow() {
         let mut router = router();
         is_problem(&ask(&mut router, to("GET", "/nowhere"), String::new()).await, 404, "route_not_found");
         let answer = ask(&mut router, to("DELETE", "/fine"), String::new()).await;

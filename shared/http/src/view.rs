@@ -1,4 +1,4 @@
-//! What callers see: domain values as the JSON of the contract.
+//! Domain values as the JSON of the API.
 
 use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Timestamp};
 use holdfast_store::{Page, Stock};
@@ -11,11 +11,11 @@ use utoipa::ToSchema;
 
 use crate::schema;
 
-/// The one way in which a time is shown: all of them have the same length, and sort as texts.
+/// The format of every time in a response. All have the same length, so they sort as strings.
 const SHOWN: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
-/// A point in time as RFC 3339. Any is read; it is shown in UTC, with three decimals.
+/// A point in time in RFC 3339. Input may have any offset; output is in UTC with three decimals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiTime(pub Timestamp);
 
@@ -35,7 +35,7 @@ impl<'de> Deserialize<'de> for ApiTime {
         let text = String::deserialize(deserializer)?;
         let at =
             OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| D::Error::custom("must be a time as in RFC 3339"))?;
-        // A year that an offset moves out of 0 to 9999 could be stored, and never be shown again.
+        // An offset can move the year out of 0 to 9999; such a time could be stored and never be formatted.
         if !at.checked_to_offset(UtcOffset::UTC).is_some_and(|utc| (0..=9_999).contains(&utc.year())) {
             return Err(D::Error::custom("must be a time in the years 0 to 9999, UTC"));
         }
@@ -48,22 +48,22 @@ impl<'de> Deserialize<'de> for ApiTime {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Page)]
 pub struct List<T> {
-    /// May be fewer than `limit`, and even none, where there are more pages.
+    /// Can be fewer than `limit`, or none, even if there are more pages.
     items: Vec<T>,
-    /// The next page's `cursor`. Null: this page is the last.
+    /// The `cursor` of the next page. Null: this is the last page.
     #[schema(value_type = Option<schema::Cursor>, required)]
     next_cursor: Option<String>,
 }
 
 impl<T> List<T> {
-    /// The page, each item as `view` shows it.
+    /// Converts each item of the page by `view`.
     pub fn of<U>(page: Page<U>, view: impl FnMut(U) -> T) -> Self {
         let next_cursor = page.next.map(|cursor| cursor.encode());
         Self { items: page.items.into_iter().map(view).collect(), next_cursor }
     }
 }
 
-/// A reservation as its owner sees it.
+/// A reservation, and the order that it becomes.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Reservation, examples(json!({
     "reservation_id": "rsv_iqd4x2fixzovcounckk76u2lodwabrd3r4lpf2wo5qx36yxf56sa", "status": "held",
@@ -75,16 +75,16 @@ impl<T> List<T> {
 pub struct ReservationView {
     #[schema(value_type = schema::ReservationId)]
     reservation_id: String,
-    /// Whose it is. The customer's own answers leave it out.
+    /// The customer. Only in responses to admins.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = schema::CustomerId, required = false)]
     customer_id: Option<CustomerId>,
     #[schema(value_type = schema::ReservationStatus)]
     status: Status,
-    /// One for each product.
+    /// One line per product.
     #[schema(min_items = 1, max_items = 20)]
     lines: Vec<LineView>,
-    /// The price of all lines, in the currency's minor unit.
+    /// Total price of all lines, in the currency's minor unit.
     #[schema(maximum = 2_000_000_000_000_000_i64)]
     total_price_minor: u64,
     #[schema(value_type = schema::Currency)]
@@ -93,25 +93,25 @@ pub struct ReservationView {
     currency_exponent: u16,
     #[schema(value_type = schema::Time)]
     created_at: ApiTime,
-    /// When the hold ends. From this moment on it cannot be confirmed without a payment.
+    /// When the hold expires. From then on it cannot be confirmed without a payment.
     #[schema(value_type = schema::Time)]
     expires_at: ApiTime,
-    /// What a countdown shows: seconds until `expires_at` by the server's clock, 0 unless `held`.
+    /// Seconds until `expires_at` by the server's clock, for a countdown. 0 unless `held`.
     #[schema(minimum = 0)]
     expires_in_seconds: i64,
-    /// When this was answered, by the server's clock.
+    /// The server's time of this response.
     #[schema(value_type = schema::Time)]
     server_time: ApiTime,
     #[schema(value_type = Option<schema::Time>, required)]
     confirmed_at: Option<ApiTime>,
-    /// Whether it was confirmed after its time, because it was paid and there were units left.
+    /// Whether it was confirmed after the hold had expired, because enough units were available.
     confirmed_late: bool,
-    /// The payment that it was confirmed with.
+    /// The payment that confirmed it.
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
 }
 
-/// One product of a reservation, at the price and under the name that it had when it was reserved.
+/// A line of a reservation, with the product's name and price at the time of the reservation.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ReservationLine)]
 struct LineView {
@@ -126,7 +126,7 @@ struct LineView {
 }
 
 impl ReservationView {
-    /// The reservation at `now`. A hold whose time is over shows as expired, also where nobody has released it yet.
+    /// The reservation at `now`. A hold past its end is shown as expired, even if it has not been released yet.
     pub fn new(reservation: Reservation, now: Timestamp) -> Self {
         let status = reservation.status_at(now);
         let total_price_minor = reservation.total_price_minor();
@@ -155,14 +155,14 @@ impl ReservationView {
         }
     }
 
-    /// The same with its owner: for an admin.
+    /// The reservation with its customer.
     pub fn for_admin(reservation: Reservation, now: Timestamp) -> Self {
         let customer_id = Some(reservation.customer.clone());
         Self { customer_id, ..Self::new(reservation, now) }
     }
 }
 
-/// A product as everybody sees it.
+/// A product with its stock.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Product, examples(json!({
     "product_id": "tee-black", "name": "Black tee", "price_minor": 2_500, "currency": "EUR",
@@ -184,39 +184,39 @@ pub struct ProductView {
     total: u64,
     /// Units that can be reserved.
     available: u64,
-    /// Units in holds. Counted from an index that lags a moment behind.
+    /// Units in holds. Eventually consistent.
     reserved: u64,
-    /// The rest: units in orders.
+    /// Units in orders: the rest.
     sold: u64,
     #[schema(value_type = schema::ProductStatus)]
     status: ProductStatus,
-    /// How long a hold lasts. Of several products the shortest counts.
+    /// Length of a hold, in seconds. A reservation of several products uses the shortest.
     #[schema(value_type = schema::Seconds)]
     hold_seconds: u32,
     #[schema(value_type = schema::LatePaymentSeconds)]
     late_payment_seconds: u32,
-    /// The most units that one customer may hold and own: whatever they reserved or bought before, also while there was
-    /// no limit, counts. Null: any number.
+    /// Maximum number of units that one customer may hold and own, including those from before the limit was set. Null:
+    /// no limit.
     #[schema(required, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<u32>,
-    /// Whether each customer's units are counted, so that a limit can be set. Set once: false where the product was
+    /// Whether each customer's units are counted, so that a limit can be set. Cannot be changed: false if the product was
     /// created with `"max_per_customer": null`.
     counts_per_customer: bool,
-    /// From when it may be reserved.
+    /// Start of the sale. Null: no start.
     #[schema(value_type = Option<schema::Time>, required)]
     sale_starts_at: Option<ApiTime>,
-    /// Until when it may be reserved: from this moment on it may not.
+    /// End of the sale (exclusive). Null: no end.
     #[schema(value_type = Option<schema::Time>, required)]
     sale_ends_at: Option<ApiTime>,
     #[schema(value_type = schema::Shards)]
     shards: u32,
-    /// Counts the changes of anything but `total`.
+    /// Increases with every change of the product, except of `total`.
     #[schema(minimum = 1)]
     version: u64,
 }
 
 impl ProductView {
-    /// The product and where its units are.
+    /// The product with its stock.
     pub fn new(product: Product, stock: Stock) -> Self {
         Self {
             product_id: product.product_id.into(),
@@ -247,7 +247,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_time_that_is_taken_can_be_shown() {
+    fn every_time_that_is_accepted_can_be_formatted() {
         let taken = |text: &str| serde_json::from_value::<ApiTime>(json!(text)).ok();
         for (text, shown) in [
             ("9999-12-31T23:59:59.999Z", Some("9999-12-31T23:59:59.999Z")),

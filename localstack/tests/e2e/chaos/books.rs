@@ -1,4 +1,4 @@
-//! What has to be true when all is quiet again, read from the table itself and asked of the API.
+//! What must be true once the system is quiet, read from the table and from the API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::api::{Api, Who};
 
 /// A hold ends within a minute and a half of its time, which is ten seconds at most after the last customer.
 const BOUND: Duration = Duration::from_secs(100);
-/// Nothing announces that the last hold has ended and the last message is gone.
+/// Polling interval.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Both ways of a confirmation that was not carried out at once.
 const QUEUES: [&str; 2] = ["ConfirmationsQueue", "FailedConfirmationsQueue"];
@@ -108,7 +108,7 @@ impl Table {
         }
     }
 
-    /// The units of a product in reservations that stand so.
+    /// The units of a product in reservations of this status.
     fn units(&self, product: &str, status: &str, customer: Option<&str>) -> i64 {
         let reservations = self.reservations.values().filter(|item| item["status"] == status);
         let theirs = reservations.filter(|item| customer.is_none_or(|customer| item["customer"] == customer));
@@ -117,7 +117,7 @@ impl Table {
     }
 }
 
-/// Everything that was told, against everything that is there; the books in words.
+/// Compares all responses with the table, and returns a summary of the books.
 pub(super) async fn check(api: &Api, visits: &[Visit], counts: Counts) -> String {
     let table = Table::read(api).await;
     let failed = pages(api, "/admin/failed-confirmations", Who::Admin).await;

@@ -1,21 +1,20 @@
-//! A wire tap between the functions and the emulator: what a function asks of AWS, it asks here.
+//! A proxy between the functions and the emulator.
 //!
-//! For tests. It tells which permissions the functions really need, and it can refuse calls, as if a service were away.
-//! Who calls is told by the credentials, as in AWS: each function signs with an access key id that is its own name.
-//! (Any will do for ministack and LocalStack, but twelve digits, which they take for an account.)
+//! It records which permissions the functions need, and can refuse calls as if a service were away. The caller is
+//! identified by the credentials, as in AWS: each function signs with an access key id that is its own name. (ministack
+//! and LocalStack accept any, except twelve digits, which they take for an account.)
 //!
-//! What must always hold: every call that passes is recorded, one that is not understood too; and what passes is
-//! passed on as it came.
+//! Invariant: every call is recorded, even if it is not understood, and passed on unchanged.
 
 use crate::calls::{Names, Need, Request as Asked, caller};
-use crate::error::{Context, Result};
-use crate::gateway::HOP_BY_HOP;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use holdfast_local::error::{Context, Result};
+use holdfast_local::gateway::HOP_BY_HOP;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +25,7 @@ use tokio::task::JoinSet;
 
 /// More than any service takes: DynamoDB's largest request is 16 MB.
 const BODY_BYTES: usize = 17 * 1024 * 1024;
-/// Names the operation, in DynamoDB's and SQS's protocol.
+/// The operation, in the protocol of DynamoDB and SQS.
 const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 
 /// The tap, open until dropped.
@@ -42,11 +41,11 @@ pub struct Recorder {
 pub struct Recorded {
     /// What each function asked for, by its name.
     pub needs: BTreeMap<String, BTreeSet<Need>>,
-    /// Calls that nobody can be held to, with the reason.
+    /// Calls that could not be attributed or understood, with the reason.
     pub not_understood: BTreeSet<String>,
 }
 
-/// A call of a function that is about to be passed on.
+/// A function's call, before it is passed on.
 #[derive(Debug)]
 pub struct Call<'a> {
     /// The function.
@@ -64,14 +63,14 @@ impl Call<'_> {
     }
 }
 
-/// What a call that is refused is answered.
+/// How a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// "Internal error": the service is away. An SDK tries again.
     Away,
     /// The caller may not. No SDK tries again.
     Denied,
-    /// It arrives and is carried out, and the connection breaks in the middle of the answer.
+    /// It is carried out, and the connection breaks in the middle of the response.
     Cut,
 }
 
@@ -239,7 +238,7 @@ impl Tap {
             Err(error) => {
                 // Said once: every function asks several times a second.
                 if !self.away.swap(true, Ordering::Relaxed) {
-                    eprintln!("the emulator does not answer the recorder: {}", crate::error::chain(&error));
+                    eprintln!("the emulator does not answer the recorder: {}", holdfast_local::error::chain(&error));
                 }
                 StatusCode::BAD_GATEWAY.into_response()
             }
@@ -268,8 +267,8 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bootstrap::Resources;
-    use crate::template::{Attributes, Scope};
+    use holdfast_local::bootstrap::Resources;
+    use holdfast_local::template::{Attributes, Scope};
 
     /// An emulator that answers with what it was sent.
     async fn echo() -> (String, JoinSet<()>) {

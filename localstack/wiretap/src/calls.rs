@@ -10,9 +10,9 @@
 //! authorised as one message:
 //! <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-api-permissions-reference.html>.
 
-use crate::bootstrap::Resources;
-use crate::error::{Error, Result};
-use crate::template::ACCOUNT;
+use holdfast_local::bootstrap::Resources;
+use holdfast_local::error::{Error, Result};
+use holdfast_local::template::ACCOUNT;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -50,7 +50,7 @@ pub struct Request<'a> {
     pub path: &'a str,
     /// The header `X-Amz-Target`, by which DynamoDB and SQS are told what to do.
     pub target: Option<&'a str>,
-    /// The body; `Null` if there is none.
+    /// The body; `Null` without one.
     pub body: &'a Value,
 }
 
@@ -107,7 +107,7 @@ impl Names {
     fn dynamodb(&self, operation: &str, body: &Value) -> Result<Vec<Need>> {
         match operation {
             "GetItem" | "PutItem" | "UpdateItem" | "DeleteItem" => Ok(vec![self.on_table(operation, body)?]),
-            // On an index, the index is the resource, and its table is none.
+            // The resource is the index, not its table.
             "Query" | "Scan" => {
                 let mut need = self.on_table(operation, body)?;
                 match &body["IndexName"] {
@@ -150,7 +150,7 @@ impl Names {
 
     fn table(&self, name: &str) -> Result<String> {
         let arn = self.tables.get(name);
-        arn.cloned().ok_or_else(|| Error::new(format!("the table {name} is none of the stack's")))
+        arn.cloned().ok_or_else(|| Error::new(format!("the stack has no table {name}")))
     }
 
     fn sqs(&self, operation: &str, body: &Value) -> Result<Vec<Need>> {
@@ -163,18 +163,18 @@ impl Names {
             _ => return Err(unknown("the operation")),
         };
         let url = body["QueueUrl"].as_str().ok_or_else(|| unknown("QueueUrl"))?;
-        let arn = self.queues.get(url).ok_or_else(|| Error::new(format!("the queue {url} is none of the stack's")))?;
+        let arn = self.queues.get(url).ok_or_else(|| Error::new(format!("the stack has no queue {url}")))?;
         Ok(vec![Need::new(action.to_owned(), arn.clone())])
     }
 
     fn scheduler(&self, method: &str, path: &str, body: &Value) -> Result<Vec<Need>> {
-        // The characters that a name may have, and no others: it stands in the path as it is.
+        // The characters of a valid name, which is not escaped in the path.
         let is_name = |text: &&str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         let name = path.strip_prefix("/schedules/").filter(|text| method == "POST" && !text.is_empty());
         let name = name.filter(is_name).ok_or_else(|| unknown("the operation"))?;
         let group = body["GroupName"].as_str().ok_or_else(|| unknown("GroupName"))?;
         if !self.groups.contains(group) {
-            return Err(Error::new(format!("the schedule group {group} is none of the stack's")));
+            return Err(Error::new(format!("the stack has no schedule group {group}")));
         }
         let role = body["Target"]["RoleArn"].as_str().ok_or_else(|| unknown("Target.RoleArn"))?;
         Ok(vec![

@@ -1,15 +1,15 @@
-//! The paths of the other functions.
+//! The routes of the other functions, to tell 405 from 404.
 //!
-//! What no route of API Gateway knows comes to this function, as the route `$default`: a path that is nowhere, and a
-//! method that a path of another function does not have. Only the paths are needed to tell the two apart.
+//! Requests that match no route of API Gateway come to this function by the route `$default`: an unknown path, or a path
+//! of another function with a method that it does not support.
 
 use axum::Router;
 use axum::http::header;
 use axum::routing::any;
 use holdfast_http::Problem;
 
-/// Each path with the methods that it has: `/products` and what lies under it is not among them, for this function
-/// serves it. The test compares them with the root Cargo.toml, and the local stack compares that with template.yaml.
+/// Each path with its methods. The test compares them with the root Cargo.toml, and the local stack compares that with
+/// template.yaml.
 const PATHS: [(&str, &str); 15] = [
     ("/reservations", "GET, POST"),
     ("/reservations/{reservation_id}", "DELETE, GET"),
@@ -28,7 +28,7 @@ const PATHS: [(&str, &str); 15] = [
     ("/admin/failed-confirmations/{id}/resolve", "POST"),
 ];
 
-/// Adds them: each refuses whatever comes here, and names the methods that go elsewhere.
+/// Adds routes that answer 405 with the path's methods in `Allow`.
 pub(crate) fn refuse<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
     PATHS.iter().fold(router, |router, &(path, allow)| {
         router.route(path, any(async move || ([(header::ALLOW, allow)], Problem::method_not_allowed())))
@@ -43,7 +43,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn every_path_of_another_function_is_there_with_its_methods() {
+    fn the_paths_and_methods_are_those_of_cargo_toml() {
         let metadata = Command::new(env!("CARGO"))
             .args(["metadata", "--no-deps", "--offline", "--format-version", "1", "--manifest-path"])
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))

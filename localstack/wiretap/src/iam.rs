@@ -1,15 +1,15 @@
 //! What the roles of template.yaml allow, decided as IAM decides it.
 //!
 //! Only as much of IAM's policy language as the template uses: `Allow` and `Deny`, actions and resources with `*` and
-//! `?`, and the one condition on `iam:PassedToService`. What must always hold: whatever else a role or a policy says is
-//! an error that names it, so that no decision rests on half a policy.
+//! `?`, and the one condition on `iam:PassedToService`. Invariant: anything else in a role or
+//! policy is an error that names it, so that no decision is based on half a policy.
 //!
-//! After <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>. It is our own
-//! because the question is asked in both directions: a policy engine says what is allowed, and not what need not be.
+//! After <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>. A policy
+//! engine would only say what is allowed, and not what is allowed without need.
 
 use crate::calls::Need;
-use crate::error::{Context, Error, Result};
-use crate::template::{Resource, Scope, Template};
+use holdfast_local::error::{Context, Error, Result};
+use holdfast_local::template::{Resource, Scope, Template};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,7 @@ pub struct Grant<'a> {
     pub action: &'a str,
     /// The ARN.
     pub resource: &'a str,
-    /// Only for roles that are passed to one of these services; whatever is done if `None`.
+    /// Only for roles that are passed to one of these services; `None`: no condition.
     passed_to: Option<&'a [String]>,
 }
 
@@ -204,7 +204,9 @@ pub fn roles(template: &Template, scope: &Scope) -> Result<BTreeMap<String, Role
         let properties = functions.iter().find(|other| other.id == function.id).map(|found| found.properties);
         let properties = properties.ok_or_else(|| wrong("it is not in the template"))?;
         if let Some(name) = ROLE_IN_FUNCTION.iter().find(|name| !properties[**name].is_null()) {
-            return Err(wrong(&format!("its property {name} is not understood, its permissions stand in its role")));
+            return Err(wrong(&format!(
+                "its property {name} is not understood: a function's permissions belong into its role"
+            )));
         }
         let arn = template.resolve(scope, &properties["Role"]).map_err(|why| wrong(&why.to_string()))?;
         let has_arn = |role: &&Resource<'_>| {
@@ -222,7 +224,7 @@ pub fn roles(template: &Template, scope: &Scope) -> Result<BTreeMap<String, Role
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return same(pattern, text) };
     let Some(left) = take(first, text) else { return false };
-    // Anything may stand for the star: the shortest that fits the rest.
+    // The star matches anything: the shortest match of the rest.
     left.char_indices().map(|(at, _)| at).chain([left.len()]).any(|at| matches(rest, &left[at..]))
 }
 
@@ -240,7 +242,7 @@ fn take<'a>(pattern: &str, text: &'a str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::template::Attributes;
+    use holdfast_local::template::Attributes;
     use serde_json::json;
 
     fn need(action: &str, resource: &str) -> Need {
