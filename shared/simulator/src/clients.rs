@@ -258,8 +258,8 @@ impl<'a> Client<'a> {
             }
             let mut state = self.cloud.world.lock();
             let first = state.promises.reserved.insert(id.clone(), made.clone());
-            let anew = state.promises.cleaned_up.contains(&id);
-            let right = anew || first.is_none_or(|first| first == made);
+            let recreated = state.promises.cleaned_up.contains(&id);
+            let right = recreated || first.is_none_or(|first| first == made);
             state.books.expect(self.cloud.world.now(), right, "one_key_one_outcome", || format!("{id}: {reply:?}"));
         }
         reply.clear()
