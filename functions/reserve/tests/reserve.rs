@@ -329,7 +329,7 @@ async fn an_invalid_request_is_a_problem_and_reserves_nothing() {
         ("their own name", with_body(create(), json!({ "lines": [], "customer_id": "alice" })), 403, "forbidden"),
         ("no lines", lines(json!([])), 400, "invalid_request"),
         ("21 lines", lines(twenty_one.into()), 400, "invalid_request"),
-        ("an id that is none", lines(json!([{ "product_id": "a b", "quantity": 1 }])), 400, "invalid_request"),
+        ("an invalid id", lines(json!([{ "product_id": "a b", "quantity": 1 }])), 400, "invalid_request"),
         ("no such product", lines(json!([{ "product_id": "hat", "quantity": 1 }])), 404, "product_not_found"),
         ("text for a number", line(json!("2")), 400, "invalid_request"),
         ("zero", line(json!(0)), 422, "invalid_quantity"),

@@ -140,12 +140,12 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         json!({"payment_reference": " "}),
         json!({"paid": true}),
     ] {
-        cases.push(case("a payment reference that is none", Method::POST, &confirm, ALICE, body, INVALID));
+        cases.push(case("an invalid payment reference", Method::POST, &confirm, ALICE, body, INVALID));
     }
     for seconds in [json!(9), json!(3_601), json!(-1), json!(10.5), json!("60"), json!(1e18), Value::Null] {
         let extend = format!("/reservations/{unknown}/extend");
         cases.push(case(
-            "an extension that is none",
+            "an invalid extension",
             Method::POST,
             &extend,
             ALICE,

@@ -101,7 +101,7 @@ pub(crate) async fn peer_case_7_nobody_makes_themselves_admin(api: Api) {
         (Method::POST, "/admin/failed-confirmations/fc_x/retry"),
         (Method::POST, "/admin/failed-confirmations/fc_x/resolve"),
     ];
-    // Signed with no key of ours, whatever it says of itself.
+    // Signed with an unknown key, whatever its header says.
     let forged = "eyJhbGciOiJub25lIiwia2lkIjoibG9jYWwifQ.eyJzdWIiOiJtYWxsb3J5IiwiY29nbml0bzpncm91cHMiOlsiYWRtaW4iXX0.";
     for (method, path) in routes {
         let body = Some(r#"{"delta":1000000,"role":"admin"}"#.to_owned());

@@ -168,7 +168,7 @@ mod tests {
             ("another audience", Some(format!("Bearer {}", local(with(|c| c["aud"] = json!("other")))))),
             ("without sub", Some(format!("Bearer {}", local(with(|c| _ = c.as_object_mut().unwrap().remove("sub")))))),
             ("not yet good", Some(format!("Bearer {}", local(with(|c| c["nbf"] = json!(4_102_444_000_u64)))))),
-            ("good from a day that is none", Some(format!("Bearer {}", local(with(|c| c["nbf"] = json!("tomorrow")))))),
+            ("valid from an invalid date", Some(format!("Bearer {}", local(with(|c| c["nbf"] = json!("tomorrow")))))),
             ("a guest", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("guest:alice")))))),
             ("a sub with blanks", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("alice ")))))),
             ("with what must be understood", Some(format!("Bearer {}", critical(&["b64"])))),

@@ -1,4 +1,5 @@
-//! What must always hold of the table, checked on the items of every write that was applied.
+//! What must always hold of the table, checked on the items of every applied write. (Each promise needs all of the state
+//! below, hence the length.)
 //!
 //! The books follow the table item by item, and know nothing of how the functions came to write what they wrote: only
 //! what was there before, what is there now, and what customers and admins had asked for by then.

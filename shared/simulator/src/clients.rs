@@ -1,4 +1,5 @@
-//! Customers and admins: what they ask, how often they ask again, and what they make of the answers.
+//! Customers and admins: what they request, how they retry, and how they react to responses. (One client for all of their
+//! actions, hence the length.)
 //!
 //! Each answer is judged by the table as it was between question and answer (`judge`), kept for the reference model
 //! (`journal`), and what it promises is kept from then on (`promises`).

@@ -119,7 +119,7 @@ pub(crate) struct Cloud {
 }
 
 impl Cloud {
-    /// As a plan has it: with a limit on each customer's changes or without, and so many partitions of the index of holds.
+    /// As a plan has it: with a limit on each customer's changes or without, and this many partitions of the index of holds.
     pub(crate) fn new(world: World, plan: &Plan) -> Self {
         let rate = plan.rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
         Self { world, idle: Arc::default(), rate, due_partitions: plan.due_partitions }

@@ -1,4 +1,5 @@
-//! Whether an answer was true: its status and its body, as a whole, at one moment between question and answer.
+//! Whether a response was true: its status and its body, as a whole, at one moment between request and response. (One match
+//! over all routes, hence the length.)
 //!
 //! A judge knows the table as it was at each moment of that window, and what the documentation says of each answer; it
 //! knows nothing of how the functions come to theirs. What time it was is known from the answer (`server_time`), or as
@@ -249,7 +250,7 @@ impl<'a> Case<'a> {
                 let right = self.hold_once(&id, |item| item.is_some_and(|item| lines(item) != wanted));
                 (right, "one_key_one_outcome")
             }
-            // An existing reservation outranks whatever else stands against a request.
+            // An existing reservation takes precedence over any other reason to refuse a request.
             _ if !self.hold_once(&id, |item| item.is_none()) => (false, "an_owner_is_never_refused"),
             (409, "insufficient_stock") => {
                 (self.sold_out(&wanted, Some(&self.reply.body["lines"])), "never_sold_out_while_units_are_free")

@@ -1,7 +1,7 @@
 //! Holdfast's functions, as they are, in a world that one seed decides.
 //!
 //! The handlers, the store and the AWS SDKs are the real ones; the wire is the only fake. Behind it is dynoxide for
-//! DynamoDB, and models of SQS and EventBridge Scheduler that behave as badly as AWS allows. Time stands still but for
+//! DynamoDB, and models of SQS and EventBridge Scheduler that behave as badly as AWS allows. Time stops except for
 //! the runtime's own clock, which moves when everybody waits. Who goes first, what is lost, delayed, doubled or killed,
 //! is drawn from the seed: the same seed gives the same history, byte for byte.
 //!

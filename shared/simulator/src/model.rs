@@ -1,4 +1,5 @@
-//! A reference model: what a reservation and an adjustment are, one request after another, as the README has it.
+//! A reference model: what a reservation and an adjustment are, one request after another, as the README says. (With the
+//! model's own tests, hence the length.)
 //!
 //! It sees no table and no function: only who asked what, when, and what they were told. All answers about one
 //! reservation, or about one adjustment's key, must be those that some order of the requests would have brought, in

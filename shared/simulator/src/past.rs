@@ -12,7 +12,7 @@ pub(crate) const MEMORY_MS: i64 = 1_000;
 /// write rests on was so within this time before it.
 pub(crate) const IN_FLIGHT_MS: i64 = 45_000;
 
-/// A moment: after so many writes, and before the next. Two moments with no write between them are the same one.
+/// A moment: after this many writes, and before the next. Two moments with no write between them are the same one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(usize);
 

@@ -26,7 +26,7 @@ pub(crate) enum Step {
     Look { product: usize },
     /// Tries to confirm, cancel, extend and read what is another's.
     Trespass { victim: String, key: u8 },
-    /// Waits until so many milliseconds after the hold of that key ends, as far as the customer knows, and then does
+    /// Waits until this many milliseconds after the hold of that key ends, as far as the customer knows, and then does
     /// all of this at once.
     AroundExpiry { key: u8, offset_ms: i64, then: Vec<Step> },
     /// Waits for the next full ten seconds, as everybody does who meets there.
@@ -51,7 +51,7 @@ pub(crate) enum Change {
     OnSale,
     Hold(u32),
     Name(u32),
-    /// Until so many milliseconds after the beginning of the history.
+    /// Until this many milliseconds after the beginning of the history.
     SaleEnds(Option<i64>),
     LatePayment(u32),
 }
@@ -213,7 +213,7 @@ impl Plan {
 }
 
 fn products(random: &mut fastrand::Rng) -> Vec<ProductPlan> {
-    // Seldom, since it costs: so many shards that a basket cannot take from all of them in one transaction.
+    // Seldom, since it costs time: a product with more shards than one transaction can take from.
     if random.u32(0..60) == 0 {
         let crumbs =
             |n: usize| ProductPlan { total: 64, shards: 64, ..product(n, 2, &mut fastrand::Rng::with_seed(7)) };

@@ -19,7 +19,7 @@ const RETENTION_MS: i64 = 4 * 86_400_000;
 /// How long the dead-letter queue does. It counts from when the message was sent first, to whichever queue.
 const FAILED_RETENTION_MS: i64 = 14 * 86_400_000;
 
-/// After so many receives a message goes to the dead-letter queue.
+/// After this many receives a message goes to the dead-letter queue.
 static MOST_RECEIVES: LazyLock<u32> = LazyLock::new(|| {
     let line = TEMPLATE.lines().find_map(|line| line.trim().strip_prefix("maxReceiveCount:"));
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(u32::MAX)

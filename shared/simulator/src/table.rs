@@ -1,4 +1,4 @@
-//! The table as a service: transactions that meet, answers that tell only half, items seen one after another, indexes
+//! The table as a service (one DynamoDB, hence the length): conflicts, partial reasons, items seen one after another, indexes
 //! that lag.
 //!
 //! A transaction happens at one instant: the books follow it there. Around that instant it is on its items, and what

@@ -222,7 +222,7 @@ impl World {
         NOW.as_millis() + self.at()
     }
 
-    /// The true time as a clock shows that is off by so many milliseconds.
+    /// The true time as shown by a clock that is off by this many milliseconds.
     pub(crate) fn clock(&self, skew_ms: i64) -> Timestamp {
         Timestamp::from_millis(self.now() + skew_ms)
     }
@@ -428,9 +428,9 @@ impl State {
     }
 
     /// With one of the planted bugs an environment goes by what it read first, however long ago that was: its memory ages
-    /// by a clock that stands still while it is frozen.
+    /// by a clock that stops while it is frozen.
     fn not_aged(&mut self, call: &Call, status: u16, body: &mut Value) {
-        let bug = self.planted.is_some_and(|planted| planted.name == "memory-stands-still");
+        let bug = self.planted.is_some_and(|planted| planted.name == "cache-does-not-age");
         if bug && status == 200 && call.operation == "BatchGetItem" && call.by.starts_with("reserve") {
             let asked = (call.by.clone(), call.request.to_string());
             *body = self.remembered.entry(asked).or_insert_with(|| body.clone()).clone();

@@ -118,10 +118,11 @@ impl Store {
     }
 
     /// Marks a failed confirmation as being in the queue again. One that has failed again since it was `seen` stays
-    /// open.
+    /// open, and one that was settled since, for example by that very message, stays settled: the retry has begun all the
+    /// same.
     ///
     /// # Errors
-    /// [`Refusal::FailedConfirmationNotFound`], [`Refusal::AlreadySettled`].
+    /// [`Refusal::FailedConfirmationNotFound`].
     pub async fn mark_retrying(
         &self,
         seen: &FailedConfirmation,
@@ -132,8 +133,7 @@ impl Store {
         if let Some(marked) = self.update_failed(&seen.id, (update, unchanged_since(seen)), deadline).await? {
             return Ok(marked);
         }
-        let current = self.failed(&seen.id, deadline).await?;
-        if current.state.is_settled() { Err(Refusal::AlreadySettled.into()) } else { Ok(current) }
+        self.failed(&seen.id, deadline).await
     }
 
     /// Settles a failed confirmation by an admin's resolution. The reservation records it: it never becomes an order

@@ -16,7 +16,7 @@ use super::patience;
 use crate::api::{Answer, Api, Who};
 
 const CUSTOMERS: usize = 24;
-/// More than anybody asks for; so few that somebody who pays late finds none; and so many, but a few for each customer.
+/// More than are requested; too few for every late payment; many, but limited for each customer.
 pub(super) const PRODUCTS: [(&str, u64); 3] = [("plenty", 5_000), ("scarce", 8), ("limited", 1_000)];
 pub(super) const LIMIT: u64 = 4;
 /// A client that is not told how long to wait (the gateway does not say) waits this long.
