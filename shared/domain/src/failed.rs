@@ -180,7 +180,7 @@ pub enum RetryDecision {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResolveDecision {
     /// Write this, and on the reservation that its payment makes no order any more.
-    Resolve(FailedConfirmation),
+    Resolve(Box<FailedConfirmation>),
     /// The same admin has resolved it with the same note, and the answer was lost: nothing to do.
     Done,
     /// The reservation is the order that it asked for: that settles it, and the resolution is refused.
@@ -249,7 +249,7 @@ impl FailedConfirmation {
         if reservation.is_some_and(|found| self.is_settled_by(found)) {
             return ResolveDecision::SettleAsConfirmed;
         }
-        ResolveDecision::Resolve(resolved)
+        ResolveDecision::Resolve(Box::new(resolved))
     }
 }
 

@@ -155,7 +155,7 @@ impl Store {
             let seen = self.failed(id, deadline).await?;
             let found = if seen.state.is_settled() { None } else { self.reservation_of(&seen, deadline).await? };
             let resolved = match seen.resolve(found.as_ref(), actor, note, now) {
-                ResolveDecision::Resolve(resolved) => resolved,
+                ResolveDecision::Resolve(resolved) => *resolved,
                 ResolveDecision::Done => return Ok(seen),
                 ResolveDecision::SettleAsConfirmed => {
                     self.settle_if_ordered(seen, now, deadline).await?;
