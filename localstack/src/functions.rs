@@ -79,17 +79,17 @@ pub struct Functions {
 
 type Pids = Arc<Mutex<BTreeMap<String, BTreeSet<u32>>>>;
 
-/// Builds the binaries with Cargo, which shows its own progress, and finds out where it put them.
+/// Builds the binaries with Cargo and `more` of its arguments; Cargo shows its own progress. Returns where it put them.
 ///
 /// # Errors
 /// The build fails.
-pub async fn build(binaries: &[String], keeper: &Arc<Keeper>) -> Result<BTreeMap<String, PathBuf>> {
+pub async fn build(binaries: &[String], more: &[String], keeper: &Arc<Keeper>) -> Result<BTreeMap<String, PathBuf>> {
     eprintln!("building the functions {} ...", binaries.join(", "));
     let since = Instant::now();
     // All of the workspace's packages are selected, as in `cargo local`, so that features, and with them the
     // artefacts, are the same and nothing is compiled twice.
     let mut command = Command::from(cargo());
-    command.args(["build", "--message-format=json-render-diagnostics"]);
+    command.args(["build", "--message-format=json-render-diagnostics"]).args(more);
     for binary in binaries {
         command.args(["--bin", binary]);
     }

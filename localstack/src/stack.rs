@@ -52,6 +52,8 @@ pub struct Options {
     pub parameters: BTreeMap<String, String>,
     /// Variables for every function, over those of the template.
     pub environment: BTreeMap<String, String>,
+    /// More arguments for the `cargo build` of the functions.
+    pub build_arguments: Vec<String>,
     /// Which of the cloud's triggers the runner plays.
     pub runner: runner::Options,
     /// What the functions' AWS calls go through.
@@ -91,6 +93,7 @@ impl Default for Options {
             parameters: BTreeMap::new(),
             environment: BTreeMap::new(),
             runner: runner::Options::default(),
+            build_arguments: Vec::new(),
             proxy: None,
         }
     }
@@ -165,7 +168,7 @@ impl Stack {
         let declared = template.functions(&blank(""))?;
         let routes = Routes::load(&template, &blank(""), &declared).await?;
         let names: Vec<String> = declared.iter().map(|function| function.binary.clone()).collect();
-        let binaries = functions::build(&names, &keeper).await?;
+        let binaries = functions::build(&names, &options.build_arguments, &keeper).await?;
 
         let emulator_port = options.emulator_port.map_or_else(free_port, Ok)?;
         let emulator =

@@ -32,7 +32,7 @@ struct Shop {
 }
 
 async fn shop() -> Shop {
-    let wire = table().await;
+    let wire = table();
     let tee = Product { name: "Black tee".to_owned(), ..product("tee-black", 100, 16) };
     stocked(&wire, &[tee]).await;
     let held = reserve(&store(&wire, 2), &basket("alice", KEY, &[("tee-black", 2)]), NOW).await.unwrap().reservation;
@@ -97,7 +97,7 @@ async fn every_event_file_is_answered_with_its_success() {
         let event = event(&format!("admin/{name}"));
         match name.as_str() {
             "create-product" => {
-                let (_, router) = function(&table().await);
+                let (_, router) = function(&table());
                 let answer = send(router, event).await;
                 assert_eq!((answer.status, &answer.body["available"]), (201, &json!(100)), "{answer:?}");
             }

@@ -20,7 +20,7 @@ struct Shop {
 }
 
 async fn shop() -> Shop {
-    let wire = table().await;
+    let wire = table();
     let tee = Product { name: "Black tee".to_owned(), ..product("tee-black", 100, 4) };
     stocked(&wire, &[tee, product("mug", 7, 1)]).await;
     let store = store(&wire, 2);

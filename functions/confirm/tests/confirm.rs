@@ -37,7 +37,7 @@ struct Shop {
 }
 
 async fn shop() -> Shop {
-    let (wire, hands) = (table().await, TestClock::new());
+    let (wire, hands) = (table(), TestClock::new());
     stocked(&wire, &[product("tee-black", 3, 1)]).await;
     let app = Arc::new(App { store: store(&wire, 1), queues: queues(&wire), clock: hands.clock() });
     let router = serve(router(app.clone()), Authenticator::default());

@@ -18,7 +18,7 @@ const NOTHING: Released = Released { holds: 0, units: 0, complete: true };
 
 /// Three holds of two units each at `NOW`, one of them an order, and one hold that is made 300 s later.
 async fn shop() -> (Wire, TestClock, App) {
-    let (wire, hands) = (table().await, TestClock::new());
+    let (wire, hands) = (table(), TestClock::new());
     stocked(&wire, &[product("tee-black", 20, 2)]).await;
     let store = store(&wire, 1);
     for (key, at) in [("a", NOW), ("b", NOW), ("paid", NOW), ("later", NOW.plus_seconds(300))] {

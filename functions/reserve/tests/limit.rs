@@ -19,7 +19,7 @@ struct Shop {
 }
 
 async fn shop() -> Shop {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("tee-black", 100, 4)]).await;
     environment(&wire, 1)
 }

@@ -8,18 +8,13 @@ use std::collections::BTreeSet;
 use holdfast_aws::queues::retry_delay;
 use holdfast_local::template::references;
 use holdfast_store::keys;
+use holdfast_testkit::database::projection;
 use serde_json::{Map, Value, json};
 
 /// The one function whose routes need no token.
 const PUBLIC: &str = "CatalogFunction";
 /// The minimum time in seconds that a confirmation is retried: an outage may last a few hours.
 const LONGEST_OUTAGE: u64 = 6 * 3_600;
-/// What the store looks for through an index: its name, its partition key and its sort key.
-const INDEXES: [(&str, &str, &str); 3] = [
-    (keys::DUE_INDEX, keys::DUE_KEY, keys::DUE_AT),
-    (keys::CUSTOMER_INDEX, keys::CUSTOMER, keys::CREATED_AT),
-    (keys::FAILED_INDEX, keys::FAILED_STATE, keys::FIRST_FAILED_AT),
-];
 
 /// A template that SAM has expanded.
 #[derive(Clone)]
@@ -367,12 +362,23 @@ fn table(template: &Expanded) -> Findings {
 fn indexes(template: &Expanded) -> Findings {
     let mut findings = Vec::new();
     for (id, table) in template.of("AWS::DynamoDB::Table") {
-        for (name, hash, range) in INDEXES {
-            let key = json!([{"AttributeName": hash, "KeyType": "HASH"}, {"AttributeName": range, "KeyType": "RANGE"}]);
-            let found = list(&table["GlobalSecondaryIndexes"]).into_iter().find(|index| index["IndexName"] == name);
-            if found.is_none_or(|index| index["KeySchema"] != key) {
-                findings.push(format!("{id} has no index {name} by {hash} and {range}"));
-            }
+        let wanted = keys::INDEXES.map(|index| {
+            let (hash, range) = (index.partition_key, index.sort_key);
+            json!({
+                "IndexName": index.name,
+                "KeySchema": [
+                    {"AttributeName": hash, "KeyType": "HASH"}, {"AttributeName": range, "KeyType": "RANGE"},
+                ],
+                "Projection": projection(&index),
+            })
+        });
+        let has = |wanted: &Value| {
+            list(&table["GlobalSecondaryIndexes"])
+                .into_iter()
+                .any(|index| ["IndexName", "KeySchema", "Projection"].iter().all(|name| index[*name] == wanted[*name]))
+        };
+        for missing in wanted.iter().filter(|wanted| !has(wanted)) {
+            findings.push(format!("{id} has no index {missing}"));
         }
         let (table, due) = (json!({"Fn::GetAtt": [id, "Arn"]}), json!({"Fn::Sub": format!("${{{id}.Arn}}/index/due")}));
         for (role, _) in template.of("AWS::IAM::Role") {
@@ -551,6 +557,9 @@ pub(crate) fn breaches() -> Vec<Breach> {
         }),
         (INDEXES, "an index by something else", |t| {
             of(t, "Table")["GlobalSecondaryIndexes"][2]["KeySchema"][1]["AttributeName"] = json!("created_at");
+        }),
+        (INDEXES, "an index without what a release needs", |t| {
+            of(t, "Table")["GlobalSecondaryIndexes"][0]["Projection"] = json!({"ProjectionType": "KEYS_ONLY"});
         }),
         (INDEXES, "late payments that look for nothing", |t| {
             statement(t, "ConfirmRole", "dynamodb:Query")["Action"] = json!("dynamodb:GetItem");

@@ -77,7 +77,7 @@ pub(crate) async fn differences(template: &Expanded, keeper: &Arc<Keeper>) -> Ve
         })
         .collect();
     let names: Vec<String> = functions.iter().map(|(name, _)| name.clone()).collect();
-    let binaries = functions::build(&names, keeper).await.unwrap();
+    let binaries = functions::build(&names, &["--test".to_owned(), "deploy".to_owned()], keeper).await.unwrap();
     let mut differences = Vec::new();
     for (name, variables) in functions {
         // Only an emulator's endpoint may be left out, and is left out by its parameter's default.

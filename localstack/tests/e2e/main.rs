@@ -49,6 +49,8 @@ fn options() -> Options {
     Options {
         emulator: endpoint.map_or(Choice::Ministack, Choice::Endpoint),
         runner: runner::Options { visibility_timeout: Some(Duration::from_secs(1)), ..runner::Options::default() },
+        // With a test target Cargo uses the features of `cargo test`, so nothing is compiled twice.
+        build_arguments: vec!["--test".to_owned(), "e2e".to_owned()],
         proxy: Some(Arc::new(Wiretap::default())),
         ..Options::default()
     }

@@ -69,8 +69,8 @@ pub fn confirmation(reservation: &Reservation, confirmation: &Confirmation, now:
         (Status::Cancelled, None) => ConfirmDecision::Refuse(Refusal::ReservationCancelled),
         (Status::Cancelled, Some(_)) => ConfirmDecision::OweBack,
         (Status::Held, None) if closed && in_time && !queued => ConfirmDecision::RetryLater,
-        (Status::Held | Status::Expired, None) if closed => ConfirmDecision::Refuse(Refusal::HoldExpired),
         (Status::Expired, None) if !queued && !reservation.closed_to_unpaid() => ConfirmDecision::CloseUnpaid,
+        (Status::Held | Status::Expired, None) if closed => ConfirmDecision::Refuse(Refusal::HoldExpired),
         (Status::Held, _) if in_time => ConfirmDecision::InTime,
         (Status::Expired, _) if in_time => ConfirmDecision::LateRetake,
         (Status::Held | Status::Expired, None) => ConfirmDecision::Refuse(Refusal::HoldExpired),
@@ -297,7 +297,7 @@ mod tests {
         let refused = ConfirmDecision::Refuse(Refusal::HoldExpired);
         for (status, open, direct) in [
             (Status::Held, ConfirmDecision::InTime, ConfirmDecision::RetryLater),
-            (Status::Expired, ConfirmDecision::LateRetake, refused.clone()),
+            (Status::Expired, ConfirmDecision::LateRetake, ConfirmDecision::CloseUnpaid),
         ] {
             let found = Reservation { unpaid_closed_at: Some(closed_at), ..reservation(status, None) };
             let at = |millis, payment, queued| confirm(&found, payment, Timestamp::from_millis(millis), queued);

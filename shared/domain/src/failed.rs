@@ -185,6 +185,9 @@ pub enum ResolveDecision {
     Done,
     /// The reservation is the order that it asked for: that settles it, and the resolution is refused.
     SettleAsConfirmed,
+    /// Its payment was resolved with another customer's name: that settles it, and the resolution is refused, or the
+    /// payment could be refunded twice.
+    SettleAsDuplicate,
     /// No.
     Refuse(Refusal),
 }
@@ -202,6 +205,11 @@ impl FailedConfirmation {
     /// Whether this customer was named in the confirmation.
     pub fn is_of(&self, customer: &CustomerId) -> bool {
         self.customer.as_ref() == Some(customer)
+    }
+
+    /// Whether its payment was resolved by another failed confirmation of this reservation.
+    pub fn is_refunded_in(&self, reservation: &Reservation) -> bool {
+        self.payment_reference.as_ref().is_some_and(|payment| reservation.refunded.contains(payment))
     }
 
     /// Whether it was resolved by the same admin with the same note.
@@ -248,6 +256,9 @@ impl FailedConfirmation {
         }
         if reservation.is_some_and(|found| self.is_settled_by(found)) {
             return ResolveDecision::SettleAsConfirmed;
+        }
+        if reservation.is_some_and(|found| self.is_refunded_in(found)) {
+            return ResolveDecision::SettleAsDuplicate;
         }
         ResolveDecision::Resolve(Box::new(resolved))
     }

@@ -100,6 +100,10 @@ pub struct Reservation {
     /// an admin's retry removes them from here.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub owed_back: BTreeSet<PaymentReference>,
+    /// Payments that an admin resolved: refunded, as far as anybody knows. They are owed back, too, and no retry removes
+    /// them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub refunded: BTreeSet<PaymentReference>,
     /// No confirmation without a payment that was accepted until then makes it an order: an admin resolved one, or the
     /// customer was told that the hold has expired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,6 +139,7 @@ impl Reservation {
             confirmed_late: false,
             payment_reference: None,
             owed_back: BTreeSet::new(),
+            refunded: BTreeSet::new(),
             unpaid_closed_at: None,
         }
     }

@@ -119,7 +119,7 @@ pub(crate) fn worked(call: &Call) -> bool {
 }
 
 async fn open() -> Shop {
-    let (wire, hands) = (table().await, TestClock::new());
+    let (wire, hands) = (table(), TestClock::new());
     let dollars = "USD".to_owned().try_into().expect("a currency");
     stocked(
         &wire,

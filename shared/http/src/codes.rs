@@ -150,7 +150,7 @@ table! {
         "The payment cannot be accepted and must be refunded.",
         "The units are gone, the reservation was cancelled, or more than `late_payment_seconds` have passed since \
          the hold ended. The payment is recorded as a failed confirmation. This answer is final: the payment \
-         makes no order afterwards, unless an admin retries it.";
+         makes no order of this reservation afterwards, unless an admin retries it.";
     RESERVATION_CANCELLED = "reservation_cancelled", CONFLICT,
         "The reservation was cancelled.",
         "Create a new reservation with a new key.";

@@ -159,7 +159,7 @@ impl Books {
         for id in &touched.made {
             self.made(now, id);
         }
-        for id in &touched.ends_anew {
+        for id in &touched.ends_later {
             self.reminded(now, id, schedules);
         }
         for id in &touched.paid {
@@ -385,7 +385,7 @@ impl Books {
                 let held = new.status == Status::Held;
                 self.check(now, held, "a_hold_ends_once", || format!("{id} began as {before:?} {new:?}"));
                 touched.made.push(id.clone());
-                touched.ends_anew.push(id);
+                touched.ends_later.push(id);
             }
             (Some(old), None) => {
                 let ended = matches!(old.status, Status::Cancelled | Status::Expired);
@@ -394,7 +394,7 @@ impl Books {
             }
             (Some(old), Some(new)) => {
                 if old.expires_at != new.expires_at {
-                    touched.ends_anew.push(id.clone());
+                    touched.ends_later.push(id.clone());
                 }
                 if let (Some(before), Some(after)) = (before, after) {
                     if without_notes(before) == without_notes(after) {
@@ -737,7 +737,7 @@ fn remembered(item: &Value) -> bool {
 fn without_notes(item: &Value) -> Value {
     let mut item = item.clone();
     if let Some(item) = item.as_object_mut() {
-        for name in ["owed_back", "unpaid_closed_at", "kept_until", "ttl"] {
+        for name in ["owed_back", "refunded", "unpaid_closed_at", "kept_until", "ttl"] {
             item.remove(name);
         }
     }
@@ -756,7 +756,7 @@ struct Touched {
     reservations: usize,
     made: Vec<String>,
     /// Holds that end at another time than before.
-    ends_anew: Vec<String>,
+    ends_later: Vec<String>,
     /// Reservations whose payment, or what an admin said of it, may have changed.
     paid: BTreeSet<String>,
 }

@@ -1,80 +1,18 @@
 //! DynamoDB's JSON, and the calls of the database behind the wire.
 
 use dynoxide::{Database, DynoxideError};
+use holdfast_store::keys::INDEXES;
+pub(crate) use holdfast_testkit::database::carry_out;
+use holdfast_testkit::database::database;
 use holdfast_testkit::fixtures::TABLE;
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 /// An item's key: partition key, sort key.
 pub(crate) type Place = (String, String);
 
-/// An empty table like that of template.yaml, with its indexes or without: what is asked of an index is asked of a
-/// replica that lags, and the table itself needs none.
-pub(crate) fn database(indexed: bool) -> Result<Database, DynoxideError> {
-    let attribute = |name: &str, kind: &str| json!({ "AttributeName": name, "AttributeType": kind });
-    let key = |hash: &str, range: &str| json!([{ "AttributeName": hash, "KeyType": "HASH" }, { "AttributeName": range, "KeyType": "RANGE" }]);
-    let index = |name: &str, hash: &str, range: &str, projection: Value| json!({ "IndexName": name, "KeySchema": key(hash, range), "Projection": projection });
-    let releasing = json!({
-        "ProjectionType": "INCLUDE", "NonKeyAttributes": ["customer", "lines", "created_at", "expires_at", "status"],
-    });
-    let keys_only = json!({ "ProjectionType": "KEYS_ONLY" });
-    let mut request = json!({
-        "TableName": TABLE, "BillingMode": "PAY_PER_REQUEST",
-        "AttributeDefinitions": [attribute("pk", "S"), attribute("sk", "S")],
-        "KeySchema": key("pk", "sk"),
-    });
-    if indexed {
-        request["AttributeDefinitions"] = json!([
-            attribute("pk", "S"),
-            attribute("sk", "S"),
-            attribute("due_key", "S"),
-            attribute("due_at", "N"),
-            attribute("customer", "S"),
-            attribute("created_at", "N"),
-            attribute("state", "S"),
-            attribute("first_failed_at", "N"),
-        ]);
-        request["GlobalSecondaryIndexes"] = json!([
-            index("due", "due_key", "due_at", releasing),
-            index("customer", "customer", "created_at", keys_only.clone()),
-            index("failed", "state", "first_failed_at", keys_only),
-        ]);
-    }
-    let database = Database::memory()?;
-    match carry_out(&database, "CreateTable", &request) {
-        Some((200, _)) => Ok(database),
-        other => Err(DynoxideError::InternalServerError(format!("{other:?}"))),
-    }
-}
-
-/// Carries an operation out, or nothing where it is none of DynamoDB's.
-pub(crate) fn carry_out(database: &Database, operation: &str, request: &Value) -> Option<(u16, Value)> {
-    let answer = match operation {
-        "CreateTable" => run(request, |request| database.create_table(request)),
-        "GetItem" => run(request, |request| database.get_item(request)),
-        "BatchGetItem" => run(request, |request| database.batch_get_item(request)),
-        "Query" => run(request, |request| database.query(request)),
-        "Scan" => run(request, |request| database.scan(request)),
-        "PutItem" => run(request, |request| database.put_item(request)),
-        "UpdateItem" => run(request, |request| database.update_item(request)),
-        "DeleteItem" => run(request, |request| database.delete_item(request)),
-        "TransactWriteItems" => run(request, |request| database.transact_write_items(request)),
-        "TransactGetItems" => run(request, |request| database.transact_get_items(request)),
-        _ => return None,
-    };
-    Some(match answer {
-        Ok(body) => (200, body),
-        Err(error) => (error.status_code(), serde_json::from_str(&error.to_json()).unwrap_or_default()),
-    })
-}
-
-fn run<Q: DeserializeOwned, A: Serialize>(
-    request: &Value,
-    operation: impl FnOnce(Q) -> Result<A, DynoxideError>,
-) -> Result<Value, DynoxideError> {
-    let request = Q::deserialize(request).map_err(|error| DynoxideError::SerializationException(error.to_string()))?;
-    let answer = operation(request)?;
-    serde_json::to_value(answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
+/// An empty table, and the replica that lags and is asked for what indexes show: the table itself needs none.
+pub(crate) fn databases() -> Result<(Database, Database), DynoxideError> {
+    Ok((database(TABLE, &[])?, database(TABLE, &INDEXES)?))
 }
 
 /// The answer to a read by keys that wants whole items, from the items that it sees; nothing where it is none.

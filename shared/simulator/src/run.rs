@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::books::{BOUND_MS, Violation};
 use crate::clients::{Client, Reply};
 use crate::cloud::{Cloud, Function};
-use crate::dynamo::{self, database};
+use crate::dynamo::{self, databases};
 use crate::events::{poll, schedule, sweep};
 use crate::faults::{Fault, Faults, PerFault};
 use crate::plan::{Actor, HOUR_MS, Part, Plan, ProductPlan, WEEKS};
@@ -48,10 +48,7 @@ pub fn history(seed: u64, part: &Part, planted: Option<&'static Planted>) -> Out
     fastrand::seed(seed);
     let plan = Plan::of(seed, part);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let story = async {
-        let databases = (database(false).expect("a database"), database(true).expect("a database"));
-        play(&plan, databases, planted).await
-    };
+    let story = async { play(&plan, databases().expect("a database"), planted).await };
     tokio::task::LocalSet::new().block_on(&runtime.expect("a runtime"), story)
 }
 

@@ -411,7 +411,7 @@ pub(crate) fn leave_out(call: &mut Call) -> Option<(String, Value)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dynamo::database;
+    use crate::dynamo::databases;
     use crate::faults::Faults;
 
     fn place(name: &str) -> Place {
@@ -440,7 +440,7 @@ mod tests {
         if let Some(fault) = fault {
             faults.per_mille[fault as usize] = 1_000;
         }
-        let databases = (database(false).unwrap(), database(true).unwrap());
+        let databases = databases().unwrap();
         let (made, _to_fire) = tokio::sync::mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {

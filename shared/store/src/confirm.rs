@@ -33,6 +33,11 @@ impl Command<'_> {
     fn payment(&self) -> Option<&PaymentReference> {
         self.confirmation.payment_reference.as_ref()
     }
+
+    /// When it was accepted or is carried out, whichever clock is ahead.
+    fn latest(&self) -> Timestamp {
+        self.now.max(self.confirmation.requested_at)
+    }
 }
 
 /// The outcome of one try.
@@ -90,10 +95,19 @@ impl Store {
                 (ConfirmDecision::Done, _) => return Ok(reservation),
                 // Release it first: no clock that is behind can show it as held, or confirm it, afterwards.
                 (ConfirmDecision::Refuse(Refusal::HoldExpired) | ConfirmDecision::OweBack, _)
-                    if reservation.status == Status::Held && reservation.overdue(now) =>
+                    if reservation.status == Status::Held && reservation.overdue(command.latest()) =>
                 {
-                    self.end_overdue(&reservation, now, deadline).await?;
+                    self.end_overdue(&reservation, command.latest(), deadline).await?;
                     ConfirmOutcome::Changed(None)
+                }
+                // Its payment was refused before, perhaps by an admin's resolution, which closes nothing.
+                (ConfirmDecision::Refuse(refusal @ Refusal::RefundRequired), _)
+                    if reservation.status == Status::Expired && !reservation.closed_to_unpaid() =>
+                {
+                    match self.close_unpaid(&reservation, &mut attempts).await? {
+                        Updated::Applied(()) => return Err(refusal.into()),
+                        Updated::ConditionFailed(newer) => ConfirmOutcome::Changed(newer),
+                    }
                 }
                 (ConfirmDecision::Refuse(refusal), _) => return Err(refusal.into()),
                 (ConfirmDecision::CloseUnpaid, _) => match self.close_unpaid(&reservation, &mut attempts).await? {

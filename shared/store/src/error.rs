@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use aws_sdk_dynamodb::config::interceptors::{
-    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+    AfterDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
 };
 use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_dynamodb::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint;
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::orchestrator::{HttpResponse, OrchestratorError};
 use holdfast_domain::{BasketError, Invalid, Refusal};
 use tokio::time::Instant;
 
@@ -182,13 +182,15 @@ impl Intercept for LostWrites {
         Ok(())
     }
 
-    fn read_before_deserialization(
+    // Not before: a response may break off after its status.
+    fn read_after_deserialization(
         &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        if !context.response().status().is_server_error() {
+        let whole = context.output_or_error().err().is_none_or(OrchestratorError::is_operation_error);
+        if whole && !context.response().status().is_server_error() {
             Self::note(|writes| writes.sent.set(false));
         }
         Ok(())

@@ -99,17 +99,25 @@ impl Store {
             };
             let next = seen.failures + 1;
             let open = Expression::new("SET #state = :open, #failures = :next", vec![(":next", number(next))]);
+            let found = self.reservation_of(&seen, deadline).await?;
+            if found.as_ref().is_some_and(|found| seen.is_refunded_in(found)) {
+                self.update_failed(id, settle_as_duplicate(self.clock.now()), deadline).await?;
+                return Err(Refusal::AlreadySettled.into());
+            }
             let mut transaction = Transaction::new(&self.table);
             transaction.update((), &keys::failed(id), (open, unchanged_since(&seen)))?;
             if let Some(payment) = &lift
-                && let Some(found) = self.reservation_of(&seen, deadline).await?
+                && let Some(found) = found
                 && seen.is_of(&found.customer)
                 && found.owed_back.contains(payment)
             {
                 let owed_back = AttributeValue::Ss(vec![payment.to_string()]);
                 let update = Expression::new("DELETE #owed_back :owed_back", vec![(":owed_back", owed_back)]);
-                let same_hold = Expression::new("#created_at = :created", vec![(":created", time(found.created_at))]);
-                transaction.update((), &keys::reservation(&found.reservation_id), (update, same_hold))?;
+                let unresolved = Expression::new(
+                    format!("#created_at = :created AND {NOT_REFUNDED}"),
+                    vec![(":created", time(found.created_at)), (":payment", text(payment.as_str()))],
+                );
+                transaction.update((), &keys::reservation(&found.reservation_id), (update, unresolved))?;
             }
             if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(FailedConfirmation { state: FailedState::Open, failures: next, ..seen });
@@ -161,6 +169,10 @@ impl Store {
                     self.settle_if_ordered(seen, now, deadline).await?;
                     return Err(Refusal::AlreadySettled.into());
                 }
+                ResolveDecision::SettleAsDuplicate => {
+                    self.update_failed(id, settle_as_duplicate(now), deadline).await?;
+                    return Err(Refusal::AlreadySettled.into());
+                }
                 ResolveDecision::Refuse(refusal) => return Err(refusal.into()),
             };
             let mut transaction = Transaction::new(&self.table);
@@ -168,7 +180,8 @@ impl Store {
             transaction.update((), &keys::failed(id), change)?;
             if let Some(found) = found.filter(|found| seen.is_about(found)) {
                 let key = keys::reservation(&found.reservation_id);
-                transaction.update((), &key, resolution_note(&seen, &found, now))?;
+                // Also what was accepted since this request began is closed.
+                transaction.update((), &key, resolution_note(&seen, &found, now.max(self.clock.now())))?;
             }
             if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(resolved);
@@ -353,14 +366,19 @@ impl Store {
     }
 }
 
+/// Part of a condition: no admin has resolved `:payment`.
+const NOT_REFUNDED: &str = "(attribute_not_exists(#refunded) OR NOT contains(#refunded, :payment))";
+
 /// The update that records a resolution on the reservation, and the condition that it is not the order.
 fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestamp) -> Change {
     let mut values = vec![(":created", time(found.created_at)), (":confirmed", text(Status::Confirmed.as_str()))];
     match &seen.payment_reference {
         Some(payment) => {
             values.push((":payment", text(payment.as_str())));
-            let open = "#created_at = :created AND NOT (#status = :confirmed AND #payment_reference = :payment)";
-            (owe_back_update(payment), Expression::new(open, values))
+            let no_order = "NOT (#status = :confirmed AND #payment_reference = :payment)";
+            let mut update = owe_back_update(payment);
+            update.text.push_str(", #refunded :owed_back");
+            (update, Expression::new(format!("#created_at = :created AND {no_order} AND {NOT_REFUNDED}"), values))
         }
         None => {
             // Whichever clock dated it.
@@ -418,9 +436,18 @@ fn record_update(failed: &FailedConfirmation) -> Expression {
 
 /// Settles one whose reservation is an order.
 fn settle(now: Timestamp) -> Change {
+    settle_as(FailedState::Confirmed, "retry", now)
+}
+
+/// The update that settles one whose payment was resolved by another one, and its condition.
+fn settle_as_duplicate(now: Timestamp) -> Change {
+    settle_as(FailedState::Resolved, "duplicate", now)
+}
+
+fn settle_as(state: FailedState, by: &str, now: Timestamp) -> Change {
     let update = Expression::new(
-        "SET #state = :confirmed, #settled_at = :now, #settled_by = :queue",
-        vec![(":confirmed", text(FailedState::Confirmed.as_str())), (":now", time(now)), (":queue", text("retry"))],
+        "SET #state = :settled, #settled_at = :now, #settled_by = :by",
+        vec![(":settled", text(state.as_str())), (":now", time(now)), (":by", text(by))],
     );
     (update, Expression::new(UNSETTLED, unsettled()))
 }

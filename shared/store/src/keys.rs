@@ -34,6 +34,32 @@ pub const FAILED_STATE: &str = "state";
 /// Its sort key.
 pub const FIRST_FAILED_AT: &str = "first_failed_at";
 
+/// A global secondary index of the table. Partition keys are strings, sort keys are numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Index {
+    /// Its name.
+    pub name: &'static str,
+    /// The attribute that is its partition key.
+    pub partition_key: &'static str,
+    /// The attribute that is its sort key.
+    pub sort_key: &'static str,
+    /// The attributes that it has besides all keys.
+    pub includes: &'static [&'static str],
+}
+
+/// All of them. Tests compare `template.yaml` with this, and create their tables by it.
+pub const INDEXES: [Index; 3] = [
+    Index {
+        name: DUE_INDEX,
+        partition_key: DUE_KEY,
+        sort_key: DUE_AT,
+        // What a release needs.
+        includes: &[CUSTOMER, "lines", CREATED_AT, "expires_at", "status"],
+    },
+    Index { name: CUSTOMER_INDEX, partition_key: CUSTOMER, sort_key: CREATED_AT, includes: &[] },
+    Index { name: FAILED_INDEX, partition_key: FAILED_STATE, sort_key: FIRST_FAILED_AT, includes: &[] },
+];
+
 /// When DynamoDB may delete an item, in seconds since the epoch. It does so up to days later, so no rule relies on it.
 pub const TTL: &str = "ttl";
 

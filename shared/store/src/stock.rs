@@ -162,6 +162,7 @@ impl Store {
             tries += 1;
             let total_after = match product.total.checked_add_signed(adjustment.delta) {
                 Some(total) if total <= MAX_TOTAL => total,
+                Some(_) if attempts.ambiguous => return Err(attempts.unavailable("an earlier try")),
                 Some(_) => return Err(Invalid::new("delta", "must leave the total at most 1000000000").into()),
                 // The shards have more than the total that was read a moment before: units came in meanwhile.
                 None => {

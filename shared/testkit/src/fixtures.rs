@@ -7,10 +7,6 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::types::{
-    AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
-    ScalarAttributeType,
-};
 use holdfast_aws::clock::Clock;
 use holdfast_aws::config::Environment;
 use holdfast_aws::queues::Queues;
@@ -87,11 +83,8 @@ impl Default for TestClock {
 }
 
 /// A wire to an empty table.
-pub async fn table() -> Wire {
-    let wire = Wire::new();
-    create_table(&client(&wire), TABLE).await;
-    wire.take_calls();
-    wire
+pub fn table() -> Wire {
+    Wire::new(TABLE)
 }
 
 /// Another environment over the same table, with its own cache and random numbers.
@@ -102,46 +95,6 @@ pub fn store(wire: &Wire, seed: u64) -> Store {
 /// The deadline of an ordinary request.
 pub fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(8))
-}
-
-/// Creates the table of `template.yaml`.
-pub async fn create_table(client: &Client, name: &str) {
-    let attribute =
-        |name: &str, kind| AttributeDefinition::builder().attribute_name(name).attribute_type(kind).build().unwrap();
-    let key = |name: &str, kind| KeySchemaElement::builder().attribute_name(name).key_type(kind).build().unwrap();
-    let index = |name: &str, hash: &str, range: &str, projection| {
-        GlobalSecondaryIndex::builder()
-            .index_name(name)
-            .key_schema(key(hash, KeyType::Hash))
-            .key_schema(key(range, KeyType::Range))
-            .projection(projection)
-            .build()
-            .unwrap()
-    };
-    let releasing = ["customer", "lines", "created_at", "expires_at", "status"].map(str::to_owned).to_vec();
-    let releasing =
-        Projection::builder().projection_type(ProjectionType::Include).set_non_key_attributes(Some(releasing)).build();
-    let keys_only = Projection::builder().projection_type(ProjectionType::KeysOnly).build();
-    client
-        .create_table()
-        .table_name(name)
-        .billing_mode(BillingMode::PayPerRequest)
-        .attribute_definitions(attribute(keys::PK, ScalarAttributeType::S))
-        .attribute_definitions(attribute(keys::SK, ScalarAttributeType::S))
-        .attribute_definitions(attribute(keys::DUE_KEY, ScalarAttributeType::S))
-        .attribute_definitions(attribute(keys::DUE_AT, ScalarAttributeType::N))
-        .attribute_definitions(attribute(keys::CUSTOMER, ScalarAttributeType::S))
-        .attribute_definitions(attribute(keys::CREATED_AT, ScalarAttributeType::N))
-        .attribute_definitions(attribute(keys::FAILED_STATE, ScalarAttributeType::S))
-        .attribute_definitions(attribute(keys::FIRST_FAILED_AT, ScalarAttributeType::N))
-        .key_schema(key(keys::PK, KeyType::Hash))
-        .key_schema(key(keys::SK, KeyType::Range))
-        .global_secondary_indexes(index(keys::DUE_INDEX, keys::DUE_KEY, keys::DUE_AT, releasing))
-        .global_secondary_indexes(index(keys::CUSTOMER_INDEX, keys::CUSTOMER, keys::CREATED_AT, keys_only.clone()))
-        .global_secondary_indexes(index(keys::FAILED_INDEX, keys::FAILED_STATE, keys::FIRST_FAILED_AT, keys_only))
-        .send()
-        .await
-        .expect("a table");
 }
 
 /// A product of `total` units on `shards` shards, held for 600 s. Customers' units are not counted: see [`limited`].

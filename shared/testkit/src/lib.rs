@@ -2,6 +2,7 @@
 //! fixtures.
 #![warn(clippy::missing_errors_doc)]
 
+pub mod database;
 pub mod event;
 pub mod fixtures;
 pub mod log;

@@ -14,13 +14,14 @@ use aws_smithy_runtime_api::client::http::{
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use dynoxide::{Database, DynoxideError};
+use dynoxide::Database;
 use holdfast_domain::{Clock, Timestamp};
-use serde::{Serialize, de::DeserializeOwned};
+use holdfast_store::keys::INDEXES;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::database::{carry_out, database};
 use crate::fixtures::NOW;
 pub use crate::services::Schedule;
 use crate::services::Services;
@@ -125,10 +126,10 @@ struct Inner {
 pub struct Wire(Arc<Inner>);
 
 impl Wire {
-    /// A wire to an empty database.
+    /// A wire to an empty table of this name.
     #[expect(clippy::expect_used, reason = "for tests: without a database there is none")]
-    pub fn new() -> Self {
-        let database = Database::memory().expect("a database in memory");
+    pub fn new(table: &str) -> Self {
+        let database = database(table, &INDEXES).expect("a database in memory");
         let script: Script = Box::new(|_| None);
         Self(Arc::new(Inner {
             database,
@@ -279,40 +280,9 @@ impl Wire {
         if let Some(answer) = lock(&self.0.services).carry_out(&call.operation, request) {
             return Ok(answer);
         }
-        let answer = match call.operation.as_str() {
-            "CreateTable" => run(request, |request| database.create_table(request)),
-            "GetItem" => run(request, |request| database.get_item(request)),
-            "BatchGetItem" => run(request, |request| database.batch_get_item(request)),
-            "Query" => run(request, |request| database.query(request)),
-            "Scan" => run(request, |request| database.scan(request)),
-            "PutItem" => run(request, |request| database.put_item(request)),
-            "UpdateItem" => run(request, |request| database.update_item(request)),
-            "DeleteItem" => run(request, |request| database.delete_item(request)),
-            "TransactGetItems" => run(request, |request| database.transact_get_items(request)),
-            "TransactWriteItems" => run(request, |request| database.transact_write_items(request)),
-            other => return Err(ConnectorError::user(format!("{other} is not on this wire").into())),
-        };
-        Ok(match answer {
-            Ok(body) => (200, body),
-            Err(error) => (error.status_code(), serde_json::from_str(&error.to_json()).unwrap_or_default()),
-        })
+        carry_out(database, &call.operation, request)
+            .ok_or_else(|| ConnectorError::user(format!("{} is not on this wire", call.operation).into()))
     }
-}
-
-impl Default for Wire {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-fn run<Q: DeserializeOwned, A: Serialize>(
-    request: &Value,
-    operation: impl FnOnce(Q) -> Result<A, DynoxideError>,
-) -> Result<Value, DynoxideError> {
-    let request = serde_json::from_value(request.clone())
-        .map_err(|error| DynoxideError::SerializationException(error.to_string()))?;
-    let answer = operation(request)?;
-    serde_json::to_value(answer).map_err(|error| DynoxideError::InternalServerError(error.to_string()))
 }
 
 /// Names the operation: by a header in the protocols of DynamoDB and SQS, by method and path in Scheduler's.

@@ -194,6 +194,20 @@ async fn an_unpaid_confirmation_refused_as_expired_makes_no_order_from_the_queue
 }
 
 #[tokio::test]
+async fn a_refusal_by_a_clock_that_is_ahead_ends_the_hold_for_one_that_is_behind() {
+    let (wire, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 1, 1) }).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    let (id, owner) = (&alice.reservation_id, &alice.customer);
+    // Accepted by a clock at the end of the hold, and carried out by one that has not come so far.
+    let behind = NOW.plus_seconds(594);
+    let late = shop.confirm(&confirmation(id, owner, Some(&payment("pay_1")), LATE), behind, soon()).await;
+    assert_eq!(refusal(late), Refusal::RefundRequired);
+    let unpaid = shop.confirm(&confirmation(id, owner, None, NOW.plus_seconds(570)), behind, soon()).await;
+    assert_eq!(refusal(unpaid), Refusal::HoldExpired);
+    assert_eq!(books(&wire).await["tee"].available, 1);
+}
+
+#[tokio::test]
 async fn a_limit_that_was_just_lifted_refuses_no_payment() {
     let (_, shop, admin) = shop(limited(product("tee", 4, 1), 1)).await;
     let alice = hold(&shop, "alice", 1, NOW).await;

@@ -16,7 +16,7 @@ const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
 
 /// Alice holds 2 of 3.
 async fn held() -> (Wire, Store, Reservation) {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(3), ..product("tee", 3, 1) }]).await;
     let store = store(&wire, 1);
     let reservation = reserve(&store, &basket("alice", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
@@ -212,7 +212,7 @@ async fn a_late_payment_without_units_owes_a_refund_and_takes_nothing() {
 
 #[tokio::test]
 async fn a_late_payment_takes_units_from_any_shard() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("tee", 8, 4)]).await;
     let store = store(&wire, 1);
     let held = reserve(&store, &basket("alice", "k", &[("tee", 7)]), NOW).await.unwrap().reservation;
@@ -346,7 +346,7 @@ async fn crumble(wire: &Wire, id: &str, shards: u32) {
 async fn a_late_payment_on_more_shards_than_one_transaction_can_have_consolidates_them_first() {
     // Each unit is alone on its shard, so each is one action. With the reservation's, a hundred are the most.
     for (shards, takes) in [(35, 99), (36, 37)] {
-        let wire = table().await;
+        let wire = table();
         stocked(&wire, &[product("a", 64, 64), product("b", 72, shards)]).await;
         let store = store(&wire, 1);
         let ask = basket("alice", "k", &[("a", 64), ("b", shards)]);

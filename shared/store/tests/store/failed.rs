@@ -24,7 +24,7 @@ fn failure(key: &str, paid: &str) -> Failure {
 
 #[tokio::test]
 async fn copies_of_one_failure_are_one_and_late_copies_open_nothing() {
-    let store = store(&table().await, 1);
+    let store = store(&table(), 1);
     let failed = failure("k", "pay_1");
     for seconds in 0..3 {
         store.record_failure(&failed, NOW.plus_seconds(seconds), soon()).await.unwrap();
@@ -49,7 +49,7 @@ async fn copies_of_one_failure_are_one_and_late_copies_open_nothing() {
 
 #[tokio::test]
 async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
-    let store = store(&table().await, 1);
+    let store = store(&table(), 1);
     let failed = failure("k", "pay_1");
     store.record_failure(&failed, NOW, soon()).await.unwrap();
     let first = store.failed(&failed.id(), soon()).await.unwrap();
@@ -77,7 +77,7 @@ async fn a_retry_that_succeeds_settles_and_one_that_fails_opens_again() {
 
 #[tokio::test]
 async fn the_list_comes_in_pages_of_one_state() {
-    let store = store(&table().await, 1);
+    let store = store(&table(), 1);
     for n in 0..7 {
         let failed = failure(&format!("k{n}"), "pay");
         store.record_failure(&failed, NOW, soon()).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_failure_is_recorded_retried_and_settled_despite_faults() {
     let faults = [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled];
     // Once or twice, the SDK itself retries the call, and the store does not notice; five times, it does.
     for (fault, times) in faults.into_iter().flat_map(|fault| [1, 2, 5].map(|times| (fault, times))) {
-        let wire = table().await;
+        let wire = table();
         let store = store(&wire, 1);
         let failed = failure("k", "pay_1");
         wire.fail("UpdateItem", times, fault);
@@ -131,7 +131,7 @@ async fn a_failure_is_recorded_retried_and_settled_despite_faults() {
 
 #[tokio::test]
 async fn a_page_of_one_state_is_full_while_there_is_more_of_it() {
-    let store = store(&table().await, 1);
+    let store = store(&table(), 1);
     for n in 0..12 {
         let failed = failure(&format!("k{n}"), "pay");
         store.record_failure(&failed, NOW, soon()).await.unwrap();
@@ -179,10 +179,11 @@ async fn a_failure_of_another_customer_is_a_separate_one() {
     }
     let seen = shop.failed(&own.id(), soon()).await.unwrap();
     assert_eq!((seen.customer, seen.reason.as_str()), (Some(customer("alice")), "refund_required"));
-    // A resolution of the stranger's does not affect the owner's.
+    // A resolution of the stranger's does not change the owner's, but the payment is not resolved twice.
     shop.resolve_failed(&strangers.id(), "admin", Some("no such order"), NOW, soon()).await.unwrap();
     assert_eq!(shop.failed(&own.id(), soon()).await.unwrap().state, FailedState::Open);
-    shop.resolve_failed(&own.id(), "admin", Some("refunded"), NOW, soon()).await.unwrap();
+    let again = shop.resolve_failed(&own.id(), "admin", Some("refunded"), NOW, soon()).await;
+    assert_eq!(refusal(again), Refusal::AlreadySettled);
     assert_eq!(refusal(pay(&shop, &alice, "pay_1", NOW).await), Refusal::RefundRequired);
 }
 
@@ -361,9 +362,27 @@ async fn a_payment_is_refunded_or_an_order_whichever_customer_was_named() {
     shop.record_failure(&mistaken, NOW, soon()).await.unwrap();
     shop.resolve_failed(&mistaken.id(), "admin", Some("refunded"), NOW, soon()).await.unwrap();
     assert_eq!(refusal(pay(&shop, &carol, "pay_2", NOW).await), Refusal::RefundRequired);
-    // A retry of a failure with the wrong customer lifts nothing.
-    let again = failure_of(&carol, "dave", Some("pay_2"), "reservation_not_found", NOW);
-    shop.record_failure(&again, NOW, soon()).await.unwrap();
-    shop.begin_retry(&again.id(), true, soon()).await.unwrap();
+    // It was refunded once: nobody is told to refund it again, and no retry lifts that.
+    for (who, reason, retries) in [("carol", "refund_required", true), ("dave", "reservation_not_found", false)] {
+        let again = failure_of(&carol, who, Some("pay_2"), reason, NOW);
+        shop.record_failure(&again, NOW, soon()).await.unwrap();
+        let answer = if retries {
+            shop.begin_retry(&again.id(), true, soon()).await
+        } else {
+            shop.resolve_failed(&again.id(), "other", Some("refunded"), NOW, soon()).await
+        };
+        assert_eq!(refusal(answer), Refusal::AlreadySettled);
+        let settled = shop.failed(&again.id(), soon()).await.unwrap();
+        assert_eq!((settled.state, settled.settled_by.as_deref()), (FailedState::Resolved, Some("duplicate")));
+    }
     assert_eq!(refusal(pay(&shop, &carol, "pay_2", NOW).await), Refusal::RefundRequired);
+    // Without a resolution, a retry of a failure with the wrong customer lifts nothing of the owner's.
+    let erin = hold(&shop, "erin", 1, NOW).await;
+    shop.release_overdue(LATE, soon()).await.unwrap();
+    let too_late = LATE.plus_seconds(31 * 86_400);
+    assert_eq!(refusal(pay(&shop, &erin, "pay_3", too_late).await), Refusal::RefundRequired);
+    let mistaken = failure_of(&erin, "bob", Some("pay_3"), "reservation_not_found", NOW);
+    shop.record_failure(&mistaken, NOW, soon()).await.unwrap();
+    shop.begin_retry(&mistaken.id(), true, soon()).await.unwrap();
+    assert_eq!(refusal(pay(&shop, &erin, "pay_3", LATE).await), Refusal::RefundRequired);
 }

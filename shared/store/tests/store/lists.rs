@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::products::tee;
 #[tokio::test]
 async fn the_list_of_all_reservations_reads_ten_pages_in_one_request_and_continues_in_the_next() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("tee", 40, 1)]).await;
     let store = store(&wire, 1);
     for n in 0..20 {
@@ -73,7 +73,7 @@ async fn a_page_of_one_status_is_full_while_there_is_more() {
 
 #[tokio::test]
 async fn lists_come_in_pages_and_miss_nothing() {
-    let wire = table().await;
+    let wire = table();
     let names: Vec<String> = (0..7).map(|n| format!("p{n}")).collect();
     let products: Vec<_> = names.iter().map(|name| product(name, 10, 1)).collect();
     stocked(&wire, &products).await;

@@ -36,7 +36,7 @@ async fn pay(store: &Store, held: &Reservation, paid: &str, at: Timestamp) -> Re
 
 /// A product in a table, and two environments.
 async fn shop(product: Product) -> (Wire, Store, Store) {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product]).await;
     let (one, two) = (store(&wire, 1), store(&wire, 2));
     (wire, one, two)

@@ -17,7 +17,7 @@ fn counted_tee(total: u64, shards: u32) -> Product {
 }
 
 pub(crate) async fn tee(total: u64, shards: u32) -> (Wire, Store) {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[counted_tee(total, shards)]).await;
     let store = store(&wire, 1);
     (wire, store)
@@ -55,7 +55,7 @@ async fn a_product_is_made_once_with_its_stock_and_its_ledger() {
 #[tokio::test(start_paused = true)]
 async fn a_product_whose_answers_are_lost_is_made_once() {
     for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled, Fault::Conflict] {
-        let wire = table().await;
+        let wire = table();
         let store = store(&wire, 1);
         wire.fail("TransactWriteItems", 5, fault);
         let made = store.create_product(&product("tee", 7, 3), "admin", NOW, soon()).await;
@@ -308,7 +308,7 @@ async fn a_change_of_one_field_leaves_all_others_as_they_were() {
         sale_ends_at: Some(NOW.plus_seconds(60)),
         ..product("tee", 10, 2)
     };
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, std::slice::from_ref(&wanted)).await;
     let store = store(&wire, 1);
     for (ask, follow) in fields {
@@ -418,7 +418,7 @@ async fn stock_says_where_the_units_are() {
 
 #[tokio::test(start_paused = true)]
 async fn readers_see_the_stock_of_the_last_second_and_cost_one_read() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("cap", 5, 1), product("tee", 10, 2)]).await;
     let (catalog, shop) = (store(&wire, 1), store(&wire, 2));
     let look = async || {

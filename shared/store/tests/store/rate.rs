@@ -33,7 +33,7 @@ fn calls(wire: &Wire) -> usize {
 
 #[tokio::test]
 async fn a_burst_is_admitted_and_requests_beyond_it_are_told_how_long_to_wait() {
-    let wire = table().await;
+    let wire = table();
     let store = store(&wire, 1);
     for nth in 0..5 {
         assert_eq!(ask(&store, "alice", NOW).await, Ok(()), "{nth}");
@@ -53,7 +53,7 @@ async fn a_burst_is_admitted_and_requests_beyond_it_are_told_how_long_to_wait() 
 
 #[tokio::test]
 async fn it_costs_one_call_for_the_idle_and_the_refused_and_two_within_a_burst() {
-    let wire = table().await;
+    let wire = table();
     let store = store(&wire, 1);
     ask(&store, "alice", NOW).await.unwrap();
     assert_eq!(calls(&wire), 1);
@@ -69,7 +69,7 @@ async fn it_costs_one_call_for_the_idle_and_the_refused_and_two_within_a_burst()
 
 #[tokio::test(start_paused = true)]
 async fn forty_environments_admit_only_the_burst_of_two_hundred_requests() {
-    let wire = table().await;
+    let wire = table();
     let stores: Vec<Store> = (0..40).map(|seed| store(&wire, seed)).collect();
     let answers = join_all((0..200).map(|n| ask(&stores[n % stores.len()], "alice", NOW))).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
@@ -80,7 +80,7 @@ async fn forty_environments_admit_only_the_burst_of_two_hundred_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn its_item_expires_but_not_before_it_has_no_effect() {
-    let wire = table().await;
+    let wire = table();
     ask(&store(&wire, 1), "alice", NOW).await.unwrap();
     let key = keys::rate(&customer("alice")).item();
     let item =
@@ -111,7 +111,7 @@ async fn its_item_expires_but_not_before_it_has_no_effect() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_admits_no_more_than_the_limit_and_an_outage_is_an_error() {
-    let wire = table().await;
+    let wire = table();
     let store = store(&wire, 1);
     wire.fail("UpdateItem", 1, Fault::LostAfter);
     let mut admitted = 0;

@@ -17,7 +17,7 @@ use holdfast_testkit::wire::{Call, Fault, Wire};
 const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
 
 async fn tee(total: u64, shards: u32) -> Wire {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("tee", total, shards)]).await;
     wire
 }
@@ -83,7 +83,7 @@ async fn the_event_may_come_twice_late_and_concurrently() {
 
 #[tokio::test]
 async fn two_concurrent_releases_give_a_customers_limit_back_once() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(4), ..product("tee", 10, 1) }]).await;
     // One partition of the index: both start with it.
     let (one, other) = (store(&wire, 1).with_due_partitions(1), store(&wire, 2).with_due_partitions(1));
@@ -176,7 +176,7 @@ async fn a_hold_that_was_extended_since_the_index_was_read_stays() {
 #[tokio::test(start_paused = true)]
 async fn lost_answers_and_conflicts_give_back_once() {
     for fault in [Fault::LostAfter, Fault::ServerErrorAfter, Fault::LostBefore, Fault::Throttled, Fault::Conflict] {
-        let wire = table().await;
+        let wire = table();
         let limited = Product { counts_per_customer: true, max_per_customer: Some(9), ..product("tee", 30, 2) };
         stocked(&wire, &[limited, product("cap", 30, 3)]).await;
         let store = store(&wire, 1);
@@ -209,7 +209,7 @@ async fn holds_that_are_not_released_in_time_are_left_for_the_next_sweep() {
 
 /// One unit held on each of three shards. Their batches come in this order: cap 0, tee 0, tee 1.
 async fn three_batches() -> (Wire, Store) {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("cap", 1, 1), product("tee", 2, 2)]).await;
     // One partition of the index, so that all holds are on one page.
     let store = store(&wire, 1).with_due_partitions(1);

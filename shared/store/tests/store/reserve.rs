@@ -14,7 +14,7 @@ use holdfast_testkit::fixtures::{
 use holdfast_testkit::wire::{Fault, Wire};
 
 async fn tee(total: u64, shards: u32) -> Wire {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("tee", total, shards)]).await;
     wire
 }
@@ -71,7 +71,7 @@ async fn the_same_key_gives_the_same_reservation_and_another_body_is_refused() {
 
 #[tokio::test]
 async fn several_lines_are_held_together_or_not_at_all() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("a", 10, 2), product("b", 1, 1)]).await;
     let store = store(&wire, 1);
     let refused = reserve(&store, &basket("alice", "k", &[("a", 2), ("b", 2)]), NOW).await.unwrap_err();
@@ -141,7 +141,7 @@ async fn many_requests_that_find_no_units_write_nothing() {
 
 #[tokio::test]
 async fn a_limit_counts_live_holds_and_orders_of_one_customer() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(3), ..product("tee", 100, 4) }]).await;
     let store = store(&wire, 1);
     let two = reserve(&store, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap().reservation;
@@ -315,7 +315,7 @@ async fn unknown_products_are_named() {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[Product { status: ProductStatus::Paused, ..product("tee", 10, 2) }]).await;
     let (shop, admin) = (store(&wire, 1), store(&wire, 2));
     let ask = basket("alice", "k", &[("tee", 1)]);
@@ -328,7 +328,7 @@ async fn nobody_is_refused_for_long_on_facts_that_an_admin_has_changed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lifted_limit_refuses_nobody_even_before_it_reaches_the_shards() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(2), ..product("tee", 10, 1) }]).await;
     let shop = store(&wire, 1);
     reserve(&shop, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap();
@@ -440,7 +440,7 @@ async fn environments_start_at_different_shards_and_one_seed_always_at_the_same(
 async fn lines_on_more_shards_than_one_transaction_can_have_are_consolidated_first() {
     // With the reservation's own, a hundred actions are the most; a limit is one of them.
     for (other, gathers) in [(("b", 36), true), (("b", 35), false), (("c", 35), true), (("c", 34), false)] {
-        let wire = table().await;
+        let wire = table();
         let c = limited(product("c", 35, 35), 100);
         stocked(&wire, &[product("a", 64, 64), product("b", 36, 36), c]).await;
         let store = store(&wire, 1);
@@ -460,7 +460,7 @@ async fn lines_on_more_shards_than_one_transaction_can_have_are_consolidated_fir
 
 #[tokio::test(start_paused = true)]
 async fn two_fragmented_products_are_sold_together_and_a_shortage_says_what_is_free() {
-    let wire = table().await;
+    let wire = table();
     stocked(&wire, &[product("a", 64, 64), product("b", 64, 64)]).await;
     let store = store(&wire, 1);
     let refused = reserve(&store, &basket("alice", "k", &[("a", 50), ("b", 65)]), NOW).await.unwrap_err();
