@@ -97,7 +97,7 @@ impl<'a> Case<'a> {
                     let word = self.is_own(item);
                     // What an admin has seen to confirms nothing any more.
                     let known = match (self.about(item, at), item["payment_reference"].as_str()) {
-                        (Some(found), Some(payment)) => owed(found, payment),
+                        (Some(found), Some(payment)) => owed(found, payment) && !self.resolved_before(item, found, at),
                         // What is about an earlier hold closes nothing of this one.
                         (Some(found), None) => found["unpaid_closed_at"].is_i64() || !Self::its_hold(item, found),
                         (None, _) => true,
@@ -112,6 +112,19 @@ impl<'a> Case<'a> {
             }
             _ => self.not_settled(id),
         }
+    }
+
+    /// Whether an admin had resolved this payment of the reservation in another failed confirmation: it would be refunded
+    /// twice. One that was resolved before there was such a reservation is noted nowhere (an assumption).
+    fn resolved_before(&self, item: &Value, reservation: &Value, at: Moment) -> bool {
+        self.books.failed_confirmations().filter(|(id, _)| item["id"] != id.as_str()).any(|(id, _)| {
+            self.item(&failed_place(id), at).is_some_and(|other| {
+                other["state"] == "resolved"
+                    && other["settled_by"] != "duplicate"
+                    && ["reservation_id", "payment_reference"].iter().all(|name| other[*name] == item[*name])
+                    && other["settled_at"].as_i64() > reservation["created_at"].as_i64()
+            })
+        })
     }
 
     /// Whether it was resolved by this admin with this note.
