@@ -66,7 +66,7 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
 const SEEDS_OF_A_BUG: u64 = 25;
 
 /// Planted bugs that need more seeds than that: `cargo local simulate --planted all` plays them.
-const RARE: [&str; 22] = [
+const RARE: [&str; 21] = [
     "reserve-without-version-condition",
     "release-without-created-at",
     "expiry-checked-only-on-read",
@@ -79,7 +79,6 @@ const RARE: [&str; 22] = [
     "refund-noted-whatever-it-is",
     "retry-does-not-lift",
     "closed-and-not-remembered",
-    "resolved-like-any-refusal",
     "told-and-not-closed",
     "refunded-and-not-closed",
     "late-payer-loses",
