@@ -299,8 +299,10 @@ impl<'a> Story<'a> {
         let expected = TICKETS - count(CONFIRMED);
         let back = self.until_available("ticket", expected).await?;
         self.verdict(back, &format!("all {expected} unsold tickets are on sale again"), "they are not");
+        let released = self.until_released("ticket").await?;
         let fired = self.tell_fired();
-        self.verdict(fired > 0, "their schedules released them", "no schedule has fired");
+        let released = released && fired > 0;
+        self.verdict(released, "their schedules released them", &format!("{fired} schedules have fired"));
         if let Some(loser) = winners.last() {
             let answer = self
                 .api
@@ -329,6 +331,19 @@ impl<'a> Story<'a> {
             probe.tick().await;
             let answer = self.api.call(Method::GET, &format!("/products/{product}"), "", None, None).await?;
             if answer.body["available"].as_u64() == Some(expected) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Waits until no unit is held in the table. The API shows overdue holds as available before they are released.
+    async fn until_released(&mut self, product: &str) -> Result<bool> {
+        let limit = Instant::now() + RELEASE_WITHIN;
+        let mut probe = tokio::time::interval(POLL);
+        while Instant::now() < limit {
+            probe.tick().await;
+            if read_books(self.stack).await?.get(product).is_some_and(|book| book.held == 0) {
                 return Ok(true);
             }
         }
