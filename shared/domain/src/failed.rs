@@ -172,6 +172,8 @@ pub enum RetryDecision {
         /// Whose refusal is lifted.
         lift: Option<PaymentReference>,
     },
+    /// Its payment was resolved with another customer's name: that settles it, and the retry is refused.
+    SettleAsDuplicate,
     /// No.
     Refuse(Refusal),
 }
@@ -224,12 +226,18 @@ impl FailedConfirmation {
 
     /// Decides an admin's retry. With `lift`, a payment that was refused as owed back is not owed any more: only for an
     /// admin who has seen that refusal. Where no more is known than that there was no answer, nobody has seen one.
-    pub fn retry(&self, lift: bool) -> RetryDecision {
+    /// `reservation` is the one it names, if there is one; it is not needed where this is settled. What names another
+    /// customer lifts nothing of the owner's.
+    pub fn retry(&self, reservation: Option<&Reservation>, lift: bool) -> RetryDecision {
         if self.state.is_settled() {
             return RetryDecision::Refuse(Refusal::AlreadySettled);
         }
-        let lift = lift && self.reason != NOT_CONFIRMED;
-        RetryDecision::Retry { lift: self.payment_reference.clone().filter(|_| lift) }
+        if reservation.is_some_and(|found| self.is_refunded_in(found)) {
+            return RetryDecision::SettleAsDuplicate;
+        }
+        let own = reservation.filter(|found| lift && self.reason != NOT_CONFIRMED && self.is_of(&found.customer));
+        let owed = |payment: &&PaymentReference| own.is_some_and(|found| found.owed_back.contains(*payment));
+        RetryDecision::Retry { lift: self.payment_reference.as_ref().filter(owed).cloned() }
     }
 
     /// Decides the resolution by `actor` at `now`. `reservation` is the one it names, if there is one; it is not needed
@@ -304,15 +312,21 @@ mod tests {
 
     #[test]
     fn a_retry_lifts_a_refusal_that_the_admin_has_seen_and_no_other() {
-        let lifted = |reason: &str, lift| failed(Some("pay_1"), reason).retry(lift);
+        let owing = Reservation { owed_back: ["pay_1".try_into().unwrap()].into(), ..held(&[]) };
+        let lifted = |reason: &str, lift| failed(Some("pay_1"), reason).retry(Some(&owing), lift);
         let payment = Some("pay_1".try_into().unwrap());
         assert_eq!(lifted("refund_required", true), RetryDecision::Retry { lift: payment });
         assert_eq!(lifted("refund_required", false), RetryDecision::Retry { lift: None });
         assert_eq!(lifted(NOT_CONFIRMED, true), RetryDecision::Retry { lift: None });
-        assert_eq!(failed(None, "hold_expired").retry(true), RetryDecision::Retry { lift: None });
+        assert_eq!(failed(None, "hold_expired").retry(Some(&owing), true), RetryDecision::Retry { lift: None });
+        let strangers = Reservation { customer: "bob".try_into().unwrap(), ..owing.clone() };
+        let refused = failed(Some("pay_1"), "refund_required");
+        assert_eq!(refused.retry(Some(&strangers), true), RetryDecision::Retry { lift: None });
+        let refunded = Reservation { refunded: owing.owed_back.clone(), ..owing };
+        assert_eq!(refused.retry(Some(&refunded), true), RetryDecision::SettleAsDuplicate);
         for state in [FailedState::Confirmed, FailedState::Resolved] {
             let settled = FailedConfirmation { state, ..failed(None, NOT_CONFIRMED) };
-            assert_eq!(settled.retry(true), RetryDecision::Refuse(Refusal::AlreadySettled));
+            assert_eq!(settled.retry(None, true), RetryDecision::Refuse(Refusal::AlreadySettled));
         }
     }
 

@@ -102,18 +102,14 @@ impl Store {
                 }
                 // Its payment was refused before, perhaps by an admin's resolution, which closes nothing.
                 (ConfirmDecision::Refuse(refusal @ Refusal::RefundRequired), _)
-                    if reservation.status == Status::Expired && !reservation.closed_to_unpaid() =>
+                    if reservation.status == Status::Expired =>
                 {
-                    match self.close_unpaid(&reservation, &mut attempts).await? {
-                        Updated::Applied(()) => return Err(refusal.into()),
-                        Updated::ConditionFailed(newer) => ConfirmOutcome::Changed(newer),
-                    }
+                    self.refuse_expired(refusal, &reservation, &mut attempts).await?
                 }
                 (ConfirmDecision::Refuse(refusal), _) => return Err(refusal.into()),
-                (ConfirmDecision::CloseUnpaid, _) => match self.close_unpaid(&reservation, &mut attempts).await? {
-                    Updated::Applied(()) => return Err(Refusal::HoldExpired.into()),
-                    Updated::ConditionFailed(newer) => ConfirmOutcome::Changed(newer),
-                },
+                (ConfirmDecision::CloseUnpaid, _) => {
+                    self.refuse_expired(Refusal::HoldExpired, &reservation, &mut attempts).await?
+                }
                 (ConfirmDecision::RetryLater, _) => {
                     return Err(Error::TryLater { why: "an admin has just settled an earlier confirmation" });
                 }
@@ -204,15 +200,27 @@ impl Store {
                 (":expires", time(seen.expires_at)),
             ],
         );
-        let mut update = owe_back_update(payment);
-        if seen.status == Status::Expired && !seen.closed_to_unpaid() {
-            // Nor must it become an order without a payment, by a confirmation that waits in the queue.
-            update.text = update.text.replacen("SET ", "SET #unpaid_closed_at = :until, ", 1);
-            update.values.push((":until", time(seen.expires_at)));
+        // Nor must it become an order without a payment, by a confirmation that waits in the queue.
+        let closes = seen.status == Status::Expired && !seen.closed_to_unpaid();
+        if closes {
             condition.text = format!("{} AND {CLOSED_EARLIER}", condition.text);
         }
+        let update = owe_back_update(payment, closes.then_some(seen.expires_at));
         match self.update_reservation(&seen.reservation_id, (update, condition), attempts).await? {
             Updated::Applied(_) => Err(Refusal::RefundRequired.into()),
+            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
+        }
+    }
+
+    /// Refuses a confirmation of an expired hold, and closes it to those without a payment.
+    async fn refuse_expired(
+        &self,
+        refusal: Refusal,
+        seen: &Reservation,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<ConfirmOutcome, Error> {
+        match self.close_unpaid(seen, attempts).await? {
+            Updated::Applied(()) => Err(refusal.into()),
             Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
     }
@@ -403,12 +411,15 @@ fn unless_settled(
 }
 
 /// The update that records a payment as owed back. The reservation is kept forever then: if it were deleted, its key
-/// and this payment could be used again.
-pub(crate) fn owe_back_update(payment: &PaymentReference) -> Expression {
-    Expression::new(
-        "SET #kept_until = :for_ever REMOVE #ttl ADD #owed_back :owed_back",
-        vec![(":for_ever", forever()), (":owed_back", AttributeValue::Ss(vec![payment.to_string()]))],
-    )
+/// and this payment could be used again. With `until`, the update also closes it to confirmations without a payment.
+pub(crate) fn owe_back_update(payment: &PaymentReference, until: Option<Timestamp>) -> Expression {
+    let mut values = vec![(":for_ever", forever()), (":owed_back", AttributeValue::Ss(vec![payment.to_string()]))];
+    let mut set = "SET #kept_until = :for_ever".to_owned();
+    if let Some(until) = until {
+        set.push_str(", #unpaid_closed_at = :until");
+        values.push((":until", time(until)));
+    }
+    Expression::new(format!("{set} REMOVE #ttl ADD #owed_back :owed_back"), values)
 }
 
 /// The update that closes a reservation to confirmations without a payment that were accepted until then.

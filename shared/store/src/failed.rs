@@ -93,24 +93,20 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         loop {
             let seen = self.failed(id, deadline).await?;
-            let lift = match seen.retry(lift) {
+            let found = if seen.state.is_settled() { None } else { self.reservation_of(&seen, deadline).await? };
+            let lift = match seen.retry(found.as_ref(), lift) {
                 RetryDecision::Retry { lift } => lift,
+                RetryDecision::SettleAsDuplicate => {
+                    self.update_failed(id, settle_as_duplicate(self.clock.now()), deadline).await?;
+                    return Err(Refusal::AlreadySettled.into());
+                }
                 RetryDecision::Refuse(refusal) => return Err(refusal.into()),
             };
             let next = seen.failures + 1;
             let open = Expression::new("SET #state = :open, #failures = :next", vec![(":next", number(next))]);
-            let found = self.reservation_of(&seen, deadline).await?;
-            if found.as_ref().is_some_and(|found| seen.is_refunded_in(found)) {
-                self.update_failed(id, settle_as_duplicate(self.clock.now()), deadline).await?;
-                return Err(Refusal::AlreadySettled.into());
-            }
             let mut transaction = Transaction::new(&self.table);
             transaction.update((), &keys::failed(id), (open, unchanged_since(&seen)))?;
-            if let Some(payment) = &lift
-                && let Some(found) = found
-                && seen.is_of(&found.customer)
-                && found.owed_back.contains(payment)
-            {
+            if let (Some(payment), Some(found)) = (&lift, &found) {
                 let owed_back = AttributeValue::Ss(vec![payment.to_string()]);
                 let update = Expression::new("DELETE #owed_back :owed_back", vec![(":owed_back", owed_back)]);
                 let unresolved = Expression::new(
@@ -166,7 +162,7 @@ impl Store {
                 ResolveDecision::Resolve(resolved) => *resolved,
                 ResolveDecision::Done => return Ok(seen),
                 ResolveDecision::SettleAsConfirmed => {
-                    self.settle_if_ordered(seen, now, deadline).await?;
+                    self.update_failed(id, settle(now), deadline).await?;
                     return Err(Refusal::AlreadySettled.into());
                 }
                 ResolveDecision::SettleAsDuplicate => {
@@ -376,7 +372,7 @@ fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestam
         Some(payment) => {
             values.push((":payment", text(payment.as_str())));
             let no_order = "NOT (#status = :confirmed AND #payment_reference = :payment)";
-            let mut update = owe_back_update(payment);
+            let mut update = owe_back_update(payment, None);
             update.text.push_str(", #refunded :owed_back");
             (update, Expression::new(format!("#created_at = :created AND {no_order} AND {NOT_REFUNDED}"), values))
         }

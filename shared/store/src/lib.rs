@@ -71,7 +71,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store over `table`. `clock` dates what is cached, and nothing else: every command has its own `now`.
+    /// A store over `table`. `clock` dates what is cached, and what an admin settles while a request is running; otherwise
+    /// every command has its own `now`.
     pub fn new(client: Client, table: impl Into<String>, clock: Clock) -> Self {
         let watched = client.config().to_builder().interceptor(LostWrites).build();
         Self {

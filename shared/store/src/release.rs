@@ -112,15 +112,15 @@ impl Store {
     }
 
     /// Releases an overdue hold before anybody is told that it has expired: no clock that is behind can confirm it
-    /// afterwards. Returns whether it was still held.
+    /// afterwards.
     pub(crate) async fn end_overdue(
         &self,
         held: &Reservation,
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         match self.release(vec![Hold::from(held)], End::Expired, now, deadline).await {
-            Ok(swept) => Ok(swept.holds == 1),
+            Ok(_) => Ok(()),
             Err(error @ Error::Internal { .. }) => {
                 tracing::error!(%error, reservation_id = held.reservation_id.as_str(), "it cannot be released");
                 // While it is held, nobody can be told that it has expired for good.
