@@ -79,6 +79,7 @@ impl<'a> Client<'a> {
                 self.ask(patience, Function::Catalog, "GET", &path, None, None).await;
             }
             Step::Trespass { victim, key } => self.trespass(victim, *key).await,
+            Step::Mistake { key, payment, instead } => self.mistake(*key, *payment, instead, patience).await,
             Step::AroundExpiry { key, offset_ms, then } => {
                 let ends = self.memory().expires_at.get(key).copied();
                 let wait = ends.map_or(0, |ends| ends + offset_ms - self.cloud.world.now());
@@ -266,13 +267,36 @@ impl<'a> Client<'a> {
         reply.clear()
     }
 
+    /// The `n`-th payment for the reservation of a key.
+    fn payment(&self, key: u8, n: u8) -> String {
+        let of = if n < SHARED { key.to_string() } else { "all".to_owned() };
+        format!("pay-{}-{of}-{n}", self.actor.name)
+    }
+
+    /// The back end confirms with this customer's payment, and names another: the reservation is not found, and the payment
+    /// is recorded all the same.
+    async fn mistake(&self, key: u8, payment: u8, instead: &str, patience: u32) {
+        if instead == self.actor.name {
+            return;
+        }
+        let (id, payment) = (self.reservation_id(key), self.payment(key, payment));
+        self.cloud.world.lock().books.asked.payments.insert((id.clone(), payment.clone()));
+        let wrong = Actor { name: instead.to_owned(), served: true, ..self.actor.clone() };
+        let client = Client::new(self.cloud, &wrong, self.products);
+        let path = format!("/reservations/{id}/confirm");
+        let body = json!({ "payment_reference": payment });
+        let reply = client.ask(patience, Function::Confirm, "POST", &path, None, Some(&body)).await;
+        let Some(reply) = reply.filter(Reply::clear) else { return };
+        self.cloud.world.lock().promises.payments.insert((id, payment));
+        self.expect(matches!(reply.status, 404 | 202), "only_the_owner", || {
+            format!("in the name of {instead}: {reply:?}")
+        });
+    }
+
     /// Confirms, after taking a payment if there is one. Whether there was a clear answer.
     async fn confirm(&self, key: u8, payment: Option<u8>, patience: u32) -> bool {
         let id = self.reservation_id(key);
-        let payment = payment.map(|n| {
-            let of = if n < SHARED { key.to_string() } else { "all".to_owned() };
-            format!("pay-{}-{of}-{n}", self.actor.name)
-        });
+        let payment = payment.map(|n| self.payment(key, n));
         let world = &self.cloud.world;
         {
             let now = world.now();

@@ -26,6 +26,8 @@ pub(crate) enum Step {
     Look { product: usize },
     /// Tries to confirm, cancel, extend and read what is another's.
     Trespass { victim: String, key: u8 },
+    /// The shop's back end names another customer for the reservation of that key, and the right payment.
+    Mistake { key: u8, payment: u8, instead: String },
     /// Waits until this many milliseconds after the hold of that key ends, as far as the customer knows, and then does
     /// all of this at once.
     AroundExpiry { key: u8, offset_ms: i64, then: Vec<Step> },
@@ -359,6 +361,12 @@ fn customer(
                 17 => {
                     let then = vec![pay(0), pay(1)];
                     vec![Step::Confirm { key, payment: None }, Step::AroundExpiry { key, offset_ms: -8_000, then }]
+                }
+                // Paid, and confirmed in another customer's name.
+                23 => {
+                    let instead = names[random.usize(0..names.len())].clone();
+                    let then = vec![Step::Mistake { key, payment: 0, instead }];
+                    vec![Step::AroundExpiry { key, offset_ms: random.i64(-6_000..70_000), then }]
                 }
                 _ => {
                     let then = vec![confirm];

@@ -464,6 +464,11 @@ pub static ALL: &[Planted] = &[
             None
         },
     ),
+    asks(
+        "resolved-like-any-refusal",
+        "a payment that an admin resolved is noted as one that was only refused",
+        |call| in_update(call, Deed::Resolve, "HOLD#", ", #refunded :owed_back", ""),
+    ),
     asks("told-and-not-closed", "who is told that a hold has ended leaves what waits in the queue open", |call| {
         closes_nothing(call, "reserve")
     }),

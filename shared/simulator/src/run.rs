@@ -289,6 +289,9 @@ async fn give_back(world: &World, clients: &[Client<'_>]) {
     expect(&clients[0], given_back, "answers_once_faults_stop", || "an admin's word has no answer".to_owned());
     pay_again().await;
     drain(world, &clients[0]).await;
+    // What is open now was not given back yet, under whichever name it was sent.
+    let given_back = clients[0].give_everything_back().await;
+    expect(&clients[0], given_back, "answers_once_faults_stop", || "an admin's word has no answer".to_owned());
     let now = world.now();
     world.lock().books.failed_at_rest(now);
 }
