@@ -19,6 +19,7 @@ use crate::books::Books;
 use crate::dynamo::{self, Place};
 use crate::faults::{Fault, Faults};
 use crate::history::History;
+use crate::plan::HOUR_MS;
 use crate::planted::Planted;
 use crate::promises::Promises;
 use crate::services::{Made, Message, Queues, Schedules};
@@ -439,8 +440,8 @@ impl State {
 
     /// Whether a sweep finds anything.
     pub(crate) fn something_to_sweep(&self, now: i64) -> bool {
-        // What no sweep has taken in for an hour waits for an admin.
-        let fresh = |message: &Message| now - message.arrived_at < 3_600_000;
+        // Longer than a service is ever away. What no sweep has taken in by then waits for an admin.
+        let fresh = |message: &Message| now - message.arrived_at < 2 * HOUR_MS.cast_signed();
         self.books.held().next().is_some() || self.queues.of(FAILED).any(fresh)
     }
 
