@@ -705,16 +705,16 @@ impl Books {
         let mut wrong = Vec::new();
         for (_, item) in self.failed_confirmations() {
             let found = item["reservation_id"].as_str().and_then(|id| self.reservations.get(id));
-            // What is another's is not there.
-            let found = found.filter(|found| item["failed_customer"] == found.customer.as_str());
-            let order = found.filter(|found| found.status == Status::Confirmed);
             let paid = item["payment_reference"].as_str();
+            // A payment is for its reservation, whoever was named with it.
+            let own = found.filter(|found| item["failed_customer"] == found.customer.as_str());
+            let order = found.filter(|found| (paid.is_some() || own.is_some()) && found.status == Status::Confirmed);
             let ordered = order.is_some_and(|order| {
                 paid.is_none_or(|paid| order.payment_reference.as_ref().is_some_and(|known| known.as_str() == paid))
             });
             let right = match item["state"].as_str() {
                 // It was tried once more: only what there is no reservation for has no answer.
-                Some("open") => (item["reason"] != "not_confirmed" || found.is_none()) && !(paid.is_some() && ordered),
+                Some("open") => (item["reason"] != "not_confirmed" || own.is_none()) && !(paid.is_some() && ordered),
                 // Every queue is empty: nobody would look at it again.
                 Some("retrying") => false,
                 Some("confirmed") => ordered,

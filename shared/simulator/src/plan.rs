@@ -427,13 +427,15 @@ fn admin(name: &str, random: &mut fastrand::Rng, products: &[ProductPlan], numbe
         let mut steps = vec![step(random)];
         if random.u32(0..4) == 0 {
             // The same again, or something else, at the same time.
-            steps.push(match (random.u32(0..3), &steps[0]) {
+            match (random.u32(0..3), &steps[0]) {
+                // Twice, and taken back meanwhile: the total is what it was.
                 (0, Step::Adjust { key, product, delta, .. }) => {
-                    Step::Adjust { key: (key + 1) % 3, product: *product, delta: -delta, expecting: false }
+                    let back = Step::Adjust { key: (key + 1) % 3, product: *product, delta: -delta, expecting: false };
+                    steps.extend([steps[0].clone(), back]);
                 }
-                (0 | 1, first) => first.clone(),
-                _ => step(random),
-            });
+                (0 | 1, first) => steps.push(first.clone()),
+                _ => steps.push(step(random)),
+            }
         }
         *number += 1;
         Moment { number: *number - 1, wait_ms: random.u64(0..12_000), steps, patience: random.u32(0..3) }

@@ -222,8 +222,13 @@ fn number(part: &mut Value, name: &str, change: impl Fn(i64) -> i64) {
 
 /// What a function reads of the stock, as if there were so much on every shard.
 fn stock(call: &Call, function: &str, body: &mut Value, units: u32) {
-    let tables = body["Responses"].as_object_mut().into_iter().flatten();
-    for item in tables.filter_map(|(_, items)| items.as_array_mut()).flatten() {
+    let items: Vec<&mut Value> = match &mut body["Responses"] {
+        // BatchGetItem answers by table, TransactGetItems by position.
+        Value::Object(tables) => tables.values_mut().filter_map(Value::as_array_mut).flatten().collect(),
+        Value::Array(found) => found.iter_mut().filter_map(|found| found.get_mut("Item")).collect(),
+        _ => return,
+    };
+    for item in items {
         if call.by.starts_with(function) && item["available"].is_object() {
             item["available"] = json!({ "N": units.to_string() });
         }

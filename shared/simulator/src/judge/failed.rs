@@ -26,9 +26,11 @@ impl<'a> Case<'a> {
     /// that was asked for before the hold was made, by ten seconds or more, was about an earlier one under the same key.
     fn is_order(&self, item: &Value, at: Moment) -> bool {
         self.about(item, at).is_some_and(|found| {
-            let paid = &item["payment_reference"];
-            found["status"] == "confirmed"
-                && (found["payment_reference"] == *paid || paid.is_null() && Self::its_hold(item, found))
+            let its_own = match item["payment_reference"].as_str() {
+                Some(paid) => found["payment_reference"] == paid,
+                None => Self::its_hold(item, found),
+            };
+            found["status"] == "confirmed" && its_own
         })
     }
 
