@@ -1,16 +1,16 @@
 //! Wires the function `catalog`.
 
 use catalog::{App, router};
-use holdfast_aws::clock;
 use holdfast_aws::config::{Environment, table_name};
+use holdfast_aws::{clock, log};
 use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
 use lambda_http::lambda_runtime::run;
-use lambda_http::{Error, service_fn, tracing};
+use lambda_http::{Error, service_fn};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    tracing::init_default_subscriber();
+    log::init();
     let environment = Environment::read()?;
     let app = App { store: Store::new(environment.dynamodb(), table_name()?, clock::system()) };
     let router = serve(router(app), Authenticator::default());

@@ -9,18 +9,19 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{Json as Answer, Router};
+use axum::{Extension, Json as Answer, Router};
 use futures_util::future::join_all;
-use holdfast_aws::Unanswered;
 use holdfast_aws::clock::Clock;
 use holdfast_aws::queues::{Queues, retry_delay};
+use holdfast_aws::{Unanswered, log};
 use holdfast_domain::{Confirmation, CustomerId, PaymentReference, Refusal, Reservation, ReservationId};
 use holdfast_http::budgets::{BATCH_BUDGET, DELAY_BUDGET, REQUEST_BUDGET, TABLE_BUDGET};
-use holdfast_http::{Caller, Json, Problem, ReservationView, codes, log_reservation_id, schema};
+use holdfast_http::{Caller, Json, Outcome, Problem, ReservationView, codes, schema};
 use holdfast_store::{Deadline, Error, Store};
 use lambda_http::LambdaEvent;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tracing::Instrument as _;
 use utoipa::{OpenApi, ToSchema};
 
 /// What the function needs.
@@ -51,7 +52,8 @@ pub fn router(app: Arc<App>) -> Router {
 pub async fn handle(app: &App, router: Router, event: LambdaEvent<Value>) -> Result<Value, lambda_http::Error> {
     let LambdaEvent { payload, context } = event;
     if payload.get("Records").is_some() {
-        return Ok(serde_json::to_value(process_batch(app, serde_json::from_value(payload)?).await?)?);
+        let batch = process_batch(app, serde_json::from_value(payload)?, &context.request_id).await?;
+        return Ok(serde_json::to_value(batch)?);
     }
     let request = LambdaEvent::new(serde_json::from_value(payload)?, context);
     Ok(serde_json::to_value(holdfast_http::handle(router, request).await?)?)
@@ -113,7 +115,7 @@ async fn confirm_reservation(
         Some(_) => invalid.into(),
         None => Problem::not_found(&codes::RESERVATION_NOT_FOUND),
     })?;
-    log_reservation_id(&id);
+    log::reservation(&id);
     let now = app.clock.now();
     let confirmation = Confirmation {
         reservation_id: id,
@@ -122,7 +124,10 @@ async fn confirm_reservation(
         requested_at: now,
     };
     match app.confirm_now(&confirmation, table).await {
-        Ok(reservation) => Ok(Answer(ReservationView::new(reservation, now)).into_response()),
+        Ok(order) => {
+            let outcome = Outcome(if order.confirmed_late { "confirmed_late" } else { "confirmed" });
+            Ok((Extension(outcome), Answer(ReservationView::new(order, now))).into_response())
+        }
         Err(Error::Refused(refusal)) => {
             app.record_refund(&confirmation, &refusal, whole).await?;
             Err(refusal.into())
@@ -133,7 +138,7 @@ async fn confirm_reservation(
             tracing::warn!(%error, "confirmation is queued");
             app.queues.send_confirmation(&confirmation, whole).await?;
             let queued = Queued { reservation_id: &confirmation.reservation_id, status: "queued" };
-            Ok((StatusCode::ACCEPTED, Answer(queued)).into_response())
+            Ok((StatusCode::ACCEPTED, Extension(Outcome("queued")), Answer(queued)).into_response())
         }
     }
 }
@@ -149,16 +154,20 @@ enum NotDone {
 
 /// Confirms a batch of messages. A message that fails does not fail the others: it is reported, and comes back after a
 /// delay that grows with its attempts.
-async fn process_batch(app: &App, batch: SqsEvent) -> Result<SqsBatchResponse, lambda_http::Error> {
+async fn process_batch(app: &App, batch: SqsEvent, request_id: &str) -> Result<SqsBatchResponse, lambda_http::Error> {
     let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(BATCH_BUDGET));
     // Concurrently, so that a slow one does not use up the time of the others.
-    let outcomes = join_all(batch.records.iter().map(|message| process_message(app, message, table, whole))).await;
-    let mut failed = Vec::new();
-    for (message, outcome) in batch.records.iter().zip(outcomes) {
-        let Err(error) = outcome else { continue };
-        tracing::error!(message_id = message.message_id, %error, "confirmation stays in the queue");
-        failed.push(message);
-    }
+    let process = |message| async move {
+        let outcome = process_message(app, message, table, whole).await;
+        outcome.inspect_err(|error| tracing::error!(%error, "confirmation stays in the queue")).is_err()
+    };
+    let processed = batch
+        .records
+        .iter()
+        .map(|message| process(message).instrument(log::message(request_id, message.message_id.as_deref())));
+    let stays = join_all(processed).await;
+    let failed: Vec<&SqsMessage> =
+        batch.records.iter().zip(stays).filter(|(_, stays)| *stays).map(|(message, _)| message).collect();
     let deadline = Deadline::after(DELAY_BUDGET);
     join_all(failed.iter().map(|message| delay(app, message, deadline))).await;
     let mut response = SqsBatchResponse::default();
@@ -175,20 +184,20 @@ async fn process_message(app: &App, message: &SqsMessage, table: Deadline, whole
         Err(error) => {
             // The position only: serde's message quotes the value, which may be a payment reference.
             let (line, column) = (error.line(), error.column());
-            tracing::error!(message_id = message.message_id, line, column, "message is unreadable");
+            tracing::error!(line, column, "message is unreadable");
             // Retries would not help: a person has to look at it.
             return Ok(app.queues.send_unreadable(body, whole).await?);
         }
     };
-    let reservation_id = confirmation.reservation_id.as_str();
+    log::reservation(&confirmation.reservation_id);
     match app.store.confirm(&confirmation, app.clock.now(), table).await {
         Ok(_) => {
-            tracing::info!(reservation_id, "confirmed from the queue");
+            tracing::info!("confirmed from the queue");
             Ok(app.settle(&confirmation, table).await?)
         }
         Err(Error::Refused(refusal)) => {
             let code = refusal.code();
-            tracing::warn!(reservation_id, code, "queued confirmation refused");
+            tracing::warn!(code, "queued confirmation refused");
             // The caller was told 202: a person has to see that it was refused.
             Ok(app.queues.send_failed(&confirmation, code, whole).await?)
         }

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use confirm::{App, handle, router};
-use holdfast_aws::clock;
 use holdfast_aws::config::{Environment, rate_limit, table_name};
+use holdfast_aws::{clock, log};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
-use lambda_runtime::{Error, run, service_fn, tracing};
+use lambda_runtime::{Error, run, service_fn};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    tracing::init_default_subscriber();
+    log::init();
     let (environment, table) = (Environment::read()?, table_name()?);
     let store = || Store::new(environment.dynamodb(), table.as_str(), clock::system());
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));

@@ -5,7 +5,7 @@
 //!
 //! The dead-letter queue comes second: holds are released even if it fails.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use holdfast_aws::clock::Clock;
@@ -51,7 +51,8 @@ pub async fn handle(app: &App, event: &Value) -> Result<Released, Error> {
     let deadline = Deadline::after(BUDGET);
     let reminder = serde_json::from_value::<Reminder>(event.clone());
     match &reminder {
-        Ok(reminder) => tracing::info!(?reminder, "called"),
+        Ok(Reminder::Slot { slot }) => tracing::info!(kind = "slot", slot, "called"),
+        Ok(Reminder::Sweep) => tracing::info!(kind = "sweep", "called"),
         Err(_) => tracing::warn!("unknown event; overdue holds are released anyway"),
     }
     // Boxed: the type of the whole future exceeds the compiler's recursion limit.
@@ -64,9 +65,11 @@ pub async fn handle(app: &App, event: &Value) -> Result<Released, Error> {
 }
 
 async fn release(app: &App) -> Result<Released, Error> {
+    let started = Instant::now();
     let swept = app.store.release_overdue(app.clock.now(), Deadline::after(RELEASE_BUDGET)).await?;
     let (holds, units, ended_before, complete) = (swept.holds, swept.units, swept.ended_before, swept.complete);
-    tracing::info!(holds, units, ended_before, complete, "released");
+    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(holds, units, ended_before, complete, duration_ms, "released");
     Ok(Released { holds, units, complete })
 }
 
@@ -74,8 +77,8 @@ async fn release(app: &App) -> Result<Released, Error> {
 async fn ingest(app: &App, deadline: Deadline) {
     match ingest_dead_letters(&app.failed, &app.store, &app.clock, deadline).await {
         Ok(Ingested { messages: 0, complete: true }) => {}
-        Ok(Ingested { messages, complete }) => tracing::warn!(messages, complete, "failed confirmations ingested"),
-        Err(error) => tracing::error!(%error, "failed confirmations stay in the queue"),
+        Ok(Ingested { messages, complete }) => tracing::warn!(messages, complete, "dead-letter queue ingested"),
+        Err(error) => tracing::error!(%error, "dead-letter queue not ingested"),
     }
     // Settles those whose reservation has become an order meanwhile.
     match app.store.settle_open(app.clock.now(), deadline).await {

@@ -1,19 +1,24 @@
 //! Wires the function `expire`.
 
 use expire::{App, handle};
-use holdfast_aws::clock;
 use holdfast_aws::config::{Environment, table_name};
+use holdfast_aws::{clock, log};
 use holdfast_store::Store;
-use lambda_runtime::{Error, LambdaEvent, run, service_fn, tracing};
+use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+use tracing::Instrument as _;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    tracing::init_default_subscriber();
+    log::init();
     let environment = Environment::read()?;
     let app = App {
         store: Store::new(environment.dynamodb(), table_name()?, clock::system()),
         failed: environment.failed_queue()?,
         clock: clock::system(),
     };
-    run(service_fn(async |event: LambdaEvent<_>| Ok::<_, Error>(handle(&app, &event.payload).await?))).await
+    run(service_fn(async |event: LambdaEvent<_>| {
+        let span = log::event(&event.context.request_id);
+        Ok::<_, Error>(handle(&app, &event.payload).instrument(span).await?)
+    }))
+    .await
 }

@@ -6,14 +6,15 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json as Answer, Router};
+use axum::{Extension, Json as Answer, Router};
 use holdfast_aws::clock::Clock;
+use holdfast_aws::log;
 use holdfast_aws::schedules::Schedules;
 use holdfast_domain::{Basket, CustomerId, HoldSeconds, ProductId, Reservation, ReservationId, Status, Timestamp};
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
-    Caller, Customer, Json, Key, List, ListQuery, Object, Problem, Query, ReservationView, codes, log_reservation_id,
-    path_id, schema,
+    Caller, Customer, Json, Key, List, ListQuery, Object, Outcome, Problem, Query, ReservationView, codes, path_id,
+    schema,
 };
 use holdfast_store::{Deadline, Error, Store};
 use serde::Deserialize;
@@ -118,15 +119,15 @@ async fn create_reservation(
     let quantity = |number: &serde_json::Number| number.as_u64().and_then(|quantity| u32::try_from(quantity).ok());
     let lines = body.lines.into_iter().map(|Object(line)| (line.product_id, quantity(&line.quantity))).collect();
     let basket = Basket::new(caller.customer(body.customer_id)?, &key, lines).map_err(Error::from)?;
-    log_reservation_id(&basket.reservation_id);
+    log::reservation(&basket.reservation_id);
 
     let now = app.clock.now();
     let reserved =
         app.store.reserve(&basket, now, Deadline::after(REQUEST_BUDGET), |at| app.ensure_schedule(at)).await?;
 
-    let location = format!("/reservations/{}", reserved.reservation.reservation_id);
-    let mut answer =
-        (StatusCode::CREATED, [(header::LOCATION, location)], view(reserved.reservation, now)).into_response();
+    let location = [(header::LOCATION, format!("/reservations/{}", reserved.reservation.reservation_id))];
+    let outcome = Extension(Outcome(if reserved.replayed { "replayed" } else { "reserved" }));
+    let mut answer = (StatusCode::CREATED, location, outcome, view(reserved.reservation, now)).into_response();
     if reserved.replayed {
         answer.headers_mut().insert("idempotent-replayed", header::HeaderValue::from_static("true"));
     }
@@ -273,7 +274,7 @@ async fn extend_reservation(
     let deadline = Deadline::after(REQUEST_BUDGET);
     let ensure_schedule = |at| app.ensure_schedule(at);
     let reservation = app.store.extend(&id, &customer, body.hold_seconds, now, deadline, ensure_schedule).await?;
-    Ok(view(reservation, now).into_response())
+    Ok((Extension(Outcome("extended")), view(reservation, now)).into_response())
 }
 
 /// Cancel a hold
@@ -294,7 +295,7 @@ async fn cancel_reservation(
     let id = reservation_id(id)?;
     let now = app.clock.now();
     let reservation = app.store.cancel(&id, &customer, now, Deadline::after(REQUEST_BUDGET)).await?;
-    Ok(view(reservation, now).into_response())
+    Ok((Extension(Outcome("cancelled")), view(reservation, now)).into_response())
 }
 
 impl App {
@@ -315,7 +316,7 @@ impl App {
 
 fn reservation_id(text: String) -> Result<ReservationId, Problem> {
     let id = path_id(text, &codes::RESERVATION_NOT_FOUND)?;
-    log_reservation_id(&id);
+    log::reservation(&id);
     Ok(id)
 }
 

@@ -1,16 +1,16 @@
 //! Wires the function `reserve`.
 
-use holdfast_aws::clock;
 use holdfast_aws::config::{Environment, rate_limit, table_name};
+use holdfast_aws::{clock, log};
 use holdfast_http::{Authenticator, Limiter, handle, limited, serve};
 use holdfast_store::Store;
 use lambda_http::lambda_runtime::run;
-use lambda_http::{Error, service_fn, tracing};
+use lambda_http::{Error, service_fn};
 use reserve::{App, router};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    tracing::init_default_subscriber();
+    log::init();
     let (environment, table) = (Environment::read()?, table_name()?);
     let store = || Store::new(environment.dynamodb(), table.as_str(), clock::system());
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));

@@ -78,7 +78,9 @@ async fn ingest(
 ) -> Result<(), IngestError> {
     let failure = failure(&message.body);
     store.record_failure(&failure, clock.now(), deadline).await?;
-    tracing::warn!(id = failure.id(), reason = failure.reason, "failed confirmation taken in");
+    let reservation_id = failure.confirmation.as_ref().map(|confirmation| confirmation.reservation_id.as_str());
+    let (failed_confirmation_id, reason) = (failure.id(), failure.reason.as_str());
+    tracing::warn!(failed_confirmation_id, reservation_id, reason, "failed confirmation ingested");
     Ok(queue.delete(message, deadline).await?)
 }
 

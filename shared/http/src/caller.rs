@@ -22,6 +22,7 @@ use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Ref, Required};
 
+use crate::problem::Unauthenticated;
 use crate::{Problem, Query};
 
 /// The claim that carries Cognito's groups.
@@ -40,16 +41,17 @@ pub struct Caller {
 
 /// The result of the verification, as an extension of the request.
 #[derive(Clone)]
-struct Verified(Option<Caller>);
+struct Verified(Result<Caller, Unauthenticated>);
 
 impl Caller {
     /// The caller of the request, verified once however often it is asked for.
-    pub(crate) fn verified(parts: &mut Parts) -> Option<Self> {
+    pub(crate) fn verified(parts: &mut Parts) -> Result<Self, Unauthenticated> {
         if let Some(Verified(caller)) = parts.extensions.get() {
             return caller.clone();
         }
         let authenticator = parts.extensions.get::<Authenticator>();
-        let caller = authenticator.and_then(|authenticator| authenticator.caller(parts));
+        let caller =
+            authenticator.ok_or(Unauthenticated::Missing).and_then(|authenticator| authenticator.caller(parts));
         parts.extensions.insert(Verified(caller.clone()));
         caller
     }
@@ -116,16 +118,20 @@ impl Authenticator {
         }
     }
 
-    pub(crate) fn caller(&self, parts: &Parts) -> Option<Caller> {
+    pub(crate) fn caller(&self, parts: &Parts) -> Result<Caller, Unauthenticated> {
         match authorizer_claims(parts) {
             Some(claims) => {
                 let roles = claims.get(&*self.roles_claim).map_or("", String::as_str);
-                caller_of(claims.get("sub")?, &roles_of_text(roles))
+                let caller = claims.get("sub").and_then(|sub| caller_of(sub, &roles_of_text(roles)));
+                caller.ok_or(Unauthenticated::Invalid)
             }
             #[cfg(feature = "local-sign-in")]
-            None => self.local_keys.as_ref()?.caller(parts, &self.roles_claim),
+            None => match &self.local_keys {
+                Some(keys) => keys.caller(parts, &self.roles_claim),
+                None => Err(Unauthenticated::Missing),
+            },
             #[cfg(not(feature = "local-sign-in"))]
-            None => None,
+            None => Err(Unauthenticated::Missing),
         }
     }
 }
@@ -161,7 +167,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        Self::verified(parts).ok_or_else(Problem::unauthenticated)
+        Self::verified(parts).map_err(Problem::unauthenticated)
     }
 }
 
@@ -223,7 +229,7 @@ pub(crate) mod tests {
         for (sub, gets_in) in [("guest:1", false), ("guest:", false), ("guest", true), ("a guest:1", true)] {
             let caller =
                 Authenticator::default().caller(&authorized(&json!({"sub": sub, "cognito:groups": "[admin]"})));
-            assert_eq!(caller.is_some(), gets_in, "{sub}");
+            assert_eq!(caller.is_ok(), gets_in, "{sub}");
         }
         let named = CustomerId::try_from("guest:1").unwrap();
         let service = Caller { id: CustomerId::try_from("shop").unwrap(), service: true, admin: false };

@@ -63,6 +63,11 @@ impl Member {
 }
 
 const PRODUCT: Member = member("product_id", MemberValue::ProductId, "The product.");
+const FIELD: Member = member(
+    "field",
+    MemberValue::Text,
+    "Path of the field, as in `lines[0].quantity`; or the parameter or header; or `body` or `query` as a whole.",
+);
 const RETRY_AFTER: Member =
     member("retry_after_seconds", MemberValue::Count, "Seconds to wait before a retry, as in `Retry-After`.");
 
@@ -88,20 +93,22 @@ macro_rules! table {
 table! {
     INVALID_REQUEST = "invalid_request", BAD_REQUEST,
         "The request is not valid.",
-        "Fix the request; `detail` (and often `field`) says what is wrong. Unknown fields are refused, and \
-         unknown query parameters too, except on public routes.",
-        [member("field", MemberValue::Text, "The invalid field, if it is a single one.").optional()];
+        "Fix the `field` that `detail` explains. Unknown fields are refused, and unknown query parameters too, except \
+         on public routes.",
+        [FIELD];
     IDEMPOTENCY_KEY_MISSING = "idempotency_key_missing", BAD_REQUEST,
         "The header `Idempotency-Key` is missing.",
-        "Send an `Idempotency-Key`.";
+        "Send an `Idempotency-Key`.",
+        [FIELD];
     IDEMPOTENCY_KEY_INVALID = "idempotency_key_invalid", BAD_REQUEST,
         "The `Idempotency-Key` is empty, too long, not printable ASCII or has a space at an end, or there are \
          several.",
         "Send one key of 1 to 255 printable ASCII characters, with no space at either end. Quote a key that has a \
-         comma.";
+         comma.",
+        [FIELD];
     UNAUTHENTICATED = "unauthenticated", UNAUTHORIZED,
-        "The token is missing or not valid.",
-        "Get a valid token.";
+        "The token is missing, has expired or is not valid for this API.",
+        "Get a valid token. `WWW-Authenticate` says whether there was one.";
     FORBIDDEN = "forbidden", FORBIDDEN,
         "The token's role does not allow this.",
         "Use an admin's token for admin routes. Send `customer_id` only with a service's token.";
@@ -175,6 +182,9 @@ table! {
     PAYLOAD_TOO_LARGE = "payload_too_large", PAYLOAD_TOO_LARGE,
         "The body is too large.",
         "Send at most 65,536 bytes, on every route.";
+    UNSUPPORTED_CONTENT_ENCODING = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE,
+        "The body is compressed.",
+        "Send the body without `Content-Encoding`.";
     IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused", UNPROCESSABLE_ENTITY,
         "The key was used before with a different request.",
         "Use a new key.";

@@ -2,7 +2,7 @@
 
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
-use axum::http::{Uri, request::Parts};
+use axum::http::{Uri, header, request::Parts};
 use holdfast_domain::{IdempotencyKey, Invalid};
 use holdfast_store::Cursor;
 use serde::de::{DeserializeOwned, Visitor};
@@ -13,6 +13,7 @@ use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Ref, Required};
 
 use crate::codes::{self, Code};
+use crate::misfit::{parse_body, parse_query};
 use crate::{Problem, schema};
 
 /// The longest body.
@@ -29,12 +30,13 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         no_query(request.uri())?;
+        // No client has to compress 64 KB; and what is decompressed may have any size.
+        let encoding = request.headers().get(header::CONTENT_ENCODING);
+        if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+            return Err(Problem::content_encoding());
+        }
         let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| Problem::too_large())?;
-        let text: &[u8] = if body.is_empty() { b"{}" } else { &body };
-        // The message names fields and positions of the caller's own input only.
-        let object = serde_json::from_slice(text).map_err(|error| Problem::invalid_request(error.to_string()))?;
-        let Object(value) = object;
-        Ok(Self(value))
+        parse_body(if body.is_empty() { b"{}" } else { &body }).map(Self)
     }
 }
 
@@ -82,10 +84,9 @@ impl<S: Sync> FromRequestParts<S> for NoQuery {
 }
 
 fn no_query(uri: &Uri) -> Result<(), Problem> {
-    let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
-    let query = query.map_err(|error| Problem::invalid_request(error.body_text()))?;
-    match query.0.first() {
-        Some((name, _)) => Err(Problem::invalid_request(format!("this request takes no query parameter: {name}"))),
+    let query: Vec<(String, String)> = parse_query(uri.query().unwrap_or_default())?;
+    match query.first() {
+        Some((name, _)) => Err(Problem::invalid(name, "is not a parameter of this request; it takes none")),
         None => Ok(()),
     }
 }
@@ -94,8 +95,7 @@ impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
-        query.map(|query| Self(query.0)).map_err(|error| Problem::invalid_request(error.body_text()))
+        parse_query(parts.uri.query().unwrap_or_default()).map(Self)
     }
 }
 
@@ -139,10 +139,8 @@ impl<S: Sync> FromRequestParts<S> for Key {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let mut values = parts.headers.get_all("idempotency-key").iter();
         let Some(value) = values.next() else {
-            return Err(Problem::new(
-                &codes::IDEMPOTENCY_KEY_MISSING,
-                "this request requires an Idempotency-Key header",
-            ));
+            let detail = "this request requires an Idempotency-Key header";
+            return Err(Problem::new(&codes::IDEMPOTENCY_KEY_MISSING, detail).with("field", "Idempotency-Key"));
         };
         let key = value.to_str().ok().filter(|_| values.next().is_none()).and_then(Self::parse);
         key.map(Self).ok_or_else(|| {
@@ -151,6 +149,7 @@ impl<S: Sync> FromRequestParts<S> for Key {
                 "Idempotency-Key must be one key of 1 to 255 printable ASCII characters, with no space at either end; a key \
                  with a comma must be quoted",
             )
+            .with("field", "Idempotency-Key")
         })
     }
 }

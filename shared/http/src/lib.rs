@@ -18,6 +18,7 @@ mod input;
 mod limit;
 #[cfg(feature = "local-sign-in")]
 mod local_sign_in;
+mod misfit;
 mod problem;
 pub mod schema;
 mod serve;
@@ -31,5 +32,5 @@ pub use limit::{Limiter, limited};
 #[cfg(feature = "local-sign-in")]
 pub use local_sign_in::{LOCAL_AUDIENCE, LOCAL_ISSUER};
 pub use problem::Problem;
-pub use serve::{log_reservation_id, serve};
+pub use serve::{Outcome, serve};
 pub use view::{ApiTime, List, ProductView, ReservationView};

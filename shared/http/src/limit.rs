@@ -93,7 +93,7 @@ async fn limit(State(limiter): State<Arc<Limiter>>, request: Request, next: Next
     let caller = Caller::verified(&mut parts);
     let request = Request::from_parts(parts, body);
     // Without a caller the handler refuses the request.
-    if let Some(caller) = caller.filter(|caller| !caller.service && !caller.admin)
+    if let Some(caller) = caller.ok().filter(|caller| !caller.service && !caller.admin)
         && let Some(wait) = limiter.wait(&caller.id).await
     {
         return Problem::rate_limited(wait).into_response();

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use axum::http::{header, request::Parts};
 use holdfast_aws::config::{ConfigError, local_key_set};
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::Value;
 
 use crate::caller::{Authenticator, Caller, caller_of, is_plain, roles_of_text};
+use crate::problem::Unauthenticated;
 
 #[cfg(not(debug_assertions))]
 compile_error!(
@@ -44,9 +46,20 @@ impl Authenticator {
 
 impl LocalKeys {
     /// The caller by the bearer token, with the roles in `roles_claim`.
-    pub(crate) fn caller(&self, parts: &Parts, roles_claim: &str) -> Option<Caller> {
-        let token = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-        let token = token.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer "))?.1;
+    pub(crate) fn caller(&self, parts: &Parts, roles_claim: &str) -> Result<Caller, Unauthenticated> {
+        let token = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = token.and_then(|token| token.split_at_checked(7));
+        let token = token.filter(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer ") && !token.is_empty());
+        let (_, token) = token.ok_or(Unauthenticated::Missing)?;
+        match self.claims(token) {
+            Some(Ok(claims)) => caller_of_claims(&claims, roles_claim).ok_or(Unauthenticated::Invalid),
+            Some(Err(error)) if *error.kind() == ErrorKind::ExpiredSignature => Err(Unauthenticated::Expired),
+            Some(Err(_)) | None => Err(Unauthenticated::Invalid),
+        }
+    }
+
+    /// The verified claims; `None` if no key of the set could have signed the token.
+    fn claims(&self, token: &str) -> Option<jsonwebtoken::errors::Result<HashMap<String, Value>>> {
         let header = jsonwebtoken::decode_header(token).ok()?;
         // Extensions that a recipient must understand (RFC 7515, 4.1.11); none is supported.
         if header.crit.is_some() {
@@ -59,17 +72,20 @@ impl LocalKeys {
         validation.set_audience(&[LOCAL_AUDIENCE]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.validate_nbf = true;
-        let claims = jsonwebtoken::decode::<HashMap<String, Value>>(token, &key, &validation).ok()?.claims;
-        let roles = match claims.get(roles_claim) {
-            Some(Value::Array(roles)) => {
-                let words: Option<Vec<&str>> = roles.iter().map(Value::as_str).collect();
-                words.filter(|words| words.iter().all(|word| is_plain(word))).unwrap_or_default()
-            }
-            Some(Value::String(roles)) => roles_of_text(roles),
-            _ => Vec::new(),
-        };
-        caller_of(claims.get("sub")?.as_str()?, &roles)
+        Some(jsonwebtoken::decode(token, &key, &validation).map(|token| token.claims))
     }
+}
+
+fn caller_of_claims(claims: &HashMap<String, Value>, roles_claim: &str) -> Option<Caller> {
+    let roles = match claims.get(roles_claim) {
+        Some(Value::Array(roles)) => {
+            let words: Option<Vec<&str>> = roles.iter().map(Value::as_str).collect();
+            words.filter(|words| words.iter().all(|word| is_plain(word))).unwrap_or_default()
+        }
+        Some(Value::String(roles)) => roles_of_text(roles),
+        _ => Vec::new(),
+    };
+    caller_of(claims.get("sub")?.as_str()?, &roles)
 }
 
 #[cfg(test)]
@@ -186,14 +202,19 @@ mod tests {
             ("tampered with", Some(format!("Bearer {tampered}"))),
         ];
         for (what, authorization) in wrong {
-            assert_eq!(authenticator().caller(&parts(authorization.as_deref())), None, "{what}");
+            let why = match what {
+                "no token" | "no scheme" | "another scheme" | "nothing behind the scheme" => Unauthenticated::Missing,
+                "expired" => Unauthenticated::Expired,
+                _ => Unauthenticated::Invalid,
+            };
+            assert_eq!(authenticator().caller(&parts(authorization.as_deref())), Err(why), "{what}");
         }
     }
 
     #[test]
     fn without_claims_and_key_set_every_caller_is_unauthenticated() {
         let good = format!("Bearer {}", token(Algorithm::HS256, Some("local"), &claims(), SECRET));
-        assert_eq!(Authenticator::default().caller(&parts(Some(&good))), None);
+        assert_eq!(Authenticator::default().caller(&parts(Some(&good))), Err(Unauthenticated::Missing));
     }
 
     #[test]

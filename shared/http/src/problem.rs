@@ -21,25 +21,59 @@ const RETRY_AFTER_SECONDS: u64 = 1;
 #[derive(Debug, Clone)]
 pub struct Problem {
     pub(crate) code: &'static Code,
-    detail: String,
-    members: Map<String, Value>,
+    pub(crate) detail: String,
+    pub(crate) members: Map<String, Value>,
     pub(crate) internal_message: Option<String>,
+    unauthenticated: Option<Unauthenticated>,
+}
+
+/// Why there is no caller. No more is said of a token than what its sender can act on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unauthenticated {
+    /// There is no bearer token.
+    Missing,
+    /// It has expired.
+    #[cfg(feature = "local-sign-in")]
+    Expired,
+    /// It is not a token for this API: malformed, of another issuer or audience, or without a usable `sub`.
+    Invalid,
+}
+
+impl Unauthenticated {
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::Missing => "a bearer token is required",
+            #[cfg(feature = "local-sign-in")]
+            Self::Expired => "the token has expired",
+            Self::Invalid => "the token is not valid for this API",
+        }
+    }
+
+    /// The header `WWW-Authenticate` (RFC 6750, section 3): without a token, no error.
+    const fn challenge(self) -> &'static str {
+        match self {
+            Self::Missing => "Bearer",
+            #[cfg(feature = "local-sign-in")]
+            Self::Expired => r#"Bearer error="invalid_token", error_description="the token has expired""#,
+            Self::Invalid => r#"Bearer error="invalid_token", error_description="the token is not valid for this API""#,
+        }
+    }
 }
 
 impl Problem {
     /// A problem of this code, explained by `detail`.
     pub fn new(code: &'static Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), members: Map::new(), internal_message: None }
+        Self { code, detail: detail.into(), members: Map::new(), internal_message: None, unauthenticated: None }
     }
 
-    /// 400: the request is not valid.
-    pub fn invalid_request(detail: impl Into<String>) -> Self {
-        Self::new(&codes::INVALID_REQUEST, detail)
+    /// 400: `field` of the request breaks `rule`.
+    pub(crate) fn invalid(field: &str, rule: &str) -> Self {
+        Self::new(&codes::INVALID_REQUEST, format!("{field}: {rule}")).with("field", field)
     }
 
     /// 401: no valid token.
-    pub fn unauthenticated() -> Self {
-        Self::new(&codes::UNAUTHENTICATED, "a valid bearer token is required")
+    pub(crate) fn unauthenticated(why: Unauthenticated) -> Self {
+        Self { unauthenticated: Some(why), ..Self::new(&codes::UNAUTHENTICATED, why.detail()) }
     }
 
     /// 403: the token's role does not allow this.
@@ -65,6 +99,11 @@ impl Problem {
     /// 413: longer than [`MAX_BODY_BYTES`](crate::MAX_BODY_BYTES).
     pub(crate) fn too_large() -> Self {
         Self::new(&codes::PAYLOAD_TOO_LARGE, "the body must not exceed 65536 bytes")
+    }
+
+    /// 415: the body is compressed.
+    pub(crate) fn content_encoding() -> Self {
+        Self::new(&codes::UNSUPPORTED_CONTENT_ENCODING, "the body must not be compressed")
     }
 
     /// 429: too many requests by this customer.
@@ -117,8 +156,12 @@ impl Problem {
         if let Some(seconds) = retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        if let Some(why) = self.unauthenticated {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(why.challenge()));
+        }
+        if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            // What is accepted (RFC 9110, section 12.5.3).
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         response
     }
@@ -174,7 +217,7 @@ impl From<Refusal> for Problem {
 
 impl From<Invalid> for Problem {
     fn from(invalid: Invalid) -> Self {
-        Self::invalid_request(invalid.to_string()).with("field", invalid.field)
+        Self::invalid(invalid.field, invalid.rule)
     }
 }
 
@@ -237,9 +280,13 @@ mod tests {
 
     #[test]
     fn a_problem_has_the_members_of_its_row() {
-        let mut problems =
-            vec![Problem::unauthenticated(), Problem::forbidden(""), Problem::unavailable(""), Problem::internal("")];
-        problems.extend([Problem::invalid_request(""), Invalid::new("field", "rule").into()]);
+        let mut problems = vec![
+            Problem::unauthenticated(Unauthenticated::Missing),
+            Problem::forbidden(""),
+            Problem::unavailable(""),
+            Problem::internal(""),
+        ];
+        problems.push(Invalid::new("field", "rule").into());
         let mut refusal = after(None);
         while let Some(next) = refusal {
             refusal = after(Some(&next));

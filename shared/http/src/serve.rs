@@ -5,15 +5,18 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::time::Instant;
 
 use axum::body::HttpBody as _;
 use axum::extract::Request;
+use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
 use futures_util::FutureExt as _;
+use holdfast_aws::log;
 use lambda_http::{Context, request::RequestContext};
-use tracing::{Instrument, Span, field};
+use tracing::{Instrument as _, field};
 
 use crate::budgets::ANSWER_BUDGET;
 use crate::{Authenticator, MAX_BODY_BYTES, Problem};
@@ -28,42 +31,74 @@ pub fn serve(router: Router, authenticator: Authenticator) -> Router {
         .layer(Extension(authenticator))
 }
 
-/// Adds the reservation's id to the following log lines of this request.
-pub fn log_reservation_id(id: &impl std::fmt::Display) {
-    Span::current().record("reservation_id", field::display(id));
-}
+/// What a request came to, in one word for the log: `reserved`, `replayed`. As an extension of the response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome(pub &'static str);
 
-/// Logs each request once, and renders its problem.
+/// Logs each request once, renders its problem, and names the request in the response.
 async fn answer(request: Request, next: Next) -> Response {
+    let started = Instant::now();
     let request_id = request_id(&request);
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let span = tracing::info_span!("request", request_id, %method, path, reservation_id = field::Empty);
+    let function = log::function();
+    let span = tracing::info_span!("request", function, request_id, %method, path, reservation_id = field::Empty);
     async move {
+        let read_only = method.is_safe();
         let mut response = run(request, next).await;
         let problem = response.extensions_mut().remove::<Problem>();
         // axum itself refuses an id in the path that is not UTF-8.
         let problem = problem.or_else(|| response.status().is_client_error().then(Problem::route_not_found));
-        let Some(problem) = problem else {
-            tracing::info!(status = response.status().as_u16(), "answered");
-            return response;
-        };
-        let (status, code) = (problem.code.status, problem.code.code);
-        match &problem.internal_message {
-            Some(message) if status.is_server_error() => {
-                tracing::error!(status = status.as_u16(), code, internal_message = message, "failed");
+        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut response = match problem {
+            None => {
+                let status = response.status().as_u16();
+                let default = Outcome(if read_only { "read" } else { "done" });
+                let Outcome(outcome) = response.extensions().get().copied().unwrap_or(default);
+                tracing::info!(status, outcome, duration_ms, "answered");
+                response
             }
-            _ => tracing::info!(status = status.as_u16(), code, "refused"),
+            Some(problem) => {
+                log_problem(&problem, duration_ms);
+                let allow = response.headers_mut().remove(header::ALLOW);
+                let mut rendered = problem.render(&request_id);
+                if let Some(allow) = allow {
+                    rendered.headers_mut().insert(header::ALLOW, in_one_style(allow));
+                }
+                rendered
+            }
+        };
+        if let Ok(id) = HeaderValue::try_from(request_id) {
+            response.headers_mut().insert("x-request-id", id);
         }
-        let headers = std::mem::take(response.headers_mut());
-        let mut rendered = problem.render(&request_id);
-        for (name, value) in headers.iter().filter(|(name, _)| *name == axum::http::header::ALLOW) {
-            rendered.headers_mut().insert(name, value.clone());
-        }
-        rendered
+        response
     }
     .instrument(span)
     .await
+}
+
+fn log_problem(problem: &Problem, duration_ms: u64) {
+    let (status, code) = (problem.code.status, problem.code.code);
+    let field = problem.members.get("field").and_then(serde_json::Value::as_str);
+    match &problem.internal_message {
+        Some(message) if status.is_server_error() => tracing::error!(
+            status = status.as_u16(),
+            outcome = "failed",
+            code,
+            internal_message = message,
+            duration_ms,
+            "answered"
+        ),
+        _ => tracing::info!(status = status.as_u16(), outcome = "refused", code, field, duration_ms, "answered"),
+    }
+}
+
+/// The methods of `Allow`, sorted, with `, ` between them. axum itself writes `GET,HEAD`.
+fn in_one_style(allow: HeaderValue) -> HeaderValue {
+    let Ok(text) = allow.to_str() else { return allow };
+    let mut methods: Vec<&str> = text.split(',').map(str::trim).collect();
+    methods.sort_unstable();
+    HeaderValue::try_from(methods.join(", ")).unwrap_or(allow)
 }
 
 /// The handler's response, or a problem if it panics or hangs.
@@ -101,7 +136,6 @@ fn request_id(request: &Request) -> String {
 mod tests {
     use super::*;
     use axum::body::{Body, to_bytes};
-    use axum::http::header;
     use axum::routing::{get, post};
     use lambda_http::Service;
     use serde_json::{Value, json};
@@ -130,6 +164,7 @@ mod tests {
         assert_eq!((response.status().as_u16(), &body["code"]), (status, &json!(code)), "{body}");
         assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
         assert_eq!((&body["status"], &body["request_id"]), (&json!(status), &json!("the-request")));
+        assert_eq!(response.headers()["x-request-id"], "the-request");
         assert_eq!(body["type"], format!("urn:holdfast:problem:{code}"));
     }
 
@@ -173,6 +208,6 @@ mod tests {
         is_problem(&ask(&mut router, to("GET", "/nowhere"), String::new()).await, 404, "route_not_found");
         let answer = ask(&mut router, to("DELETE", "/fine"), String::new()).await;
         is_problem(&answer, 405, "method_not_allowed");
-        assert_eq!(answer.0.headers()[header::ALLOW], "GET,HEAD");
+        assert_eq!(answer.0.headers()[header::ALLOW], "GET, HEAD");
     }
 }

@@ -122,7 +122,7 @@ impl Store {
         match self.release(vec![Hold::from(held)], End::Expired, now, deadline).await {
             Ok(_) => Ok(()),
             Err(error @ Error::Internal { .. }) => {
-                tracing::error!(%error, reservation_id = held.reservation_id.as_str(), "it cannot be released");
+                tracing::error!(%error, reservation_id = held.reservation_id.as_str(), "hold not released");
                 // While it is held, nobody can be told that it has expired for good.
                 Err(Error::Unavailable { during: "release", last: "the hold cannot be released".to_owned() })
             }
@@ -222,7 +222,7 @@ impl Store {
             match error {
                 None => {}
                 Some(Error::Unavailable { .. }) => swept.complete = false,
-                Some(error) => tracing::error!(%error, "an overdue hold cannot be released"),
+                Some(error) => tracing::error!(%error, "overdue hold not released"),
             }
         }
         if swept.complete && !left_over {
@@ -302,7 +302,7 @@ impl Store {
             Err(error @ Error::Internal { .. }) if !alone => error,
             Err(error) => return (Swept::default(), Some(error)),
         };
-        tracing::warn!(%error, "holds are released one by one");
+        tracing::warn!(%error, "holds not released together; trying each alone");
         let (mut swept, mut failed) = (Swept::default(), None);
         for hold in holds {
             match self.release(vec![hold], end, now, deadline).await {
@@ -327,6 +327,7 @@ impl Store {
             let transaction = self.release_transaction(&holds, end, now)?;
             let reasons = match self.transact(&transaction, &mut attempts).await? {
                 Outcome::Applied => {
+                    log_released(&holds, end);
                     swept.holds += holds.len() as u64;
                     swept.units += units(&holds);
                     break;
@@ -407,6 +408,18 @@ impl Store {
             transaction.update(Action::Units, &key, change)?;
         }
         Ok(transaction)
+    }
+}
+
+/// Names each hold that has expired, so that a search for its reservation shows how it ended. A cancelled one is named by
+/// its request.
+fn log_released(holds: &[Hold], end: End) {
+    if let End::Expired = end {
+        for hold in holds {
+            let units: u32 = hold.lines.iter().map(|line| line.quantity).sum();
+            let id = hold.reservation_id().ok();
+            tracing::info!(reservation_id = id.as_ref().map(ReservationId::as_str), units, "hold expired");
+        }
     }
 }
 

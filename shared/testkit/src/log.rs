@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lambda_http::tracing::subscriber;
+use holdfast_aws::log;
 use serde_json::Value;
 
 /// All that is logged in this process.
@@ -11,14 +11,13 @@ use serde_json::Value;
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Starts capturing, with the runtime's own subscriber except for the writer. It captures the whole process, since
+    /// Starts capturing, as the functions log. It captures the whole process, since
     /// tracing decides once for all threads whether anybody listens. So call it once; it includes the lines of other
     /// tests.
     pub fn capture() -> Self {
         let log = Self::default();
         let writer = log.clone();
-        let capture = subscriber::fmt().json().with_max_level(subscriber::filter::LevelFilter::INFO);
-        capture.with_writer(move || writer.clone()).init();
+        log::init_for_test(move || writer.clone());
         log
     }
 

@@ -1,0 +1,81 @@
+//! The functions' log: JSON, an object a line, or text for people on a terminal. docs/logs.md lists every message and
+//! field.
+
+use std::io::IsTerminal as _;
+use std::sync::LazyLock;
+
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Begins to log to standard output, at the level of `AWS_LAMBDA_LOG_LEVEL` (Lambda sets it from the function's logging
+/// configuration) or `RUST_LOG`; `INFO` by default.
+pub fn init() {
+    let level = ["AWS_LAMBDA_LOG_LEVEL", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
+    let level = parse_level(level.as_deref());
+    if std::io::stdout().is_terminal() {
+        tracing_subscriber::fmt().with_target(false).with_max_level(level).compact().init();
+    } else {
+        init_json(level, std::io::stdout);
+    }
+}
+
+/// As [`init`] outside of a terminal, for a test that reads what was logged.
+pub fn init_for_test(writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
+    init_json(LevelFilter::INFO, writer);
+}
+
+fn init_json(level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static) {
+    let log = tracing_subscriber::fmt().with_target(false).with_max_level(level).with_writer(writer);
+    // The innermost span only: it names the request or the message, and there is one on every line.
+    log.json().flatten_event(true).with_current_span(true).with_span_list(false).init();
+}
+
+fn parse_level(text: Option<&str>) -> LevelFilter {
+    match text.map(str::trim) {
+        // Lambda has a level above ERROR; nothing here logs at it.
+        Some(fatal) if fatal.eq_ignore_ascii_case("fatal") => LevelFilter::ERROR,
+        Some(text) => text.parse().unwrap_or(LevelFilter::INFO),
+        None => LevelFilter::INFO,
+    }
+}
+
+/// The name of this function, as its log lines give it. Empty outside of Lambda.
+pub fn function() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default());
+    &NAME
+}
+
+/// The span of an event that is not an HTTP request: names the function, and the invocation's id, on each line.
+pub fn event(request_id: &str) -> tracing::Span {
+    tracing::info_span!("event", function = function(), request_id)
+}
+
+/// The span of a message from a queue: also names the message, and its reservation once [`reservation`] is called.
+pub fn message(request_id: &str, message_id: Option<&str>) -> tracing::Span {
+    let function = function();
+    tracing::info_span!("message", function, request_id, message_id, reservation_id = tracing::field::Empty)
+}
+
+/// Adds the reservation's id to the following log lines of this request or message.
+pub fn reservation(id: &impl std::fmt::Display) {
+    tracing::Span::current().record("reservation_id", tracing::field::display(id));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_read_as_lambda_writes_it_and_anything_else_is_info() {
+        for (text, level) in [
+            (None, LevelFilter::INFO),
+            (Some("DEBUG"), LevelFilter::DEBUG),
+            (Some("warn"), LevelFilter::WARN),
+            (Some("FATAL"), LevelFilter::ERROR),
+            (Some("holdfast=debug,info"), LevelFilter::INFO),
+            (Some(""), LevelFilter::INFO),
+        ] {
+            assert_eq!(parse_level(text), level, "{text:?}");
+        }
+    }
+}
