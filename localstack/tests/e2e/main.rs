@@ -142,7 +142,7 @@ fn main() -> ExitCode {
             a_payment_for_an_unknown_reservation_needs_a_person,
         },
         readme::{
-            the_walk_through_prints_what_readme_says,
+            the_documented_requests_get_the_documented_responses,
         },
         schemathesis::{
             the_api_matches_its_description,

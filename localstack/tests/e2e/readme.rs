@@ -1,4 +1,5 @@
-//! The README's walk-through of the API, command by command, with its output.
+//! The requests of README.md, and the walk-through of docs/api.md that continues them, command by command, with their
+//! output.
 //!
 //! What changes from run to run (times, and ids that are not digests of what was asked) is compared by its shape;
 //! `...` in an answer matches anything.
@@ -13,22 +14,27 @@ use regex_lite::Regex;
 
 use crate::api::Api;
 
-/// A command of the walk-through, and its output.
+/// The pages with requests, and the section of each, in the order in which a reader sends them.
+const WALKS: [(&str, &str); 2] = [("README.md", "Six requests"), ("docs/api.md", "Walk-through")];
+
+/// A command of a page, and its output.
 struct Step {
+    page: &'static str,
     command: String,
     expected: String,
 }
 
-/// The commands of the `console` blocks of the section.
-fn steps(readme: &str) -> Vec<Step> {
-    let (_, section) = readme.split_once("\n## A walk-through of the API\n").expect("the walk-through");
+/// The commands of the `console` blocks of a page's section.
+fn steps(page: &'static str, heading: &str) -> Vec<Step> {
+    let text = std::fs::read_to_string(paths::workspace().join(page)).unwrap();
+    let (_, section) = text.split_once(&format!("\n## {heading}\n")).expect("the section");
     let section = section.split_once("\n## ").expect("a next section").0;
     let mut steps: Vec<Step> = Vec::new();
     for block in section.split("```console\n").skip(1) {
         let block = block.split_once("```").expect("the block's end").0;
         for line in block.lines() {
             if let Some(command) = line.strip_prefix("$ ") {
-                steps.push(Step { command: command.to_owned(), expected: String::new() });
+                steps.push(Step { page, command: command.to_owned(), expected: String::new() });
                 continue;
             }
             let step = steps.last_mut().expect("a command before an answer");
@@ -75,7 +81,7 @@ fn words(command: &str, variables: &BTreeMap<String, String>) -> Vec<String> {
     words
 }
 
-/// Runs a `curl` command of the walk-through, and returns its output.
+/// Runs a documented `curl` command, and returns its output.
 async fn curl(words: &[String], http: &reqwest::Client) -> String {
     let (mut method, mut url, mut body, mut headers, mut with_headers) = (None, None, None, Vec::new(), false);
     let mut words = words.iter();
@@ -134,7 +140,7 @@ fn steady(text: &str) -> String {
         .fold(text.to_owned(), |text, (shape, name)| Regex::new(shape).unwrap().replace_all(&text, *name).into_owned())
 }
 
-/// Whether `actual` is what the README shows.
+/// Whether `actual` is what the page shows.
 fn same(expected: &str, actual: &str) -> Result<(), String> {
     let (expected_status, expected_headers, expected_body) = parts(expected);
     let (status, headers, body) = parts(actual);
@@ -167,11 +173,10 @@ fn same(expected: &str, actual: &str) -> Result<(), String> {
 }
 
 /// With its own stack, because the walk-through lists all products.
-pub(crate) async fn the_walk_through_prints_what_readme_says(_: Api) {
-    let readme = std::fs::read_to_string(paths::workspace().join("README.md")).unwrap();
+pub(crate) async fn the_documented_requests_get_the_documented_responses(_: Api) {
     let stack = Arc::new(Stack::start(crate::options()).await.unwrap());
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    // As the lines before the walk set them.
+    // As the lines of README.md before the first request set them.
     let mut variables = BTreeMap::from([
         ("API".to_owned(), stack.api_url().to_owned()),
         ("JSON".to_owned(), "Content-Type: application/json".to_owned()),
@@ -179,9 +184,9 @@ pub(crate) async fn the_walk_through_prints_what_readme_says(_: Api) {
         ("ALICE".to_owned(), stack.token("alice", Role::Customer).unwrap()),
         ("BOB".to_owned(), stack.token("bob", Role::Customer).unwrap()),
     ]);
-    let steps = steps(&readme);
-    assert!(steps.len() > 10, "the walk has only {} commands", steps.len());
-    for Step { command, expected } in steps {
+    let steps: Vec<Step> = WALKS.into_iter().flat_map(|(page, heading)| steps(page, heading)).collect();
+    assert!(steps.len() > 15, "the pages have only {} commands", steps.len());
+    for Step { page, command, expected } in steps {
         let words = words(&command, &variables);
         match words.first().map(String::as_str) {
             Some("export") => {
@@ -191,7 +196,7 @@ pub(crate) async fn the_walk_through_prints_what_readme_says(_: Api) {
             Some("curl") => {
                 let actual = curl(&words[1..], &http).await;
                 if let Err(why) = same(&expected, &actual) {
-                    panic!("README.md says of\n$ {command}\n{expected}\nbut {why}. The answer:\n{actual}");
+                    panic!("{page} says of\n$ {command}\n{expected}\nbut {why}. The answer:\n{actual}");
                 }
             }
             other => panic!("the walk's test does not know {other:?}"),

@@ -54,7 +54,7 @@ pub(crate) fn check(answer: &Value, calls: &[Call]) {
     }
 }
 
-/// Checks every field that has limits, at any depth: the limits are those of README.
+/// Checks every field that has limits, at any depth: the limits are those of docs/limits.md.
 pub(crate) fn within_limits(name: &str, value: &Value) {
     let characters = |most: usize| value.as_str().is_some_and(|text| (1..=most).contains(&text.chars().count()));
     let number = |least: i64, most: i64| value.as_i64().is_some_and(|number| (least..=most).contains(&number));
@@ -92,7 +92,7 @@ pub(crate) fn within_limits(name: &str, value: &Value) {
     }
 }
 
-/// README: `[A-Za-z0-9_-]{1,64}`.
+/// docs/limits.md: `[A-Za-z0-9_-]{1,64}`.
 pub(crate) fn is_product_id(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
 }
@@ -103,7 +103,7 @@ pub(crate) fn is_reservation_id(text: &str) -> bool {
         && text.strip_prefix("rsv_").is_some_and(|rest| rest.chars().all(|c| matches!(c, 'a'..='z' | '2'..='7')))
 }
 
-/// README: 1 to 255 printable ASCII characters, with no space at either end.
+/// docs/limits.md: 1 to 255 printable ASCII characters, with no space at either end.
 pub(crate) fn is_printable(text: &str) -> bool {
     let inside = text.chars().all(|c| matches!(c, ' '..='~'));
     (1..=255).contains(&text.len()) && inside && !text.starts_with(' ') && !text.ends_with(' ')

@@ -1,7 +1,7 @@
 //! The table of problems: each code with its status, its meaning, and what to do about it.
 //!
-//! A [`Problem`](crate::Problem) is made from its row, the API description is generated from the table, and README's
-//! table is compared with it. Codes are a contract: never rename or reuse one.
+//! A [`Problem`](crate::Problem) is made from its row, the API description is generated from the table, and the table
+//! in docs/api.md is compared with it. Codes are a contract: never rename or reuse one.
 
 use axum::http::StatusCode;
 
@@ -14,7 +14,7 @@ pub struct Code {
     pub status: StatusCode,
     /// What it means.
     pub meaning: &'static str,
-    /// What the caller can do, as in README.
+    /// What the caller can do, as in docs/api.md.
     pub advice: &'static str,
     /// Members of the problem beside those that every problem has.
     pub members: &'static [Member],
@@ -85,7 +85,7 @@ macro_rules! table {
             };
         )+
 
-        /// All rows, by status and then in README's order.
+        /// All rows, by status and then in the order of docs/api.md.
         pub const CODES: &[Code] = &[$($name),+];
     };
 }

@@ -4,7 +4,7 @@
 //! A judge knows the table as it was at each moment of that window, and what the documentation says of each answer; it
 //! knows nothing of how the functions come to theirs. What time it was is known from the answer (`server_time`), or as
 //! exactly as the clock of the environment that answered. Two things may be older than the question, by a second and
-//! because the README says so: "sold out", and what a product's facts forbid. Nothing else is excused.
+//! because docs/api.md says so: "sold out", and what a product's facts forbid. Nothing else is excused.
 
 pub(crate) mod failed;
 pub(crate) mod finality;

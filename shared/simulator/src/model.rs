@@ -1,5 +1,5 @@
-//! A reference model: what a reservation and an adjustment are, one request after another, as the README says. (With the
-//! model's own tests, hence the length.)
+//! A reference model: what a reservation and an adjustment are, one request after another, as docs/api.md says. (With
+//! the model's own tests, hence the length.)
 //!
 //! It sees no table and no function: only who asked what, when, and what they were told. All answers about one
 //! reservation, or about one adjustment's key, must be those that some order of the requests would have brought, in
@@ -368,7 +368,7 @@ impl Machine for Reservations {
     fn lingers(&self, request: &Request<Act>) -> bool {
         let unclear = |reply: &Reply| reply.status == 202 || !reply.clear();
         let unclear = request.answered.as_ref().is_none_or(|(_, _, reply)| unclear(reply));
-        // That there is no such reservation says nothing of one that is made later (README, "Giving money back").
+        // That there is no such reservation says nothing of one that is made later (docs/api.md, "Refunds").
         let not_found = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 404);
         unclear || matches!(request.act, Act::Reserve(_)) || not_found && matches!(request.act, Act::Confirm(_))
     }

@@ -61,8 +61,8 @@ impl Finality {
             if body["status"] == "held" && self.over.get(&key).is_some_and(|over| *over <= case.window.sent) {
                 return Some(("what_has_ended_stays_ended", format!("it was over: {}", case.told())));
             }
-            // A look ends nothing. By the clock of whoever looks a hold may be over, and by another's not yet: README and
-            // the assumption about clocks say so. Where the table says that it is over, it is for everybody.
+            // A look ends nothing. By the clock of whoever looks a hold may be over, and by another's not yet: docs/api.md
+            // and the assumption about clocks say so. Where the table says that it is over, it is for everybody.
             let ended = case.books.items.get(&hold(id)).is_some_and(|item| item["status"] != "held");
             if ended && (body["status"] == "expired" || body["status"] == "cancelled") {
                 self.over.entry(key).or_insert(case.window.answered);
@@ -90,7 +90,7 @@ impl Finality {
         let promise = match (case.reply.status, case.reply.code()) {
             (409, "refund_required" | "already_confirmed") => Some("what_is_owed_back_buys_nothing"),
             // Not 404: it says that there is no such reservation, and one may be made. The payment is recorded, and settled
-            // if it becomes an order then; README tells when money may be given back.
+            // if it becomes an order then; docs/api.md says when to refund it.
             _ => None,
         };
         if case.reply.status == 200 && self.owed.get(&key).is_some_and(|(asked, _)| *asked < case.window.sent) {

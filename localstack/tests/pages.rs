@@ -1,0 +1,115 @@
+//! README.md and the pages of docs/: every relative link, every anchor, and every path that they name exists.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
+
+use holdfast_local::paths;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+/// Folders whose files the pages name by their paths from the workspace's root.
+const FOLDERS: [&str; 7] = [".ci/", ".cargo/", "docs/", "events/", "functions/", "localstack/", "shared/"];
+
+/// Every page, by its path from the workspace's root.
+fn pages() -> BTreeMap<PathBuf, String> {
+    let root = paths::workspace();
+    let mut names = vec![PathBuf::from("README.md")];
+    for file in std::fs::read_dir(root.join("docs")).unwrap() {
+        let name = Path::new("docs").join(file.unwrap().file_name());
+        if name.extension().is_some_and(|extension| extension == "md") {
+            names.push(name);
+        }
+    }
+    names.into_iter().map(|name| (name.clone(), std::fs::read_to_string(root.join(name)).unwrap())).collect()
+}
+
+/// The lines of a page that are not in a fenced block, nor code by their indentation.
+fn prose(text: &str) -> Vec<&str> {
+    let mut fenced = false;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if line.starts_with("```") {
+            fenced = !fenced;
+        } else if !fenced && !line.starts_with("    ") {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+/// The anchors that GitHub gives to a page's headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for line in prose(text) {
+        let heading = line.trim_start_matches('#');
+        if heading.len() == line.len() || !heading.starts_with(' ') {
+            continue;
+        }
+        let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let anchor = kept.collect::<String>().to_lowercase().replace(' ', "-");
+        assert!(found.insert(anchor.clone()), "two headings have the anchor {anchor}");
+    }
+    found
+}
+
+/// The targets of a page's links.
+fn links(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in prose(text) {
+        for rest in line.split("](").skip(1) {
+            found.push(rest.split_once(')').expect("the link's end").0.to_owned());
+        }
+    }
+    found
+}
+
+/// The path without `.` and `..`.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => assert!(normal.pop(), "{} leaves the workspace", path.display()),
+            Component::CurDir => {}
+            other => normal.push(other),
+        }
+    }
+    normal
+}
+
+#[test]
+fn every_link_and_anchor_exists() {
+    let pages = pages();
+    let mut seen = 0;
+    for (page, text) in &pages {
+        for link in links(text).into_iter().filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').map_or((link.as_str(), None), |(path, at)| (path, Some(at)));
+            let target = match path {
+                "" => page.clone(),
+                path => normal(&page.parent().expect("a folder").join(path)),
+            };
+            assert!(paths::workspace().join(&target).exists(), "{}: {link}: no such file", page.display());
+            if let Some(anchor) = anchor {
+                let text = pages.get(&target).unwrap_or_else(|| panic!("{}: {link}: not a page", page.display()));
+                assert!(anchors(text).contains(anchor), "{}: {link}: no such heading", page.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "{seen}");
+}
+
+#[test]
+fn every_path_in_the_pages_exists() {
+    let mut seen = 0;
+    for (page, text) in pages() {
+        for line in prose(&text) {
+            // Every second part is code.
+            for code in line.split('`').skip(1).step_by(2) {
+                let plain = code.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_'));
+                if plain && FOLDERS.iter().any(|folder| code.starts_with(folder)) {
+                    assert!(paths::workspace().join(code).exists(), "{}: {code} does not exist", page.display());
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 50, "{seen}");
+}
