@@ -270,7 +270,7 @@ impl<'a> Story<'a> {
         };
         let as_paid = failed["payment_reference"] == "payment-forgetful" && failed["reason"] == "refund_required";
         self.verdict(as_paid, "it is recorded as a failed confirmation, which the admin sees", &failed.to_string());
-        let id = failed["id"].as_str().unwrap_or_default();
+        let id = failed["failed_confirmation_id"].as_str().unwrap_or_default();
         let path = format!("/admin/failed-confirmations/{id}/resolve");
         let note = json!({ "note": "Refunded by hand in the demo." });
         let answer = self.api.call(Method::POST, &path, &self.admin, None, Some(&note)).await?;

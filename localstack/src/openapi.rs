@@ -118,6 +118,7 @@ pub fn document() -> Result<Value> {
             describe_caching(operation);
             describe_headers(operation);
             describe_problems(method, path, operation)?;
+            describe_request_id(operation);
         }
     }
     // The macro cannot express it.
@@ -264,9 +265,13 @@ fn describe_problems(method: &str, path: &str, operation: &mut Value) -> Result<
             let either = [&[reference("GatewayMessage")], one_of.as_slice()].concat();
             answer["content"]["application/json"] = json!({"schema": {"oneOf": either}});
         }
+        let text = json!({"type": "string"});
         if status == "401" {
             answer["headers"]["WWW-Authenticate"] =
-                header("The kind of token that is required.", &json!({"type": "string"}));
+                header("The kind of token that is required, and what is wrong with the one that was sent.", &text);
+        }
+        if status == "415" {
+            answer["headers"]["Accept-Encoding"] = header("The accepted encoding: `identity`.", &text);
         }
         if codes.iter().any(|code| code.members.iter().any(|member| member.name == "retry_after_seconds")) {
             answer["headers"]["Retry-After"] =
@@ -279,13 +284,22 @@ fn describe_problems(method: &str, path: &str, operation: &mut Value) -> Result<
     Ok(())
 }
 
+/// Adds `X-Request-Id` to every response. Those of API Gateway itself do not have it.
+fn describe_request_id(operation: &mut Value) {
+    for (status, answer) in operation["responses"].as_object_mut().into_iter().flatten() {
+        let id = &mut answer["headers"]["X-Request-Id"];
+        *id = header("The id of the request in the logs.", &json!({"type": "string"}));
+        id["required"] = (!GATEWAY.contains(&status.as_str())).into();
+    }
+}
+
 /// The problems that follow from what an operation takes.
 fn implied(method: &str, path: &str, operation: &Value) -> Vec<&'static str> {
     let parameters = || operation["parameters"].as_array().into_iter().flatten();
     let takes = |what: &str, value: &str| parameters().any(|parameter| parameter[what] == value);
     let mut codes = Vec::new();
     if operation.get("requestBody").is_some() {
-        codes.push("invalid_request");
+        codes.extend(["invalid_request", "unsupported_content_encoding"]);
     }
     // Public routes ignore unknown parameters.
     if takes("in", "query") || operation.get("security").is_some() {

@@ -1,4 +1,5 @@
-//! README.md and the pages of docs/: every relative link, every anchor, and every path that they name exists.
+//! README.md and the pages of docs/: every relative link, every anchor, and every path that they name exists; and
+//! docs/logs.md lists what is logged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use holdfast_local::paths;
@@ -112,4 +113,46 @@ fn every_path_in_the_pages_exists() {
         }
     }
     assert!(seen > 50, "{seen}");
+}
+
+/// The messages that a source file logs: the last text of each call.
+fn messages(source: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for level in ["error", "warn", "info"] {
+        for call in source.split(&format!("tracing::{level}!(")).skip(1) {
+            let end = call.find(");").or_else(|| call.find("),")).unwrap_or(call.len());
+            // Rust's own formatting puts the message last.
+            let texts: Vec<&str> = call[..end].split('"').skip(1).step_by(2).collect();
+            found.push((*texts.last().expect("a message")).to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn every_logged_message_is_documented() {
+    let documented = std::fs::read_to_string(paths::workspace().join("docs/logs.md")).unwrap();
+    let mut folders: Vec<PathBuf> =
+        ["aws", "http", "store"].iter().map(|name| Path::new("shared").join(name)).collect();
+    let functions = std::fs::read_dir(paths::workspace().join("functions")).unwrap();
+    folders.extend(functions.map(|function| function.unwrap().path()));
+    let mut seen = BTreeSet::new();
+    for folder in folders {
+        for file in std::fs::read_dir(paths::workspace().join(folder).join("src")).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                seen.extend(messages(&std::fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    for message in &seen {
+        assert!(documented.contains(&format!("| `{message}` |")), "docs/logs.md does not list `{message}`");
+    }
+    let listed =
+        documented.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |")).map(|(name, _)| name);
+    let after = listed.skip_while(|name| *name != "answered");
+    for message in after {
+        assert!(seen.contains(message), "docs/logs.md lists `{message}`, which nothing logs");
+    }
+    assert!(seen.len() > 15, "{seen:?}");
 }

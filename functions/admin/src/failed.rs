@@ -32,20 +32,21 @@ const MIN_REDRIVE_PAGE_TIME: Duration = Duration::from_secs(2);
 #[schema(as = FailedConfirmation)]
 struct FailedView {
     #[schema(value_type = schema::FailedConfirmationId)]
-    id: String,
+    failed_confirmation_id: String,
     /// Null if the message could not be read, like the next two fields.
     #[schema(value_type = Option<schema::ReservationId>, required)]
     reservation_id: Option<String>,
     #[schema(value_type = Option<schema::CustomerId>, required)]
-    customer: Option<String>,
+    customer_id: Option<String>,
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
     /// Why it failed: the code of the refusal, `not_confirmed` (no attempt got a response) or `unreadable`.
     ///
     /// With `refund_required`, `already_confirmed` and `reservation_not_found`, the payment was not accepted.
     reason: String,
-    /// The message as it was in the queue. A retry sends it again.
-    message: String,
+    /// The message, if it could not be read. A retry sends it again. Null: the fields above are all that it says.
+    #[schema(required)]
+    unreadable_message: Option<String>,
     #[schema(value_type = schema::FailedConfirmationState)]
     state: FailedState,
     #[schema(value_type = schema::Time)]
@@ -64,13 +65,14 @@ struct FailedView {
 
 impl From<FailedConfirmation> for FailedView {
     fn from(failed: FailedConfirmation) -> Self {
+        let unreadable = failed.reservation_id.is_none();
         Self {
-            id: failed.id,
+            failed_confirmation_id: failed.id,
             reservation_id: failed.reservation_id.map(String::from),
-            customer: failed.customer.map(String::from),
+            customer_id: failed.customer.map(String::from),
             payment_reference: failed.payment_reference.map(String::from),
             reason: failed.reason,
-            message: failed.body,
+            unreadable_message: unreadable.then_some(failed.body),
             state: failed.state,
             first_failed_at: ApiTime(failed.first_failed_at),
             last_failed_at: ApiTime(failed.last_failed_at),
@@ -131,9 +133,9 @@ pub(crate) async fn list(
 ///
 /// If the payment was refused as owed back, a retry lifts that refusal: do not retry a payment that was refunded.
 #[utoipa::path(
-    post, path = "/admin/failed-confirmations/{id}/retry", operation_id = "retryFailedConfirmation",
+    post, path = "/admin/failed-confirmations/{failed_confirmation_id}/retry", operation_id = "retryFailedConfirmation",
     tag = "Admin: failed confirmations",
-    params(("id" = schema::FailedConfirmationId, Path)),
+    params(("failed_confirmation_id" = schema::FailedConfirmationId, Path)),
     responses((status = 202, description = "The confirmation was re-queued.", body = FailedView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_settled"])))
@@ -166,9 +168,9 @@ pub(crate) struct Resolve {
 ///
 /// Resolve it before you refund the payment: `already_settled` means that it has become an order meanwhile.
 #[utoipa::path(
-    post, path = "/admin/failed-confirmations/{id}/resolve", operation_id = "resolveFailedConfirmation",
+    post, path = "/admin/failed-confirmations/{failed_confirmation_id}/resolve", operation_id = "resolveFailedConfirmation",
     tag = "Admin: failed confirmations",
-    params(("id" = schema::FailedConfirmationId, Path)),
+    params(("failed_confirmation_id" = schema::FailedConfirmationId, Path)),
     request_body(content = Resolve, example = json!({"note": "pay_999 refunded"})),
     responses((status = 200, description = "The failed confirmation is settled.", body = FailedView)),
     security(("bearer" = [])),

@@ -63,8 +63,8 @@ pub fn router(app: App) -> Router {
         .route("/admin/reservations", get(reservations))
         .route("/admin/failed-confirmations", get(failed::list))
         .route("/admin/failed-confirmations/redrive", post(failed::redrive))
-        .route("/admin/failed-confirmations/{id}/retry", post(failed::retry))
-        .route("/admin/failed-confirmations/{id}/resolve", post(failed::resolve))
+        .route("/admin/failed-confirmations/{failed_confirmation_id}/retry", post(failed::retry))
+        .route("/admin/failed-confirmations/{failed_confirmation_id}/resolve", post(failed::resolve))
         .with_state(Arc::new(app))
 }
 

@@ -132,9 +132,12 @@ async fn every_event_file_is_answered_with_its_success() {
             "list-failed-confirmations" => {
                 let answer = shop.send(event).await;
                 let failed = &answer.body["items"][0];
-                assert_eq!((answer.status, &failed["id"]), (200, &json!(ID)), "{answer:?}");
+                assert_eq!((answer.status, &failed["failed_confirmation_id"]), (200, &json!(ID)), "{answer:?}");
                 assert_eq!((&failed["state"], &failed["reason"]), (&json!("open"), &json!("refund_required")));
-                assert_eq!((&failed["customer"], &failed["payment_reference"]), (&json!("alice"), &json!("pay_123")));
+                assert_eq!(
+                    (&failed["customer_id"], &failed["payment_reference"]),
+                    (&json!("alice"), &json!("pay_123"))
+                );
             }
             "redrive-failed-confirmations" => {
                 shop.wire.send_message(FAILED, &shop.message("pay_124", None));
@@ -221,7 +224,8 @@ async fn unreadable_messages_are_listed_and_several_receives_are_ingested() {
     let listed = shop.listed("open").await;
     let of = |reason: &str| listed.iter().filter(|failed| failed["reason"] == reason).collect::<Vec<_>>();
     assert_eq!((of("unreadable").len(), of("not_confirmed").len()), (poison.len(), 21));
-    let mut messages: Vec<&str> = of("unreadable").iter().map(|failed| failed["message"].as_str().unwrap()).collect();
+    let mut messages: Vec<&str> =
+        of("unreadable").iter().map(|failed| failed["unreadable_message"].as_str().unwrap()).collect();
     let mut expected = poison.to_vec();
     messages.sort_unstable();
     expected.sort_unstable();
@@ -257,7 +261,7 @@ async fn a_retry_is_sent_before_it_is_marked() {
     // It failed again, and is open again, under the same id.
     shop.refund_is_owed("pay_123");
     let open = shop.listed("open").await;
-    assert_eq!((open.len(), &open[0]["id"]), (1, &json!(ID)));
+    assert_eq!((open.len(), &open[0]["failed_confirmation_id"]), (1, &json!(ID)));
 }
 
 #[tokio::test]
@@ -369,7 +373,10 @@ async fn settled_ones_cost_the_list_of_open_ones_nothing() {
     let settled = shop.send(event.clone()).await.body["items"].as_array().unwrap().clone();
     assert_eq!(settled.len(), 60);
     for failed in settled {
-        assert_eq!(shop.resolve(failed["id"].as_str().unwrap(), json!("refunded")).await.status, 200);
+        assert_eq!(
+            shop.resolve(failed["failed_confirmation_id"].as_str().unwrap(), json!("refunded")).await.status,
+            200
+        );
     }
     shop.refund_is_owed("open");
     event["rawQueryString"] = "state=open&limit=1".into();

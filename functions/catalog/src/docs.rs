@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use holdfast_domain::digest_id;
 use holdfast_http::{Problem, etag_matches};
@@ -28,7 +28,14 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 
 /// The routes.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    Router::new().route("/openapi.json", get(description)).route("/docs", get(page)).route("/docs/{file}", get(file))
+    let to_the_page = || get(async || Redirect::temporary("/docs"));
+    Router::new()
+        .route("/openapi.json", get(description))
+        .route("/docs", get(page))
+        .route("/docs/{file}", get(file))
+        // What people type. Not part of the API.
+        .route("/", to_the_page())
+        .route("/docs/", to_the_page())
 }
 
 /// Get the API description

@@ -24,8 +24,8 @@ const PATHS: [(&str, &str); 15] = [
     ("/admin/reservations", "GET"),
     ("/admin/failed-confirmations", "GET"),
     ("/admin/failed-confirmations/redrive", "POST"),
-    ("/admin/failed-confirmations/{id}/retry", "POST"),
-    ("/admin/failed-confirmations/{id}/resolve", "POST"),
+    ("/admin/failed-confirmations/{failed_confirmation_id}/retry", "POST"),
+    ("/admin/failed-confirmations/{failed_confirmation_id}/resolve", "POST"),
 ];
 
 /// Adds routes that answer 405 with the path's methods in `Allow`.

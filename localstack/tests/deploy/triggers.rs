@@ -75,7 +75,7 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
     let failed = cloud.http("AdminFunction", &event("admin/list-failed-confirmations")).await;
     let failed = failed.is(200)["items"].as_array().unwrap().clone();
     let failed = failed.iter().find(|item| item["payment_reference"] == "pay_124").expect("the second payment");
-    let path = format!("/admin/failed-confirmations/{}/resolve", failed["id"].as_str().unwrap());
+    let path = format!("/admin/failed-confirmations/{}/resolve", failed["failed_confirmation_id"].as_str().unwrap());
     let resolve = at(event("admin/resolve-failed-confirmation"), "POST", &path);
     assert_eq!(cloud.http("AdminFunction", &resolve).await.is(200)["state"], "resolved");
 }
@@ -166,7 +166,7 @@ pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(cloud: &Cl
         .until("an admin finds the poison", async || {
             let list = cloud.http("AdminFunction", &event("admin/list-failed-confirmations")).await;
             let items = list.is(200)["items"].as_array().unwrap().clone();
-            items.into_iter().find(|item| item["message"] == "poison: not JSON at all")
+            items.into_iter().find(|item| item["unreadable_message"] == "poison: not JSON at all")
         })
         .await;
     assert_eq!((&failed["reason"], &failed["state"]), (&json!("unreadable"), &json!("open")));

@@ -63,6 +63,10 @@ impl Answer {
             for member in ["title", "detail", "request_id"] {
                 assert!(self.body[member].as_str().is_some_and(|text| !text.is_empty()), "{member}: {self:#?}");
             }
+            assert_eq!(self.headers["x-request-id"], self.body["request_id"].as_str().unwrap());
+            if status == 400 {
+                assert!(self.body["field"].as_str().is_some_and(|field| !field.is_empty()), "{self:#?}");
+            }
         }
         self
     }

@@ -254,6 +254,14 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
     }
     let no_currency = api.post("/admin/products", Who::Admin, product(json!({"currency": "XYZ"}))).await;
     assert_eq!(no_currency.is(400, "invalid_request").body["field"], "currency");
+    let line = json!({"lines": [{"product_id": "input", "quantity": 1}, {"product_id": "input"}]}).to_string();
+    let key = ("idempotency-key", "bad-input");
+    let no_quantity = api.raw(Method::POST, "/reservations", ALICE, &[key], Some(line.clone())).await;
+    no_quantity.is(400, "invalid_request");
+    assert_eq!(no_quantity.body["detail"], "lines[1].quantity: is required");
+    let compressed = [key, ("content-encoding", "gzip")];
+    let compressed = api.raw(Method::POST, "/reservations", ALICE, &compressed, Some(line)).await;
+    assert_eq!(compressed.is(415, "unsupported_content_encoding").headers["accept-encoding"], "identity");
     cases.push(case(
         "a product that exists",
         Method::POST,
@@ -413,7 +421,7 @@ pub(crate) async fn events_with_missing_fields(api: Api) {
         cursor = format!("&cursor={next}");
     }
     for body in &bad[1..] {
-        let found = kept.iter().find(|failed| failed["message"] == *body);
+        let found = kept.iter().find(|failed| failed["unreadable_message"] == *body);
         assert_eq!(found.map(|failed| &failed["reason"]), Some(&json!("unreadable")), "{body}: {kept:#?}");
     }
     assert!(api.stack.invoke("confirm", &json!({"Records": [{"body": ""}]})).await.is_err());

@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use crate::api::Answer;
 
 /// Headers that belong to an answer's meaning. Others (a date, a length) are the transport's.
-const HEADERS: [&str; 7] = [
+const HEADERS: [&str; 9] = [
+    "accept-encoding",
+    "x-request-id",
     "cache-control",
     "etag",
     "idempotent-replayed",

@@ -2,6 +2,7 @@
 
 use holdfast_local::openapi;
 use reqwest::Method;
+use reqwest::redirect::Policy;
 
 use crate::api::{Api, Who};
 
@@ -34,4 +35,26 @@ pub(crate) async fn the_docs_page_loads_from_the_api_only(api: Api) {
         assert_eq!(again.headers["etag"].to_str().unwrap(), tag, "{path}");
     }
     api.get("/docs/other.js", Who::Nobody).await.is(404, "route_not_found");
+}
+
+pub(crate) async fn what_people_type_leads_to_the_docs_and_head_is_get_without_a_body(api: Api) {
+    let http = reqwest::Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+    let to = |path: &str| format!("{}{path}", api.stack.api_url());
+    for path in ["/", "/docs/"] {
+        let answer = http.get(to(path)).send().await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["location"]),
+            (307, &"/docs".parse().unwrap()),
+            "{path}"
+        );
+    }
+    for path in ["/products", "/openapi.json", "/docs"] {
+        let (get, head) = (http.get(to(path)).send().await.unwrap(), http.head(to(path)).send().await.unwrap());
+        assert_eq!((get.status().as_u16(), head.status().as_u16()), (200, 200), "{path}");
+        assert_eq!(get.headers()["content-type"], head.headers()["content-type"], "{path}");
+        assert!(head.headers().contains_key("x-request-id"), "{path}");
+        assert_eq!(head.text().await.unwrap(), "", "{path}");
+    }
+    let refused = http.delete(to("/products")).send().await.unwrap();
+    assert_eq!((refused.status().as_u16(), &refused.headers()["allow"]), (405, &"GET, HEAD".parse().unwrap()));
 }

@@ -91,6 +91,8 @@ pub(crate) async fn an_invalid_token_is_a_401(api: Api) {
         claims[name] = value;
         claims
     };
+    let nobody = api.get("/reservations", Who::Nobody).await;
+    assert_eq!(nobody.is(401, "unauthenticated").headers["www-authenticate"], "Bearer");
     let good = token(&hs256, &claims, &ours);
     api.get("/reservations", Who::Token(&good)).await.is(200, "");
 
@@ -135,7 +137,12 @@ pub(crate) async fn an_invalid_token_is_a_401(api: Api) {
             let answer = api.get(path, Who::Token(&wrong)).await;
             assert_eq!((answer.status, answer.code()), (401, "unauthenticated"), "a token {what}, {path}");
             answer.is(401, "unauthenticated");
-            assert_eq!(answer.headers["www-authenticate"], "Bearer");
+            let why = if what == "expired" { "the token has expired" } else { "the token is not valid for this API" };
+            let challenge = format!("Bearer error=\"invalid_token\", error_description=\"{why}\"");
+            assert_eq!(
+                (&answer.body["detail"], answer.headers["www-authenticate"].to_str().unwrap()),
+                (&json!(why), &*challenge)
+            );
         }
         let body = json!({"lines": [{"product_id": "none", "quantity": 1}]}).to_string();
         let key = [("idempotency-key", "k")];

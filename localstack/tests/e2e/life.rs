@@ -142,8 +142,8 @@ pub(crate) async fn paid_late_and_gone_is_a_failed_confirmation_that_an_admin_se
     }
     let failed = api.failed("pay_gone").await;
     assert_eq!(failed.len(), 1, "{failed:#?}");
-    assert_eq!((&failed[0]["reason"], &failed[0]["customer"]), (&json!("refund_required"), &json!("alice")));
-    let path = format!("/admin/failed-confirmations/{}", failed[0]["id"].as_str().unwrap());
+    assert_eq!((&failed[0]["reason"], &failed[0]["customer_id"]), (&json!("refund_required"), &json!("alice")));
+    let path = format!("/admin/failed-confirmations/{}", failed[0]["failed_confirmation_id"].as_str().unwrap());
 
     // A retry cannot help: it comes back open.
     api.post(&format!("{path}/retry"), Who::Admin, json!({})).await.is(202, "");

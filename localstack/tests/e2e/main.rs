@@ -152,6 +152,7 @@ fn main() -> ExitCode {
         },
         docs::{
             the_docs_page_loads_from_the_api_only,
+            what_people_type_leads_to_the_docs_and_head_is_get_without_a_body,
         },
         admin::{
             products_are_created_changed_and_listed,

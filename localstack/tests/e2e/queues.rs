@@ -46,7 +46,7 @@ async fn failed(api: &Api, body: &str) -> Value {
             let list = api.get("/admin/failed-confirmations?state=open&limit=100", Who::Admin).await;
             list.is(200, "");
             let items = list.body["items"].as_array().unwrap();
-            if let Some(item) = items.iter().find(|item| item["message"] == body) {
+            if let Some(item) = items.iter().find(|item| item["unreadable_message"] == body) {
                 return item.clone();
             }
         }
@@ -81,7 +81,7 @@ pub(crate) async fn a_poison_message_is_a_failed_confirmation_at_once(api: Api) 
         }
     };
     tokio::time::timeout(PATIENCE, first).await.expect("it was not delivered");
-    let resolve = format!("/admin/failed-confirmations/{}/resolve", item["id"].as_str().unwrap());
+    let resolve = format!("/admin/failed-confirmations/{}/resolve", item["failed_confirmation_id"].as_str().unwrap());
     api.post(&resolve, Who::Admin, json!({"note": "nobody knows who sent this"})).await.is(200, "");
     assert_eq!(api.get(&format!("/orders/{}", held.id()), Who::Customer("alice")).await.status, 200);
     let book = api.book("poison").await;
@@ -121,7 +121,7 @@ pub(crate) async fn a_payment_for_an_unknown_reservation_needs_a_person(api: Api
         let list = api.get("/admin/failed-confirmations?state=open&limit=100", Who::Admin).await;
         list.is(200, "");
         let items = list.body["items"].as_array().unwrap().clone();
-        items.into_iter().find(|item| item["customer"] == "not-there-bob")
+        items.into_iter().find(|item| item["customer_id"] == "not-there-bob")
     };
     let looking = async {
         loop {
@@ -135,7 +135,7 @@ pub(crate) async fn a_payment_for_an_unknown_reservation_needs_a_person(api: Api
         (&item["reason"], &item["payment_reference"]),
         (&json!("reservation_not_found"), &json!("pay_not_there"))
     );
-    let resolve = format!("/admin/failed-confirmations/{}/resolve", item["id"].as_str().unwrap());
+    let resolve = format!("/admin/failed-confirmations/{}/resolve", item["failed_confirmation_id"].as_str().unwrap());
     api.post(&resolve, Who::Admin, json!({"note": "refunded"})).await.is(200, "");
     // It was not Alice's.
     assert_eq!(api.confirm("not-there-alice", &held.id(), Some("pay_her_own")).await.status, 200);

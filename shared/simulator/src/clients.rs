@@ -512,7 +512,7 @@ impl<'a> Client<'a> {
             .as_array()
             .into_iter()
             .flatten()
-            .filter_map(|failed| failed["id"].as_str().map(str::to_owned))
+            .filter_map(|failed| failed["failed_confirmation_id"].as_str().map(str::to_owned))
             .collect();
         match then {
             Settle::Nothing => {}

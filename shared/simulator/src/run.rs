@@ -328,7 +328,7 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
     };
     same_list(admin, Function::Admin, "/admin/reservations", "reservation_id", ids(&|_| true)).await;
     let failed = world.lock().books.failed_confirmations().map(|(id, _)| id.clone()).collect();
-    same_list(admin, Function::Admin, "/admin/failed-confirmations", "id", failed).await;
+    same_list(admin, Function::Admin, "/admin/failed-confirmations", "failed_confirmation_id", failed).await;
     let all = products.iter().map(|product| product.id.clone()).collect();
     same_list(admin, Function::Catalog, "/products", "product_id", all).await;
     for product in products {

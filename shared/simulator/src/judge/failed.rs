@@ -52,7 +52,7 @@ impl<'a> Case<'a> {
         };
         let state = self.asked.query("state");
         let right = items.iter().all(|body| {
-            let id = body["id"].as_str().unwrap_or_default();
+            let id = body["failed_confirmation_id"].as_str().unwrap_or_default();
             state.is_none_or(|state| body["state"] == state)
                 && self.failed_once(id, |item, at| {
                     item.is_some_and(|item| shows(item, body) && (settled(item) || !self.is_order(item, at)))
@@ -65,7 +65,8 @@ impl<'a> Case<'a> {
         let whole = state.is_none() && self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
         let missing = self.books.failed_confirmations().any(|(id, _)| {
             let place = failed_place(id);
-            self.item(&place, self.window.sent).is_some() && !items.iter().any(|body| body["id"] == id.as_str())
+            self.item(&place, self.window.sent).is_some()
+                && !items.iter().any(|body| body["failed_confirmation_id"] == id.as_str())
         });
         (!whole || !missing, "no_payment_is_lost")
     }
@@ -169,10 +170,15 @@ impl<'a> Case<'a> {
 
 /// Whether an answer shows this failed confirmation in every field.
 fn shows(item: &Value, body: &Value) -> bool {
-    let same = ["id", "reservation_id", "payment_reference", "reason", "state", "settled_by", "note"];
+    let same = ["reservation_id", "payment_reference", "reason", "state", "settled_by", "note"];
     same.iter().all(|name| body[*name] == item[*name])
-        && body["customer"] == item["failed_customer"]
-        && body["message"] == item["body"]
+        && body["failed_confirmation_id"] == item["id"]
+        && body["customer_id"] == item["failed_customer"]
+        && if item["reservation_id"].is_null() {
+            body["unreadable_message"] == item["body"]
+        } else {
+            body["unreadable_message"].is_null()
+        }
         && ["first_failed_at", "last_failed_at", "settled_at"]
             .iter()
             .all(|name| shown(&body[*name]) == item[*name].as_i64())
