@@ -598,10 +598,16 @@ async fn the_log_has_the_reservation_and_no_payment_or_token() {
     log.is_free_of(&["pay_", "eyJhbGci", "c2VjcmV0", "Bearer"]);
     let lines = log.lines();
     let ours = |line: &&Value| line["span"]["reservation_id"] == held.reservation_id.as_str();
-    let answers: Vec<&Value> = lines.iter().filter(ours).filter(|line| line["fields"]["status"].is_u64()).collect();
-    let statuses: Vec<u64> = answers.iter().map(|line| line["fields"]["status"].as_u64().unwrap()).collect();
-    assert_eq!(statuses, [503, 202, 200, 409], "each request is logged once, where it is answered");
+    let answers: Vec<&Value> = lines.iter().filter(ours).filter(|line| line["message"] == "answered").collect();
+    let told: Vec<_> = answers.iter().map(|line| (line["status"].as_u64().unwrap(), line["outcome"].clone())).collect();
+    let expected = [(503, "failed"), (202, "queued"), (200, "confirmed"), (409, "refused")];
+    let expected: Vec<_> = expected.into_iter().map(|(status, outcome)| (status, json!(outcome))).collect();
+    assert_eq!(told, expected, "each request is logged once, where it is answered");
+    assert!(lines.iter().filter(ours).any(|line| line["message"] == "confirmed from the queue"), "{lines:?}");
+    let refused = lines.iter().filter(|line| line["status"] == 400).map(|line| line["field"].as_str().unwrap());
+    assert_eq!(refused.collect::<Vec<_>>(), ["payment", "payment_reference", "body"]);
     for answer in answers {
+        assert!(answer["duration_ms"].is_u64() && answer["timestamp"].is_string(), "{answer}");
         assert!(!answer["span"]["request_id"].as_str().unwrap().is_empty(), "{answer}");
     }
 }

@@ -31,7 +31,7 @@ fn init_json(level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sy
 }
 
 fn parse_level(text: Option<&str>) -> LevelFilter {
-    match text.map(str::trim) {
+    match text.map(str::trim).filter(|text| !text.is_empty()) {
         // Lambda has a level above ERROR; nothing here logs at it.
         Some(fatal) if fatal.eq_ignore_ascii_case("fatal") => LevelFilter::ERROR,
         Some(text) => text.parse().unwrap_or(LevelFilter::INFO),

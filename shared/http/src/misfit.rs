@@ -1,11 +1,14 @@
 //! Says in the words of the API why JSON or a query does not fit what a route takes. Serde says it in the words of Rust
 //! (`invalid type: map, expected u64`), and names no field.
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_path_to_error::{Path, Segment};
 
 use crate::Problem;
 use crate::input::Object;
+
+/// The longest name of a field that is repeated to the caller, in characters.
+const MAX_NAME: usize = 100;
 
 /// Parses a body: a JSON object in UTF-8.
 pub(crate) fn parse_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
@@ -14,7 +17,9 @@ pub(crate) fn parse_body<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem>
     let parsed: Result<Object<T>, _> = serde_path_to_error::deserialize(&mut json);
     let Object(value) = parsed.map_err(|error| {
         let (path, error) = (error.path().clone(), error.into_inner());
-        if error.is_data() { misfit(&path, "body", &error.to_string()) } else { not_json(&error) }
+        // serde_json also calls it bad syntax where a number is in the place of one of several words.
+        let is_json = || serde_json::from_str::<IgnoredAny>(text).is_ok();
+        if error.is_data() || is_json() { misfit(&path, "body", &error.to_string()) } else { not_json(&error) }
     })?;
     json.end().map_err(|error| not_json(&error))?;
     Ok(value)
@@ -54,8 +59,9 @@ fn misfit(path: &Path, whole: &str, message: &str) -> Problem {
     Problem::invalid(&field, &rule(&field, message))
 }
 
-/// The path of a field of the object at `path`.
+/// The path of a field of the object at `path`, whose name may be the caller's own.
 fn within(path: &Path, name: &str) -> String {
+    let name = name.char_indices().nth(MAX_NAME).map_or(name, |(end, _)| &name[..end]);
     // Serde reports an unknown or a duplicate field when it has read its name, so the path may already end with it.
     let ends_with_it = matches!(path.iter().last(), Some(Segment::Map { key }) if key == name);
     match path.iter().len() {
@@ -82,11 +88,14 @@ fn rule(field: &str, message: &str) -> String {
             None => format!("must be {wanted}"),
         };
     }
+    if message == "expected value" {
+        return "must be one of the documented values".to_owned();
+    }
     // The messages of Rust's integers, for the text of a query.
     if message.contains("digit found in string") || message.contains("integer from empty string") {
         return "must be a whole number".to_owned();
     }
-    if message.starts_with("number too ") {
+    if message.starts_with("number too ") || message == "number out of range" {
         return "must be a smaller number".to_owned();
     }
     // The domain's own rule, which begins with the field's name.
@@ -170,7 +179,7 @@ mod tests {
             (r#""x""#, "body", "must be an object, not a string"),
             (r#"{"lines":"#, "body", "is not valid JSON at line 1, column 9"),
             (r#"{"lines":[]} x"#, "body", "is not valid JSON at line 1, column 14"),
-            (r#"{"lines":[1e999]}"#, "body", "is not valid JSON at line 1, column 15"),
+            (r#"{"lines":[1e999]}"#, "lines[0]", "must be a smaller number"),
             (r#"{"lines":{}}"#, "lines", "must be an array, not an object"),
             (r#"{"lines":[],"lines":[]}"#, "lines", "must not be given twice"),
             (r#"{"lines":[],"note":1}"#, "note", "must be a string, not this number"),
@@ -178,7 +187,7 @@ mod tests {
             (r#"{"lines":[],"delta":1.5}"#, "delta", "must be a whole number, not this number"),
             (r#"{"lines":[],"delta":{}}"#, "delta", "must be a whole number, not an object"),
             (r#"{"lines":[],"status":"sold"}"#, "status", "must be on_sale or paused"),
-            (r#"{"lines":[],"status":1}"#, "status", "must be one of the documented values, not this number"),
+            (r#"{"lines":[],"status":1}"#, "status", "must be one of the documented values"),
             (r#"{"lines":[],"hold_seconds":1}"#, "hold_seconds", "must be a whole number from 10 to 3600"),
             (&lines("[]"), "lines[1]", "must be an object, not an array"),
             (&lines(r#"{"product_id":"b"}"#), "lines[1].quantity", "is required"),
