@@ -9,6 +9,7 @@
 use crate::error::{Context as _, Error, Result};
 use crate::paths;
 use holdfast_http::codes::{self, CODES, Code, MemberValue};
+use holdfast_http::examples;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,7 +17,12 @@ use std::path::PathBuf;
 use utoipa::OpenApi as _;
 
 /// The introduction for readers.
+/// The parts are folded, so that a page that shows the description begins with the operations.
 const INTRODUCTION: &str = "\
+A customer reserves units, then confirms the reservation (it becomes the order), cancels it, or lets it expire.
+
+<details><summary>Tokens, retries, bodies, lists</summary>
+
 **Tokens.** Operations with a padlock require `Authorization: Bearer <token>`. Customers can read and change their own \
 reservations only; another customer's is 404. A shop's back end, with the role `service`, sends the customer that it acts \
 for as `customer_id`, and can do what that customer can. Operations under `/admin` require the role `admin`.
@@ -35,7 +41,9 @@ with `guest:`. A token whose `sub` begins with `guest:` is refused, so a guest i
 
 **Lists** return `items` and `next_cursor`. Send the cursor, with the other parameters unchanged, to get the next page.
 
-## Problems
+</details>
+
+<details><summary>Problems</summary>
 
 Every error is `application/problem+json` (RFC 9457). Branch on `code`; `type` is `urn:holdfast:problem:<code>`. A refused \
 request has changed nothing, except that a payment that must be refunded was recorded. API Gateway answers some requests \
@@ -142,7 +150,7 @@ pub fn document() -> Result<Value> {
         "info": {
             "title": "Holdfast",
             "summary": "Holds stock for a short time while a customer pays, and never sells what is not there.",
-            "description": INTRODUCTION.to_owned() + "\n" + &table_of_problems(),
+            "description": format!("{INTRODUCTION}\n{}\n</details>\n", table_of_problems()),
             "version": env!("CARGO_PKG_VERSION"),
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         },
@@ -375,8 +383,10 @@ fn problem_schema(code: &Code) -> Value {
         }
     }
     let Code { meaning, advice, .. } = code;
+    let examples: Vec<Value> = examples::bodies().into_iter().filter(|body| body["code"] == code.code).collect();
     json!({
         "type": "object", "description": format!("{meaning} {advice}"), "properties": properties, "required": required,
+        "examples": examples,
     })
 }
 

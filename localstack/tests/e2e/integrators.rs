@@ -276,7 +276,6 @@ pub(crate) async fn a_limit_that_is_set_later_counts_what_was_bought_before(api:
 
 pub(crate) async fn an_unknown_route_is_a_problem(api: Api) {
     for (method, path, status, code) in [
-        (Method::GET, "/", 404, "route_not_found"),
         (Method::GET, "/nowhere", 404, "route_not_found"),
         (Method::POST, "/nowhere", 404, "route_not_found"),
         (Method::GET, "/products/a/b", 404, "route_not_found"),

@@ -12,7 +12,7 @@ use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Ref, Required};
 
-use crate::codes::{self, Code};
+use crate::codes::Code;
 use crate::misfit::{parse_body, parse_query};
 use crate::{Problem, schema};
 
@@ -139,18 +139,10 @@ impl<S: Sync> FromRequestParts<S> for Key {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let mut values = parts.headers.get_all("idempotency-key").iter();
         let Some(value) = values.next() else {
-            let detail = "this request requires an Idempotency-Key header";
-            return Err(Problem::new(&codes::IDEMPOTENCY_KEY_MISSING, detail).with("field", "Idempotency-Key"));
+            return Err(Problem::key_missing());
         };
         let key = value.to_str().ok().filter(|_| values.next().is_none()).and_then(Self::parse);
-        key.map(Self).ok_or_else(|| {
-            Problem::new(
-                &codes::IDEMPOTENCY_KEY_INVALID,
-                "Idempotency-Key must be one key of 1 to 255 printable ASCII characters, with no space at either end; a key \
-                 with a comma must be quoted",
-            )
-            .with("field", "Idempotency-Key")
-        })
+        key.map(Self).ok_or_else(Problem::key_invalid)
     }
 }
 
@@ -160,7 +152,7 @@ impl IntoParams for Key {
                        once, however often it is sent; a different request needs a new key.";
         let key = ParameterBuilder::new().name("Idempotency-Key").parameter_in(ParameterIn::Header);
         let key = key.required(Required::True).description(Some(meaning));
-        vec![key.schema(Some(Ref::from_schema_name("IdempotencyKey"))).build()]
+        vec![key.schema(Some(Ref::from_schema_name("IdempotencyKey"))).example(Some("basket-1".into())).build()]
     }
 }
 

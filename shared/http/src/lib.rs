@@ -14,6 +14,7 @@ mod cached;
 mod caller;
 pub mod codes;
 mod event;
+pub mod examples;
 mod input;
 mod limit;
 #[cfg(feature = "local-sign-in")]

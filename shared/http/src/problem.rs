@@ -71,6 +71,22 @@ impl Problem {
         Self::new(&codes::INVALID_REQUEST, format!("{field}: {rule}")).with("field", field)
     }
 
+    /// 400: there is no `Idempotency-Key`.
+    pub(crate) fn key_missing() -> Self {
+        Self::new(&codes::IDEMPOTENCY_KEY_MISSING, "this request requires an Idempotency-Key header")
+            .with("field", "Idempotency-Key")
+    }
+
+    /// 400: the `Idempotency-Key` is not one key of the documented form.
+    pub(crate) fn key_invalid() -> Self {
+        Self::new(
+            &codes::IDEMPOTENCY_KEY_INVALID,
+            "Idempotency-Key must be one key of 1 to 255 printable ASCII characters, with no space at either end; a key \
+             with a comma must be quoted",
+        )
+        .with("field", "Idempotency-Key")
+    }
+
     /// 401: no valid token.
     pub(crate) fn unauthenticated(why: Unauthenticated) -> Self {
         Self { unauthenticated: Some(why), ..Self::new(&codes::UNAUTHENTICATED, why.detail()) }
@@ -140,19 +156,25 @@ impl Problem {
         Self { internal_message: Some(message.into()), ..self }
     }
 
-    pub(crate) fn render(self, request_id: &str) -> Response {
+    /// The body of the response.
+    pub(crate) fn body(&self, request_id: &str) -> Value {
         let Code { code, status, .. } = *self.code;
         let mut body = Map::new();
         body.insert("type".to_owned(), format!("urn:holdfast:problem:{code}").into());
         body.insert("title".to_owned(), code.replace('_', " ").into());
         body.insert("status".to_owned(), status.as_u16().into());
-        body.insert("detail".to_owned(), self.detail.into());
+        body.insert("detail".to_owned(), self.detail.as_str().into());
         body.insert("code".to_owned(), code.into());
         body.insert("request_id".to_owned(), request_id.into());
-        let retry_after = self.members.get("retry_after_seconds").and_then(Value::as_u64);
-        body.extend(self.members);
+        body.extend(self.members.clone());
+        Value::Object(body)
+    }
+
+    pub(crate) fn render(self, request_id: &str) -> Response {
+        let status = self.code.status;
         let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        let mut response = (status, [content_type], Value::Object(body).to_string()).into_response();
+        let mut response = (status, [content_type], self.body(request_id).to_string()).into_response();
+        let retry_after = self.members.get("retry_after_seconds").and_then(Value::as_u64);
         if let Some(seconds) = retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -244,58 +266,17 @@ impl From<Unanswered> for Problem {
 mod tests {
     use super::*;
     use crate::codes::MemberValue;
-    use holdfast_domain::Timestamp;
-
-    /// The refusal after this one. A new refusal does not compile until it is added here.
-    fn after(refusal: Option<&Refusal>) -> Option<Refusal> {
-        let product_id = ProductId::try_from("tee").unwrap();
-        let latest = Timestamp::from_millis(0);
-        Some(match refusal {
-            None => Refusal::IdempotencyKeyReused,
-            Some(Refusal::IdempotencyKeyReused) => Refusal::InvalidQuantity { product_id },
-            Some(Refusal::InvalidQuantity { .. }) => Refusal::ProductNotFound { product_id },
-            Some(Refusal::ProductNotFound { .. }) => Refusal::CurrencyMismatch,
-            Some(Refusal::CurrencyMismatch) => Refusal::ProductNotOnSale { product_id },
-            Some(Refusal::ProductNotOnSale { .. }) => Refusal::SaleNotOpen { product_id, opens_at: None },
-            Some(Refusal::SaleNotOpen { opens_at: None, .. }) => {
-                Refusal::SaleNotOpen { product_id, opens_at: Some(latest) }
-            }
-            Some(Refusal::SaleNotOpen { .. }) => Refusal::CustomerLimitReached { product_id, limit: 1 },
-            Some(Refusal::CustomerLimitReached { .. }) => {
-                Refusal::InsufficientStock { shortages: vec![Shortage { product_id, requested: 2, available: 1 }] }
-            }
-            Some(Refusal::InsufficientStock { .. }) => Refusal::ReservationNotFound,
-            Some(Refusal::ReservationNotFound) => Refusal::AlreadyConfirmed { other_payment: true },
-            Some(Refusal::AlreadyConfirmed { .. }) => Refusal::RefundRequired,
-            Some(Refusal::RefundRequired) => Refusal::ReservationCancelled,
-            Some(Refusal::ReservationCancelled) => Refusal::HoldExpired,
-            Some(Refusal::HoldExpired) => Refusal::ExtensionLimitReached { latest },
-            Some(Refusal::ExtensionLimitReached { .. }) => Refusal::ProductExists { product_id },
-            Some(Refusal::ProductExists { .. }) => Refusal::VersionMismatch { current: 1 },
-            Some(Refusal::VersionMismatch { .. }) => Refusal::FailedConfirmationNotFound,
-            Some(Refusal::FailedConfirmationNotFound) => Refusal::AlreadySettled,
-            Some(Refusal::AlreadySettled) => return None,
-        })
-    }
+    use crate::examples::{examples, refusal_after};
 
     #[test]
     fn a_problem_has_the_members_of_its_row() {
-        let mut problems = vec![
-            Problem::unauthenticated(Unauthenticated::Missing),
-            Problem::forbidden(""),
-            Problem::unavailable(""),
-            Problem::internal(""),
-        ];
-        problems.push(Invalid::new("field", "rule").into());
-        let mut refusal = after(None);
-        while let Some(next) = refusal {
-            refusal = after(Some(&next));
-            let code = next.code();
-            problems.push(next.into());
+        let mut refusal = None;
+        while let Some(next) = refusal_after(refusal.as_ref()) {
             // Failed confirmations store the domain's code: it must be the published one.
-            assert_eq!(problems.last().map(|problem| problem.code.code), Some(code));
+            assert_eq!(Problem::from(next.clone()).code.code, next.code());
+            refusal = Some(next);
         }
-        for Problem { code, members, .. } in &problems {
+        for Problem { code, members, .. } in &examples() {
             for member in code.members {
                 let fits = match (members.get(member.name), member.value) {
                     (None, _) => member.optional,
