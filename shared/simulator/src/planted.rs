@@ -330,9 +330,6 @@ pub static ALL: &[Planted] = &[
     asks("release-without-status", "a release does not ask whether the hold is still held", |call| {
         in_condition(call, Deed::Release, "HOLD#", "#status = :held AND ", "")
     }),
-    asks("release-without-created-at", "a release does not ask whether it is still the hold that was read", |call| {
-        in_condition(call, Deed::Release, "HOLD#", " AND #created_at = :seen", "")
-    }),
     asks("expiry-checked-only-on-read", "expire looks at the time when it reads, and not when it writes", |call| {
         in_condition(call, Deed::Release, "HOLD#", " AND #expires_at <= :now", "")
     }),
