@@ -1,5 +1,5 @@
 //! README.md and the pages of docs/: every relative link, every anchor, and every path that they name exists; and
-//! docs/logs.md lists what is logged.
+//! docs/logs.md lists what is logged, docs/deploy.md every alarm.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use holdfast_local::paths;
@@ -113,6 +113,19 @@ fn every_path_in_the_pages_exists() {
         }
     }
     assert!(seen > 50, "{seen}");
+}
+
+#[test]
+fn every_alarm_is_documented() {
+    let template = std::fs::read_to_string(paths::workspace().join("template.yaml")).unwrap();
+    let documented = std::fs::read_to_string(paths::workspace().join("docs/deploy.md")).unwrap();
+    let lines: Vec<&str> = template.lines().collect();
+    let alarms = lines.windows(2).filter(|pair| pair[1].trim() == "Type: AWS::CloudWatch::Alarm");
+    let names: Vec<&str> = alarms.map(|pair| pair[0].trim().trim_end_matches(':')).collect();
+    for name in &names {
+        assert!(documented.contains(&format!("`{name}`")), "docs/deploy.md does not say what to do on {name}");
+    }
+    assert!(names.len() > 10, "{names:?}");
 }
 
 /// The messages that a source file logs: the last text of each call.
