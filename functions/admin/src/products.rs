@@ -8,12 +8,13 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use holdfast_domain::{
     Adjustment, Currency, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, Product, ProductChange, ProductId, ProductStatus,
+    Stock,
 };
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
     Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, codes, nullable, path_id, schema,
 };
-use holdfast_store::{Deadline, LedgerEntry, Stock};
+use holdfast_store::{Deadline, LedgerEntry};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

@@ -36,7 +36,7 @@ pub use failed::{
 pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
 pub use product::{
     Currency, DEFAULT_LATE_PAYMENT_SECONDS, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product,
-    ProductChange, ProductStatus,
+    ProductChange, ProductStatus, Stock,
 };
 pub use rate::{Admission, Micros, RateLimit};
 pub use refusal::{Refusal, Shortage};

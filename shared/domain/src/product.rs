@@ -96,6 +96,18 @@ pub enum ProductStatus {
     Paused,
 }
 
+/// Where the units of a product are, by the clock: units of an overdue hold are available even before it is released, since
+/// a reservation that needs them gets them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stock {
+    /// Units that may be reserved.
+    pub available: u64,
+    /// Units in holds.
+    pub reserved: u64,
+    /// Units in orders.
+    pub sold: u64,
+}
+
 /// A product. Its stock lives in its shards; see [`crate::shards`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Product {

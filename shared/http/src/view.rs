@@ -1,7 +1,7 @@
 //! Domain values as the JSON of the API.
 
-use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Timestamp};
-use holdfast_store::{Page, Stock};
+use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Stock, Timestamp};
+use holdfast_store::Page;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
 use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;

@@ -5,24 +5,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::future::try_join_all;
-use holdfast_domain::{Product, ProductId, Timestamp};
+use holdfast_domain::{Product, ProductId, Stock, Timestamp};
 use serde::Deserialize;
 
 use crate::cache::ReadTime;
 use crate::items::text;
 use crate::{Cursor, Deadline, Error, Page, Store, items, keys};
-
-/// Where the units of a product are, by the clock: units of an overdue hold are available even before it is released, since
-/// a reservation that needs them gets them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stock {
-    /// Units that may be reserved.
-    pub available: u64,
-    /// Units in holds.
-    pub reserved: u64,
-    /// Units in orders.
-    pub sold: u64,
-}
 
 /// How old the answers of [`Store::product_with_stock`] and [`Store::products_with_stock`] may be, in milliseconds.
 const SNAPSHOT_LIFETIME_MS: i64 = 1_000;

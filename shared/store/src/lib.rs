@@ -43,7 +43,6 @@ use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::{Clock, ProductId};
 use serde::de::DeserializeOwned;
 
-pub use catalog::Stock;
 pub use error::{Deadline, Error};
 pub use page::{Cursor, Page};
 pub use rate::Admitted;
