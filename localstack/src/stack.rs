@@ -10,7 +10,7 @@ use crate::cors;
 use crate::emulator::{Choice, Emulator};
 use crate::error::{Context, Error, Result};
 use crate::functions::{self, Functions, Serve, Spec};
-use crate::gateway::{Gateway, InvokeError, Upstream, free_port};
+use crate::gateway::{Gateway, InvokeError, Served, Upstream, free_port};
 use crate::paths;
 use crate::process::Keeper;
 use crate::progress::Step;
@@ -231,7 +231,9 @@ impl Stack {
         };
         let functions = self.functions.insert(Functions::start(&specs, &binaries, &serve, &self.keeper).await?);
         functions.warm(&specs, &self.upstream, &self.logs.functions).await?;
-        self.gateway = Some(Gateway::open(listener, self.upstream.clone(), routes, cors)?);
+        let functions = declared.iter().map(|function| function.binary.clone()).collect();
+        let served = Served { routes, functions, cors };
+        self.gateway = Some(Gateway::open(listener, self.upstream.clone(), served)?);
         let work = Work {
             clients: self.clients.clone(),
             upstream: self.upstream.clone(),

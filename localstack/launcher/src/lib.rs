@@ -43,7 +43,8 @@ mod tests {
     #[test]
     fn the_nearest_clone_is_meant() {
         // Inside another clone, as a copy may be.
-        let copy = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../target/local/copy-{}", std::process::id()));
+        let copy =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../target/local/copy-{}", std::process::id()));
         let folder = copy.join("functions/reserve");
         fs::create_dir_all(&folder).unwrap();
         fs::write(copy.join("template.yaml"), "").unwrap();
