@@ -67,6 +67,26 @@ impl Resources {
         Self { scope, tables: BTreeMap::new(), queues: BTreeMap::new(), groups: BTreeMap::new() }
     }
 
+    /// The name of the table.
+    ///
+    /// # Errors
+    /// The template has not exactly one.
+    pub fn table(&self) -> Result<&str> {
+        let mut tables = self.tables.values();
+        match (tables.next(), tables.next()) {
+            (Some(table), None) => Ok(table),
+            _ => Err(Error::new("template.yaml does not have exactly one table")),
+        }
+    }
+
+    /// A queue by its name in the template.
+    ///
+    /// # Errors
+    /// The template has none of that name.
+    pub fn queue(&self, id: &str) -> Result<&Queue> {
+        self.queues.get(id).ok_or_else(|| Error::new(format!("template.yaml has no queue {id}")))
+    }
+
     /// Makes every table, queue and schedule group of the template, or uses the one of its name that is there. Each is
     /// known here as soon as it is made, so that [`Resources::delete`] finds it however this ends.
     ///

@@ -11,6 +11,7 @@
 //!
 //! Start reading at [`stack::Stack::start`]. Everything listens on 127.0.0.1 and writes below `target/local`.
 
+pub mod app;
 pub mod aws;
 pub mod bootstrap;
 pub mod cors;
