@@ -150,7 +150,7 @@ impl Stack {
         raise_file_limit();
         // What can be refused at once comes before what takes long.
         let listener = Gateway::listen(options.port).await?;
-        options.emulator.check().await?;
+        options.emulator.check(options.emulator_port).await?;
         let name = format!("holdfast-{:08x}", fastrand::u32(..));
         // A first look, for the names of the binaries only; references resolve once the resources are there.
         let blank = |region: &str| Scope {
@@ -322,6 +322,27 @@ impl Stack {
     /// Where each part writes.
     pub fn logs(&self) -> &Logs {
         &self.logs
+    }
+
+    /// Waits until a part that must run ends by itself; which one, and how. (A function that ends is started again.)
+    pub async fn ended(&mut self) -> String {
+        let watch_log = &self.logs.watch;
+        let watch = async {
+            match self.functions.as_mut() {
+                Some(functions) => functions.watch_ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        let emulator = async {
+            match &self.emulator {
+                Some(emulator) => emulator.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = watch => format!("cargo lambda watch ended ({ended}); its log is {}", paths::shown(watch_log)),
+            ended = emulator => format!("the emulator is gone: {ended}"),
+        }
     }
 
     /// Stops all that was started, and deletes what was made on an emulator that was not.
