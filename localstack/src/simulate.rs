@@ -25,16 +25,17 @@ pub fn asks_for_help(arguments: &[String]) -> bool {
     arguments.iter().any(|argument| matches!(argument.as_str(), "--help" | "-h"))
 }
 
-/// Builds the simulator, and runs it with these arguments; with `--fast` among them, optimised as a whole: slow to
-/// build, and worth it for runs of hours.
+/// Builds the simulator, and runs it with these arguments; if `fast`, or with `--fast` among them, optimised as a whole:
+/// slow to build, and worth it for runs of hours.
 ///
 /// # Errors
 /// Cargo cannot be started.
-pub fn run(arguments: &[String]) -> Result<ExitCode> {
+pub fn run(fast: bool, arguments: &[String]) -> Result<ExitCode> {
     let mut cargo = cargo();
     cargo.args(["run", "--quiet", "--locked", "--package", "holdfast-simulator"]);
-    let (fast, arguments): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|argument| *argument == "--fast");
-    if !fast.is_empty() {
+    let is_fast = |argument: &&String| *argument == "--fast";
+    let (fasts, arguments): (Vec<&String>, Vec<&String>) = arguments.iter().partition(is_fast);
+    if fast || !fasts.is_empty() {
         cargo.args(["--profile", "simulate"]);
     }
     let status = cargo.arg("--").args(arguments).status().context(|| "cannot start cargo".to_owned())?;
