@@ -3,6 +3,7 @@
 //! It uses the HTTP API only, as a shop would; the books at the end are read from the table itself, independently of the
 //! code that is shown. A failed check is reported, and the demo continues.
 
+use crate::aws::Clients;
 use crate::error::{Context, Error, Result};
 use crate::runner::Event;
 use crate::stack::{Options, Stack};
@@ -606,14 +607,21 @@ impl Book {
     }
 }
 
-/// The books of every product, by a consistent scan of the whole table. Meaningful if nothing is in flight.
+/// The books of every product in the stack's table, see [`books_of`].
 ///
 /// # Errors
 /// The table cannot be read, or holds an item that is not understood.
 pub async fn read_books(stack: &Stack) -> Result<BTreeMap<String, Book>> {
-    let table = stack.table()?;
+    books_of(stack.clients(), stack.table()?).await
+}
+
+/// The books of every product, by a consistent scan of the whole table. Meaningful if nothing is in flight.
+///
+/// # Errors
+/// The table cannot be read, or holds an item that is not understood.
+pub async fn books_of(clients: &Clients, table: &str) -> Result<BTreeMap<String, Book>> {
     let mut books = BTreeMap::new();
-    let mut pages = stack.clients().dynamodb.scan().table_name(table).consistent_read(true).into_paginator().send();
+    let mut pages = clients.dynamodb.scan().table_name(table).consistent_read(true).into_paginator().send();
     while let Some(page) = pages.next().await {
         for item in page.context(|| format!("cannot scan the table {table}"))?.items.unwrap_or_default() {
             enter(&mut books, &item)

@@ -188,6 +188,11 @@ impl Functions {
         pids.get(function).map(|ids| ids.iter().copied().collect()).unwrap_or_default()
     }
 
+    /// The process id of `watch`, which leads its group.
+    pub fn watch_id(&self) -> u32 {
+        self.watch.id()
+    }
+
     /// Waits until `watch` ends by itself, which it does only if something is wrong; how it ended.
     pub async fn watch_ended(&mut self) -> String {
         self.watch.ended().await

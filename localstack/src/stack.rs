@@ -304,6 +304,11 @@ impl Stack {
         self.functions.as_ref().map(|functions| functions.pids(function)).unwrap_or_default()
     }
 
+    /// The process id of `cargo lambda watch`, which leads its group.
+    pub fn watch_id(&self) -> Option<u32> {
+        self.functions.as_ref().map(Functions::watch_id)
+    }
+
     /// What plays the cloud: its events and counters.
     pub fn runner(&self) -> Option<&Runner> {
         self.runner.as_ref()
