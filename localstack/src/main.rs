@@ -48,7 +48,7 @@ enum Command {
         #[arg(long)]
         fast: bool,
         /// Options of the simulator, see below
-        #[arg(value_name = "OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
+        #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
     /// Fuzzes the parsers of external input with libFuzzer; exits with 1 if a promise is broken
@@ -257,7 +257,7 @@ async fn triggers(env_file: Option<PathBuf>, invoke_address: &str) -> Result<Exi
 fn simulator_help() -> Result<ExitCode> {
     let mut cli = Cli::command();
     cli.build();
-    let help = cli.find_subcommand_mut("simulate").map(|simulate| simulate.render_help());
+    let help = cli.find_subcommand_mut("simulate").map(clap::Command::render_help);
     println!("{}", help.map(|help| help.to_string()).unwrap_or_default());
     Ok(ExitCode::SUCCESS)
 }

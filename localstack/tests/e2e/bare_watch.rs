@@ -181,7 +181,7 @@ impl Bare {
             match (function, file.file_stem().unwrap().to_str().unwrap()) {
                 ("expire", _) => assert_eq!(answer["complete"], true, "{at}"),
                 ("confirm", name) if name.starts_with("queue") => {
-                    assert!(answer["batchItemFailures"].is_array(), "{at}")
+                    assert!(answer["batchItemFailures"].is_array(), "{at}");
                 }
                 (_, name) => {
                     let status = answer["statusCode"].as_u64().unwrap_or_else(|| panic!("{at}"));
