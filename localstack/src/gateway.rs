@@ -246,8 +246,8 @@ async fn call(State(front): State<Arc<Front>>, request: Request) -> Response {
 }
 
 /// Lambda's Invoke, for programs on this machine. An event may carry the claims of a caller, so whoever can send one can
-/// be anybody; AWS asks for credentials here. A web page cannot send one: a browser names the page's origin in a POST,
-/// and the host that the page's own address resolved to 127.0.0.1.
+/// be anybody; AWS asks for credentials here. A web page cannot send one: the browser adds the page's origin to a POST
+/// and, if it is the page's own host name that resolves to this machine, that name as the host.
 async fn invoke(State(front): State<Arc<Front>>, Path(function): Path<String>, request: Request) -> Response {
     let headers = request.headers();
     if headers.contains_key(header::ORIGIN) || !is_for_this_machine(headers) {
