@@ -26,7 +26,11 @@ impl Clients {
     #[expect(clippy::disallowed_methods, reason = "the ban keeps functions to one reader; this is a developer's tool")]
     pub fn new(endpoint_url: &str) -> Self {
         let region = std::env::var("AWS_REGION").ok().filter(|region| !region.is_empty());
-        let region = region.unwrap_or_else(|| "us-east-1".to_owned());
+        Self::in_region(endpoint_url, region.unwrap_or_else(|| "us-east-1".to_owned()))
+    }
+
+    /// Clients for `endpoint_url` in `region`.
+    pub fn in_region(endpoint_url: &str, region: String) -> Self {
         let http: SharedHttpClient =
             aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https();
         macro_rules! client {

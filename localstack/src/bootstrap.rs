@@ -6,10 +6,18 @@
 use crate::aws::Clients;
 use crate::error::{Context, Error, Result};
 use crate::template::{ACCOUNT, Attributes, Resource, Scope, Table, Template, references};
+use aws_sdk_dynamodb::error::SdkError;
+use aws_sdk_dynamodb::operation::create_table::CreateTableError;
+use aws_sdk_dynamodb::operation::delete_table::DeleteTableError;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
     ScalarAttributeType, TableStatus, TimeToLiveSpecification,
 };
+use aws_sdk_scheduler::operation::create_schedule_group::CreateScheduleGroupError;
+use aws_sdk_scheduler::operation::delete_schedule_group::DeleteScheduleGroupError;
+use aws_sdk_sqs::operation::create_queue::CreateQueueError;
+use aws_sdk_sqs::operation::delete_queue::DeleteQueueError;
+use aws_sdk_sqs::operation::get_queue_url::GetQueueUrlError;
 use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -37,6 +45,13 @@ pub struct Resources {
     pub groups: BTreeMap<String, String>,
 }
 
+/// What becomes of a resource that is not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    IsMade,
+    IsAnError,
+}
+
 /// A queue on the emulator.
 #[derive(Clone, Debug)]
 pub struct Queue {
@@ -52,20 +67,84 @@ impl Resources {
         Self { scope, tables: BTreeMap::new(), queues: BTreeMap::new(), groups: BTreeMap::new() }
     }
 
-    /// Makes every table, queue and schedule group of the template. Each is known here as soon as it is made, so that
-    /// [`Resources::delete`] finds it however this ends.
+    /// The name of the table.
+    ///
+    /// # Errors
+    /// The template has not exactly one.
+    pub fn table(&self) -> Result<&str> {
+        let mut tables = self.tables.values();
+        match (tables.next(), tables.next()) {
+            (Some(table), None) => Ok(table),
+            _ => Err(Error::new("template.yaml does not have exactly one table")),
+        }
+    }
+
+    /// A queue by its name in the template.
+    ///
+    /// # Errors
+    /// The template has none of that name.
+    pub fn queue(&self, id: &str) -> Result<&Queue> {
+        self.queues.get(id).ok_or_else(|| Error::new(format!("template.yaml has no queue {id}")))
+    }
+
+    /// Makes every table, queue and schedule group of the template, or uses the one of its name that is there. Each is
+    /// known here as soon as it is made, so that [`Resources::delete`] finds it however this ends.
     ///
     /// # Errors
     /// The endpoint refuses one, or the template holds what cannot be resolved.
     pub async fn create(&mut self, template: &Template, clients: &Clients) -> Result<()> {
+        self.resolve(template, clients, Missing::IsMade).await
+    }
+
+    /// Looks up what [`Resources::create`] made in a stack of the same name.
+    ///
+    /// # Errors
+    /// One of them is not there.
+    pub async fn find(&mut self, template: &Template, clients: &Clients) -> Result<()> {
+        self.resolve(template, clients, Missing::IsAnError).await
+    }
+
+    async fn resolve(&mut self, template: &Template, clients: &Clients, missing: Missing) -> Result<()> {
         self.name_the_rest(template)?;
         for resource in template.resources(&self.scope, "AWS::DynamoDB::Table")? {
-            self.create_table(template, clients, &resource).await?;
+            if missing == Missing::IsMade {
+                self.create_table(template, clients, &resource).await?;
+            }
+            self.look_up_table(clients, resource.id).await?;
         }
         for resource in template.resources(&self.scope, "AWS::Scheduler::ScheduleGroup")? {
-            self.create_group(clients, resource.id).await?;
+            if missing == Missing::IsMade {
+                self.create_group(clients, resource.id).await?;
+            }
+            self.look_up_group(clients, resource.id).await?;
         }
-        self.create_queues(template, clients).await
+        self.resolve_queues(template, clients, missing).await
+    }
+
+    /// Names everything that [`Resources::create`] makes, whether it is there or not, so that [`Resources::delete`]
+    /// deletes it.
+    ///
+    /// # Errors
+    /// The endpoint does not answer.
+    pub async fn name_all(&mut self, template: &Template, clients: &Clients) -> Result<()> {
+        for resource in template.resources(&self.scope, "AWS::DynamoDB::Table")? {
+            self.tables.insert(resource.id.to_owned(), self.name(resource.id));
+        }
+        for resource in template.resources(&self.scope, "AWS::Scheduler::ScheduleGroup")? {
+            self.groups.insert(resource.id.to_owned(), self.name(resource.id));
+        }
+        for resource in template.resources(&self.scope, "AWS::SQS::Queue")? {
+            let name = self.name(resource.id);
+            match clients.sqs.get_queue_url().queue_name(&name).send().await {
+                Ok(found) => {
+                    let queue = Queue { url: found.queue_url.unwrap_or_default(), arn: String::new() };
+                    self.queues.insert(resource.id.to_owned(), queue);
+                }
+                Err(error) if error.as_service_error().is_some_and(GetQueueUrlError::is_queue_does_not_exist) => {}
+                Err(error) => return Err(error).context(|| format!("cannot look up the queue {name}")),
+            }
+        }
+        Ok(())
     }
 
     /// What functions, roles and log groups answer when they are referred to. They are not made: functions run beside
@@ -130,15 +209,17 @@ impl Resources {
             .set_key_schema(Some(key(&table.key_schema).context(wrong)?))
             .set_global_secondary_indexes(Some(indexes).filter(|indexes| !indexes.is_empty()))
             .send()
-            .await
-            .context(|| format!("cannot make the table {name} at {}", clients.endpoint_url))?;
-        self.tables.insert(resource.id.to_owned(), name.clone());
-        let arn = made.table_description.and_then(|table| table.table_arn).unwrap_or_default();
-        self.know(resource.id, name.clone(), [("Arn", arn)]);
-
-        tokio::time::timeout(TABLE_READY, until_active(clients, &name))
-            .await
-            .map_err(|_| Error::new(format!("the table {name} did not become active within {TABLE_READY:?}")))??;
+            .await;
+        match made {
+            Ok(_) => self.tables.insert(resource.id.to_owned(), name.clone()),
+            Err(error) if error.as_service_error().is_some_and(CreateTableError::is_resource_in_use_exception) => {
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(error).context(|| format!("cannot make the table {name} at {}", clients.endpoint_url));
+            }
+        };
+        until_active(clients, &name).await?;
         if let Some(ttl) = table.time_to_live_specification {
             let specification =
                 TimeToLiveSpecification::builder().attribute_name(ttl.attribute_name).enabled(ttl.enabled);
@@ -154,22 +235,41 @@ impl Resources {
         Ok(())
     }
 
+    async fn look_up_table(&mut self, clients: &Clients, id: &str) -> Result<()> {
+        let name = self.name(id);
+        let arn = until_active(clients, &name).await?;
+        self.tables.insert(id.to_owned(), name.clone());
+        self.know(id, name, [("Arn", arn)]);
+        Ok(())
+    }
+
     async fn create_group(&mut self, clients: &Clients, id: &str) -> Result<()> {
         let name = self.name(id);
-        let made = clients
-            .scheduler
-            .create_schedule_group()
-            .name(&name)
-            .send()
-            .await
-            .context(|| format!("cannot make the schedule group {name} at {}", clients.endpoint_url))?;
+        match clients.scheduler.create_schedule_group().name(&name).send().await {
+            Ok(_) => {
+                self.groups.insert(id.to_owned(), name);
+                Ok(())
+            }
+            Err(error) if error.as_service_error().is_some_and(CreateScheduleGroupError::is_conflict_exception) => {
+                Ok(())
+            }
+            Err(error) => {
+                Err(error).context(|| format!("cannot make the schedule group {name} at {}", clients.endpoint_url))
+            }
+        }
+    }
+
+    async fn look_up_group(&mut self, clients: &Clients, id: &str) -> Result<()> {
+        let name = self.name(id);
+        let found = clients.scheduler.get_schedule_group().name(&name).send().await;
+        let found = found.context(|| format!("cannot read the schedule group {name} at {}", clients.endpoint_url))?;
         self.groups.insert(id.to_owned(), name.clone());
-        self.know(id, name, [("Arn", made.schedule_group_arn)]);
+        self.know(id, name, [("Arn", found.arn.unwrap_or_default())]);
         Ok(())
     }
 
     /// A queue after the queues that it refers to: its dead-letter queue must exist first.
-    async fn create_queues(&mut self, template: &Template, clients: &Clients) -> Result<()> {
+    async fn resolve_queues(&mut self, template: &Template, clients: &Clients, missing: Missing) -> Result<()> {
         let scope = self.scope.clone();
         let mut waiting = template.resources(&scope, "AWS::SQS::Queue")?;
         while !waiting.is_empty() {
@@ -183,7 +283,10 @@ impl Resources {
                 return Err(Error::new(format!("the queues {} refer to one another in a ring", ids.join(", "))));
             }
             for queue in ready {
-                self.create_queue(template, clients, &queue).await?;
+                if missing == Missing::IsMade {
+                    self.create_queue(template, clients, &queue).await?;
+                }
+                self.look_up_queue(clients, queue.id).await?;
             }
             waiting = later;
         }
@@ -203,15 +306,24 @@ impl Resources {
             .filter(|(name, _)| !QUEUE_PROPERTIES_LEFT_OUT.contains(&name.as_str()))
             .map(|(name, value)| (QueueAttributeName::from(name.as_str()), plain(value)))
             .collect();
-        let made = clients
-            .sqs
-            .create_queue()
-            .queue_name(&name)
-            .set_attributes(Some(attributes))
-            .send()
-            .await
-            .context(|| format!("cannot make the queue {name} at {}", clients.endpoint_url))?;
-        let url = made.queue_url.ok_or_else(|| Error::new(format!("the queue {name} was made without a URL")))?;
+        let made = clients.sqs.create_queue().queue_name(&name).set_attributes(Some(attributes)).send().await;
+        match made {
+            Ok(made) => {
+                let queue = Queue { url: made.queue_url.unwrap_or_default(), arn: String::new() };
+                self.queues.insert(resource.id.to_owned(), queue);
+                Ok(())
+            }
+            // With other attributes than the template's of today.
+            Err(error) if error.as_service_error().is_some_and(CreateQueueError::is_queue_name_exists) => Ok(()),
+            Err(error) => Err(error).context(|| format!("cannot make the queue {name} at {}", clients.endpoint_url)),
+        }
+    }
+
+    async fn look_up_queue(&mut self, clients: &Clients, id: &str) -> Result<()> {
+        let name = self.name(id);
+        let found = clients.sqs.get_queue_url().queue_name(&name).send().await;
+        let found = found.context(|| format!("cannot look up the queue {name} at {}", clients.endpoint_url))?;
+        let url = found.queue_url.ok_or_else(|| Error::new(format!("the queue {name} has no URL")))?;
         let arn = clients
             .sqs
             .get_queue_attributes()
@@ -223,22 +335,27 @@ impl Resources {
             .attributes
             .and_then(|mut attributes| attributes.remove(&QueueAttributeName::QueueArn))
             .ok_or_else(|| Error::new(format!("the queue {name} does not tell its ARN")))?;
-        self.queues.insert(resource.id.to_owned(), Queue { url: url.clone(), arn: arn.clone() });
-        self.know(resource.id, url.clone(), [("Arn", arn), ("QueueName", name), ("QueueUrl", url)]);
+        self.queues.insert(id.to_owned(), Queue { url: url.clone(), arn: arn.clone() });
+        self.know(id, url.clone(), [("Arn", arn), ("QueueName", name), ("QueueUrl", url)]);
         Ok(())
     }
 
-    /// Deletes all that was made. Never fails: what cannot be deleted is named on stderr.
-    pub async fn delete(&mut self, clients: &Clients) {
+    /// Deletes all that was made, and returns whether nothing is left. What cannot be deleted is named on stderr.
+    pub async fn delete(&mut self, clients: &Clients) -> bool {
+        let mut all = true;
         for name in std::mem::take(&mut self.tables).into_values() {
-            report(&name, clients.dynamodb.delete_table().table_name(&name).send().await);
+            let deleted = clients.dynamodb.delete_table().table_name(&name).send().await;
+            all &= is_gone(&name, deleted, DeleteTableError::is_resource_not_found_exception);
         }
         for queue in std::mem::take(&mut self.queues).into_values() {
-            report(&queue.url, clients.sqs.delete_queue().queue_url(&queue.url).send().await);
+            let deleted = clients.sqs.delete_queue().queue_url(&queue.url).send().await;
+            all &= is_gone(&queue.url, deleted, DeleteQueueError::is_queue_does_not_exist);
         }
         for name in std::mem::take(&mut self.groups).into_values() {
-            report(&name, clients.scheduler.delete_schedule_group().name(&name).send().await);
+            let deleted = clients.scheduler.delete_schedule_group().name(&name).send().await;
+            all &= is_gone(&name, deleted, DeleteScheduleGroupError::is_resource_not_found_exception);
         }
+        all
     }
 
     fn name(&self, id: &str) -> String {
@@ -251,9 +368,22 @@ impl Resources {
     }
 }
 
-fn report<T, E: std::error::Error>(name: &str, outcome: std::result::Result<T, E>) {
-    if let Err(error) = outcome {
-        eprintln!("{name} could not be deleted: {}", crate::error::chain(&error));
+fn is_gone<T, E, R>(
+    name: &str,
+    deleted: std::result::Result<T, SdkError<E, R>>,
+    was_not_there: impl Fn(&E) -> bool,
+) -> bool
+where
+    E: std::error::Error + 'static,
+    R: std::fmt::Debug,
+{
+    match deleted {
+        Ok(_) => true,
+        Err(error) if error.as_service_error().is_some_and(was_not_there) => true,
+        Err(error) => {
+            eprintln!("{name} could not be deleted: {}", crate::error::chain(&error));
+            false
+        }
     }
 }
 
@@ -269,16 +399,22 @@ fn key(
     elements.iter().map(element).collect()
 }
 
-async fn until_active(clients: &Clients, name: &str) -> Result<()> {
-    let mut probe = tokio::time::interval(TABLE_POLL);
-    loop {
-        probe.tick().await;
-        let table = clients.dynamodb.describe_table().table_name(name).send().await;
-        let table = table.context(|| format!("cannot read the table {name}"))?.table;
-        if table.and_then(|table| table.table_status) == Some(TableStatus::Active) {
-            return Ok(());
+/// Waits until a table is active; its ARN.
+async fn until_active(clients: &Clients, name: &str) -> Result<String> {
+    let active = async {
+        let mut probe = tokio::time::interval(TABLE_POLL);
+        loop {
+            probe.tick().await;
+            let read = clients.dynamodb.describe_table().table_name(name).send().await;
+            let read = read.context(|| format!("cannot read the table {name} at {}", clients.endpoint_url))?;
+            let Some(table) = read.table else { continue };
+            if table.table_status == Some(TableStatus::Active) {
+                return Ok(table.table_arn.unwrap_or_default());
+            }
         }
-    }
+    };
+    let late = |_| Error::new(format!("the table {name} did not become active within {TABLE_READY:?}"));
+    tokio::time::timeout(TABLE_READY, active).await.map_err(late)?
 }
 
 /// An attribute's value: scalars as text, policies as JSON text.

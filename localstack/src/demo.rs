@@ -3,6 +3,7 @@
 //! It uses the HTTP API only, as a shop would; the books at the end are read from the table itself, independently of the
 //! code that is shown. A failed check is reported, and the demo continues.
 
+use crate::aws::Clients;
 use crate::error::{Context, Error, Result};
 use crate::runner::Event;
 use crate::stack::{Options, Stack};
@@ -21,8 +22,6 @@ const SHOPPERS: usize = 1_000;
 const TICKETS: u64 = 100;
 /// Concurrent connections. More would only wait in the gateway, which handles 64 requests at a time.
 const CONNECTIONS: usize = 128;
-/// Long enough for the race, the replays and the confirmations.
-const TICKET_HOLD_SECONDS: u64 = 40;
 /// The shortest that the API allows.
 const SHORT_HOLD_SECONDS: u64 = 10;
 const REPLAYS: usize = 20;
@@ -30,6 +29,8 @@ const CONFIRMED: usize = 10;
 const CANCELLED: usize = 5;
 /// Maximum time from a hold's end to its release: its slot, the runner's interval, and a busy machine.
 const RELEASE_WITHIN: Duration = Duration::from_secs(45);
+/// How long schedules may be late: a slot, which holds that end in it share.
+const SCHEDULE_SECONDS: u64 = 10;
 /// Polling interval.
 const POLL: Duration = Duration::from_millis(500);
 /// Maximum age of a response of `GET /products`.
@@ -37,20 +38,42 @@ const STALE: Duration = Duration::from_secs(1);
 /// Attempts of a request that gets 503 or 429, or whose connection breaks.
 const ATTEMPTS: u32 = 8;
 
-/// Runs the demo, and returns whether all checks passed.
+/// Runs the demo, prints it, and returns whether all checks passed.
 ///
 /// # Errors
 /// The stack does not start or stops answering.
 pub async fn run(options: Options) -> Result<bool> {
+    play(options, Pace::default(), |line| println!("{line}")).await
+}
+
+/// How fast it is played.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// How long a ticket is held: the race, the replays and the confirmations must be over by then.
+    pub ticket_hold_seconds: u64,
+}
+
+impl Default for Pace {
+    /// Long enough for a machine that does nothing else.
+    fn default() -> Self {
+        Self { ticket_hold_seconds: 40 }
+    }
+}
+
+/// Runs the demo at this pace, hands each line to `print`, and returns whether all checks passed.
+///
+/// # Errors
+/// The stack does not start or stops answering.
+pub async fn play(options: Options, pace: Pace, print: impl FnMut(&str) + Send) -> Result<bool> {
     let stack = Stack::start(options).await?;
-    let told = tell(&stack).await;
+    let told = tell(&stack, pace, Box::new(print)).await;
     stack.stop().await;
     told
 }
 
-async fn tell(stack: &Stack) -> Result<bool> {
-    let mut story = Story::new(stack)?;
-    println!("\nHoldfast: {SHOPPERS} shoppers, {TICKETS} tickets. API: {}", stack.api_url());
+async fn tell(stack: &Stack, pace: Pace, print: Print<'_>) -> Result<bool> {
+    let mut story = Story::new(stack, pace, print)?;
+    story.say(&format!("\nHoldfast: {SHOPPERS} shoppers, {TICKETS} tickets. API: {}", stack.api_url()));
     story.products().await?;
     let late = story.somebody_forgets_to_pay().await?;
     let winners = story.race().await?;
@@ -62,8 +85,12 @@ async fn tell(stack: &Stack) -> Result<bool> {
     Ok(story.end())
 }
 
+type Print<'a> = Box<dyn FnMut(&str) + Send + 'a>;
+
 struct Story<'a> {
     stack: &'a Stack,
+    pace: Pace,
+    print: Print<'a>,
     api: Api,
     admin: String,
     since: Instant,
@@ -81,10 +108,12 @@ struct Holder {
 }
 
 impl<'a> Story<'a> {
-    fn new(stack: &'a Stack) -> Result<Self> {
+    fn new(stack: &'a Stack, pace: Pace, print: Print<'a>) -> Result<Self> {
         let runner = stack.runner().ok_or_else(|| Error::new("the runner does not run"))?;
         Ok(Self {
             stack,
+            pace,
+            print,
             api: Api::new(stack.api_url())?,
             admin: stack.token("demo-admin", Role::Admin)?,
             since: Instant::now(),
@@ -96,7 +125,7 @@ impl<'a> Story<'a> {
     async fn products(&mut self) -> Result<()> {
         self.chapter("An admin puts three products on sale");
         let products = [
-            ("ticket", "Concert ticket", 4_500, TICKETS, TICKET_HOLD_SECONDS),
+            ("ticket", "Concert ticket", 4_500, TICKETS, self.pace.ticket_hold_seconds),
             ("print", "Signed print, the only one", 12_000, 1, SHORT_HOLD_SECONDS),
             ("mug", "Mug", 900, 5, SHORT_HOLD_SECONDS),
         ];
@@ -172,13 +201,13 @@ impl<'a> Story<'a> {
         times.sort_unstable();
         let took = since.elapsed().as_secs_f64();
         let percentile = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
-        println!(
+        self.say(&format!(
             "   it took {took:.1} s; latency: median {:.0?}, 99th percentile {:.0?}",
             percentile(50),
             percentile(99)
-        );
+        ));
         for (outcome, count) in &outcomes {
-            println!("   {count:>5}  {outcome}");
+            self.say(&format!("   {count:>5}  {outcome}"));
         }
         let tickets = usize::try_from(TICKETS).unwrap_or(usize::MAX);
         self.verdict(
@@ -243,6 +272,8 @@ impl<'a> Story<'a> {
     async fn paid_too_late(&mut self, (print, mug): &(Holder, Holder)) -> Result<()> {
         self.chapter("The two who forgot pay late, after their holds have expired");
         for (holder, product, total) in [(print, "print", 1), (mug, "mug", 5)] {
+            let left = self.seconds_left(holder).await?;
+            self.awaiting(&format!("for the {product}'s hold to expire"), left);
             let back = self.until_available(product, total).await?;
             self.tell_fired();
             let status = self.status(holder).await?;
@@ -297,8 +328,13 @@ impl<'a> Story<'a> {
         let rest = winners.len().saturating_sub(CONFIRMED + CANCELLED);
         self.chapter(&format!("The other {rest} never pay, and their holds expire"));
         let expected = TICKETS - count(CONFIRMED);
+        if let Some(last) = winners.last() {
+            let left = self.seconds_left(last).await?;
+            self.awaiting(&format!("for {rest} holds to expire"), left);
+        }
         let back = self.until_available("ticket", expected).await?;
         self.verdict(back, &format!("all {expected} unsold tickets are on sale again"), "they are not");
+        self.awaiting("for their schedules to release them", SCHEDULE_SECONDS);
         let released = self.until_released("ticket").await?;
         let fired = self.tell_fired();
         let released = released && fired > 0;
@@ -325,7 +361,7 @@ impl<'a> Story<'a> {
 
     /// Waits until `expected` units are available.
     async fn until_available(&mut self, product: &str, expected: u64) -> Result<bool> {
-        let limit = Instant::now() + Duration::from_secs(TICKET_HOLD_SECONDS) + RELEASE_WITHIN;
+        let limit = Instant::now() + Duration::from_secs(self.pace.ticket_hold_seconds) + RELEASE_WITHIN;
         let mut probe = tokio::time::interval(POLL);
         while Instant::now() < limit {
             probe.tick().await;
@@ -356,13 +392,21 @@ impl<'a> Story<'a> {
         loop {
             match self.events.try_recv() {
                 Ok(event @ Event::Fired { .. }) => {
-                    println!("        {event}");
+                    self.say(&format!("        {event}"));
                     fired += 1;
                 }
                 Ok(_) | Err(TryRecvError::Lagged(_)) => {}
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return fired,
             }
         }
+    }
+
+    /// How long a hold still lasts. By the list, because reading one reservation would release an overdue hold.
+    async fn seconds_left(&self, holder: &Holder) -> Result<u64> {
+        let answer = self.api.call(Method::GET, "/reservations", &holder.token, None, None).await?;
+        let items = answer.body["items"].as_array().cloned().unwrap_or_default();
+        let item = items.into_iter().find(|item| item["reservation_id"] == holder.reservation_id.as_str());
+        Ok(item.and_then(|item| item["expires_in_seconds"].as_u64()).unwrap_or_default())
     }
 
     async fn status(&self, holder: &Holder) -> Result<String> {
@@ -393,9 +437,10 @@ impl<'a> Story<'a> {
         tokio::time::sleep(STALE).await;
         let listed = self.api.call(Method::GET, "/products", "", None, None).await?;
         let listed = listed.body["items"].as_array().cloned().unwrap_or_default();
-        println!("   {:<8} {:>9} {:>6} {:>6} {:>7}", "product", "available", "held", "sold", "total");
+        self.say(&format!("   {:<8} {:>9} {:>6} {:>6} {:>7}", "product", "available", "held", "sold", "total"));
         for (product, book) in &books {
-            println!("   {product:<8} {:>9} {:>6} {:>6} {:>7}", book.available, book.held, book.sold, book.total);
+            let Book { available, held, sold, total } = book;
+            self.say(&format!("   {product:<8} {available:>9} {held:>6} {sold:>6} {total:>7}"));
         }
         for (product, book) in &books {
             let sum = book.available + book.held + book.sold;
@@ -414,8 +459,20 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    fn chapter(&self, title: &str) {
-        println!("\n[{:>5.1} s] {title}", self.since.elapsed().as_secs_f64());
+    fn say(&mut self, line: &str) {
+        (self.print)(line);
+    }
+
+    fn chapter(&mut self, title: &str) {
+        let seconds = self.since.elapsed().as_secs_f64();
+        self.say(&format!("\n[{seconds:>5.1} s] {title}"));
+    }
+
+    /// Says what is awaited, unless it is there already.
+    fn awaiting(&mut self, what: &str, seconds: u64) {
+        if seconds > 0 {
+            self.say(&format!("   ...  waiting {what}, about {seconds} s"));
+        }
     }
 
     fn check(&mut self, holds: bool, what: &str, answer: &Answer) {
@@ -424,25 +481,25 @@ impl<'a> Story<'a> {
 
     fn verdict(&mut self, holds: bool, what: &str, actual: &str) {
         if holds {
-            println!("   ok   {what}");
+            self.say(&format!("   ok   {what}"));
         } else {
-            println!("   FAIL {what}\n        actual: {actual}");
+            self.say(&format!("   FAIL {what}\n        actual: {actual}"));
             self.failed.push(what.to_owned());
         }
     }
 
-    fn end(self) -> bool {
+    fn end(mut self) -> bool {
         let took = self.since.elapsed().as_secs_f64();
         if self.failed.is_empty() {
-            println!("\nAll checks passed in {took:.0} s.");
+            self.say(&format!("\nAll checks passed in {took:.0} s."));
             return true;
         }
-        println!("\nFailed checks, after {took:.0} s:");
-        for what in &self.failed {
-            println!("  - {what}");
+        self.say(&format!("\nFailed checks, after {took:.0} s:"));
+        for what in std::mem::take(&mut self.failed) {
+            self.say(&format!("  - {what}"));
         }
-        let logs = self.stack.logs();
-        println!("Log of the functions: {}", crate::paths::shown(&logs.functions));
+        let log = crate::paths::shown(&self.stack.logs().functions);
+        self.say(&format!("Log of the functions: {log}"));
         false
     }
 }
@@ -550,14 +607,21 @@ impl Book {
     }
 }
 
-/// The books of every product, by a consistent scan of the whole table. Meaningful if nothing is in flight.
+/// The books of every product in the stack's table, see [`books_of`].
 ///
 /// # Errors
 /// The table cannot be read, or holds an item that is not understood.
 pub async fn read_books(stack: &Stack) -> Result<BTreeMap<String, Book>> {
-    let table = stack.table()?;
+    books_of(stack.clients(), stack.table()?).await
+}
+
+/// The books of every product, by a consistent scan of the whole table. Meaningful if nothing is in flight.
+///
+/// # Errors
+/// The table cannot be read, or holds an item that is not understood.
+pub async fn books_of(clients: &Clients, table: &str) -> Result<BTreeMap<String, Book>> {
     let mut books = BTreeMap::new();
-    let mut pages = stack.clients().dynamodb.scan().table_name(table).consistent_read(true).into_paginator().send();
+    let mut pages = clients.dynamodb.scan().table_name(table).consistent_read(true).into_paginator().send();
     while let Some(page) = pages.next().await {
         for item in page.context(|| format!("cannot scan the table {table}"))?.items.unwrap_or_default() {
             enter(&mut books, &item)

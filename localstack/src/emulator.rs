@@ -25,6 +25,8 @@ const HEALTH: &str = "_localstack/health";
 const HEALTH_POLL: Duration = Duration::from_millis(100);
 /// How long a start may take: seconds for ministack, longer for LocalStack on a slow disk.
 const START: Duration = Duration::from_secs(90);
+/// How often an emulator that was not started here is asked whether it still listens.
+const LISTENS_POLL: Duration = Duration::from_millis(500);
 /// Whether ministack writes its state when it ends: no, and yes.
 const KEEPS: [(&str, &str); 2] = [("PERSIST_STATE", "0"), ("PERSIST_STATE", "1")];
 
@@ -40,16 +42,16 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// Whether it can be started, or answers.
+    /// Whether it can be started, on `port` if one is given, or answers.
     ///
     /// # Errors
-    /// There is no Docker for LocalStack, or nothing at the endpoint.
-    pub async fn check(&self) -> Result<()> {
-        match self {
-            Self::Ministack => Ok(()),
-            Self::LocalStack => docker_is_there().await,
-            Self::Endpoint(url) => answers(url).await,
+    /// The port is taken, there is no Docker for LocalStack, or nothing at the endpoint.
+    pub async fn check(&self, port: Option<u16>) -> Result<()> {
+        if let Self::Endpoint(url) = self {
+            return answers(url).await;
         }
+        port.map_or(Ok(()), is_free)?;
+        if matches!(self, Self::LocalStack) { docker_is_there().await } else { Ok(()) }
     }
 }
 
@@ -113,6 +115,17 @@ impl Emulator {
         match &self.started {
             Started::Ministack(ministack) => Some(ministack),
             Started::Compose(_) | Started::Nothing => None,
+        }
+    }
+
+    /// Waits until it ends by itself; how, and where its log is. Nobody may end or start it meanwhile.
+    pub async fn ended(&self) -> String {
+        match &self.started {
+            Started::Ministack(ministack) => ministack.ended().await,
+            Started::Compose(_) | Started::Nothing => {
+                until_nobody_listens(&self.url).await;
+                format!("nothing answers at {} any more", self.url)
+            }
         }
     }
 
@@ -208,7 +221,7 @@ impl Ministack {
         let url = self.url();
         let ready = tokio::select! {
             healthy = until_healthy(&url) => healthy,
-            ended = group.wait() => Err(Error::new(format!("it ended at once ({})", ended.map_or_else(|e| e.to_string(), |s| s.to_string())))),
+            ended = group.ended() => Err(Error::new(format!("it ended at once ({ended})"))),
         };
         ready.map_err(|why| {
             Error::new(format!("ministack did not start: {why}; its log is {}", paths::shown(&self.log)))
@@ -244,6 +257,13 @@ impl Ministack {
         let process = self.process.lock().await;
         process.as_ref().ok_or_else(|| Error::new("ministack does not run"))?.signal(signal);
         Ok(())
+    }
+
+    async fn ended(&self) -> String {
+        match self.process.lock().await.as_mut() {
+            Some(group) => format!("ministack ended ({}); its log is {}", group.ended().await, paths::shown(&self.log)),
+            None => "ministack does not run".to_owned(),
+        }
     }
 
     /// Immediately: its state is not needed any more.
@@ -286,11 +306,50 @@ async fn localstack(port: u16, keeper: &Arc<Keeper>) -> Result<Emulator> {
     Ok(Emulator { url, started: Started::Compose(compose) })
 }
 
+/// Returns when a connection is refused. Its process is not this one's child, so there is nothing to wait for.
+async fn until_nobody_listens(url: &str) {
+    let address = reqwest::Url::parse(url).ok().and_then(|url| {
+        let port = url.port_or_known_default()?;
+        Some((url.host_str()?.trim_matches(['[', ']']).to_owned(), port))
+    });
+    let Some(address) = address else { return };
+    let mut probe = tokio::time::interval(LISTENS_POLL);
+    loop {
+        probe.tick().await;
+        if tokio::net::TcpStream::connect(&address).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The URL of an endpoint: with its scheme, without a path.
+///
+/// # Errors
+/// It is not one; the error is a sentence.
+pub fn endpoint(text: &str) -> Result<String> {
+    let wrong = || Error::new("a URL with a scheme and a host is needed, such as http://127.0.0.1:4566");
+    let url = reqwest::Url::parse(text).map_err(|_| wrong())?;
+    let plain = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() || !plain {
+        return Err(wrong());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
 /// Asks for tables and not for the health page: anything that speaks DynamoDB will do.
 async fn answers(url: &str) -> Result<()> {
-    let asked = crate::aws::Clients::new(url.trim_end_matches('/')).dynamodb.list_tables().limit(1).send().await;
-    asked.context(|| format!("no AWS emulator answers at {url} (asked for its DynamoDB tables)"))?;
+    let endpoint = endpoint(url).map_err(|why| Error::new(format!("{url:?}: {why}")))?;
+    let asked = crate::aws::Clients::new(&endpoint).dynamodb.list_tables().limit(1).send().await;
+    asked.map_err(|error| {
+        Error::new(format!("no AWS emulator answers at {url} (asked for its tables): {}", crate::error::root(&error)))
+    })?;
     Ok(())
+}
+
+/// A port that somebody asked for must be free. ministack and Docker only say it in their logs.
+fn is_free(port: u16) -> Result<()> {
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).map(drop);
+    taken.context(|| format!("the emulator cannot listen on 127.0.0.1:{port} (`--emulator-port` names another)"))
 }
 
 async fn docker_is_there() -> Result<()> {
@@ -358,5 +417,49 @@ impl Drop for Compose {
             // The way out of a panic: there is no runtime left to wait with.
             let _ = self.down_command().into_std().status();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_a_whole_url() {
+        for good in ["http://127.0.0.1:4566", "https://localstack.example", "http://[::1]:4566", "http://h:1/"] {
+            assert_eq!(endpoint(good).unwrap(), good.trim_end_matches('/'));
+        }
+        for bad in ["127.0.0.1:4566", "localhost:4566", "localhost", "", "http://", "ftp://h:1", "http://h:1/path"] {
+            let why = endpoint(bad).unwrap_err().to_string();
+            assert!(why.contains("http://127.0.0.1:4566"), "{bad}: {why}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_refused_at_once() {
+        let taken = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let why = Choice::Ministack.check(Some(port)).await.unwrap_err().to_string();
+        assert!(why.contains(&format!("127.0.0.1:{port}")) && why.contains("--emulator-port"), "{why}");
+        drop(taken);
+        Choice::Ministack.check(Some(port)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_end_of_an_emulator_that_was_not_started_here_is_noticed() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let emulator = Emulator { url: url.clone(), started: Started::Nothing };
+        let mut ended = std::pin::pin!(emulator.ended());
+        let accept = async {
+            listener.accept().await.unwrap();
+            drop(listener);
+        };
+        tokio::select! {
+            () = accept => {}
+            why = &mut ended => panic!("it listens: {why}"),
+        }
+        let why = tokio::time::timeout(START, ended).await.unwrap();
+        assert!(why.contains(&url), "{why}");
     }
 }

@@ -57,3 +57,12 @@ pub fn chain(error: &dyn StdError) -> String {
     }
     text
 }
+
+/// The innermost cause of an error: what a person can act upon, without the layers of the libraries above it.
+pub fn root(error: &dyn StdError) -> String {
+    let mut innermost = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    innermost.to_string()
+}

@@ -188,6 +188,16 @@ impl Functions {
         pids.get(function).map(|ids| ids.iter().copied().collect()).unwrap_or_default()
     }
 
+    /// The process id of `watch`, which leads its group.
+    pub fn watch_id(&self) -> u32 {
+        self.watch.id()
+    }
+
+    /// Waits until `watch` ends by itself, which it does only if something is wrong; how it ended.
+    pub async fn watch_ended(&mut self) -> String {
+        self.watch.ended().await
+    }
+
     /// Ends the functions, then `watch`. At once: they keep nothing, and a request that is cut off here is what a
     /// crash in the cloud looks like.
     pub async fn stop(mut self) {
@@ -198,23 +208,29 @@ impl Functions {
 }
 
 async fn start_watch(serve: &Serve<'_>, keeper: &Arc<Keeper>) -> Result<Group> {
-    let out = File::create(serve.watch_log).context(|| format!("cannot create {}", serve.watch_log.display()))?;
-    let err = out.try_clone().context(|| "cannot share watch's log".into())?;
     let mut command = Command::new(serve.cargo_lambda);
     command
-        .current_dir(paths::workspace())
         // Neither --timeout, which would also end the functions' wait for their next request, and them with it; nor
         // --concurrency, which would start functions in spite of --only-lambda-apis.
         .args(["lambda", "watch", "--only-lambda-apis", "--ignore-changes", "--disable-cors"])
-        .args(["--invoke-address", "127.0.0.1", "--invoke-port", &serve.port.to_string()])
-        .stdout(out)
-        .stderr(err);
-    let mut group = keeper.spawn("cargo lambda watch", &mut command)?;
+        .args(["--invoke-address", "127.0.0.1", "--invoke-port", &serve.port.to_string()]);
+    watch(&mut command, serve.port, serve.watch_log, keeper).await
+}
+
+/// Starts `cargo lambda watch` with the arguments of `command` in the workspace, and waits until it listens at `port`.
+///
+/// # Errors
+/// It cannot be started; the error shows the end of its log.
+pub async fn watch(command: &mut Command, port: u16, log: &Path, keeper: &Arc<Keeper>) -> Result<Group> {
+    let out = File::create(log).context(|| format!("cannot create {}", log.display()))?;
+    let err = out.try_clone().context(|| "cannot share watch's log".into())?;
+    command.current_dir(paths::workspace()).stdout(out).stderr(err);
+    let mut group = keeper.spawn("cargo lambda watch", command)?;
     let listens = async {
         let mut probe = tokio::time::interval(WATCH_POLL);
         loop {
             probe.tick().await;
-            if tokio::net::TcpStream::connect(("127.0.0.1", serve.port)).await.is_ok() {
+            if tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
                 return;
             }
         }
@@ -224,9 +240,9 @@ async fn start_watch(serve: &Serve<'_>, keeper: &Arc<Keeper>) -> Result<Group> {
             Ok(()) => return Ok(group),
             Err(_) => format!("it did not listen within {WATCH_START:?}"),
         },
-        ended = group.wait() => ended.map_or_else(|error| error.to_string(), |status| format!("it ended ({status})")),
+        ended = group.ended() => format!("it ended ({ended})"),
     };
-    Err(Error::new(format!("cargo lambda watch did not start: {why}; {}", log_tail(serve.watch_log))))
+    Err(Error::new(format!("cargo lambda watch did not start: {why}; {}", log_tail(log))))
 }
 
 /// One place for a process of a function.

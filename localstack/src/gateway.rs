@@ -10,17 +10,21 @@
 //! callers that retry) block `watch` for good; then restart the stack.
 //!
 //! It also enforces the time limit and answers as API Gateway does: `watch` never answers a request whose function was
-//! killed, and its own `--timeout` would end idle functions too.
+//! killed, and its own `--timeout` would end idle functions too. And it is as strict as API Gateway: what `watch` gets is
+//! the path that the routes were asked about, the body as it was sent, and no header of the Lambda runtime.
 
 use crate::error::{Context, Error, Result};
 use crate::routes::Routes;
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use axum::extract::{Path, Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,8 +108,8 @@ impl Upstream {
     /// # Errors
     /// The function failed, or did not answer.
     pub async fn invoke(&self, function: &str, event: &Value) -> std::result::Result<Value, InvokeError> {
-        let path = format!("/2015-03-31/functions/{function}/invocations");
-        let answer = self.send(Method::POST, &path, HeaderMap::new(), event.to_string().into_bytes()).await?;
+        let body = event.to_string().into_bytes();
+        let answer = self.send(Method::POST, &invocations(function), HeaderMap::new(), body).await?;
         if !answer.status.is_success() {
             return Err(InvokeError::Function(String::from_utf8_lossy(&answer.body).into_owned()));
         }
@@ -137,6 +141,16 @@ impl Upstream {
     }
 }
 
+/// What the gateway serves.
+pub struct Served {
+    /// The API's routes.
+    pub routes: Routes,
+    /// The functions, by name: Invoke calls no other.
+    pub functions: BTreeSet<String>,
+    /// Which other origins' pages may call the API.
+    pub cors: Option<CorsLayer>,
+}
+
 /// The front door, open until dropped.
 pub struct Gateway {
     url: String,
@@ -160,16 +174,18 @@ impl Gateway {
     ///
     /// # Errors
     /// The listener is broken.
-    pub fn open(listener: TcpListener, upstream: Upstream, routes: Routes, cors: Option<CorsLayer>) -> Result<Self> {
+    pub fn open(listener: TcpListener, upstream: Upstream, served: Served) -> Result<Self> {
         let address = listener.local_addr().context(|| "cannot tell the gateway's port".into())?;
+        let Served { routes, functions, cors } = served;
         let app = Router::new()
-            .route("/2015-03-31/functions/{function}/invocations", post(forward))
-            .fallback(forward_known)
-            .with_state((upstream, Arc::new(routes)));
+            .route("/2015-03-31/functions/{function}/invocations", post(invoke))
+            .fallback(call)
+            .with_state(Arc::new(Front { upstream, routes, functions }));
         let app = match cors {
             Some(cors) => app.layer(cors),
             None => app,
         };
+        let app = app.layer(middleware::from_fn(without_dot_segments));
         let mut server = JoinSet::new();
         server.spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {
@@ -185,53 +201,130 @@ impl Gateway {
     }
 }
 
-type Front = (Upstream, Arc<Routes>);
+struct Front {
+    upstream: Upstream,
+    routes: Routes,
+    functions: BTreeSet<String>,
+}
 
-/// An unknown route goes to the function behind the route `$default`, or is 404 without one. (`watch` would wait for a
-/// default function of its own, which does not run; it calls a function by name at `/lambda-url`.)
-async fn forward_known(front: State<Front>, request: Request) -> Response {
-    let routes = &front.0.1;
-    if routes.know(request.method().as_str(), request.uri().path()) {
-        return forward(front, request).await;
+/// Refuses a path with a dot segment, encoded or not, before anything else sees it. The HTTP client resolves dot segments
+/// as a browser does, so that `watch` would get another path than the one that the routes were asked about.
+async fn without_dot_segments(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    // To the client, a backslash separates segments too.
+    let is_dots = |segment: &str| matches!(segment.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..");
+    // `OPTIONS *` has no path.
+    if !path.starts_with('/') || path.split(['/', '\\']).any(is_dots) {
+        return message(StatusCode::NOT_FOUND, "Not Found");
     }
-    let Some(function) = routes.otherwise() else {
+    next.run(request).await
+}
+
+/// Calls the function of a route. An unknown route goes to the function behind the route `$default`, or is 404 without
+/// one. (`watch` would wait for a default function of its own, which does not run; it calls a function by name at
+/// `/lambda-url`.)
+async fn call(State(front): State<Arc<Front>>, request: Request) -> Response {
+    let uri = request.uri();
+    // The client would make a backslash a slash.
+    let path = uri.path().replace('\\', "%5C");
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let prefix = if front.routes.know(request.method().as_str(), uri.path()) {
+        String::new()
+    } else if let Some(function) = front.routes.otherwise() {
+        format!("/lambda-url/{function}")
+    } else {
         return message(StatusCode::NOT_FOUND, "Not Found");
     };
-    let prefix = format!("/lambda-url/{function}");
-    forward_to(&front.0.0, &prefix, request).await
-}
-
-async fn forward(State((upstream, _)): State<Front>, request: Request) -> Response {
-    forward_to(&upstream, "", request).await
-}
-
-async fn forward_to(upstream: &Upstream, prefix: &str, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, BODY_BYTES).await else {
-        return message(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large");
+        return too_large();
     };
-    // `watch` itself answers 500 to JSON that is not UTF-8. In the cloud the body of an event is always text.
-    let body = String::from_utf8_lossy(&body).into_owned().into_bytes();
-    for name in HOP_BY_HOP {
-        parts.headers.remove(name);
+    if std::str::from_utf8(&body).is_err() {
+        mark_as_binary(&mut parts.headers);
     }
-    join_repeated(&mut parts.headers);
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
-    let path = format!("{prefix}{path}");
-    match upstream.send(parts.method, &path, parts.headers, body).await {
-        Ok(mut answer) => {
-            for name in HOP_BY_HOP {
-                answer.headers.remove(name);
+    front.upstream.forward(parts.method, &format!("{prefix}{path}{query}"), parts.headers, body.into()).await
+}
+
+/// Lambda's Invoke, for programs on this machine. An event may carry the claims of a caller, so whoever can send one can
+/// be anybody; AWS asks for credentials here. A web page cannot send one: the browser adds the page's origin to a POST
+/// and, if it is the page's own host name that resolves to this machine, that name as the host.
+async fn invoke(State(front): State<Arc<Front>>, Path(function): Path<String>, request: Request) -> Response {
+    let headers = request.headers();
+    if headers.contains_key(header::ORIGIN) || !is_for_this_machine(headers) {
+        return message(StatusCode::FORBIDDEN, "Forbidden");
+    }
+    // `watch` would wait for a function of any binary's name, and its queue would fill up.
+    if !front.functions.contains(&function) {
+        return message(StatusCode::NOT_FOUND, &format!("Function not found: {function}"));
+    }
+    let (parts, body) = request.into_parts();
+    let Ok(body) = to_bytes(body, BODY_BYTES).await else {
+        return too_large();
+    };
+    if std::str::from_utf8(&body).is_err() {
+        return message(StatusCode::BAD_REQUEST, "Could not parse request body into json: it is not UTF-8");
+    }
+    front.upstream.forward(parts.method, &invocations(&function), parts.headers, body.into()).await
+}
+
+/// Where a function is invoked.
+fn invocations(function: &str) -> String {
+    format!("/2015-03-31/functions/{function}/invocations")
+}
+
+/// Whether the request was sent to a name of this machine that no name server can give to another one.
+fn is_for_this_machine(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    host.is_some_and(|host| matches!(host.host().to_ascii_lowercase().as_str(), "127.0.0.1" | "localhost" | "[::1]"))
+}
+
+impl Upstream {
+    /// Passes a request on, without the headers that are not the caller's to set, and its answer back.
+    async fn forward(&self, method: Method, path: &str, mut headers: HeaderMap, body: Vec<u8>) -> Response {
+        for name in HOP_BY_HOP {
+            headers.remove(name);
+        }
+        strip_runtime_headers(&mut headers);
+        join_repeated(&mut headers);
+        match self.send(method, path, headers, body).await {
+            Ok(mut answer) => {
+                for name in HOP_BY_HOP {
+                    answer.headers.remove(name);
+                }
+                let mut response = Response::new(Body::from(answer.body));
+                *response.status_mut() = answer.status;
+                *response.headers_mut() = answer.headers;
+                response
             }
-            let mut response = Response::new(Body::from(answer.body));
-            *response.status_mut() = answer.status;
-            *response.headers_mut() = answer.headers;
-            response
+            Err(why) => {
+                eprintln!("{path}: {why}");
+                message(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
+            }
         }
-        Err(why) => {
-            eprintln!("{path}: {why}");
-            message(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
-        }
+    }
+}
+
+/// `watch` takes the Lambda runtime's own headers from the request and hands them to the function, where one that cannot
+/// be read ends the process.
+fn strip_runtime_headers(headers: &mut HeaderMap) {
+    let is_reserved = |name: &&HeaderName| name.as_str().starts_with("lambda-runtime-");
+    let reserved: Vec<HeaderName> = headers.keys().filter(is_reserved).cloned().collect();
+    for name in reserved {
+        headers.remove(name);
+    }
+}
+
+/// API Gateway hands a body that is not text over in Base64. `watch` decides by the media type alone: it takes `text/..`,
+/// `application/json` and no type at all for text, and then answers 500 if the body is not UTF-8. Types are the same in
+/// capitals, but not to `watch`: in capitals it hands the body over in Base64.
+fn mark_as_binary(headers: &mut HeaderMap) {
+    let kind = headers.get(header::CONTENT_TYPE).map_or(&b"application/octet-stream"[..], HeaderValue::as_bytes);
+    let mut kind = kind.to_vec();
+    // Its parameters may depend on case.
+    let end = kind.iter().position(|&byte| byte == b';').unwrap_or(kind.len());
+    kind[..end].make_ascii_uppercase();
+    if let Ok(kind) = HeaderValue::from_bytes(&kind) {
+        headers.insert(header::CONTENT_TYPE, kind);
     }
 }
 
@@ -241,11 +334,15 @@ fn join_repeated(headers: &mut HeaderMap) {
     let repeated: Vec<HeaderName> =
         headers.keys().filter(|&name| headers.get_all(name).iter().count() > 1).cloned().collect();
     for name in repeated {
-        let values: Vec<&[u8]> = headers.get_all(&name).iter().map(header::HeaderValue::as_bytes).collect();
-        if let Ok(joined) = header::HeaderValue::from_bytes(&values.join(&b","[..])) {
+        let values: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&values.join(&b","[..])) {
             headers.insert(name, joined);
         }
     }
+}
+
+fn too_large() -> Response {
+    message(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large")
 }
 
 /// An error of the gateway itself, as API Gateway would send it.
@@ -264,3 +361,6 @@ pub fn free_port() -> Result<u16> {
     let port = address.context(|| "cannot find a free port".into())?.port();
     if port == 0 { Err(Error::new("cannot find a free port")) } else { Ok(port) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,13 +9,16 @@
 //!              +--- runner: due schedules, queue messages <--+
 //! ```
 //!
-//! Start reading at [`stack::Stack::start`]. Everything listens on 127.0.0.1 and writes below `target/local`.
+//! Start reading at [`stack::Stack::start`]; [`bare`] is the same in three parts, without the gateway. Everything listens on 127.0.0.1 and writes below `target/local`.
 
+pub mod app;
 pub mod aws;
+pub mod bare;
 pub mod bootstrap;
 pub mod cors;
 pub mod demo;
 pub mod emulator;
+pub mod env_file;
 pub mod error;
 pub mod functions;
 pub mod fuzz;

@@ -2,11 +2,21 @@
 
 use crate::error::{Context, Result};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
-/// The workspace that this tool was built from, and serves.
+/// A copied or moved clone may have been given this program with its target folder, so the folder that the program was
+/// built in counts only if the current folder is in no clone.
+static WORKSPACE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let here = std::env::current_dir().ok();
+    here.and_then(|here| holdfast_launcher::workspace(&here)).unwrap_or_else(|| {
+        let built_from = Path::new(env!("CARGO_MANIFEST_DIR"));
+        built_from.parent().unwrap_or(built_from).to_path_buf()
+    })
+});
+
+/// The clone that this tool serves: the one that the current folder belongs to.
 pub fn workspace() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
+    WORKSPACE.clone()
 }
 
 /// A folder below `target/local`, made if it is not there.

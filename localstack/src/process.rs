@@ -146,6 +146,11 @@ impl Group {
         Ok(status)
     }
 
+    /// Waits for the leader to end by itself; how it ended, in words. Safe to drop and to call again.
+    pub async fn ended(&mut self) -> String {
+        self.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+
     /// Sends a signal to the whole group.
     pub fn signal(&self, signal: Signal) {
         self::signal(self.id, signal);

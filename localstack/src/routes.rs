@@ -58,6 +58,17 @@ impl Routes {
         Ok(Self { known: declared, otherwise: default_function(template, scope, functions)? })
     }
 
+    /// These routes, each of a method, a path and a function.
+    #[cfg(test)]
+    pub(crate) fn of(routes: &[[&str; 3]], otherwise: Option<&str>) -> Self {
+        let route = |[method, path, function]: &[&str; 3]| Route {
+            path: (*path).to_owned(),
+            method: (*method).to_owned(),
+            function: (*function).to_owned(),
+        };
+        Self { known: routes.iter().map(route).collect(), otherwise: otherwise.map(str::to_owned) }
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Route> {
         self.known.iter()

@@ -7,18 +7,66 @@ use std::process::ExitCode;
 use crate::error::{Context as _, Result};
 use crate::process::cargo;
 
-/// Builds the simulator, and runs it with these arguments; with `--fast` among them, optimised as a whole: slow to
-/// build, and worth it for runs of hours.
+/// The simulator's options, for the help of `cargo local simulate`, which must not need minutes of compiling.
+pub const OPTIONS: &str = "\
+Options of the simulator:
+      --seeds <N>            Number of seeds [default: 1000]
+      --from <N>             The first seed [default: 0]
+      --hours <HOURS>        Run for this long instead, whatever the number of seeds
+      --threads <N>          Seeds at once, 1 to 64 [default: 2]
+      --moments <N,N>        Only these moments of the plan, as a failing seed prints them
+      --faults <NAME,NAME>   Only these kinds of faults, or `none`
+      --history              Print the whole history of each seed
+      --tally                Continue after a failure, and count which promises broke in which seeds
+      --planted <NAME>       Plant a bug by its name, or `all`: run seeds until each is caught";
+
+/// Whether the arguments ask for help.
+pub fn asks_for_help(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| matches!(argument.as_str(), "--help" | "-h"))
+}
+
+/// Builds the simulator, and runs it with these arguments; if `fast`, or with `--fast` among them, optimised as a whole:
+/// slow to build, and worth it for runs of hours.
 ///
 /// # Errors
 /// Cargo cannot be started.
-pub fn run(arguments: &[String]) -> Result<ExitCode> {
+pub fn run(fast: bool, arguments: &[String]) -> Result<ExitCode> {
     let mut cargo = cargo();
     cargo.args(["run", "--quiet", "--locked", "--package", "holdfast-simulator"]);
-    let (fast, arguments): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|argument| *argument == "--fast");
-    if !fast.is_empty() {
+    let is_fast = |argument: &&String| *argument == "--fast";
+    let (fasts, arguments): (Vec<&String>, Vec<&String>) = arguments.iter().partition(is_fast);
+    if fast || !fasts.is_empty() {
         cargo.args(["--profile", "simulate"]);
     }
     let status = cargo.arg("--").args(arguments).status().context(|| "cannot start cargo".to_owned())?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_option_of_the_simulator() {
+        let source = crate::paths::workspace().join("shared/simulator/src/main.rs");
+        let source = std::fs::read_to_string(source).unwrap();
+        let (cli, _) = source.split_once("\nstruct Cli {").unwrap().1.split_once("\n}\n").unwrap();
+        let fields = cli.lines().filter_map(|line| line.trim().split_once(": ").filter(|_| !line.contains("//")));
+        let mut options: Vec<String> = fields
+            .filter(|(name, _)| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+            .map(|(name, _)| format!("--{}", name.replace('_', "-")))
+            .collect();
+        options.sort();
+        let listed = OPTIONS.lines().filter_map(|line| line.trim().split(' ').next());
+        let mut listed: Vec<&str> = listed.filter(|word| word.starts_with("--")).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, options);
+    }
+
+    #[test]
+    fn help_is_asked_for_anywhere() {
+        let asks = |words: &[&str]| asks_for_help(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
+        assert!(asks(&["--help"]) && asks(&["--seeds", "3", "-h"]));
+        assert!(!asks(&["--seeds", "3"]) && !asks(&[]));
+    }
 }

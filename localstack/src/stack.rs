@@ -4,19 +4,20 @@
 //! Invariant: after a stack has stopped, was dropped in a panic, or its process was killed, none of its processes is left,
 //! and nothing else was touched.
 
-use crate::aws::{CREDENTIAL, Clients};
+use crate::app::{App, Around};
+use crate::aws::Clients;
 use crate::bootstrap::{Queue, Resources};
 use crate::cors;
 use crate::emulator::{Choice, Emulator};
-use crate::error::{Context, Error, Result};
-use crate::functions::{self, Functions, Serve, Spec};
-use crate::gateway::{Gateway, InvokeError, Upstream, free_port};
+use crate::error::{Error, Result};
+use crate::functions::{self, Functions, Serve};
+use crate::gateway::{Gateway, InvokeError, Served, Upstream, free_port};
 use crate::paths;
 use crate::process::Keeper;
 use crate::progress::Step;
 use crate::routes::Routes;
-use crate::runner::{self, Delivery, Runner, Work};
-use crate::template::{Function, RecurringSchedule, Scope, Template};
+use crate::runner::{self, Runner};
+use crate::template::{Scope, Template};
 use crate::token::{Role, Signer};
 use crate::tools;
 use futures_util::future::BoxFuture;
@@ -118,8 +119,7 @@ pub struct Stack {
 
 /// What is ready before there is anything to clean up.
 struct Parts {
-    template: Template,
-    declared: Vec<Function>,
+    app: App,
     routes: Routes,
     listener: TcpListener,
     binaries: BTreeMap<String, PathBuf>,
@@ -150,14 +150,8 @@ impl Stack {
         raise_file_limit();
         // What can be refused at once comes before what takes long.
         let listener = Gateway::listen(options.port).await?;
-        options.emulator.check().await?;
-        let template = Template::load(&paths::workspace().join("template.yaml"))?;
-        let signer = Signer::load()?;
-        let keeper = Keeper::start()?;
+        options.emulator.check(options.emulator_port).await?;
         let name = format!("holdfast-{:08x}", fastrand::u32(..));
-        let logs = Logs::new(&name)?;
-
-        let cargo_lambda = tools::ensure(tools::CARGO_LAMBDA, &keeper).await?;
         // A first look, for the names of the binaries only; references resolve once the resources are there.
         let blank = |region: &str| Scope {
             stack: name.clone(),
@@ -165,9 +159,14 @@ impl Stack {
             parameters: options.parameters.clone(),
             resources: BTreeMap::new(),
         };
-        let declared = template.functions(&blank(""))?;
-        let routes = Routes::load(&template, &blank(""), &declared).await?;
-        let names: Vec<String> = declared.iter().map(|function| function.binary.clone()).collect();
+        let app = App::load(&blank(""))?;
+        let signer = Signer::load()?;
+        let keeper = Keeper::start()?;
+        let logs = Logs::new(&name)?;
+
+        let cargo_lambda = tools::ensure(tools::CARGO_LAMBDA, &keeper).await?;
+        let routes = app.routes(&blank("")).await?;
+        let names: Vec<String> = app.names().into_iter().collect();
         let binaries = functions::build(&names, &options.build_arguments, &keeper).await?;
 
         let emulator_port = options.emulator_port.map_or_else(free_port, Ok)?;
@@ -193,7 +192,7 @@ impl Stack {
             keeper,
         };
         // From here on there may be something to clean up on an emulator that others use too.
-        let parts = Parts { template, declared, routes, listener, binaries, cargo_lambda, watch_port };
+        let parts = Parts { app, routes, listener, binaries, cargo_lambda, watch_port };
         match stack.start_rest(parts, &options).await {
             Ok(()) => Ok(stack),
             Err(error) => {
@@ -204,24 +203,28 @@ impl Stack {
     }
 
     async fn start_rest(&mut self, parts: Parts, options: &Options) -> Result<()> {
-        let Parts { template, declared, routes, listener, binaries, cargo_lambda, watch_port } = parts;
+        let Parts { app, routes, listener, binaries, cargo_lambda, watch_port } = parts;
         let step = Step::start("making the table, queues and schedule group of template.yaml");
-        self.resources.create(&template, &self.clients).await?;
+        self.resources.create(&app.template, &self.clients).await?;
         step.done(&self.name);
         let proxy_url = match &self.proxy {
             Some(proxy) => {
-                let functions = declared.iter().map(|function| function.binary.clone()).collect();
                 let (resources, endpoint_url) = (&self.resources, self.endpoint_url());
-                Some(proxy.start(Deployed { template: &template, resources, endpoint_url, functions }).await?)
+                let functions = app.names();
+                Some(proxy.start(Deployed { template: &app.template, resources, endpoint_url, functions }).await?)
             }
             None => None,
         };
-        let recurring = template.recurring_schedules(&self.resources.scope)?;
-        let cors = cors::layer(&template, &self.resources.scope)?;
-        let mut specs = Vec::new();
-        for function in &declared {
-            specs.push(self.spec(&template, function, &recurring, proxy_url.as_deref(), options)?);
-        }
+        let specs = app.specs(
+            &self.resources,
+            &Around {
+                endpoint_url: proxy_url.as_deref().unwrap_or(self.endpoint_url()),
+                region: &self.clients.region,
+                own_access_keys: proxy_url.is_some(),
+                key_set: self.signer.key_set(),
+                environment: &options.environment,
+            },
+        )?;
         let serve = Serve {
             cargo_lambda: &cargo_lambda,
             port: watch_port,
@@ -231,79 +234,12 @@ impl Stack {
         };
         let functions = self.functions.insert(Functions::start(&specs, &binaries, &serve, &self.keeper).await?);
         functions.warm(&specs, &self.upstream, &self.logs.functions).await?;
-        self.gateway = Some(Gateway::open(listener, self.upstream.clone(), routes, cors)?);
-        let work = Work {
-            clients: self.clients.clone(),
-            upstream: self.upstream.clone(),
-            groups: self.resources.groups.values().cloned().collect(),
-            recurring,
-            deliveries: self.deliveries(&declared)?,
-        };
+        let cors = cors::layer(&app.template, &self.resources.scope)?;
+        let served = Served { routes, functions: app.names(), cors };
+        self.gateway = Some(Gateway::open(listener, self.upstream.clone(), served)?);
+        let work = app.work(&self.resources, &self.clients, &self.upstream)?;
         self.runner = Some(Runner::start(work, &options.runner));
         Ok(())
-    }
-
-    /// A function as the template deploys it, with the endpoint of the emulator or of the proxy.
-    fn spec(
-        &self,
-        template: &Template,
-        function: &Function,
-        recurring: &[RecurringSchedule],
-        proxy_url: Option<&str>,
-        options: &Options,
-    ) -> Result<Spec> {
-        let mut environment = template.environment(&self.resources.scope, function)?;
-        let (endpoint_url, access_key_id) = match proxy_url {
-            Some(url) => (url, function.binary.as_str()),
-            None => (self.clients.endpoint_url.as_str(), CREDENTIAL),
-        };
-        let own = [
-            ("AWS_ENDPOINT_URL", endpoint_url),
-            ("AWS_REGION", &self.clients.region),
-            ("AWS_DEFAULT_REGION", &self.clients.region),
-            ("AWS_ACCESS_KEY_ID", access_key_id),
-            ("AWS_SECRET_ACCESS_KEY", CREDENTIAL),
-            // As the template's LoggingConfig sets it in the cloud.
-            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
-            ("HOLDFAST_LOCAL_KEY_SET", self.signer.key_set()),
-        ];
-        for (name, value) in own {
-            let before = environment.insert(name.to_owned(), value.to_owned());
-            if before.is_some_and(|before| before != value) {
-                return Err(Error::new(format!(
-                    "template.yaml sets {name} for {}, which only the local stack may",
-                    function.id
-                )));
-            }
-        }
-        environment.extend(options.environment.clone());
-        // A function without routes is called with what its schedule would give it: there is nothing to do yet.
-        let scheduled = recurring.iter().find(|schedule| schedule.function == function.binary);
-        let probe = match scheduled {
-            Some(schedule) if !function.http => {
-                Some(serde_json::from_str(&schedule.input).context(|| format!("the input of {}", schedule.id))?)
-            }
-            _ => None,
-        };
-        Ok(Spec { name: function.binary.clone(), environment, memory_mb: function.memory_mb, probe })
-    }
-
-    fn deliveries(&self, declared: &[Function]) -> Result<Vec<Delivery>> {
-        let mut deliveries = Vec::new();
-        for function in declared {
-            for trigger in &function.queues {
-                let queue = self.queue(&trigger.queue)?;
-                deliveries.push(Delivery {
-                    id: trigger.queue.clone(),
-                    url: queue.url.clone(),
-                    arn: queue.arn.clone(),
-                    function: function.binary.clone(),
-                    batch_size: trigger.batch_size,
-                    partial_failures: trigger.partial_failures,
-                });
-            }
-        }
-        Ok(deliveries)
     }
 
     /// Its name, which every resource's name starts with.
@@ -331,11 +267,7 @@ impl Stack {
     /// # Errors
     /// The template has not exactly one.
     pub fn table(&self) -> Result<&str> {
-        let mut tables = self.resources.tables.values();
-        match (tables.next(), tables.next()) {
-            (Some(table), None) => Ok(table),
-            _ => Err(Error::new("template.yaml does not have exactly one table")),
-        }
+        self.resources.table()
     }
 
     /// A queue by its name in the template.
@@ -343,7 +275,7 @@ impl Stack {
     /// # Errors
     /// The template has none of that name.
     pub fn queue(&self, id: &str) -> Result<&Queue> {
-        self.resources.queues.get(id).ok_or_else(|| Error::new(format!("template.yaml has no queue {id}")))
+        self.resources.queue(id)
     }
 
     /// The schedule groups' names on the emulator.
@@ -372,6 +304,11 @@ impl Stack {
         self.functions.as_ref().map(|functions| functions.pids(function)).unwrap_or_default()
     }
 
+    /// The process id of `cargo lambda watch`, which leads its group.
+    pub fn watch_id(&self) -> Option<u32> {
+        self.functions.as_ref().map(Functions::watch_id)
+    }
+
     /// What plays the cloud: its events and counters.
     pub fn runner(&self) -> Option<&Runner> {
         self.runner.as_ref()
@@ -390,6 +327,27 @@ impl Stack {
     /// Where each part writes.
     pub fn logs(&self) -> &Logs {
         &self.logs
+    }
+
+    /// Waits until a part that must run ends by itself; which one, and how. (A function that ends is started again.)
+    pub async fn ended(&mut self) -> String {
+        let watch_log = &self.logs.watch;
+        let watch = async {
+            match self.functions.as_mut() {
+                Some(functions) => functions.watch_ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        let emulator = async {
+            match &self.emulator {
+                Some(emulator) => emulator.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = watch => format!("cargo lambda watch ended ({ended}); its log is {}", paths::shown(watch_log)),
+            ended = emulator => format!("the emulator is gone: {ended}"),
+        }
     }
 
     /// Stops all that was started, and deletes what was made on an emulator that was not.

@@ -183,6 +183,25 @@ impl Template {
         Ok(Self { root: long_form(yaml)? })
     }
 
+    /// Checks parameters that are given: their names, and the values for which the template lists or bounds them. Its
+    /// patterns are CloudFormation's to check.
+    ///
+    /// # Errors
+    /// The template has no such parameter, or does not allow the value.
+    pub fn check_parameters(&self, given: &BTreeMap<String, String>) -> Result<()> {
+        let declared = self.root["Parameters"].as_object().cloned().unwrap_or_default();
+        for (name, value) in given {
+            let rules = declared.get(name).ok_or_else(|| {
+                let names: Vec<&str> = declared.keys().map(String::as_str).collect();
+                Error::new(format!("template.yaml has no parameter {name}; it has {}", names.join(", ")))
+            })?;
+            if let Some(rule) = broken_rule(rules, value) {
+                return Err(Error::new(format!("the parameter {name} must be {rule}, not {value:?}")));
+            }
+        }
+        Ok(())
+    }
+
     /// The resources of one type that exist in `scope`, by logical id.
     ///
     /// # Errors
@@ -442,6 +461,26 @@ impl Template {
     }
 }
 
+/// The rule of a parameter that a value breaks.
+fn broken_rule(rules: &Value, value: &str) -> Option<String> {
+    if let Some(allowed) = rules["AllowedValues"].as_array() {
+        let allowed: Vec<String> = allowed.iter().map(text).collect();
+        return (!allowed.iter().any(|one| one == value)).then(|| format!("one of {}", allowed.join(", ")));
+    }
+    if rules["Type"] != "Number" {
+        return None;
+    }
+    let (least, most) = (rules["MinValue"].as_f64(), rules["MaxValue"].as_f64());
+    let fits = |number: f64| least.is_none_or(|least| number >= least) && most.is_none_or(|most| number <= most);
+    if value.parse().is_ok_and(fits) {
+        return None;
+    }
+    let bound = |what: &str, bound: Option<f64>| bound.map(|bound| format!(" of {what} {bound}")).unwrap_or_default();
+    let (least, most) = (bound("at least", least), bound("at most", most));
+    let and = if least.is_empty() || most.is_empty() { "" } else { " and" };
+    Some(format!("a number{least}{and}{most}"))
+}
+
 /// The logical ids that a value refers to, parameters among them.
 pub fn references(value: &Value) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -649,6 +688,27 @@ Resources:
         assert_eq!(ids(&scope), ["Dead", "Queue"]);
         scope.parameters.insert("Issuer".to_owned(), "https://issuer".to_owned());
         assert_eq!(ids(&scope), ["Dead", "Extra", "Queue"]);
+    }
+
+    #[test]
+    fn an_unknown_parameter_or_a_value_that_is_not_allowed_is_refused() {
+        let template = Template::load(&crate::paths::workspace().join("template.yaml")).unwrap();
+        let refused = |name: &str, value: &str| {
+            let given = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            template.check_parameters(&given).err().map(|error| error.to_string())
+        };
+        assert_eq!(refused("CorsAllowOrigins", "http://localhost:5173"), None);
+        assert_eq!(refused("CustomerRateLimit", "5"), None);
+        assert_eq!(refused("DeletionProtection", "false"), None);
+        let unknown = refused("CorsOrigins", "*").unwrap();
+        assert!(unknown.contains("CorsOrigins") && unknown.contains("CorsAllowOrigins, "), "{unknown}");
+        let why = refused("CustomerRateLimit", "many").unwrap();
+        assert_eq!(
+            why,
+            "the parameter CustomerRateLimit must be a number of at least 0 and of at most 10000, not \"many\""
+        );
+        assert!(refused("ApiRateLimit", "-1").unwrap().contains("a number of at least 0, not"));
+        assert!(refused("DeletionProtection", "no").unwrap().contains("one of true, false"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::error::{Context, Error, Result};
 use crate::paths;
 use data_encoding::BASE64URL_NOPAD;
+use holdfast_domain::CustomerId;
 use holdfast_http::{LOCAL_AUDIENCE, LOCAL_ISSUER};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,19 @@ pub enum Role {
     Service,
     /// Products, stock, failed confirmations.
     Admin,
+}
+
+/// A token's `sub`, if the API accepts it.
+///
+/// # Errors
+/// The API would refuse a token with it (401); the error is a sentence.
+pub fn subject(text: &str) -> Result<String> {
+    let customer = CustomerId::try_from(text)
+        .map_err(|_| Error::new("it must be 1 to 255 printable ASCII characters, with no blank at either end"))?;
+    if customer.is_guest() {
+        return Err(Error::new("ids that begin with `guest:` are for guests without an account, who have no token"));
+    }
+    Ok(customer.into())
 }
 
 /// The claims that Cognito would put into an access token, as far as the functions read them.
@@ -168,6 +182,18 @@ mod tests {
         let customer = claims(Role::Customer);
         assert_eq!(customer["sub"], "alice");
         assert_eq!(customer.get("cognito:groups"), None);
+    }
+
+    #[test]
+    fn a_subject_that_the_api_would_refuse_is_refused() {
+        for good in ["alice", "a guest:1", "guest", "user@shop.example", "auth0|12"] {
+            assert_eq!(subject(good).unwrap(), good);
+        }
+        let long = "a".repeat(256);
+        for bad in ["", " alice", "alice ", "guest:1", "guest:", "Zoë", "a\tb", &long] {
+            assert!(subject(bad).is_err(), "{bad:?}");
+        }
+        assert!(subject("guest:1").unwrap_err().to_string().contains("guest:"));
     }
 
     #[test]

@@ -104,7 +104,24 @@ pub async fn ensure(tool: Tool, keeper: &Arc<Keeper>) -> Result<PathBuf> {
 }
 
 fn installed(tool: Tool, marker: &Path, program: &Path) -> bool {
-    std::fs::read_to_string(marker).is_ok_and(|text| text == tool.requirements) && program.exists()
+    std::fs::read_to_string(marker).is_ok_and(|text| text == tool.requirements) && program.exists() && runs(program)
+}
+
+/// Whether a script's interpreter is still the Python of its own environment. It is not if the clone was moved, since a
+/// script names it by its whole path, or if the system's Python that the environment refers to was replaced; to start the
+/// script would then fail with "No such file or directory".
+fn runs(script: &Path) -> bool {
+    let text = std::fs::read(script).unwrap_or_default();
+    let line = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let Some(interpreter) = line.strip_prefix(b"#!").and_then(|line| std::str::from_utf8(line).ok()) else {
+        // A compiled program.
+        return true;
+    };
+    let interpreter = Path::new(interpreter.trim());
+    // For a long path pip writes a script of `sh` that starts Python.
+    let is_python = interpreter.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python"));
+    let folder = |path: &Path| path.parent().and_then(|folder| folder.canonicalize().ok());
+    !is_python || (interpreter.exists() && folder(interpreter) == folder(script))
 }
 
 /// Held until dropped. The operating system releases it, too, when the process ends in any way.
@@ -203,5 +220,34 @@ async fn run(command: &mut Command, keeper: &Arc<Keeper>, step: &Step) -> std::r
         Ok(status) if last.is_empty() => Err(status.to_string()),
         Ok(_) => Err(last),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_script_whose_python_is_gone_or_elsewhere_is_installed_again() {
+        let home = paths::local(&format!("test-tools-{}", std::process::id())).unwrap();
+        let bin = home.join("bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        let script = bin.join("tool");
+        let write = |line: &str| std::fs::write(&script, format!("{line}\nimport sys\n")).unwrap();
+        let python = bin.join("python3");
+
+        write(&format!("#!{}", python.display()));
+        assert!(!runs(&script), "there is no Python");
+        symlink("/bin/sh", &python).unwrap();
+        assert!(runs(&script));
+        std::fs::remove_file(&python).unwrap();
+        symlink(home.join("replaced"), &python).unwrap();
+        assert!(!runs(&script), "what it refers to is gone");
+        for (line, expected) in [("#!/bin/python3", false), ("#!/bin/sh", true), ("\u{7f}ELF", true)] {
+            write(line);
+            assert_eq!(runs(&script), expected, "{line}");
+        }
+        std::fs::remove_dir_all(&home).unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! End to end: the compiled functions behind `cargo lambda watch`, and an emulator.
 //!
-//! One stack serves all tests, each with its own products; tests that kill functions start another one, and those that
-//! break everything (see `chaos`) run last. The emulator is ministack, or the one at `HOLDFAST_ENDPOINT`: `HOLDFAST_ENDPOINT=http://127.0.0.1:4566 cargo test --test e2e`.
+//! One stack serves all tests, each with its own products; tests that kill functions or play on their own start another
+//! one, and those that break everything (see `chaos`) run last. The emulator is ministack, or the one at `HOLDFAST_ENDPOINT`: `HOLDFAST_ENDPOINT=http://127.0.0.1:4566 cargo test --test e2e`.
 //!
 //! Finally the functions' AWS calls are compared with their roles: see `permissions`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
@@ -9,9 +9,11 @@
 mod admin;
 mod api;
 mod bad_input;
+mod bare_watch;
 mod chaos;
 mod client;
 mod crash;
+mod demo;
 mod described;
 mod docs;
 mod integrators;
@@ -24,6 +26,7 @@ mod queues;
 mod races;
 mod readme;
 mod schemathesis;
+mod up;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -77,6 +80,13 @@ fn main() -> ExitCode {
         };
     }
     let trials = trials![
+        // The longest come first.
+        demo::{
+            the_demo_passes,
+        },
+        bare_watch::{
+            three_parts_make_the_stack,
+        },
         life::{
             a_hold_becomes_an_order,
             an_unconfirmed_hold_expires_by_its_schedule_and_is_released_once,
@@ -153,6 +163,9 @@ fn main() -> ExitCode {
         docs::{
             the_docs_page_loads_from_the_api_only,
             what_people_type_leads_to_the_docs_and_head_is_get_without_a_body,
+        },
+        up::{
+            the_end_of_a_part_is_noticed,
         },
         admin::{
             products_are_created_changed_and_listed,
