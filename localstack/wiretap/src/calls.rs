@@ -1,9 +1,9 @@
-//! AWS calls as IAM sees them: which actions on which resources a request must be allowed.
+//! AWS calls as IAM sees them: the actions and resources that a request must be allowed.
 //!
-//! What must always hold: a request is understood whole, or it is an error that names what is not understood. One that
+//! Invariant: a request is understood completely, or it is an error that names what is not understood. A request that
 //! was guessed at, or skipped, would make every check of the permissions worthless.
 //!
-//! After AWS's Service Authorization Reference, which says for each operation what it is authorised as:
+//! From AWS's Service Authorization Reference, which says how each operation is authorised:
 //! <https://docs.aws.amazon.com/service-authorization/latest/reference/list_dynamodb.html>, `list_sqs.html` and
 //! `list_scheduler.html`. A transaction is authorised as the actions in it:
 //! <https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis-iam.html>. A batch of messages is
@@ -17,14 +17,14 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// Something that a caller must be allowed.
+/// A permission that a caller needs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Need {
-    /// As in `dynamodb:PutItem`.
+    /// Such as `dynamodb:PutItem`.
     pub action: String,
-    /// The ARN of what it is done to.
+    /// The ARN of the resource.
     pub resource: String,
-    /// For `iam:PassRole`: the service that is to use the role.
+    /// For `iam:PassRole`: the service that will use the role.
     pub passed_to_service: Option<String>,
 }
 
@@ -41,20 +41,20 @@ impl fmt::Display for Need {
     }
 }
 
-/// A request, as far as its permissions depend on it.
+/// The parts of a request that its permissions depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The HTTP method.
     pub method: &'a str,
     /// The path.
     pub path: &'a str,
-    /// The header `X-Amz-Target`, by which DynamoDB and SQS are told what to do.
+    /// The header `X-Amz-Target`, which names the operation of DynamoDB and SQS.
     pub target: Option<&'a str>,
     /// The body; `Null` without one.
     pub body: &'a Value,
 }
 
-/// The stack's resources, by what requests call them.
+/// The stack's resources, by the names that requests use.
 #[derive(Debug)]
 pub struct Names {
     /// Tables: name to ARN.
@@ -63,12 +63,12 @@ pub struct Names {
     queues: BTreeMap<String, String>,
     /// Schedule groups by name.
     groups: BTreeSet<String>,
-    /// What the ARNs of schedules begin with.
+    /// The prefix of the ARNs of schedules.
     schedules: String,
 }
 
 impl Names {
-    /// The names of what was made.
+    /// The names of the stack's resources.
     ///
     /// # Errors
     /// A table has no ARN.
@@ -85,7 +85,7 @@ impl Names {
         Ok(Self { tables, queues, groups, schedules })
     }
 
-    /// What the sender of `request` must be allowed; never nothing.
+    /// What the sender of `request` must be allowed; never empty.
     ///
     /// # Errors
     /// The request, or a part of it, is not understood.

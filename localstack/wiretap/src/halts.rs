@@ -10,13 +10,13 @@ const HALT: Duration = Duration::from_secs(20);
 
 /// Makes an emulator unreachable for a while. Only a ministack that the stack started can be halted.
 pub trait Halts {
-    /// Suspends its process (SIGSTOP): connections open, and nothing is answered.
+    /// Suspends its process (SIGSTOP): connections stay open, and nothing is answered.
     ///
     /// # Errors
     /// It cannot be halted, or does not run.
     fn freeze(&self) -> impl Future<Output = Result<()>>;
 
-    /// Ends [`Halts::freeze`]. Requests that arrived meanwhile are carried out now, even if nobody waits for them.
+    /// Ends [`Halts::freeze`]. Requests that arrived meanwhile are executed now, even if nobody waits for them.
     ///
     /// # Errors
     /// It cannot be halted, or does not run.

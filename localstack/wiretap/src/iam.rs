@@ -1,11 +1,11 @@
 //! What the roles of template.yaml allow, decided as IAM decides it.
 //!
-//! Only as much of IAM's policy language as the template uses: `Allow` and `Deny`, actions and resources with `*` and
-//! `?`, and the one condition on `iam:PassedToService`. Invariant: anything else in a role or
-//! policy is an error that names it, so that no decision is based on half a policy.
+//! It supports only as much of IAM's policy language as the template uses: `Allow` and `Deny`, actions and resources
+//! with `*` and `?`, and the one condition on `iam:PassedToService`. Invariant: anything else in a role or policy is an
+//! error that names it, so that no decision is based on half a policy.
 //!
-//! After <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>. A policy
-//! engine would only say what is allowed, and not what is allowed without need.
+//! See <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>. A policy engine
+//! would only say what is allowed, and not what is allowed without need.
 
 use crate::calls::Need;
 use holdfast_local::error::{Context, Error, Result};
@@ -15,12 +15,12 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// Properties of a role that say nothing about what it allows.
+/// Properties of a role that do not affect what it allows.
 const ROLE_PROPERTIES_LEFT_OUT: [&str; 6] =
     ["AssumeRolePolicyDocument", "Description", "MaxSessionDuration", "Path", "RoleName", "Tags"];
-/// Resources that add to a role from outside. None is read here, so there may be none.
+/// Resources that add to a role from outside. They are not read here, so there must be none.
 const POLICIES_APART: [&str; 3] = ["AWS::IAM::ManagedPolicy", "AWS::IAM::Policy", "AWS::IAM::RolePolicy"];
-/// Properties of a function that would make, or change, its role.
+/// Properties of a function that would create or change its role.
 const ROLE_IN_FUNCTION: [&str; 3] = ["Policies", "PermissionsBoundary", "AssumeRolePolicyDocument"];
 
 /// What a function may do.
@@ -34,11 +34,11 @@ pub struct Role {
 /// One action, or pattern of actions, that a role allows on one resource, or pattern of resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant<'a> {
-    /// As in `dynamodb:PutItem`.
+    /// Such as `dynamodb:PutItem`.
     pub action: &'a str,
     /// The ARN.
     pub resource: &'a str,
-    /// Only for roles that are passed to one of these services; `None`: no condition.
+    /// Only for roles that are passed to one of these services; `None` without a condition.
     passed_to: Option<&'a [String]>,
 }
 
@@ -148,33 +148,33 @@ impl Role {
         }
     }
 
-    /// Whether `need` is allowed: by some statement, and denied by none.
+    /// Whether `need` is allowed by some statement, and denied by none.
     pub fn allows(&self, need: &Need) -> bool {
         let met = |effect| self.statements.iter().any(|statement| statement.effect == effect && statement.meets(need));
         met(Effect::Allow) && !met(Effect::Deny)
     }
 
-    /// All that it allows, each action and resource by itself.
+    /// Everything that it allows, each action and resource separately.
     pub fn grants(&self) -> impl Iterator<Item = Grant<'_>> {
         self.statements.iter().filter(|statement| statement.effect == Effect::Allow).flat_map(Statement::grants)
     }
 
-    /// What it allows and none of `needs` took.
+    /// What it allows and none of `needs` used.
     pub fn unused<'a>(&'a self, needs: &BTreeSet<Need>) -> Vec<Grant<'a>> {
         self.grants().filter(|grant| !needs.iter().any(|need| grant.covers(need))).collect()
     }
 }
 
 impl Grant<'_> {
-    /// Whether it is what allows `need`.
+    /// Whether it allows `need`.
     pub fn covers(&self, need: &Need) -> bool {
-        // Names of actions are the same in capitals and not; those of resources are not.
+        // Names of actions are case-insensitive; those of resources are not.
         let action = matches(&self.action.to_ascii_lowercase(), &need.action.to_ascii_lowercase());
         let passed = |services: &[String]| need.passed_to_service.as_ref().is_some_and(|to| services.contains(to));
         action && matches(self.resource, &need.resource) && self.passed_to.is_none_or(passed)
     }
 
-    /// Whether it allows more than can be told from calls, by a wildcard.
+    /// Whether it has a wildcard, so that calls cannot show whether all of it is needed.
     pub fn is_wide(&self) -> bool {
         [self.action, self.resource].iter().any(|text| text.contains(['*', '?']))
     }
@@ -220,20 +220,20 @@ pub fn roles(template: &Template, scope: &Scope) -> Result<BTreeMap<String, Role
     Ok(roles)
 }
 
-/// Whether `text` is what `pattern` says, in which `*` is anything and `?` any one character.
+/// Whether `text` matches `pattern`, in which `*` is any text and `?` any one character.
 fn matches(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return same(pattern, text) };
     let Some(left) = take(first, text) else { return false };
-    // The star matches anything: the shortest match of the rest.
+    // The star matches any text: take the shortest after which the rest matches.
     left.char_indices().map(|(at, _)| at).chain([left.len()]).any(|at| matches(rest, &left[at..]))
 }
 
-/// A pattern without stars.
+/// Whether `text` matches a pattern without stars.
 fn same(pattern: &str, text: &str) -> bool {
     take(pattern, text).is_some_and(str::is_empty)
 }
 
-/// What is left of `text` behind a beginning that a pattern without stars fits.
+/// The rest of `text` after a prefix that matches a pattern without stars.
 fn take<'a>(pattern: &str, text: &'a str) -> Option<&'a str> {
     let mut left = text.chars();
     pattern.chars().all(|wanted| left.next().is_some_and(|c| wanted == '?' || wanted == c)).then_some(left.as_str())

@@ -23,12 +23,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// More than any service takes: DynamoDB's largest request is 16 MB.
+/// More than any service accepts: DynamoDB's largest request is 16 MB.
 const BODY_BYTES: usize = 17 * 1024 * 1024;
 /// The operation, in the protocol of DynamoDB and SQS.
 const TARGET: HeaderName = HeaderName::from_static("x-amz-target");
 
-/// The tap, open until dropped.
+/// A running recorder. It stops when it is dropped.
 pub struct Recorder {
     url: String,
     tap: Arc<Tap>,
@@ -39,7 +39,7 @@ pub struct Recorder {
 /// What was recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Recorded {
-    /// What each function asked for, by its name.
+    /// The permissions that each function needed, by its name.
     pub needs: BTreeMap<String, BTreeSet<Need>>,
     /// Calls that could not be attributed or understood, with the reason.
     pub not_understood: BTreeSet<String>,
@@ -50,7 +50,7 @@ pub struct Recorded {
 pub struct Call<'a> {
     /// The function.
     pub function: &'a str,
-    /// What it must be allowed.
+    /// The permissions that it needs.
     pub needs: &'a [Need],
     /// The body, as text.
     pub body: &'a str,
@@ -66,15 +66,15 @@ impl Call<'_> {
 /// How a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// "Internal error": the service is away. An SDK tries again.
+    /// "Internal error": the service is away. SDKs retry.
     Away,
-    /// The caller may not. No SDK tries again.
+    /// Access denied. SDKs do not retry.
     Denied,
-    /// It is carried out, and the connection breaks in the middle of the response.
+    /// It is executed, and the connection breaks in the middle of the response.
     Cut,
 }
 
-/// Keeps calls refused until it is dropped.
+/// Refuses calls until it is dropped.
 pub struct Refused {
     tap: Arc<Tap>,
     id: u64,
@@ -82,7 +82,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// How many calls were refused so far, and every change of it.
+    /// Number of calls refused so far, and every change of it.
     pub fn met(&self) -> watch::Receiver<usize> {
         self.met.clone()
     }
@@ -108,17 +108,17 @@ struct Tap {
     functions: BTreeSet<String>,
     recorded: Mutex<Recorded>,
     rules: Mutex<Vec<Rule>>,
-    /// Whether the emulator did not answer when it was asked last.
+    /// Whether the emulator did not answer the last call.
     away: AtomicBool,
 }
 
 impl Recorder {
-    /// Listens on any free port of 127.0.0.1, and passes on what `functions` ask of the emulator at this URL.
+    /// Listens on any free port of 127.0.0.1, and passes the calls of `functions` on to the emulator at this URL.
     ///
     /// # Errors
     /// No port, or no HTTP client.
     pub async fn start(emulator: &str, names: Names, functions: BTreeSet<String>) -> Result<Self> {
-        // Everything is on this machine: a proxy of the environment is not meant.
+        // Everything is on this machine: a proxy set in the environment must not be used.
         let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build();
         let tap = Arc::new(Tap {
             emulator: emulator.trim_end_matches('/').to_owned(),
@@ -141,17 +141,17 @@ impl Recorder {
         Ok(Self { url: format!("http://{address}"), tap, _server: server })
     }
 
-    /// What the functions take for AWS.
+    /// The URL that the functions use as AWS.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// All that was recorded so far.
+    /// Everything that was recorded so far.
     pub fn recorded(&self) -> Recorded {
         lock(&self.tap.recorded).clone()
     }
 
-    /// From now on, calls that `which` holds for fail so. They are recorded all the same.
+    /// From now on, calls for which `which` is true fail in this way. They are recorded nevertheless.
     pub fn refuse(&self, how: Refusal, which: impl Fn(&Call<'_>) -> bool + Send + Sync + 'static) -> Refused {
         let (sender, met) = watch::channel(0);
         let mut rules = lock(&self.tap.rules);
@@ -165,7 +165,8 @@ async fn pass(State(tap): State<Arc<Tap>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = match to_bytes(body, BODY_BYTES).await {
         Ok(body) => body,
-        // A caller that was killed while it sent, or one that sends too much: no call, for no service saw it whole.
+        // A caller that was killed while it sent, or one that sends too much: not a call, since no service saw it
+        // complete.
         Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
     };
     match tap.record(&parts, &body) {
@@ -177,7 +178,7 @@ async fn pass(State(tap): State<Arc<Tap>>, request: Request) -> Response {
 }
 
 impl Tap {
-    /// Records a call; how it is refused, if it is.
+    /// Records a call. Returns how it is refused, if it is.
     fn record(&self, parts: &Parts, body: &Bytes) -> Option<Refusal> {
         let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
         let text = String::from_utf8_lossy(body);
@@ -206,7 +207,7 @@ impl Tap {
     }
 
     async fn pass_on(&self, mut parts: Parts, body: Bytes) -> Response {
-        // The emulator's own host goes in its place: it makes the URLs of queues from that.
+        // Replaced by the emulator's own host, from which it makes the URLs of queues.
         parts.headers.remove(header::HOST);
         for name in HOP_BY_HOP {
             parts.headers.remove(name);
@@ -234,9 +235,9 @@ impl Tap {
                 *response.headers_mut() = headers;
                 response
             }
-            // For the caller, a connection that broke; its SDK tries again.
+            // To the caller it is a broken connection; its SDK retries.
             Err(error) => {
-                // Said once: every function asks several times a second.
+                // Logged once: every function calls several times a second.
                 if !self.away.swap(true, Ordering::Relaxed) {
                     eprintln!("the emulator does not answer the recorder: {}", holdfast_local::error::chain(&error));
                 }
@@ -252,7 +253,7 @@ fn refusal(status: StatusCode, code: &str) -> Response {
     (status, headers, json!({ "__type": code, "message": "refused by the recorder" }).to_string()).into_response()
 }
 
-/// The answer up to its middle: the server closes a connection whose body fails.
+/// The first half of an answer: the server closes a connection whose body fails.
 async fn cut(answer: Response) -> Response {
     let (parts, body) = answer.into_parts();
     let half = to_bytes(body, BODY_BYTES).await.map(|body| body.slice(..body.len() / 2));
@@ -270,7 +271,7 @@ mod tests {
     use holdfast_local::bootstrap::Resources;
     use holdfast_local::template::{Attributes, Scope};
 
-    /// An emulator that answers with what it was sent.
+    /// An emulator that answers with what it received.
     async fn echo() -> (String, JoinSet<()>) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::shop::{worked, writes};
 
-/// Refusals of what was sent, in itself: nothing is stored for them, and nothing is even tried.
+/// Refusals of the input itself: nothing is stored for them, and no write is even tried.
 const OF_INPUT: [&str; 9] = [
     "forbidden",
     "idempotency_key_invalid",
@@ -19,11 +19,11 @@ const OF_INPUT: [&str; 9] = [
     "unauthenticated",
 ];
 
-/// Refusals of a confirmation. They write down a payment that has to be given back, or that the confirmation will never
-/// be carried out.
+/// Refusals of a confirmation. They record a payment that is owed back, or that the confirmation will never be carried
+/// out.
 const FINAL: [&str; 4] = ["already_confirmed", "hold_expired", "refund_required", "reservation_not_found"];
 
-/// Checks an answer to API Gateway, and the calls behind it: the store answered, so there is no excuse for a 5xx; a
+/// Checks an answer to API Gateway, and the calls behind it: the store responded, so there is no excuse for a 5xx; a
 /// refusal is a documented problem, and changes nothing; what is shown is within its limits.
 pub(crate) fn check(answer: &Value, calls: &[Call]) {
     let status = answer["statusCode"].as_u64().expect("a status");
@@ -48,7 +48,7 @@ pub(crate) fn check(answer: &Value, calls: &[Call]) {
     }
     for call in calls.iter().filter(|call| writes(call)) {
         assert!(!OF_INPUT.contains(&code), "refused with {code}, and yet {call:?}");
-        // A reminder is made before its hold, which may be refused then: it finds nothing to do.
+        // A reminder is created before its hold, which may then be refused: the reminder finds nothing to do.
         let may = FINAL.contains(&code) || call.operation == "CreateSchedule";
         assert!(may || !worked(call), "refused with {code}, and yet {call:?}");
     }
@@ -109,7 +109,7 @@ pub(crate) fn is_printable(text: &str) -> bool {
     (1..=255).contains(&text.len()) && inside && !text.starts_with(' ') && !text.ends_with(' ')
 }
 
-/// `2026-11-21T07:06:41.060Z`: always as long.
+/// `2026-11-21T07:06:41.060Z`: always this length.
 pub(crate) fn is_shown_time(text: &str) -> bool {
     text.len() == 24
         && text.bytes().zip(*b"0000-00-00T00:00:00.000Z").all(|(byte, shape)| match shape {

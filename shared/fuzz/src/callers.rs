@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::answers::is_printable;
 use crate::request::request;
 
-/// The key of the tokens. No input contains a signature with it, unless somebody adds one.
+/// The key that signs the tokens. No input contains a signature made with it, unless somebody adds one.
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
 static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
@@ -20,8 +20,8 @@ static AUTHENTICATOR: LazyLock<Authenticator> = LazyLock::new(|| {
     Authenticator::default().with_local_keys(&json!({ "keys": [key] }).to_string()).expect("a key set")
 });
 
-/// The input as claims that an authorizer hands over (lines with `@`, as in `src/request.rs`), as an `Authorization`,
-/// and as the claims of a correctly signed token. The caller and their roles are those of the claims.
+/// The input as claims from the authorizer (lines with `@`, as in `src/request.rs`), as an `Authorization` header, and
+/// as the claims of a correctly signed token. The caller and their roles must be those of the claims.
 pub fn callers(input: &[u8]) {
     of_the_authorizer(input);
     of_a_header(input);
@@ -41,7 +41,7 @@ fn of_the_authorizer(input: &[u8]) {
     let roles = claims["cognito:groups"].as_str().unwrap_or_default();
     let list = roles.strip_prefix('[').and_then(|roles| roles.strip_suffix(']')).unwrap_or(roles);
     let flat = !list.contains(['[', ']', '{', '}', '"', '\'', ',']);
-    // Others divide a list too, and are no part of a word.
+    // Other characters may separate words too, and are not part of a word.
     let plain = flat && list.split(' ').all(|word| !word.contains(divides));
     let is = |role| plain && list.split(' ').any(|word| word == role);
     assert_eq!((caller.id.as_str(), caller.service, caller.admin), (sub, is("service"), is("admin")), "{claims}");
@@ -80,9 +80,9 @@ fn is_as_claimed(caller: &Caller, claims: &[u8]) {
         claim == wanted || claim.as_array().is_some_and(|list| list.iter().any(|one| one == wanted))
     };
     assert!(names(&claims["iss"], LOCAL_ISSUER) && names(&claims["aud"], LOCAL_AUDIENCE), "{claims}");
-    // Later than this file was written, in any case.
+    // In any case later than this file was written.
     assert!(claims["exp"].as_f64().is_some_and(|at| at > 1_700_000_000.0), "{claims}");
-    // And nobody has a token of the year 2100 already.
+    // A token that is valid only from the year 2100 on is not accepted yet.
     assert!(claims.get("nbf").is_none_or(|at| at.as_f64().is_some_and(|at| at < 4_102_444_800.0)), "{claims}");
     for (role, has) in [("service", caller.service), ("admin", caller.admin)] {
         let roles = &claims["cognito:groups"];
@@ -123,7 +123,7 @@ fn caller(mut parts: Parts) -> Option<Caller> {
 mod tests {
     use super::*;
 
-    /// Without it, the target could pass by turning everybody away.
+    /// Otherwise the target could pass by refusing every caller.
     #[test]
     fn a_token_with_valid_claims_is_accepted() {
         let claims = json!({"iss": LOCAL_ISSUER, "aud": LOCAL_AUDIENCE, "sub": "alice", "exp": 4_102_444_800_u64,

@@ -1,4 +1,4 @@
-//! Cursors: what a caller may send in place of one that they were given.
+//! Cursors: what a caller may send instead of one that a page returned.
 
 use data_encoding::BASE64URL_NOPAD;
 use holdfast_store::Cursor;
@@ -8,7 +8,7 @@ use crate::events::ask;
 use crate::request::request;
 use crate::shop::{Shop, in_shop};
 
-/// Every list that takes a cursor, asked by somebody who is everything.
+/// Every list that takes a cursor. The caller in these tests may read all of them.
 const LISTS: [&str; 7] = [
     "/products",
     "/reservations",
@@ -19,8 +19,8 @@ const LISTS: [&str; 7] = [
     "/admin/failed-confirmations",
 ];
 
-/// The input as a cursor, as it is and packed as ours are. What is taken for one is the same when it is given out
-/// again.
+/// The input as a cursor, as it is and encoded as real ones are. One that is accepted is the same after it is encoded
+/// and decoded again.
 pub fn cursors(input: &[u8]) {
     for text in [&*String::from_utf8_lossy(input), &BASE64URL_NOPAD.encode(input)] {
         match Cursor::decode(text) {
@@ -30,8 +30,8 @@ pub fn cursors(input: &[u8]) {
     }
 }
 
-/// The input as a cursor of every list, packed as ours are: none breaks at one that no list has given out. Apart from
-/// [`cursors`], which is far faster without a list.
+/// The input as a cursor of every list, encoded as real ones are: no list breaks with a cursor that none has returned.
+/// Separate from [`cursors`], which is far faster without a list.
 pub fn lists(input: &[u8]) {
     let cursor = BASE64URL_NOPAD.encode(input);
     if Cursor::decode(&cursor).is_err() {
@@ -60,7 +60,7 @@ async fn page(shop: &Shop, list: &str, cursor: &str) -> Value {
 mod tests {
     use super::*;
 
-    /// Without it, the target could pass by refusing all cursors there are.
+    /// Otherwise the target could pass by refusing every cursor.
     #[test]
     fn every_list_continues_at_its_cursor() {
         in_shop(async |shop| {

@@ -1,4 +1,4 @@
-//! Requests and events, at the functions as Lambda calls them.
+//! Requests and events, sent to the functions as Lambda calls them.
 
 use axum::Router;
 use holdfast_http::handle;
@@ -10,10 +10,10 @@ use crate::answers::check;
 use crate::request::request;
 use crate::shop::{Shop, in_shop};
 
-/// The longest path and query: API Gateway takes no more, and all headers are counted in.
+/// The maximum length of path and query: API Gateway accepts no more, including all headers.
 const LONGEST: usize = 10_240;
 
-/// A request to the function that its path belongs to, and to `catalog`, which gets what no route knows. The input is a
+/// A request to the function that its path belongs to, and to `catalog`, which answers unknown routes. The input is a
 /// text as `src/request.rs` describes it.
 pub fn requests(input: &[u8]) {
     let request = request(input);
@@ -34,12 +34,13 @@ pub fn requests(input: &[u8]) {
     });
 }
 
-/// Any text as the event of every function: what is none of theirs is an error, or an answer, and never a crash.
+/// Any JSON as the event of every function: an event that a function does not know is an error, or an answer, and never
+/// a crash.
 pub fn events(input: &[u8]) {
     let Ok(event) = serde_json::from_slice::<Value>(input) else { return };
     in_shop(async |shop| {
         for router in [&shop.catalog, &shop.reserve, &shop.admin] {
-            // Whether it is one of API Gateway's, the function has to find out.
+            // The function has to find out whether it is an event of API Gateway.
             _ = ask(shop, router, &event).await;
         }
         _ = ask_confirm(shop, &event).await;
@@ -48,7 +49,7 @@ pub fn events(input: &[u8]) {
     });
 }
 
-/// A function's answer to an event, checked; or that it takes no such event.
+/// A function's answer to an event, checked; an error if it does not accept the event.
 pub(crate) async fn ask(shop: &Shop, router: &Router, event: &Value) -> Result<Value, lambda_runtime::Error> {
     let event: ApiGatewayV2httpRequest = serde_json::from_value(event.clone())?;
     let answer = handle(router.clone(), LambdaEvent::new(event, Context::default())).await?;

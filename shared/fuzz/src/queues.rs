@@ -1,4 +1,4 @@
-//! Messages: what `confirm` is given by its queue, and what `admin` takes out of the dead-letter queue.
+//! Messages: what `confirm` receives from its queue, and what `admin` ingests from the dead-letter queue.
 
 use holdfast_aws::queues::DeadLetter;
 use holdfast_domain::{Confirmation, Failure};
@@ -12,19 +12,18 @@ use crate::events::ask;
 use crate::request::request;
 use crate::shop::{Known, PAID, Shop, in_shop};
 
-/// The longest batch.
+/// The maximum number of messages in a batch.
 const MOST: usize = 10;
 
-/// A batch for `confirm`: each line of the input is a message, and one that is in order is among them. Each message
-/// is reported as failed, or is an order, or waits for a person; whatever the others say. One that cannot be read waits
-/// for a person.
+/// A batch for `confirm`: each line of the input is a message, and a valid one is among them. Whatever the others are,
+/// each message is reported as failed, is an order, or waits for a person. An unreadable one waits for a person.
 pub fn messages(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let mut bodies: Vec<&str> = text.split('\n').take(MOST - 1).collect();
     let good = json!({"reservation_id": Known::Confirmed.id(), "customer": "alice", "payment_reference": PAID,
         "requested_at_ms": NOW.as_millis()});
     let good_body = good.to_string();
-    // Anywhere among them, by what the input is.
+    // Its position depends on the input.
     let at = text.len() % (bodies.len() + 1);
     bodies.insert(at, &good_body);
     let records: Vec<Value> = bodies
@@ -42,7 +41,7 @@ pub fn messages(input: &[u8]) {
             let id = format!("m{n}");
             let reported = failed.iter().filter(|failed| **failed == id).count();
             match serde_json::from_str::<Confirmation>(body) {
-                // SQS takes no empty message, so that one has to stay.
+                // SQS accepts no empty message, so this one has to stay in its queue.
                 Err(_) if body.is_empty() => assert_eq!(reported, 1, "empty, and not reported"),
                 Err(_) => {
                     assert_eq!(reported, 0, "unreadable, and to be read once more: {body}");
@@ -65,7 +64,7 @@ pub fn messages(input: &[u8]) {
     });
 }
 
-/// Whether a confirmation is an order of this payment, or waits for a person.
+/// Whether a confirmation is an order with this payment, or waits for a person.
 async fn kept(shop: &Shop, confirmation: &Confirmation) -> bool {
     let Confirmation { reservation_id, customer, payment_reference, .. } = confirmation;
     let order = shop.store.reservation(reservation_id, customer, soon()).await;
@@ -78,11 +77,11 @@ async fn kept(shop: &Shop, confirmation: &Confirmation) -> bool {
     })
 }
 
-/// Each line of the input lies in the dead-letter queue. An admin lists, retries and resolves: nothing that lay there
-/// is missing from the list, and nothing of it breaks an answer.
+/// Each line of the input is a message of the dead-letter queue. An admin lists, retries and resolves: every message is
+/// in the list, and none breaks an answer.
 pub fn letters(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
-    // SQS takes no empty message.
+    // SQS accepts no empty message.
     let bodies: Vec<&str> = text.split('\n').filter(|body| !body.is_empty()).take(MOST).collect();
     if bodies.is_empty() {
         return;
@@ -124,7 +123,7 @@ pub fn letters(input: &[u8]) {
     });
 }
 
-/// The id that a message's failed confirmation has.
+/// The id of a message's failed confirmation.
 fn id_of(body: &str) -> String {
     let confirmation = serde_json::from_str(body).ok().map(|letter: DeadLetter| letter.confirmation);
     Failure { confirmation, reason: String::new(), body: body.to_owned() }.id()

@@ -18,16 +18,16 @@ use data_encoding::BASE64;
 use holdfast_testkit::event::event;
 use serde_json::{Map, Value};
 
-/// What a text says.
+/// A parsed text.
 pub(crate) struct Request {
     pub(crate) path: String,
-    /// How long its path and query are.
+    /// The length of its path and query together.
     pub(crate) target: usize,
     /// The whole event.
     pub(crate) event: Value,
 }
 
-/// The request that a text says. Every text says one.
+/// The request that a text describes. Every text describes one.
 pub(crate) fn request(text: &[u8]) -> Request {
     static FRAME: LazyLock<Value> = LazyLock::new(|| event("catalog/list"));
     let (head, body) = match text.windows(2).position(|pair| pair == b"\n\n") {
@@ -47,7 +47,7 @@ pub(crate) fn request(text: &[u8]) -> Request {
             claims.insert(name.to_owned(), value.into());
         } else if let Some((name, value)) = line.split_once(':') {
             let value = value.trim();
-            // What is no header never passes API Gateway, which joins those of one name.
+            // API Gateway passes only valid headers on, and joins those with the same name.
             if HeaderName::from_bytes(name.as_bytes()).is_ok() && HeaderValue::from_str(value).is_ok() {
                 let joined = match headers.get(&name.to_ascii_lowercase()).and_then(Value::as_str) {
                     Some(first) => format!("{first},{value}"),

@@ -1,9 +1,9 @@
 //! A shop for the functions to work in, in memory: products, reservations in every state, failed confirmations.
 //!
-//! What must always hold: an input finds the shop as it was made, so that it does the same whenever it is replayed.
-//! dynoxide evaluates real conditions and refuses broken requests as DynamoDB does, which a canned answer would not; so
-//! it is the database here too. A shop is kept for the next input as long as nothing in it has changed: most inputs are
-//! refused, and a new one costs more than many of those.
+//! Invariant: each input finds the shop as it was opened, so that it does the same whenever it is replayed. dynoxide
+//! evaluates real conditions and refuses invalid requests as DynamoDB does, which a canned answer would not; so it is
+//! the database here too. A shop is reused for the next input as long as nothing in it has changed: most inputs are
+//! refused, and opening a shop costs more than many of those.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use holdfast_testkit::fixtures::{
 use holdfast_testkit::wire::{Call, Wire};
 use tokio::runtime::{Builder, Runtime};
 
-/// The shop's product without peculiarities.
+/// The shop's ordinary product.
 pub const TEE: &str = "tee-black";
-/// What Alice paid her order with.
+/// The payment of Alice's order.
 pub const PAID: &str = "pay_1";
 
-/// Which of Alice's reservations. Their ids are made of her name and of these.
+/// One of Alice's reservations. Their ids are derived from her name and these keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     /// It can be confirmed, extended and cancelled.
@@ -33,7 +33,7 @@ pub enum Known {
     Confirmed,
     /// It was cancelled.
     Cancelled,
-    /// Its time is over, and its units are back.
+    /// Its time is over, and its units were released.
     Expired,
 }
 
@@ -72,9 +72,9 @@ thread_local! {
     static SHOP: RefCell<Option<(Runtime, Shop)>> = const { RefCell::new(None) };
 }
 
-/// Runs `story` in a fresh shop. Its time only advances while all tasks wait.
+/// Runs `story` in a fresh shop. Time advances only while all tasks wait.
 pub(crate) fn in_shop<T>(story: impl AsyncFnOnce(&Shop) -> T) -> T {
-    // Taken out: where the story panics, its shop is gone with it.
+    // Taken out: if the story panics, its shop is dropped.
     let (runtime, shop) = SHOP.take().unwrap_or_else(|| {
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
         let shop = runtime.block_on(open());
@@ -89,7 +89,7 @@ pub(crate) fn in_shop<T>(story: impl AsyncFnOnce(&Shop) -> T) -> T {
 }
 
 impl Shop {
-    /// The calls since the last time that this was asked.
+    /// The calls since this was last called.
     pub(crate) fn calls(&self) -> Vec<Call> {
         let calls = self.wire.take_calls();
         if calls.iter().any(|call| writes(call) && worked(call)) {
@@ -98,7 +98,7 @@ impl Shop {
         calls
     }
 
-    /// Puts a message into a queue, as somebody else would.
+    /// Puts a message into a queue, as another sender would.
     pub(crate) fn send_message(&self, queue: &str, body: &str) {
         self.changed.set(true);
         self.wire.send_message(queue, body);
@@ -113,7 +113,7 @@ pub(crate) fn writes(call: &Call) -> bool {
     )
 }
 
-/// Whether it did. The bodies of the errors of all three services name their type.
+/// Whether it did. The error bodies of all three services name their type.
 pub(crate) fn worked(call: &Call) -> bool {
     call.response.as_ref().is_some_and(|response| response.get("__type").is_none())
 }
@@ -135,9 +135,9 @@ async fn open() -> Shop {
     .await;
     let alice = customer("alice");
     let shelf = store(&wire, 1);
-    // Held 600 s ago: over by now.
+    // Held 600 s ago: overdue by now.
     let over = NOW.plus_seconds(-HoldSeconds::DEFAULT.get());
-    // By a clock that said so then: nobody is given a hold that is over already.
+    // With a clock that shows that time: the store makes no hold that is already over.
     let then = Store::new(client(&wire), TABLE, Clock::new(move || over));
     for known in Known::ALL {
         let (store, at) = if known == Known::Expired { (&then, over) } else { (&shelf, NOW) };
@@ -171,7 +171,7 @@ async fn open() -> Shop {
     }
 }
 
-/// The failed confirmations of the shop: a refund that is owed, and a message that nobody could read.
+/// The failed confirmations of the shop: a refund that is due, and an unreadable message.
 pub fn failures() -> [Failure; 2] {
     let read = Failure {
         body: format!(

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::answers::{is_printable, is_product_id, is_reservation_id, is_shown_time};
 
-/// The input as every value that there is: taken exactly where its documentation says so, and then the same when it
-/// is written and read again.
+/// The input as every kind of value: accepted exactly where its documentation says so, and then unchanged when it is
+/// written and read again.
 pub fn values(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
     name::<ProductId>(text, is_product_id(text));
@@ -60,7 +60,7 @@ where
     }
 }
 
-/// A time that is taken can be shown, and says the same then.
+/// An accepted time can be shown, and is unchanged then.
 fn time(text: &str) {
     if let Ok(time) = serde_json::from_value::<ApiTime>(json!(text)) {
         let shown = serde_json::to_value(time).expect("what is taken can be shown");
@@ -96,7 +96,7 @@ fn key(input: &[u8], text: &str) {
     }
 }
 
-/// The header `If-None-Match`: a tag is known where it is named, and nowhere else.
+/// The header `If-None-Match`: a tag matches if the header names it, and only then.
 fn tags(input: &[u8], text: &str) {
     const TAG: &str = "\"a2b3c4\"";
     let Ok(value) = HeaderValue::from_bytes(input) else { return };

@@ -1,4 +1,4 @@
-//! The committed corpus: what a fuzzer found worth keeping, and every input that ever broke a promise.
+//! The committed corpus: inputs that a fuzzer found worth keeping, and every input that ever broke a promise.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ fn no_input_of_the_corpus_breaks_a_promise() {
     assert!(broken.is_empty(), "see above for what these break: {broken:#?}");
 }
 
-/// cargo-fuzz knows a target by its program.
+/// cargo-fuzz finds a target by its program.
 #[test]
 fn every_target_has_its_program() {
     let manifest = include_str!("../Cargo.toml");

@@ -1,4 +1,4 @@
-//! A little fuzzing at every `cargo test`: arbitrary bytes, and inputs of the corpus with a few things wrong in them.
+//! A little fuzzing with every `cargo test`: arbitrary bytes, and inputs of the corpus with a few mutations.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::fs;
@@ -121,18 +121,18 @@ fn odd() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// One thing wrong with an input.
+/// One mutation of an input.
 #[derive(Debug, Clone)]
 enum Wrong {
-    /// A word, a number or a quoted text is another.
+    /// A word, a number or a quoted text is replaced.
     Replaced(Index, Vec<u8>),
     /// A value is inserted.
     Inserted(Index, Vec<u8>),
     /// A field is repeated with another value.
     Doubled(Index, Vec<u8>),
-    /// A piece is missing.
+    /// A piece is removed.
     Cut(Index, Index),
-    /// A bit is another.
+    /// A bit is flipped.
     Flipped(Index, u8),
 }
 
@@ -146,7 +146,7 @@ fn wrong() -> impl Strategy<Value = Wrong> {
     ]
 }
 
-/// Where the words are, and the texts in quotes with their quotes.
+/// The positions of words, and of quoted texts with their quotes.
 fn tokens(input: &[u8]) -> Vec<Range<usize>> {
     let (mut tokens, mut at) = (Vec::new(), 0);
     let word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte);
@@ -212,9 +212,9 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| fs::read(file).unwrap()).collect()
 }
 
-/// Plays `cases` inputs of `inputs` at a target. The smallest that breaks a promise is printed.
+/// Plays `cases` inputs at a target. The smallest input that breaks a promise is printed.
 fn play(cases: u32, target: fn(&[u8]), inputs: impl Strategy<Value = Vec<u8>>) {
-    // What fails goes into the corpus, where it is replayed: no second list of seeds beside it.
+    // A failing input is added to the corpus, which is replayed: no second list of seeds is needed.
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let played = TestRunner::new(config).run(&inputs.prop_map(Input), |Input(input)| {
         target(&input);
@@ -225,7 +225,7 @@ fn play(cases: u32, target: fn(&[u8]), inputs: impl Strategy<Value = Vec<u8>>) {
     }
 }
 
-/// Shown as a text, which most are.
+/// Printed as text, which most inputs are.
 #[derive(Clone)]
 struct Input(Vec<u8>);
 
@@ -239,7 +239,7 @@ fn target(name: &str) -> fn(&[u8]) {
     TARGETS.iter().find(|(known, _)| *known == name).unwrap().1
 }
 
-/// A test for each target, so that they run side by side and a failure has its name.
+/// A test for each target, so that they run in parallel and a failure has the target's name.
 macro_rules! targets {
     ($($name:ident $cases:literal)*) => {
         $(mod $name {
@@ -267,7 +267,7 @@ macro_rules! targets {
     };
 }
 
-// As many as take seconds in all. What they miss today they may find tomorrow: each run has others.
+// As many as take seconds in all. Each run has other inputs: what one misses, a later one may find.
 targets! {
     callers 128
     cursors 1024

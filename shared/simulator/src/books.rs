@@ -1,8 +1,8 @@
-//! What must always hold of the table, checked on the items of every applied write. (Each promise needs all of the state
-//! below, hence the length.)
+//! Invariants of the table, checked on the items of every applied write. (Each promise needs all of the state below,
+//! hence the length.)
 //!
-//! The books follow the table item by item, and know nothing of how the functions came to write what they wrote: only
-//! what was there before, what is there now, and what customers and admins had asked for by then.
+//! The books follow the table item by item, and do not know why the functions wrote something: only the state before,
+//! the state after, and what customers and admins had requested by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::judge::finality::{Finality, Payment};
 use crate::judge::{Question, Route, hold, owed_back};
 use crate::past::{Moment, Past};
 
-/// How far an environment's clock may be off.
+/// The maximum skew of an environment's clock.
 pub(crate) const SKEW_MS: i64 = 5_000;
-/// How long after its end a hold may still be held, once nothing goes wrong: a sweep's period, the sweep itself, and
-/// what a clock may be off.
+/// How long after its end a hold may still be held, once faults have stopped: a sweep's period, the sweep itself, and
+/// the clock skew.
 pub(crate) const BOUND_MS: i64 = 60_000 + 20_000 + SKEW_MS;
 
-/// In seconds since the epoch: for ever.
+/// A `ttl` that means forever, in seconds since the epoch.
 const YEAR_9999: i64 = 253_370_764_800;
 
 /// A broken promise.
@@ -33,9 +33,9 @@ const YEAR_9999: i64 = 253_370_764_800;
 pub struct Violation {
     /// Which promise.
     pub invariant: &'static str,
-    /// What was seen.
+    /// What was observed.
     pub detail: String,
-    /// When, in milliseconds of the history.
+    /// When, in milliseconds since the epoch.
     pub at_ms: i64,
 }
 
@@ -43,7 +43,7 @@ pub struct Violation {
 #[derive(Debug)]
 pub(crate) struct Changed {
     pub(crate) place: Place,
-    /// What is there now, without type tags.
+    /// The item after the write, without type tags; `None` if there is none.
     pub(crate) after: Option<Value>,
 }
 
@@ -60,18 +60,18 @@ struct Shown {
     created_at: Option<i64>,
 }
 
-/// What somebody asked for, and when they did first.
+/// What was requested so far.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
-    /// Confirmations by the owner: reservation to the first one's time.
+    /// Confirmations by the owner: the reservation, and the time of the first request.
     pub(crate) confirm: BTreeMap<String, i64>,
-    /// Payments named by the owner.
+    /// Payments that the owner named: reservation and payment.
     pub(crate) payments: BTreeSet<(String, String)>,
     /// Cancellations by the owner.
     pub(crate) cancel: BTreeSet<String>,
-    /// Failed confirmations that an admin resolved.
+    /// Failed confirmations that an admin asked to resolve.
     pub(crate) resolve: BTreeSet<String>,
-    /// Failed confirmations that an admin had tried again.
+    /// Failed confirmations that an admin asked to retry.
     pub(crate) retry: BTreeSet<String>,
 }
 
@@ -80,32 +80,32 @@ pub(crate) struct Asked {
 pub(crate) struct Books {
     pub(crate) items: BTreeMap<Place, Value>,
     pub(crate) reservations: BTreeMap<String, Reservation>,
-    /// The products as they were, from when on.
+    /// Every state of each product, with the time at which it began.
     pub(crate) products: BTreeMap<String, Vec<(i64, Product)>>,
     shards: BTreeMap<(String, u32), Shard>,
     limits: BTreeMap<(String, String), i64>,
-    /// Whether a product counts what each customer has, where it says so.
+    /// Whether a product counts each customer's units, if it says so.
     counts: BTreeMap<String, bool>,
-    /// The table as it was.
+    /// Earlier states of the table.
     pub(crate) past: Past,
-    /// What the indexes show of each item, from when on.
+    /// What the indexes show of each item, with the moment at which that began.
     shown: BTreeMap<Place, Vec<(Moment, Option<Shown>)>>,
-    /// Every reservation that there ever was of a product.
+    /// Every reservation that a product ever had.
     holds: BTreeMap<String, BTreeSet<String>>,
-    /// Payments that an admin gave back: reservation, when it was made, payment.
+    /// Payments that an admin refunded: reservation, when it was made, payment.
     given_back: BTreeSet<(String, i64, String)>,
-    /// What was said for good.
+    /// The final answers.
     pub(crate) finality: Finality,
-    /// What was asked and answered.
+    /// All requests and answers.
     pub(crate) journal: Journal,
-    /// From when on nothing goes wrong any more.
+    /// When faults stopped.
     pub(crate) calm_at: Option<i64>,
     ledger: BTreeMap<String, Vec<LedgerEntry>>,
     pub(crate) asked: Asked,
-    /// How many single checks were made.
+    /// Number of single checks.
     pub(crate) checks: u64,
     violations: Vec<Violation>,
-    /// Told when a promise is broken.
+    /// Notified when a promise is broken.
     pub(crate) broken: Arc<Notify>,
 }
 
@@ -118,17 +118,17 @@ impl Books {
         }
     }
 
-    /// The first promise that was broken.
+    /// The first broken promise.
     pub(crate) fn violation(&self) -> Option<&Violation> {
         self.violations.first()
     }
 
-    /// Notes a promise broken that was checked elsewhere.
+    /// Records a check that was made elsewhere.
     pub(crate) fn expect(&mut self, now: i64, holds: bool, invariant: &'static str, detail: impl FnOnce() -> String) {
         self.check(now, holds, invariant, detail);
     }
 
-    /// Follows one write, which changed these items at once; `cleaned_up` says that it was DynamoDB's TTL.
+    /// Follows one write, which changed these items at once; `cleaned_up` means that it was DynamoDB's TTL.
     pub(crate) fn follow(&mut self, now: i64, changed: Vec<Changed>, schedules: &BTreeSet<i64>, cleaned_up: bool) {
         let mut touched = Touched::default();
         self.past.written(now);
@@ -252,7 +252,7 @@ impl Books {
         self.check(now, after.is_some(), "no_payment_is_lost", || format!("{place:?} is gone"));
         if let (Some(before), Some(after)) = (before, after) {
             let became = || format!("{before} became {after}");
-            // A refusal is better news than that there was no answer, and the first request is the one that counts.
+            // A refusal is not replaced by "no answer", and the earliest request is the one that counts.
             let open = before["state"] == "open";
             let worse = open && before["reason"] != "not_confirmed" && after["reason"] == "not_confirmed";
             self.check(now, !worse, "better_news_stays", became);
@@ -262,7 +262,7 @@ impl Books {
             self.check(now, owner, "better_news_stays", became);
         }
         if let Some(item) = after.filter(|item| item["state"] == "resolved") {
-            // Of what was said while there was no such reservation, or another, this one knows nothing.
+            // A resolution made while there was no such reservation, or an earlier one, is not noted on this one.
             if let Some((id, Some(payment))) = self.about(&place.1)
                 && let Some(found) = self.reservations.get(&id)
                 && item["failed_customer"] == found.customer.as_str()
@@ -275,7 +275,7 @@ impl Books {
         }
     }
 
-    /// A payment is an order, or an admin has given it back, and never both.
+    /// A payment makes an order, or an admin has refunded it, but never both.
     fn paid_once(&mut self, now: i64, id: &str) {
         let Some(reservation) = self.reservations.get(id).filter(|found| found.status == Status::Confirmed) else {
             return;
@@ -295,7 +295,7 @@ impl Books {
         all.filter(move |item| item["reservation_id"] == reservation && item["payment_reference"] == payment)
     }
 
-    /// The failed confirmations that a request wants to be tried again.
+    /// The failed confirmations that a request retries.
     pub(crate) fn tried_again(&self, asked: &Question) -> Vec<String> {
         match asked.route() {
             Route::Retry(id) => vec![id.to_owned()],
@@ -308,7 +308,7 @@ impl Books {
         }
     }
 
-    /// What a failed confirmation is about: reservation and payment.
+    /// The reservation and the payment of a failed confirmation.
     pub(crate) fn about(&self, failed: &str) -> Option<(String, Option<String>)> {
         let item = self.items.get(&failed_place(failed))?;
         let reservation = item["reservation_id"].as_str()?.to_owned();
@@ -368,7 +368,7 @@ impl Books {
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
             let kept = matches!(new.status, Status::Held | Status::Confirmed);
-            // What was written down and taken back again may be kept as well.
+            // One whose notes were removed again may be kept as well.
             let noted = item["kept_until"].is_i64();
             let right = if item["ttl"].is_null() { kept || noted } else { !kept && remembered(item) };
             self.check(now, right, "only_ended_holds_are_cleaned_up", || format!("{item}"));
@@ -411,7 +411,7 @@ impl Books {
         }
     }
 
-    /// What is written down beside what a reservation is: payments that have to be given back, and an admin's word.
+    /// Checks the notes on a reservation: payments that are owed back, and what an admin has closed.
     fn noted(&mut self, now: i64, id: &str, before: &Value, after: &Value) {
         let became = || format!("{before} became {after}");
         let (old, new) = (owed_back(before), owed_back(after));
@@ -428,7 +428,7 @@ impl Books {
         self.check(now, closed(before) <= closed(after), "settled_stays_settled", became);
     }
 
-    /// What may become of a reservation.
+    /// Checks how a reservation changed.
     fn transition(&mut self, now: i64, id: &str, old: &Reservation, new: &Reservation) {
         let same = |a: &Reservation, b: &Reservation| {
             let facts = |r: &Reservation| {
@@ -460,7 +460,7 @@ impl Books {
                 });
             }
             (Status::Expired, Status::Confirmed) => {
-                // No later than the product allows, by the clock of whoever accepted it.
+                // No later than the product allows, by the clock of the environment that accepted it.
                 let latest = old.expires_at.plus_seconds(i64::from(old.late_payment_seconds)).as_millis();
                 let allowed = asked_at.is_some_and(|at| at - SKEW_MS < latest);
                 let right = new.confirmed_late && allowed;
@@ -497,7 +497,7 @@ impl Books {
         }
     }
 
-    /// A hold that ends at another time than before has its reminder.
+    /// Checks that a hold with a new end has its reminder.
     fn reminded(&mut self, now: i64, id: &str, schedules: &BTreeSet<i64>) {
         let Some(hold) = self.reservations.get(id).cloned() else { return };
         let ends = hold.expires_at.as_millis();
@@ -505,7 +505,7 @@ impl Books {
         self.check(now, reminded, "no_hold_without_its_reminder", || format!("{hold:?}"));
     }
 
-    /// A new hold: made of one version of each product, that its shards knew no newer one of.
+    /// Checks a new hold: made of one version of each product, and its shards knew no newer one.
     fn made(&mut self, now: i64, id: &str) {
         let Some(new) = self.reservations.get(id).cloned() else { return };
         let end = new.created_at.plus_seconds(new.hold_seconds.get());
@@ -559,7 +559,7 @@ impl Books {
         }
         let mut by_product: BTreeMap<&str, i64> = BTreeMap::new();
         for ((product, shard), &moved) in &touched.on_shard {
-            // Crumbs are gathered from shard to shard, while nothing else happens to the product.
+            // Consolidation moves units between shards, while nothing else of the product changes.
             let gathered = touched.reservations == 0 && touched.moved(product) == 0;
             let adjusted = touched.totals.contains(product) || gathered;
             *by_product.entry(product).or_default() += moved;
@@ -600,7 +600,7 @@ impl Books {
         self.shards.range(from).map(|((_, number), shard)| (*number, *shard))
     }
 
-    /// Whether every shard of a product knows this version.
+    /// Whether every shard of a product has at least this version.
     pub(crate) fn all_shards_know(&self, product: &str, version: u64) -> bool {
         self.shards_of(product).all(|(_, shard)| shard.version >= version)
     }
@@ -615,39 +615,39 @@ impl Books {
         self.reservations.values().filter(|reservation| reservation.status == Status::Held)
     }
 
-    /// What is free of a product.
+    /// The free units of a product.
     pub(crate) fn free(&self, product: &str) -> i64 {
         self.shards_of(product).map(|(_, shard)| shard.available).sum()
     }
 
-    /// What lay at a place at a moment.
+    /// The item with this key at a moment.
     pub(crate) fn item_at(&self, place: &Place, at: Moment) -> Option<&Value> {
         self.past.lay(place, at).unwrap_or_else(|| self.items.get(place))
     }
 
-    /// Where a product's shards lie.
+    /// The keys of a product's shards.
     pub(crate) fn shard_places(&self, product: &str) -> Vec<Place> {
         let shards = self.shards_of(product);
         shards.map(|(number, _)| (format!("STOCK#{product}#{number}"), "STOCK".to_owned())).collect()
     }
 
-    /// Every reservation of a product that there ever was.
+    /// Every reservation that a product ever had.
     pub(crate) fn holds_of(&self, product: &str) -> impl Iterator<Item = &str> {
         self.holds.get(product).into_iter().flatten().map(String::as_str)
     }
 
-    /// All products.
+    /// The ids of all products.
     pub(crate) fn product_ids(&self) -> impl Iterator<Item = &String> {
         self.products.keys()
     }
 
-    /// Everything of one partition, by sort key.
+    /// All items of one partition, by sort key.
     pub(crate) fn partition<'a>(&'a self, pk: &'a str) -> impl Iterator<Item = (&'a String, &'a Value)> {
         let from = self.items.range((pk.to_owned(), String::new())..);
         from.take_while(move |(place, _)| place.0 == pk).map(|(place, item)| (&place.1, item))
     }
 
-    /// The indexes show an item, or no more, from now on.
+    /// Records that the indexes show an item from now on, or not any more.
     pub(crate) fn shows(&mut self, place: &Place, item: Option<&Value>) {
         let number = |item: &Value, name: &str| item[name]["N"].as_str().and_then(|digits| digits.parse().ok());
         let shown = item.map(|item| Shown { due_at: number(item, "due_at"), created_at: number(item, "created_at") });
@@ -655,27 +655,27 @@ impl Books {
         self.shown.entry(place.clone()).or_default().push((at, shown));
     }
 
-    /// What the indexes showed of an item at any moment of these: also what they came to show within the first one.
+    /// What the indexes showed of an item at any of these moments, including changes within the first one.
     fn shown(&self, place: &Place, from: Moment, to: Moment) -> impl Iterator<Item = Option<Shown>> {
         let all = self.shown.get(place).map(Vec::as_slice).unwrap_or_default();
         let first = all.partition_point(|(at, _)| *at < from).saturating_sub(1);
         all[first..].iter().take_while(move |(at, _)| *at <= to).map(|(_, shown)| *shown)
     }
 
-    /// The items of a kind that the indexes have shown from a moment on, without a break.
+    /// The items of a kind that the indexes have shown since a moment, without interruption.
     pub(crate) fn indexed_since<'a>(&'a self, kind: &'a str, at: Moment) -> impl Iterator<Item = &'a Place> {
         let all = self.shown.range((kind.to_owned(), String::new())..);
         let of_kind = all.take_while(move |(place, _)| place.0.starts_with(kind));
         of_kind
             .filter(move |(_, shown)| {
-                // What came to be shown within that moment may have come after it was asked.
+                // A change within that moment may have come after the request.
                 let first = shown.partition_point(|(since, _)| *since < at);
                 first > 0 && shown[first - 1..].iter().all(|(_, shown)| shown.is_some())
             })
             .map(|(place, _)| place)
     }
 
-    /// Until when the index of holds showed this very hold during a whole moment, if it did.
+    /// The end that the index `due` showed for this very hold during a whole moment, if it did throughout.
     pub(crate) fn due(&self, id: &str, item: &Value, at: Moment) -> Option<i64> {
         let due = |shown: Option<Shown>| {
             let shown = shown.filter(|shown| shown.created_at == item["created_at"].as_i64())?;
@@ -686,12 +686,12 @@ impl Books {
         all.filter(|_| before)?.into_iter().max()
     }
 
-    /// The times that the index of holds showed for it at any of these moments.
+    /// The ends that the index `due` showed for it at any of these moments.
     pub(crate) fn dues(&self, id: &str, from: Moment, to: Moment) -> Vec<i64> {
         self.shown(&hold(id), from, to).filter_map(|shown| shown?.due_at).collect()
     }
 
-    /// Whether a payment for a reservation is the order's, or a failed confirmation.
+    /// Whether a payment for a reservation belongs to its order, or to a failed confirmation.
     pub(crate) fn knows_payment(&self, reservation: &str, payment: &str) -> bool {
         let order = self.reservations.get(reservation).is_some_and(|reservation| {
             let paid = reservation.payment_reference.as_ref().is_some_and(|known| known.as_str() == payment);
@@ -700,22 +700,22 @@ impl Books {
         order || self.failed_of(reservation, payment).next().is_some()
     }
 
-    /// Nothing goes on any more: what a failed confirmation says of itself is so.
+    /// Nothing runs any more: checks that the state of every failed confirmation is right.
     pub(crate) fn failed_at_rest(&mut self, now: i64) {
         let mut wrong = Vec::new();
         for (_, item) in self.failed_confirmations() {
             let found = item["reservation_id"].as_str().and_then(|id| self.reservations.get(id));
             let paid = item["payment_reference"].as_str();
-            // A payment is for its reservation, whoever was named with it.
+            // A payment belongs to its reservation, whichever customer was named with it.
             let own = found.filter(|found| item["failed_customer"] == found.customer.as_str());
             let order = found.filter(|found| (paid.is_some() || own.is_some()) && found.status == Status::Confirmed);
             let ordered = order.is_some_and(|order| {
                 paid.is_none_or(|paid| order.payment_reference.as_ref().is_some_and(|known| known.as_str() == paid))
             });
             let right = match item["state"].as_str() {
-                // It was tried once more: only what there is no reservation for has no answer.
+                // It was retried: only one without a reservation still has no answer.
                 Some("open") => (item["reason"] != "not_confirmed" || own.is_none()) && !(paid.is_some() && ordered),
-                // Every queue is empty: nobody would look at it again.
+                // Every queue is empty: nothing would process it again.
                 Some("retrying") => false,
                 Some("confirmed") => ordered,
                 _ => true,
@@ -728,12 +728,12 @@ impl Books {
     }
 }
 
-/// Whether an ended reservation is kept for as long as it matters: where it owes a payment back, for ever.
+/// Whether an ended reservation is kept for as long as it matters: forever if it owes a payment back.
 fn remembered(item: &Value) -> bool {
     owed_back(item).is_empty() || item["ttl"].as_i64() >= Some(YEAR_9999)
 }
 
-/// A reservation without what is written down beside it.
+/// A reservation without its notes.
 fn without_notes(item: &Value) -> Value {
     let mut item = item.clone();
     if let Some(item) = item.as_object_mut() {
@@ -752,17 +752,17 @@ struct Touched {
     entries: BTreeMap<String, i64>,
     on_shard: BTreeMap<(String, u32), i64>,
     limits: BTreeSet<(String, String)>,
-    /// How many reservations.
+    /// Number of reservations.
     reservations: usize,
     made: Vec<String>,
-    /// Holds that end at another time than before.
+    /// Holds whose end is new or has changed.
     ends_later: Vec<String>,
-    /// Reservations whose payment, or what an admin said of it, may have changed.
+    /// Reservations whose payment, or an admin's decision about it, may have changed.
     paid: BTreeSet<String>,
 }
 
 impl Touched {
-    /// How many units more of a product lie on its shards, and in its reservations.
+    /// How many units a product gained, on its shards and in its reservations together.
     fn moved(&self, product: &str) -> i64 {
         self.on_shard.iter().filter(|((of, _), _)| of == product).map(|(_, moved)| moved).sum()
     }

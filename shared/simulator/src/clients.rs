@@ -1,8 +1,8 @@
-//! Customers and admins: what they request, how they retry, and how they react to responses. (One client for all of their
-//! actions, hence the length.)
+//! Customers and admins: what they request, how they retry, and how they react to responses. (One client for all of
+//! their actions, hence the length.)
 //!
-//! Each answer is judged by the table as it was between question and answer (`judge`), kept for the reference model
-//! (`journal`), and what it promises is kept from then on (`promises`).
+//! Each answer is judged by the states of the table between request and answer (`judge`) and recorded for the reference
+//! model (`journal`), and what it acknowledges must hold from then on (`promises`).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use crate::past::Window;
 use crate::plan::{Actor, Change, Moment, ProductPlan, SHARED, Settle, Step};
 use crate::world::millis;
 
-/// How long API Gateway waits for a function.
+/// How long API Gateway waits for a function, in milliseconds.
 const GATEWAY_MS: u64 = 29_000;
 
 /// One customer or admin.
@@ -36,9 +36,9 @@ pub(crate) struct Client<'a> {
 struct Memory {
     /// When the hold of a key ends, in milliseconds since the epoch.
     expires_at: BTreeMap<u8, i64>,
-    /// Payments that were taken, and of which nobody has said yet that they arrived.
+    /// Payments that were made and are not acknowledged yet.
     unanswered: Vec<(u8, String)>,
-    /// Bodies that were sent under each key.
+    /// The bodies that were sent with each key.
     bodies: BTreeMap<u8, Vec<Vec<(usize, u32)>>>,
 }
 
@@ -55,7 +55,7 @@ impl<'a> Client<'a> {
         self.cloud.world.expect(holds, invariant, detail);
     }
 
-    /// Lives through these moments.
+    /// Plays these moments, one after another.
     pub(crate) async fn live(&self, moments: &[Moment]) {
         for moment in moments {
             sleep(millis(moment.wait_ms)).await;
@@ -84,7 +84,7 @@ impl<'a> Client<'a> {
                 let ends = self.memory().expires_at.get(key).copied();
                 let wait = ends.map_or(0, |ends| ends + offset_ms - self.cloud.world.now());
                 sleep(millis(wait.clamp(0, 120_000).unsigned_abs())).await;
-                // Boxed: a step within a step.
+                // Boxed, since it is recursive.
                 join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
             }
             Step::Meet { then } => {
@@ -108,7 +108,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Asks until there is a clear answer, or patience ends: with the same request each time.
+    /// Sends a request until there is a clear answer or the retries are used up: the same request each time.
     pub(crate) async fn ask(
         &self,
         patience: u32,
@@ -142,7 +142,7 @@ impl<'a> Client<'a> {
             self.cloud.world.note(format_args!("{}: {method} {path}{under} {sent} => {said}", self.actor.name));
             self.hears(&asked, &mut window, tick, reply.as_ref(), skew);
             if let Some(reply) = reply {
-                // A planted bug has to break more than an answer.
+                // With a planted bug a 500 is no violation: the bug has to break something else.
                 let right = reply.status != 500 || self.cloud.world.lock().planted.is_some();
                 self.expect(right, "no_internal_error", || format!("{method} {path}: {reply:?}"));
                 let limited = self.cloud.rate.is_some() && !self.actor.admin && !self.actor.served && method != "GET";
@@ -150,7 +150,7 @@ impl<'a> Client<'a> {
                     format!("{method} {path}: {reply:?}")
                 });
                 if reply.status == 429 && self.at_rest() {
-                    // There is no hurry any more: whoever is told to wait does.
+                    // Faults have stopped: wait for as long as the answer says.
                     let seconds = reply.body["retry_after_seconds"].as_u64().unwrap_or(1);
                     sleep(millis(seconds * 1_000)).await;
                     return Box::pin(self.ask(patience, function, method, path, key, body)).await;
@@ -165,12 +165,12 @@ impl<'a> Client<'a> {
         None
     }
 
-    /// Whether nothing goes wrong any more.
+    /// Whether faults have stopped.
     fn at_rest(&self) -> bool {
         self.cloud.world.lock().books.calm_at.is_some()
     }
 
-    /// A request leaves: from now on the past has to be known.
+    /// Records that a request is sent: from now on, the states of the table are kept for it.
     fn asks(&self, asked: &Question) -> (Window, u64) {
         let now = self.cloud.world.now();
         let mut state = self.cloud.world.lock();
@@ -186,7 +186,7 @@ impl<'a> Client<'a> {
         (window, books.journal.tick())
     }
 
-    /// Its answer is there, or will never be: it is judged, and written down.
+    /// Judges the answer, if there is one, and adds it to the journal.
     fn hears(&self, asked: &Question, window: &mut Window, tick: u64, reply: Option<&Reply>, skew: Option<i64>) {
         let now = self.cloud.world.now();
         let mut state = self.cloud.world.lock();
@@ -240,7 +240,7 @@ impl<'a> Client<'a> {
         reservation_id(&self.actor.name, key)
     }
 
-    /// Reserves. Whether there was a clear answer.
+    /// Reserves. Returns whether there was a clear answer.
     async fn reserve(&self, key: u8, body: &[(usize, u32)], patience: u32) -> bool {
         let lines: Vec<Value> = body
             .iter()
@@ -273,8 +273,8 @@ impl<'a> Client<'a> {
         format!("pay-{}-{of}-{n}", self.actor.name)
     }
 
-    /// The back end confirms with this customer's payment, and names another: the reservation is not found, and the payment
-    /// is recorded all the same.
+    /// The shop's back end confirms with this customer's payment, and names another customer: the reservation is not
+    /// found, and the payment is recorded nevertheless.
     async fn mistake(&self, key: u8, payment: u8, instead: &str, patience: u32) {
         if instead == self.actor.name {
             return;
@@ -293,7 +293,7 @@ impl<'a> Client<'a> {
         });
     }
 
-    /// Confirms, after taking a payment if there is one. Whether there was a clear answer.
+    /// Confirms, after making a payment if there is one. Returns whether there was a clear answer.
     async fn confirm(&self, key: u8, payment: Option<u8>, patience: u32) -> bool {
         let id = self.reservation_id(key);
         let payment = payment.map(|n| self.payment(key, n));
@@ -324,7 +324,7 @@ impl<'a> Client<'a> {
         }
         if let Some(payment) = payment {
             self.memory().unanswered.retain(|(_, unanswered)| *unanswered != payment);
-            // Whatever was said: whoever hears it knows that it was heard of.
+            // Any clear answer, even a refusal, acknowledges the payment.
             state.promises.payments.insert((id, payment));
         }
         drop(state);
@@ -332,7 +332,7 @@ impl<'a> Client<'a> {
         true
     }
 
-    /// Names again every payment of which nobody has said that it arrived. Whether all are answered now.
+    /// Confirms again with every payment that is not acknowledged. Returns whether all of them are now.
     pub(crate) async fn insist(&self) -> bool {
         let unanswered = self.memory().unanswered.clone();
         let mut all = true;
@@ -343,7 +343,7 @@ impl<'a> Client<'a> {
         all
     }
 
-    /// Names every payment once more.
+    /// Confirms once more with every payment.
     pub(crate) async fn pay_again(&self) {
         let all: Vec<(u8, u8)> = {
             let state = self.cloud.world.lock();
@@ -360,7 +360,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Resolves every failed confirmation that is open. Whether each was answered.
+    /// Resolves every open failed confirmation. Returns whether each was answered.
     pub(crate) async fn give_everything_back(&self) -> bool {
         let open: Vec<String> = {
             let state = self.cloud.world.lock();
@@ -383,7 +383,7 @@ impl<'a> Client<'a> {
         self.ask(0, Function::Admin, "POST", &path, None, Some(&note)).await
     }
 
-    /// Asks for everything once more, as it was first asked for. Whether all of it is answered.
+    /// Repeats every reserve with its first body. Returns whether each was answered.
     pub(crate) async fn repeat(&self) -> bool {
         let first: Vec<_> = self.memory().bodies.iter().map(|(key, bodies)| (*key, bodies[0].clone())).collect();
         let mut all = true;
@@ -426,7 +426,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Another's reservation does not exist for anybody else, whatever they try.
+    /// Tries everything with another customer's reservation, which must not exist for this one.
     async fn trespass(&self, victim: &str, key: u8) {
         if victim == self.actor.name {
             return;
@@ -446,7 +446,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Makes a product.
+    /// Creates a product.
     pub(crate) async fn make(&self, product: &ProductPlan, patience: u32) -> Option<Reply> {
         let at = |ms: Option<i64>| ms.and_then(|ms| instant(NOW.as_millis() + ms));
         let mut body = json!({
@@ -454,7 +454,7 @@ impl<'a> Client<'a> {
             "currency": product.currency, "total": product.total, "shards": product.shards,
             "hold_seconds": product.hold_seconds, "sale_starts_at": at(product.sale.0), "sale_ends_at": at(product.sale.1),
         });
-        // Null says that there never will be a limit.
+        // Null means that there will never be a limit.
         if product.limit.is_some() || !product.counted {
             body["max_per_customer"] = json!(product.limit);
         }
@@ -518,7 +518,7 @@ impl<'a> Client<'a> {
             Settle::Nothing => {}
             Settle::Redrive => {
                 let path = format!("{path}/redrive");
-                // Twice at once: two admins who both press the button.
+                // Twice at once, as by two admins.
                 let (one, two) = tokio::join!(
                     self.ask(0, Function::Admin, "POST", &path, None, None),
                     self.ask(0, Function::Admin, "POST", &path, None, None)
@@ -529,7 +529,7 @@ impl<'a> Client<'a> {
                 for id in ids {
                     self.ask(0, Function::Admin, "POST", &format!("{path}/{id}/retry"), None, None).await;
                 }
-                // Whoever does this looks a moment later whether it helped.
+                // An admin checks a moment later whether it helped.
                 sleep(millis(5_000)).await;
                 self.ask(1, Function::Admin, "GET", path, None, None).await;
             }
@@ -541,7 +541,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// A time as a request names it.
+/// A time in the format of requests.
 fn instant(ms: i64) -> Option<String> {
     let time = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()?;
     time.format(&time::format_description::well_known::Rfc3339).ok()

@@ -1,4 +1,4 @@
-//! Lambda: environments of the real functions, each with its own memory, clock and connections, that come and go.
+//! Lambda: environments of the real functions that come and go, each with its own cache, clock and connections.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -71,18 +71,18 @@ enum Doom {
     FrozenAfter(u64),
 }
 
-/// The state of an environment that its wire and its keeper share.
+/// The state of an environment that its connection and the future that runs it share.
 #[derive(Debug, Default)]
 struct Vitals {
     killed: bool,
     frozen_until: Option<Instant>,
-    /// At which call from now on, and what.
+    /// After how many more calls something happens to it, and what.
     doom: Option<(u32, Doom)>,
-    /// How far its wall clock is off.
+    /// The skew of its wall clock.
     skew_ms: i64,
 }
 
-/// An environment's wire.
+/// An environment's connection to AWS.
 #[derive(Clone)]
 struct Connection {
     world: World,
@@ -102,7 +102,7 @@ enum Handler {
 
 struct Environment {
     name: Arc<str>,
-    /// How far its clock is off, until it is set.
+    /// The skew of its clock, until the clock is set.
     skew_ms: i64,
     vitals: Arc<Mutex<Vitals>>,
     handler: Handler,
@@ -113,13 +113,13 @@ struct Environment {
 pub(crate) struct Cloud {
     pub(crate) world: World,
     idle: Arc<Mutex<BTreeMap<Function, Vec<Environment>>>>,
-    /// How often each customer may ask for changes.
+    /// The rate limit on each customer's changes, if any.
     pub(crate) rate: Option<RateLimit>,
     due_partitions: u32,
 }
 
 impl Cloud {
-    /// As a plan has it: with a limit on each customer's changes or without, and this many partitions of the index of holds.
+    /// As a plan has it: with or without a rate limit, and with this many partitions of the index `due`.
     pub(crate) fn new(world: World, plan: &Plan) -> Self {
         let rate = plan.rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
         Self { world, idle: Arc::default(), rate, due_partitions: plan.due_partitions }
@@ -129,12 +129,12 @@ impl Cloud {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls a function. `None` where no answer comes: it failed, ran out of time, or was killed.
+    /// Calls a function. `None` without an answer: it failed, ran out of time, or was killed.
     pub(crate) async fn invoke(&self, function: Function, event: Value) -> Option<Value> {
         self.invoke_by(function, event).await.map(|(answer, _)| answer)
     }
 
-    /// The same, and how far the clock is off of the environment that answered.
+    /// The same, with the clock skew of the environment that answered.
     pub(crate) async fn invoke_by(&self, function: Function, event: Value) -> Option<(Value, i64)> {
         if self.world.lock().planted.is_some_and(|planted| planted.ignored(function, &event)) {
             return Some((Value::Null, 0));
@@ -195,11 +195,12 @@ impl Cloud {
         Environment::start(self, function, number, skew_ms, seed)
     }
 
-    /// Draws what will happen to an environment during its next call; after how long it is killed, if so.
+    /// Draws what will happen to an environment during its next invocation. Returns after how long it is killed, if it
+    /// is.
     fn doom(&self, function: Function, environment: &Environment) -> Option<u64> {
         let mut state = self.world.lock();
         let crate::world::State { random, faults, .. } = &mut *state;
-        // Most invocations make a handful of calls; one that tries again and again makes dozens.
+        // Most invocations make a handful of calls; one that keeps retrying makes dozens.
         let at = [random.u32(0..6), random.u32(0..40)][random.usize(0..2)];
         let frozen_ms = [random.u64(50..2_000), random.u64(1_000..9_000)][random.usize(0..2)];
         let doom = if faults.strikes(random, Fault::KilledBefore) {
@@ -217,7 +218,7 @@ impl Cloud {
     }
 }
 
-/// Clocks are right, or off by any part of what is allowed.
+/// Clocks are right, or off by up to the allowed skew.
 fn skew(random: &mut fastrand::Rng) -> i64 {
     if random.bool() { 0 } else { random.i64(-SKEW_MS..=SKEW_MS) }
 }
@@ -236,10 +237,10 @@ impl Environment {
         let connection = Connection { world: world.clone(), name: name.clone(), vitals: vitals.clone() };
         let aws = AwsEnvironment::of_emulator("us-east-1", "http://aws.test")
             .with_http_client(SharedHttpClient::new(connection));
-        // The SDKs share their retry quota within a process, and draw tokens from a thread's chance: an environment is
-        // a process of its own.
-        // And they do not sign, and do not watch how fast a body goes over the wire: nobody here looks at a signature, a
-        // body is there at once, and both cost time at every call.
+        // Within a process, the SDKs share their retry quota, and draw tokens by the thread's random numbers; an
+        // environment is a process of its own.
+        // They do not sign, and do not watch the throughput of a body: nothing here checks a signature, a body arrives
+        // at once, and both cost time with every call.
         macro_rules! own {
             ($client:expr, $sdk:ident) => {
                 $sdk::Client::from_conf(
@@ -298,7 +299,7 @@ fn target() -> Target {
     }
 }
 
-/// The function itself, as its `main.rs` wires it.
+/// Calls the function as its `main.rs` does.
 async fn run(handler: &Handler, event: Value) -> Result<Value, lambda_http::Error> {
     let context = LambdaContext::default();
     match handler {
@@ -311,7 +312,7 @@ async fn run(handler: &Handler, event: Value) -> Result<Value, lambda_http::Erro
     }
 }
 
-/// Work in an environment that may be killed or frozen under it.
+/// Work in an environment that may be killed or frozen meanwhile.
 struct Alive<'a, T> {
     vitals: &'a Mutex<Vitals>,
     thaw: Option<Pin<Box<Sleep>>>,
@@ -319,7 +320,7 @@ struct Alive<'a, T> {
 }
 
 impl<T> Future for Alive<'_, T> {
-    /// `None` where it was killed.
+    /// `None` if it was killed.
     type Output = Option<T>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
@@ -332,7 +333,7 @@ impl<T> Future for Alive<'_, T> {
                 vitals.frozen_until
             };
             if let Some(until) = frozen_until {
-                // Frozen: nothing in it runs, and what comes due meanwhile comes due at once when it thaws.
+                // Frozen: nothing in it runs, and timers that expire meanwhile fire at once when it thaws.
                 let thaw = self.thaw.get_or_insert_with(|| Box::pin(sleep_until(until)));
                 if thaw.as_mut().poll(context).is_pending() {
                     return Poll::Pending;
@@ -352,7 +353,8 @@ impl<T> Future for Alive<'_, T> {
 }
 
 impl Connection {
-    /// Meets what is in store for the environment at this call, `before` it leaves or when its answer is there.
+    /// Kills or freezes the environment if that is drawn for this call: `before` it is sent, or when its answer
+    /// arrives.
     async fn meet(&self, before: bool) {
         let meets = {
             let mut vitals = lock(&self.vitals);
@@ -377,7 +379,7 @@ impl Connection {
         self.world.note(format_args!("{} meets {meets:?}", self.name));
         match meets {
             Doom::KilledBefore | Doom::KilledAfter => std::future::pending().await,
-            // Pending once, so that the keeper sees it.
+            // Pending once, so that `Alive` sees it.
             Doom::FrozenBefore(_) | Doom::FrozenAfter(_) => tokio::task::yield_now().await,
         }
     }
@@ -398,7 +400,7 @@ impl HttpConnector for Connection {
             let (answer, answered) = oneshot::channel();
             let (world, name) = (connection.world.clone(), connection.name.clone());
             go(async move {
-                // Whoever asked may be gone.
+                // The caller may be gone.
                 _ = answer.send(world.serve(&name, call).await);
             });
             let answer = answered.await.unwrap_or(Answer::Broken);
@@ -418,7 +420,7 @@ impl HttpClient for Connection {
     }
 }
 
-/// Names the operation: in DynamoDB's and SQS's protocol a header does, in Scheduler's the method and the path.
+/// Names the operation: by a header in the protocols of DynamoDB and SQS, by method and path in Scheduler's.
 fn call(by: Arc<str>, request: &HttpRequest) -> Call {
     let body = request.body().bytes().and_then(|body| serde_json::from_slice(body).ok());
     let mut body: Value = body.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! DynamoDB's JSON, and the calls of the database behind the wire.
+//! DynamoDB's JSON, and calls to the database behind the wire.
 
 use dynoxide::{Database, DynoxideError};
 use holdfast_store::keys::INDEXES;
@@ -10,12 +10,12 @@ use serde_json::{Map, Value, json};
 /// An item's key: partition key, sort key.
 pub(crate) type Place = (String, String);
 
-/// An empty table, and the replica that lags and is asked for what indexes show: the table itself needs none.
+/// An empty table, and a lagging replica that answers queries of the indexes: the table itself needs no index.
 pub(crate) fn databases() -> Result<(Database, Database), DynoxideError> {
     Ok((database(TABLE, &[])?, database(TABLE, &INDEXES)?))
 }
 
-/// The answer to a read by keys that wants whole items, from the items that it sees; nothing where it is none.
+/// The answer to a read of whole items by key, from the items that it sees; `None` for any other operation.
 pub(crate) fn by_key<'a>(
     operation: &str,
     request: &Value,
@@ -45,7 +45,7 @@ pub(crate) fn by_key<'a>(
     }
 }
 
-/// The item at a place, as it is now.
+/// The item with this key, as it is now.
 pub(crate) fn item(database: &Database, table: &str, place: &Place) -> Option<Value> {
     let request = json!({ "TableName": table, "Key": key(place), "ConsistentRead": true });
     let (_, mut answer) = carry_out(database, "GetItem", &request)?;
@@ -56,7 +56,7 @@ pub(crate) fn key(place: &Place) -> Value {
     json!({ "pk": { "S": place.0 }, "sk": { "S": place.1 } })
 }
 
-/// The places that a write touches, each once, in the order of its actions.
+/// The keys that a write touches, each once, in the order of its actions.
 pub(crate) fn places(operation: &str, request: &Value) -> Vec<Place> {
     match operation {
         "PutItem" => place(&request["Item"]).into_iter().collect(),
@@ -71,7 +71,7 @@ pub(crate) fn writes(operation: &str) -> bool {
     matches!(operation, "PutItem" | "UpdateItem" | "DeleteItem" | "TransactWriteItems")
 }
 
-/// The places that a read wants to see at one instant.
+/// The keys that a transactional read reads at one instant; none for any other operation.
 pub(crate) fn wanted(operation: &str, request: &Value) -> Vec<Place> {
     if operation != "TransactGetItems" {
         return Vec::new();
@@ -80,7 +80,7 @@ pub(crate) fn wanted(operation: &str, request: &Value) -> Vec<Place> {
     keys.filter_map(place).collect()
 }
 
-/// Puts an item where it belongs, or takes it away, whatever is there.
+/// Stores an item under its key, or deletes it, unconditionally.
 pub(crate) fn put(database: &Database, table: &str, place: &Place, item: Option<&Value>) {
     match item {
         Some(item) => carry_out(database, "PutItem", &json!({ "TableName": table, "Item": item })),

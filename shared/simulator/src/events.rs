@@ -1,4 +1,4 @@
-//! What calls the functions by itself: schedules, the recurring sweep, the queue's event source.
+//! What invokes the functions besides requests: schedules, the recurring sweep, the queue's event source.
 
 use holdfast_testkit::fixtures::CONFIRMATIONS;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::faults::Fault;
 use crate::services::{Delivery, Made};
 use crate::world::{State, millis};
 
-/// A sweep's period, as in template.yaml.
+/// The period of the sweep, as in template.yaml.
 const SWEEP_MS: u64 = 60_000;
 
 /// Scheduler: one-time schedules fire up to a minute late, and sometimes twice, later, or never.
@@ -40,7 +40,7 @@ pub(crate) async fn schedule(cloud: &Cloud, mut to_fire: mpsc::UnboundedReceiver
             world.start(async move {
                 sleep(millis(delay)).await;
                 cloud.world.note(format_args!("schedule {name} fires"));
-                // An event that fails is tried twice more.
+                // An event that fails is retried twice.
                 for _ in 0..3 {
                     if cloud.invoke(Function::Expire, input.clone()).await.is_some() {
                         break;
@@ -61,7 +61,7 @@ pub(crate) async fn schedule(cloud: &Cloud, mut to_fire: mpsc::UnboundedReceiver
 pub(crate) async fn sweep(cloud: &Cloud) {
     let world = &cloud.world;
     loop {
-        // Where nothing is held and nothing failed a sweep finds nothing, and weeks would be full of those.
+        // Without holds and dead letters a sweep finds nothing, and weeks of such sweeps would take long to simulate.
         while !world.lock().something_to_sweep(world.now()) {
             world.something().await;
         }
@@ -81,7 +81,7 @@ pub(crate) async fn sweep(cloud: &Cloud) {
     }
 }
 
-/// The queue's event source: hands batches to `confirm`, and deletes what succeeded.
+/// The queue's event source: passes batches to `confirm`, and deletes the messages that succeeded.
 pub(crate) async fn poll(cloud: &Cloud) {
     let world = &cloud.world;
     loop {
@@ -91,7 +91,7 @@ pub(crate) async fn poll(cloud: &Cloud) {
         };
         let hidden_ms = u64::try_from(visible_at - world.now()).unwrap_or_default();
         if hidden_ms > 0 {
-            // Until it can be received, or another is sent.
+            // Wait until it is visible, or another message is sent.
             tokio::select! {
                 biased;
                 () = world.mail() => continue,
@@ -144,7 +144,7 @@ async fn deliver(cloud: &Cloud, batch: Vec<Delivery>) {
             .flatten()
             .any(|failure| failure["itemIdentifier"] == delivery.id.as_str());
         let State { queues, random, faults, .. } = &mut *state;
-        // A deletion that is lost brings the message once more.
+        // If the deletion is lost, the message is delivered again.
         if !failed && !faults.strikes(random, Fault::MessageTwice) {
             queues.delete(&delivery.receipt);
         }

@@ -1,34 +1,34 @@
-//! What goes wrong, how often, and how often it did.
+//! The kinds of faults, how often they occur, and how often they did.
 
 use std::fmt;
 
-/// One kind of trouble.
+/// One kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum Fault {
-    /// A call answered with "internal error", and not carried out.
+    /// A call answered with "internal error", and not executed.
     Refused,
-    /// A call carried out, and answered with "internal error".
+    /// A call executed, and answered with "internal error".
     ErrorAfter,
     /// A call whose connection broke before it arrived.
     LostBefore,
-    /// A call carried out, whose connection broke before the answer.
+    /// A call executed, whose connection broke before the answer.
     LostAfter,
     /// A call that never arrives, on a connection that stays silent.
     Hang,
-    /// A call carried out, on a connection that stays silent.
+    /// A call executed, on a connection that stays silent.
     HangAfter,
-    /// A call carried out long after its caller gave up waiting.
+    /// A call executed long after its caller timed out.
     Slow,
-    /// A write that arrives once more, minutes later, when its ClientRequestToken is forgotten.
+    /// A write that arrives again later, when its ClientRequestToken is forgotten.
     LateCopy,
-    /// A call refused for its rate.
+    /// A throttled call.
     Throttled,
-    /// A write that meets somebody else's transaction.
+    /// A write that meets another transaction.
     Conflict,
-    /// A cancelled transaction that names further reasons beside the failed condition.
+    /// A cancelled transaction with further reasons besides the failed condition.
     Reasons,
-    /// A transaction whose items are seen one after another.
+    /// A transaction whose items become visible one after another.
     Partly,
     /// A BatchGetItem that leaves keys unprocessed.
     Unprocessed,
@@ -36,7 +36,7 @@ pub enum Fault {
     ShortPage,
     /// An index that shows a reservation as it was up to half a minute ago.
     StaleIndex,
-    /// An environment killed before one of its calls leaves.
+    /// An environment killed before one of its calls is sent.
     KilledBefore,
     /// An environment killed when the answer to one of its calls arrives.
     KilledAfter,
@@ -44,7 +44,7 @@ pub enum Fault {
     KilledAnytime,
     /// An environment frozen before or after one of its calls, and thawed seconds later.
     Frozen,
-    /// A new environment although another is free.
+    /// A new environment although another is idle.
     ColdStart,
     /// A schedule that fires twice.
     EventTwice,
@@ -52,19 +52,19 @@ pub enum Fault {
     EventLate,
     /// A schedule that never fires.
     EventLost,
-    /// A sweep that does not come.
+    /// A sweep that does not run.
     SweepLost,
-    /// A queue's message delivered twice.
+    /// A message of a queue that is delivered twice.
     MessageTwice,
-    /// A receive that asks only some of the queue's servers, because it does not wait.
+    /// A receive without long polling, which asks only some of the queue's servers.
     ShortPoll,
-    /// An environment whose clock is set, backwards too, while nobody uses it.
+    /// An environment whose clock is set, possibly backwards, while it is idle.
     ClockSet,
-    /// A message in the queue that makes no sense.
+    /// An unreadable message in the queue.
     Poison,
-    /// A service that is away for a while.
+    /// An outage of a service.
     Away,
-    /// An ended reservation that DynamoDB's clean-up deletes.
+    /// An ended reservation that DynamoDB's TTL deletes.
     Ttl,
 }
 
@@ -139,12 +139,12 @@ impl Fault {
         }
     }
 
-    /// The one of this name.
+    /// The fault of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|fault| fault.name() == name)
     }
 
-    /// How many in a thousand, where a history has this trouble at all: seldom, often, or almost always something.
+    /// Rates per thousand, for a history that has this fault at all: low, high, and very high.
     pub(crate) const fn rates(self) -> [u32; 3] {
         match self {
             Self::Conflict | Self::Unprocessed | Self::ShortPage | Self::Reasons => [30, 100, 300],
@@ -175,25 +175,25 @@ impl fmt::Display for Fault {
     }
 }
 
-/// One number for each kind.
+/// A number for each kind of fault.
 pub type PerFault = [u64; Fault::ALL.len()];
 
-/// The troubles of one history.
+/// The faults of one history.
 #[derive(Debug, Clone)]
 pub(crate) struct Faults {
-    /// How many in a thousand, of each kind.
+    /// The rate per thousand of each kind.
     pub(crate) per_mille: [u32; Fault::ALL.len()],
-    /// Whether any happen at all now.
+    /// Whether faults are injected now.
     pub(crate) on: bool,
-    /// How many happened.
+    /// Number of injected faults of each kind.
     pub(crate) injected: PerFault,
 }
 
 impl Faults {
-    /// Whether this trouble happens now; if so, it is counted.
+    /// Whether this fault occurs now; if so, it is counted.
     pub(crate) fn strikes(&mut self, random: &mut fastrand::Rng, fault: Fault) -> bool {
         let rate = self.per_mille[fault as usize];
-        // Drawn also where it is off, so that taking one kind away leaves the others' chances alone.
+        // Drawn even when faults are off, so that removing one kind does not change the random numbers of the others.
         let drawn = random.u32(0..1_000);
         let strikes = self.on && drawn < rate;
         self.injected[fault as usize] += u64::from(strikes);

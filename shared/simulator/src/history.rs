@@ -1,4 +1,4 @@
-//! What happened, line by line, and a digest of it all.
+//! What happened, line by line, and a digest of all of it.
 
 use std::{fmt, io};
 
@@ -23,7 +23,7 @@ impl History {
         self.lines.push(line);
     }
 
-    /// Adds to the digest what would be too long for a line.
+    /// Adds data to the digest that would be too long for a line.
     pub(crate) fn digest(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
         for word in words {
@@ -34,14 +34,14 @@ impl History {
         }
     }
 
-    /// The same for JSON, without writing it down.
+    /// The same for JSON, without storing its text.
     pub(crate) fn digest_json(&mut self, value: &Value) {
-        // The digest takes whatever it is given.
+        // Writing into the digest cannot fail.
         _ = serde_json::to_writer(self, value);
     }
 
     fn mix(&mut self, word: u64) {
-        // As rustc's own hash does: all that is asked of it is that two histories that differ anywhere differ here.
+        // As rustc's own hash does: it only has to differ if two histories differ anywhere.
         self.digest = (self.digest.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 }

@@ -1,4 +1,4 @@
-//! What everybody asked and was told, thing by thing, for the reference model.
+//! Every request and its answer, by the reservation or adjustment that it is about, for the reference model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,11 +11,11 @@ use crate::judge::{Question, Reply, Route, hold, wanted};
 use crate::model::{self, Act, Request};
 use crate::past::Moment;
 
-/// All requests about one adjustment's key.
+/// All requests with one adjustment's idempotency key.
 #[derive(Debug, Default)]
 struct Key {
     requests: Vec<Request<Value>>,
-    /// Refusals: when each was true at first.
+    /// Refusals, each with the first moment at which it was true.
     refused: Vec<(Moment, String)>,
 }
 
@@ -24,11 +24,11 @@ struct Key {
 pub(crate) struct Journal {
     tick: u64,
     reservations: BTreeMap<String, Vec<Request<Act>>>,
-    /// Whose a reservation is.
+    /// The customer of each reservation.
     owners: BTreeMap<String, String>,
     /// By product and key.
     adjustments: BTreeMap<(String, String), Key>,
-    /// When each entry of a ledger was written.
+    /// When each ledger entry was written.
     entries: BTreeMap<String, Moment>,
 }
 
@@ -36,14 +36,14 @@ pub(crate) struct Journal {
 pub(crate) type Answer<'a> = Option<(i64, &'a Reply)>;
 
 impl Journal {
-    /// The next number: what has a smaller one was earlier.
+    /// The next tick of a logical clock: an event with a smaller tick was earlier.
     pub(crate) fn tick(&mut self) -> u64 {
         self.tick += 1;
         self.tick
     }
 
-    /// Writes down what was asked, at that tick, and what was answered, if anything was. `about` is what a failed
-    /// confirmation is about: reservation and payment.
+    /// Records a request that was sent at that tick, and its answer if there was one. `about`: the reservation and the
+    /// payment of a failed confirmation.
     pub(crate) fn note(
         &mut self,
         asked: &Question,
@@ -97,25 +97,26 @@ impl Journal {
         self.reservations.entry(id).or_default().push(request);
     }
 
-    /// What is another's is not there for anybody else, and tells nothing.
+    /// Records a request, unless the reservation is another customer's: then it does not exist for the caller, and the
+    /// answer says nothing about it.
     fn own(&mut self, asked: &Question, id: &str, request: Request<Act>) {
         if self.owners.get(id).is_none_or(|owner| *owner == asked.who) {
             self.about(id.to_owned(), request);
         }
     }
 
-    /// An adjustment was refused, which was true at that moment.
+    /// Records that an adjustment was refused, and the moment at which that was true.
     pub(crate) fn refused(&mut self, product: &str, key: &str, at: Moment, detail: String) {
         let key = (product.to_owned(), key.to_owned());
         self.adjustments.entry(key).or_default().refused.push((at, detail));
     }
 
-    /// An entry was written into a ledger.
+    /// Records that a ledger entry was written.
     pub(crate) fn entry(&mut self, entry: &str, at: Moment) {
         self.entries.insert(entry.to_owned(), at);
     }
 
-    /// DynamoDB's clean-up took a reservation.
+    /// Records that DynamoDB's TTL deleted a reservation.
     pub(crate) fn cleaned_up(&mut self, id: &str, now: i64) {
         let (sent, tick) = (self.tick(), self.tick());
         let reply = Reply { status: 200, body: Value::Null };
@@ -123,7 +124,7 @@ impl Journal {
         self.about(id.to_owned(), Request { act: Act::CleanUp, sent, answered });
     }
 
-    /// Everything is at rest: the table is looked at, and the model has to explain it all.
+    /// At the end, when nothing runs any more: reads the table, and checks that the model explains every answer.
     pub(crate) fn at_rest(&mut self, books: &Books, now: i64) -> Vec<String> {
         let mut wrong = Vec::new();
         let (sent, tick) = (self.tick(), self.tick());
@@ -148,7 +149,7 @@ impl Journal {
                 .filter_map(|entry| self.entries.get(entry))
                 .collect();
             for (at, detail) in refused {
-                // A refusal says that none of its copies has been carried out.
+                // A refusal means that no copy of the request has been applied.
                 if made.iter().any(|made| *made <= at) {
                     wrong.push(format!("{key} of {product} was carried out before: {detail}"));
                 }

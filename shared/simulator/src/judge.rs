@@ -1,10 +1,10 @@
-//! Whether a response was true: its status and its body, as a whole, at one moment between request and response. (One match
-//! over all routes, hence the length.)
+//! Whether a response was true: its status and its body, as a whole, at one moment between request and response. (One
+//! match over all routes, hence the length.)
 //!
-//! A judge knows the table as it was at each moment of that window, and what the documentation says of each answer; it
-//! knows nothing of how the functions come to theirs. What time it was is known from the answer (`server_time`), or as
-//! exactly as the clock of the environment that answered. Two things may be older than the question, by a second and
-//! because docs/api.md says so: "sold out", and what a product's facts forbid. Nothing else is excused.
+//! A judge knows the table as it was at each moment of that window, and what the documentation says about each answer;
+//! it does not know how the functions work. The time is known from the answer (`server_time`), or as exactly as the
+//! clock of the environment that answered. Two things may be a second older than the request, because docs/api.md says
+//! so: "sold out", and what a product's facts forbid. Nothing else is excused.
 
 pub(crate) mod failed;
 pub(crate) mod finality;
@@ -33,16 +33,16 @@ impl Reply {
         self.body["code"].as_str().unwrap_or_default()
     }
 
-    /// Whether it says anything at all about the request.
+    /// Whether it says anything about the request.
     pub(crate) fn clear(&self) -> bool {
         self.status < 500 && self.status != 429
     }
 }
 
-/// What was asked, by whom.
+/// A request, and who sent it.
 #[derive(Debug, Clone)]
 pub(crate) struct Question {
-    /// The customer, also where a service asks for them; or the admin.
+    /// The customer, even if a service acts for them; or the admin.
     pub(crate) who: String,
     pub(crate) method: &'static str,
     pub(crate) path: String,
@@ -50,13 +50,13 @@ pub(crate) struct Question {
     pub(crate) body: Value,
 }
 
-/// A question with its answer.
+/// A request with its answer.
 pub(crate) struct Case<'a> {
     pub(crate) books: &'a Books,
     pub(crate) asked: &'a Question,
     pub(crate) reply: &'a Reply,
     pub(crate) window: Window,
-    /// How far the clock of the environment that answered was off, if that is known.
+    /// The clock skew of the environment that answered, if known.
     pub(crate) skew: Option<i64>,
 }
 
@@ -89,7 +89,7 @@ pub(crate) enum Route<'a> {
 }
 
 impl Question {
-    /// The path without its query, in parts.
+    /// The route, by the method and the path without its query.
     pub(crate) fn route(&self) -> Route<'_> {
         let path = self.path.split('?').next().unwrap_or_default();
         let parts: Vec<&str> = path.split('/').skip(1).collect();
@@ -117,13 +117,13 @@ impl Question {
         }
     }
 
-    /// A parameter of the query.
+    /// A query parameter.
     pub(crate) fn query(&self, name: &str) -> Option<&str> {
         let (_, query) = self.path.split_once('?')?;
         query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
     }
 
-    /// The id of the reservation that this customer's key names.
+    /// The id of the reservation for this customer and key.
     pub(crate) fn reservation_id(&self) -> Option<String> {
         let customer = CustomerId::try_from(self.who.as_str()).ok()?;
         let key = IdempotencyKey::try_from(self.key.clone()?.as_str()).ok()?;
@@ -131,7 +131,7 @@ impl Question {
     }
 }
 
-/// Where a reservation lies.
+/// The key of a reservation's item.
 pub(crate) fn hold(id: &str) -> Place {
     (format!("HOLD#{id}"), "HOLD".to_owned())
 }
@@ -142,7 +142,7 @@ pub(crate) fn shown(time: &Value) -> Option<i64> {
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 
-/// What is wrong with an answer; nothing where it says nothing.
+/// What is wrong with an answer; `None` if nothing is, or if it says nothing about the request.
 pub(crate) fn judge(case: &Case<'_>) -> Broken {
     if !case.reply.clear() {
         return None;
@@ -180,12 +180,13 @@ impl<'a> Case<'a> {
         self.books.item_at(place, at)
     }
 
-    /// Whether this is so at any moment from question to answer at which these places differ.
+    /// Whether this holds at any moment between request and answer at which these items differ.
     pub(crate) fn once<'p>(&self, places: impl IntoIterator<Item = &'p Place>, so: impl Fn(Moment) -> bool) -> bool {
         self.books.past.moments(places, self.window.sent, self.window.answered).into_iter().any(so)
     }
 
-    /// Whether a reservation is so at a moment of the window; `None` is that there is none, or another's.
+    /// Whether this holds for a reservation at a moment of the window; `None`: there is none, or it is another
+    /// customer's.
     fn hold_once(&self, id: &str, so: impl Fn(Option<&Value>) -> bool) -> bool {
         let place = hold(id);
         self.once([&place], |at| so(self.item(&place, at).filter(|item| item["customer"] == self.asked.who.as_str())))
@@ -197,7 +198,7 @@ impl<'a> Case<'a> {
         (self.window.sent_ms + least, self.window.answered_ms + most)
     }
 
-    /// The time that an answer says it was, if that can be.
+    /// The time that an answer states, if it is possible.
     pub(crate) fn server_time(&self, body: &Value) -> Option<i64> {
         let (least, most) = self.clock();
         shown(&body["server_time"]).filter(|now| (least..=most).contains(now))
@@ -230,7 +231,7 @@ impl<'a> Case<'a> {
         )
     }
 
-    /// Whether an answer shows this reservation as it is at that time, in every field.
+    /// Whether an answer shows this reservation in every field, as it is at the time that the answer states.
     fn shows(&self, item: &Value, body: &Value) -> bool {
         self.server_time(body).is_some_and(|now| view(item, body, now))
     }
@@ -277,7 +278,7 @@ impl<'a> Case<'a> {
                 let so = |item: &Value| item["status"] == "confirmed" && paid(item) && self.shows(item, body);
                 (self.hold_once(id, |item| item.is_some_and(so)), "answers_are_the_table")
             }
-            // That it is kept somewhere is one of the promises.
+            // The promises check that it is kept somewhere.
             (202, _) => (body["status"] == "queued" && body["reservation_id"] == id, "answers_are_the_table"),
             (404, "reservation_not_found") => (self.hold_once(id, |item| item.is_none()), "no_reservation_is_lost"),
             (409, "refund_required") => {
@@ -304,7 +305,7 @@ impl<'a> Case<'a> {
                     let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
                     match item["status"].as_str() {
                         Some("held") => ends <= most,
-                        // Released, by whatever clock: it stays so for whoever has not paid.
+                        // Released, by whatever clock: it stays expired for a caller who has not paid.
                         Some("expired") => true,
                         _ => false,
                     }
@@ -315,13 +316,13 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether a payment that is owed back was so before, or there was a reason for it while the request went on.
+    /// Whether a payment that is owed back was so before, or a reason for it arose during the request.
     fn owed_for_a_reason(&self, id: &str, payment: &str) -> bool {
         let place = hold(id);
         let resolved = |(_, item): (&String, &Value)| {
             item["state"] == "resolved" && item["reservation_id"] == id && item["payment_reference"] == payment
         };
-        // Known before; or an admin has just given it back.
+        // Known before; or an admin has just resolved it.
         if self.item(&place, self.window.sent).is_some_and(|item| owed(item, payment))
             || self.books.failed_confirmations().any(resolved)
         {
@@ -332,7 +333,7 @@ impl<'a> Case<'a> {
             let Some(item) = item else { return false };
             let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
             let late = item["late_payment_seconds"].as_i64().unwrap_or_default() * 1_000;
-            // It may be a copy that noted it, by the clock of another environment.
+            // A copy of the request may have noted it, by the clock of another environment.
             let too_late = ends + late <= self.window.answered_ms + SKEW_MS;
             match item["status"].as_str() {
                 Some("cancelled") => true,
@@ -357,7 +358,7 @@ impl<'a> Case<'a> {
             (409, "extension_limit_reached") => Box::new(|item| {
                 let hold = item["hold_seconds"].as_i64().unwrap_or_default();
                 let latest = item["created_at"].as_i64().unwrap_or_default() + 3 * hold * 1_000;
-                // Something was asked that it had not got already, while its time was not over.
+                // The request was for a later end than the hold already had, and the hold was not over.
                 let ends = item["expires_at"].as_i64().unwrap_or_default();
                 item["status"] == "held"
                     && shown(&body["latest"]) == Some(latest)
@@ -377,7 +378,7 @@ impl<'a> Case<'a> {
         self.ended(id, true)
     }
 
-    /// What extending and cancelling are refused for.
+    /// The refusals of an extension and of a cancellation.
     fn ended(&self, id: &str, cancels: bool) -> Ruling {
         let (_, most) = self.clock();
         match (self.reply.status, self.reply.code()) {
@@ -430,20 +431,20 @@ impl<'a> Case<'a> {
         if !right || !sorted {
             return (false, "answers_are_the_table");
         }
-        // All of them, but for those that the index has not seen yet.
+        // All of them, except those that the index does not show yet.
         let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
         let missing = self.books.indexed_since("HOLD#", self.window.sent).any(|place| {
             let own = |item: &Value| {
                 item["customer"] == self.asked.who.as_str() && (!orders || item["status"] == "confirmed")
             };
-            // There all the time, so at the moment when the list was made.
+            // It was there all the time, so also when the list was made.
             let there = !self.once([place], |at| !self.item(place, at).is_some_and(own));
             there && !items.iter().any(|body| body["reservation_id"].as_str() == place.0.strip_prefix("HOLD#"))
         });
         (!whole || !missing, "no_reservation_is_lost")
     }
 
-    /// Everybody's reservations.
+    /// All reservations.
     fn all_reservations(&self) -> Ruling {
         let Some(items) = self.reply.body["items"].as_array().filter(|_| self.reply.status == 200) else {
             return (false, "only_documented_refusals");
@@ -459,17 +460,17 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Whether a payment is known to its reservation as one that has to be given back.
+/// Whether a payment is noted on its reservation as owed back.
 pub(crate) fn owed(item: &Value, payment: &str) -> bool {
     owed_back(item).contains(payment)
 }
 
-/// All of those.
+/// All payments that are owed back.
 pub(crate) fn owed_back(item: &Value) -> BTreeSet<&str> {
     item["owed_back"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// What was asked for: product and units, each product once.
+/// The requested products and quantities, each product once.
 pub(crate) fn wanted(body: &Value) -> Vec<(String, u64)> {
     let mut merged = std::collections::BTreeMap::<String, u64>::new();
     for line in body["lines"].as_array().into_iter().flatten() {
@@ -479,7 +480,7 @@ pub(crate) fn wanted(body: &Value) -> Vec<(String, u64)> {
     merged.into_iter().collect()
 }
 
-/// The same of a reservation.
+/// The same for a reservation.
 pub(crate) fn lines(item: &Value) -> Vec<(String, u64)> {
     wanted(item)
 }

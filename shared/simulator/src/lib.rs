@@ -1,20 +1,20 @@
-//! Holdfast's functions, as they are, in a world that one seed decides.
+//! Deterministic simulation: Holdfast's real functions in a simulated AWS, driven by one seed.
 //!
-//! The handlers, the store and the AWS SDKs are the real ones; the wire is the only fake. Behind it is dynoxide for
-//! DynamoDB, and models of SQS and EventBridge Scheduler that behave as badly as AWS allows. Time stops except for
-//! the runtime's own clock, which moves when everybody waits. Who goes first, what is lost, delayed, doubled or killed,
-//! is drawn from the seed: the same seed gives the same history, byte for byte.
+//! The handlers, the store and the AWS SDKs are the real ones; only the wire is fake. Behind it are dynoxide for
+//! DynamoDB, and models of SQS and EventBridge Scheduler that behave as badly as AWS allows. Time is simulated: the
+//! runtime's clock is paused, and advances only when every task waits. The order of tasks, and which calls are lost,
+//! delayed, duplicated or killed, is drawn from the seed: the same seed gives the same history, byte for byte.
 //!
-//! - `plan`: from a seed to who does what; `faults`: what goes wrong
-//! - `world`: the far side of the wire; `services`, `table`, `dynamo`: SQS, Scheduler, DynamoDB behind it; `told`: how
-//!   the history tells of it
+//! - `plan`: what the actors do, from a seed; `faults`: what goes wrong
+//! - `world`: AWS behind the wire; `services`, `table`, `dynamo`: its SQS, Scheduler and DynamoDB; `told`: its calls in
+//!   the history
 //! - `cloud`: environments of the functions, killed, frozen and started cold
-//! - `events`: what calls them by itself: schedules, the sweep, the queue
+//! - `events`: what invokes the functions besides requests: schedules, the sweep, the queue
 //! - `clients`: customers and admins
-//! - `books`, `promises`: what must always hold, checked after every write; `past`: the table as it was
-//! - `judge`: whether an answer was true; `journal`, `model`: whether all answers together can be
-//! - `run`: one history from start to end; `shrink`: the smallest part of it that still fails
-//! - [`planted`]: bugs that must be caught
+//! - `books`, `promises`: what must always hold, checked after every write; `past`: earlier states of the table
+//! - `judge`: whether one answer was true; `journal`, `model`: whether all answers together are consistent
+//! - `run`: one history from start to end; `shrink`: the smallest part of a failing history that still fails
+//! - [`planted`]: bugs that the promises must catch
 
 mod books;
 mod clients;

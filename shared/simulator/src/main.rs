@@ -1,4 +1,4 @@
-//! `cargo local simulate`: many seeds, with progress, a summary, and what is needed to replay one that fails.
+//! `cargo local simulate`: plays many seeds, with progress, a summary, and what is needed to replay one that fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
@@ -12,7 +12,7 @@ use holdfast_simulator::planted::{self, Planted};
 use holdfast_simulator::{Fault, Outcome, Part, PerFault, history, seconds, shrink};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Every call to AWS is hundreds of small pieces of JSON and of configuration.
+/// Every call to AWS allocates hundreds of small pieces of JSON and of configuration.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -23,28 +23,28 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
     about = "Plays seeds: the real functions in a world where everything goes wrong; exits 1 if a promise is broken"
 )]
 struct Cli {
-    /// How many seeds
+    /// Number of seeds
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
     /// The first seed
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// Go on for so long instead, whatever the number of seeds
+    /// Run for this many hours instead of a number of seeds
     #[arg(long)]
     hours: Option<f64>,
-    /// How many at once
+    /// Number of threads
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     threads: u8,
-    /// Only these moments of the plan, as a failing seed prints them
+    /// Play only these moments of the plan, as a failing seed prints them
     #[arg(long, value_delimiter = ',')]
     moments: Option<Vec<usize>>,
-    /// Only these kinds of trouble, or `none`
+    /// Inject only these kinds of faults, or `none`
     #[arg(long, value_delimiter = ',', value_parser = fault)]
     faults: Option<Vec<Option<Fault>>>,
     /// Print the whole history of each seed
     #[arg(long)]
     history: bool,
-    /// Go on after a failure, and count at the end which promises broke in which seeds
+    /// Continue after a failure, and list at the end which seeds broke which promises
     #[arg(long)]
     tally: bool,
     /// Plant a bug, by its name, or `all`: play seeds until each is caught
@@ -72,7 +72,7 @@ struct Summary {
     failed: Option<(u64, Outcome)>,
     /// The seeds that broke each promise.
     broken: BTreeMap<&'static str, BTreeSet<u64>>,
-    /// Whole minutes of progress that a log has been told of.
+    /// Whole minutes of progress that were logged.
     minutes: u64,
 }
 
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Plays all seeds; a broken promise ends it.
+/// Plays all seeds, or until a promise is broken.
 fn play(cli: &Cli, part: &Part, planted: Option<&'static Planted>) -> ExitCode {
     let began = Instant::now();
     let summary = seeds(cli, part, planted, began);

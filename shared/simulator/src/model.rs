@@ -1,10 +1,11 @@
-//! A reference model: what a reservation and an adjustment are, one request after another, as docs/api.md says. (With
-//! the model's own tests, hence the length.)
+//! A reference model of a reservation and of an adjustment: what requests, one after another, do to them according to
+//! docs/api.md. (With the model's own tests, hence the length.)
 //!
-//! It sees no table and no function: only who asked what, when, and what they were told. All answers about one
-//! reservation, or about one adjustment's key, must be those that some order of the requests would have brought, in
-//! which none goes before one that was answered before it was asked; what nobody answered may have been done at any
-//! time, or never. The last request of that order is a look at the table when everything is at rest.
+//! It does not see the table or the functions: only each request, its caller, its time and its answer. The answers
+//! about one reservation, or about one adjustment's key, must be linearizable: some sequential order of the requests
+//! explains all of them, and in it no request comes before one that was answered before it was sent. A request without
+//! an answer may have been applied at any time, or never. The last request of that order is a read of the table when
+//! nothing runs any more.
 
 use std::collections::BTreeSet;
 
@@ -13,36 +14,36 @@ use serde_json::Value;
 use crate::books::SKEW_MS;
 use crate::judge::{Reply, shown, wanted};
 
-/// A request about one thing. Ticks tell what came first, where milliseconds do not.
+/// A request about one reservation or adjustment. Ticks give the order where milliseconds do not.
 #[derive(Debug, Clone)]
 pub(crate) struct Request<A> {
     pub(crate) act: A,
     pub(crate) sent: u64,
-    /// Absent where nothing was said about it.
+    /// The answer, with its tick and its time; absent if there was none.
     pub(crate) answered: Option<(u64, i64, Reply)>,
 }
 
-/// How a thing works.
+/// The state machine of a reservation or of an adjustment.
 trait Machine {
     type State: Ord + Clone;
     type Act;
-    /// What it may be after a request that was answered like this; nothing where that is not its answer.
+    /// The states that a request with this answer may lead to; none if it cannot have this answer.
     fn answers(&self, state: &Self::State, request: &Request<Self::Act>, reply: &Reply) -> Vec<Self::State>;
-    /// What a request may do that was asked before and may be carried out at any time.
+    /// The states that a request may lead to if it was sent before and may be applied at any time.
     fn haunts(&self, state: &Self::State, request: &Request<Self::Act>) -> Vec<Self::State>;
-    /// Whether a request may be carried out after its answer, or though there is none.
+    /// Whether a request may be applied after its answer, or although there is none.
     fn lingers(&self, request: &Request<Self::Act>) -> bool {
         let unclear = |reply: &Reply| reply.status == 202 || !reply.clear();
         request.answered.as_ref().is_none_or(|(_, _, reply)| unclear(reply))
     }
-    /// What time may do.
+    /// The states that the passage of time may lead to.
     fn ages(&self, state: &Self::State, now: i64) -> Vec<Self::State>;
 }
 
-/// Past this many ways to explain what was said, the search is given up: nothing is shown then, either way.
+/// Beyond this number of possible explanations the search is given up: it then proves nothing, either way.
 const MOST_WAYS: usize = 50_000;
 
-/// The number of the first answer that no order explains.
+/// The index of the first answer that no order explains.
 fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::Act>]) -> Option<usize> {
     let mut events: Vec<(u64, usize, bool)> = Vec::new();
     for (at, request) in requests.iter().enumerate() {
@@ -107,22 +108,22 @@ enum Status {
     Confirmed,
 }
 
-/// What is asked about a reservation.
+/// A request about a reservation.
 #[derive(Debug, Clone)]
 pub(crate) enum Act {
     Reserve(Vec<(String, u64)>),
     Confirm(Option<String>),
     Extend,
     Cancel,
-    /// A look, by itself or in a list; only at an order where that is so.
+    /// A read, of one reservation or as part of a list; with `order`, only of an order.
     Get {
         order: bool,
     },
-    /// An admin has a failed confirmation tried again.
+    /// An admin retries a failed confirmation.
     Retry(Option<String>),
-    /// An admin has seen to a failed confirmation otherwise.
+    /// An admin resolves a failed confirmation.
     Resolve(Option<String>),
-    /// DynamoDB's clean-up of what has ended.
+    /// DynamoDB's TTL deletes a reservation that has ended.
     CleanUp,
 }
 
@@ -130,17 +131,17 @@ pub(crate) enum Act {
 struct Reservation {
     status: Status,
     lines: Option<Vec<(String, u64)>>,
-    /// When it was made, once that is known.
+    /// When it was made, if known.
     made: Option<i64>,
-    /// Until when it was said to be held, at least.
+    /// The earliest end of the hold that the answers so far allow.
     until: i64,
     paid: Option<String>,
     late: bool,
     owed: BTreeSet<String>,
-    /// DynamoDB's clean-up took it: then even a write that was answered long ago may arrive once more.
+    /// Deleted by DynamoDB's TTL: then even a write that was answered long ago may arrive again.
     cleaned_up: bool,
-    /// An admin has settled it without a payment, or its customer was told that it has ended: requests without a payment
-    /// until that tick confirm it no more.
+    /// An admin has resolved it without a payment, or an answer said that it has ended: requests without a payment
+    /// until that tick do not confirm it any more.
     closed: u64,
 }
 
@@ -151,7 +152,7 @@ impl Reservation {
         Self { status, lines: None, made: None, until, paid: None, late: false, owed, cleaned_up: false, closed: 0 }
     }
 
-    /// A new hold in its place. What was written down beside it is of no other.
+    /// A new hold in its place. The notes `owed` and `closed` are kept.
     fn held(&self, lines: &[(String, u64)]) -> Self {
         let Self { owed, cleaned_up, closed, .. } = self.clone();
         Self { status: Status::Held, lines: Some(lines.to_vec()), owed, cleaned_up, closed, ..Self::none() }
@@ -167,7 +168,7 @@ impl Reservation {
         owing
     }
 
-    /// Ended, as its customer is told at that tick.
+    /// Ended, as an answer at that tick says.
     fn ended(&self, tick: u64) -> Self {
         Self { closed: self.closed.max(tick), ..self.is(Status::Expired) }
     }
@@ -176,8 +177,7 @@ impl Reservation {
         Self { status: Status::Confirmed, paid: payment.cloned(), late, ..self.clone() }
     }
 
-    /// The same to somebody who only looks. That ends nothing: by the clock of whoever looks a hold may be over that is not
-    /// by another's.
+    /// The same for a read. It ends nothing: a hold may be over by the reader's clock and not by another's.
     fn seen(&self, body: &Value) -> Option<Self> {
         if body["status"] == "expired" && self.status == Status::Held {
             return Some(self.is(Status::Expired).told(body)?.is(Status::Held));
@@ -185,7 +185,7 @@ impl Reservation {
         self.told(body)
     }
 
-    /// The same, with what an answer says of it; nothing where it says something else.
+    /// The same, with what an answer shows of it; `None` if the answer contradicts it.
     fn told(&self, body: &Value) -> Option<Self> {
         let status = match body["status"].as_str()? {
             "held" => Status::Held,
@@ -208,14 +208,14 @@ impl Reservation {
 struct Reservations;
 
 impl Reservations {
-    /// What confirming does, whatever is said about it.
+    /// What a confirmation may do, whatever its answer.
     fn confirm(state: &Reservation, payment: Option<&String>, closed: bool) -> Vec<Reservation> {
         let mut after = Vec::new();
         match (state.status, payment) {
             (_, Some(payment)) if state.owed.contains(payment) => {}
             (Status::None, _) | (Status::Cancelled, None) => {}
             (Status::Cancelled, Some(payment)) => after.push(state.owes(payment)),
-            // Late, but with the units where they are; or in time.
+            // Late, but with its units still held; or in time.
             (Status::Held, _) if !closed => {
                 after.extend([state.order(payment, false), state.order(payment, true)]);
                 // Too late even for a payment.
@@ -251,7 +251,7 @@ impl Machine for Reservations {
             (Status::None, "reservation_not_found") => stays(true),
             (Status::Confirmed, "already_confirmed") => stays(so),
             (Status::Cancelled, "reservation_cancelled") => stays(true),
-            // Said once, it is so from then on.
+            // Once reported, it stays so.
             (Status::Held | Status::Expired, "hold_expired") => vec![state.ended(tick)],
             _ => Vec::new(),
         };
@@ -271,7 +271,7 @@ impl Machine for Reservations {
                 (200, ..) => {
                     let again = state.status == Status::Confirmed
                         && payment.as_ref().is_none_or(|payment| state.paid.as_ref() == Some(payment));
-                    // Nobody who waits for the answer is promised an ended hold that nobody paid for.
+                    // A confirmation without a payment whose caller waits never confirms a hold that has ended.
                     let closed = payment.is_none() && (state.status == Status::Expired || request.sent < state.closed);
                     let after = if again { stays(true) } else { Self::confirm(state, payment.as_ref(), closed) };
                     after.iter().filter_map(|after| after.told(body)).collect()
@@ -317,7 +317,8 @@ impl Machine for Reservations {
                 }
                 vec![lifted]
             }
-            // Where there is nothing to note it on, nothing knows of it later (an assumption of docs/reliability.md).
+            // Without a reservation there is nothing to note it on, so nothing knows of it later (an assumption of
+            // docs/reliability.md).
             Act::Resolve(_) if state.status == Status::None => stays(true),
             Act::Resolve(payment) => match (reply.status, payment) {
                 (200, Some(payment)) => {
@@ -328,7 +329,7 @@ impl Machine for Reservations {
                 _ => stays(true),
             },
             Act::CleanUp => {
-                // What an admin or a refusal has written down about it goes with it only where there is nothing.
+                // No payment that is owed back is forgotten with it: a reservation with one is not deleted.
                 let over = matches!(state.status, Status::Expired | Status::Cancelled);
                 let gone = Reservation { closed: state.closed, cleaned_up: true, ..Reservation::none() };
                 if over { vec![gone] } else { Vec::new() }
@@ -349,7 +350,7 @@ impl Machine for Reservations {
                 Self::confirm(state, payment.as_ref(), closed)
             }
             Act::Cancel if state.status == Status::Held => vec![state.is(Status::Cancelled)],
-            // A retry puts the confirmation into the queue again.
+            // A retry re-queues the confirmation.
             Act::Retry(payment) => {
                 let mut lifted = state.clone();
                 payment.iter().for_each(|payment| _ = lifted.owed.remove(payment));
@@ -368,7 +369,7 @@ impl Machine for Reservations {
     fn lingers(&self, request: &Request<Act>) -> bool {
         let unclear = |reply: &Reply| reply.status == 202 || !reply.clear();
         let unclear = request.answered.as_ref().is_none_or(|(_, _, reply)| unclear(reply));
-        // That there is no such reservation says nothing of one that is made later (docs/api.md, "Refunds").
+        // "Not found" says nothing about a reservation that is made later (docs/api.md, "Refunds").
         let not_found = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 404);
         unclear || matches!(request.act, Act::Reserve(_)) || not_found && matches!(request.act, Act::Confirm(_))
     }
@@ -381,12 +382,12 @@ impl Machine for Reservations {
     }
 }
 
-/// The first answer about a reservation that no order of the requests explains.
+/// The index of the first answer about a reservation that no order of the requests explains.
 pub(crate) fn reservation(requests: &[Request<Act>]) -> Option<usize> {
     unexplained(&Reservations, Reservation::none(), requests)
 }
 
-/// An adjustment's body, and what it left in the ledger, once that is known.
+/// An adjustment's body, and its ledger entry if known.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Adjusted {
     body: String,
@@ -427,7 +428,7 @@ impl Machine for Adjustments {
     }
 }
 
-/// The first answer to a copy of an adjustment that no order of the copies explains.
+/// The index of the first answer to a copy of an adjustment that no order of the copies explains.
 pub(crate) fn adjustment(requests: &[Request<Value>]) -> Option<usize> {
     unexplained(&Adjustments, None, requests)
 }
@@ -441,7 +442,7 @@ mod tests {
         Reply { status, body }
     }
 
-    /// Requests with the ticks at which they were asked and answered.
+    /// Requests with the ticks at which they were sent and answered.
     fn asked<A>(requests: Vec<(A, u64, u64, Reply)>) -> Vec<Request<A>> {
         let request =
             |(act, sent, tick, reply)| Request { act, sent, answered: Some((tick, 1_763_700_010_000, reply)) };
@@ -476,7 +477,7 @@ mod tests {
             let requests = asked([vec![reserved()], two.to_vec()].concat());
             assert!(reservation(&requests).is_some(), "{requests:?}");
         }
-        // An admin had it tried again in between.
+        // An admin retried it in between.
         let retried = (Act::Retry(Some("pay".to_owned())), 5, 6, reply(202, json!({})));
         assert_eq!(reservation(&asked(vec![reserved(), refund(3, 4), retried, order(7, 8)])), None);
     }
@@ -520,7 +521,7 @@ mod tests {
         let made = |sent, tick, entry: &str| (body.clone(), sent, tick, reply(200, json!({ "entry_id": entry })));
         let no = |sent, tick| (body.clone(), sent, tick, refused(409, "version_mismatch"));
         assert_eq!(adjustment(&asked(vec![no(1, 2), made(3, 4, "e"), made(5, 6, "e")])), None);
-        // At once, the refusal first.
+        // Concurrent, and the refusal is answered first.
         assert_eq!(adjustment(&asked(vec![made(1, 4, "e"), no(2, 3)])), None);
         assert_eq!(adjustment(&asked(vec![made(1, 2, "e"), no(3, 4)])), Some(1));
         assert_eq!(adjustment(&asked(vec![made(1, 2, "e"), made(3, 4, "other")])), Some(1));

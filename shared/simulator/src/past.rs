@@ -1,4 +1,4 @@
-//! The table as it was: what lay at each place until which write, for as long as an answer may rest on it.
+//! Earlier states of the table: which item each key had until which write, for as long as an answer may be based on it.
 
 use std::collections::BTreeMap;
 
@@ -6,38 +6,38 @@ use serde_json::Value;
 
 use crate::dynamo::Place;
 
-/// How long an environment may go on refusing for what it remembers, in milliseconds.
+/// How long an environment may refuse by what it has cached, in milliseconds.
 pub(crate) const MEMORY_MS: i64 = 1_000;
-/// How long after it was sent a write may still be carried out, by the wire and by the function that sends it: what a
-/// write rests on was so within this time before it.
+/// How long after it was sent a write may still be executed, counting the wire and the function that sends it, in
+/// milliseconds: what a write is based on was true within this time before it.
 pub(crate) const IN_FLIGHT_MS: i64 = 45_000;
 
-/// A moment: after this many writes, and before the next. Two moments with no write between them are the same one.
+/// A moment: after this many writes, and before the next. Two moments without a write between them are the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(usize);
 
-/// The time between a question and its answer.
+/// The time between a request and its answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Window {
-    /// When it was asked, in milliseconds since the epoch.
+    /// When it was sent, in milliseconds since the epoch.
     pub(crate) sent_ms: i64,
     /// When it was answered.
     pub(crate) answered_ms: i64,
     /// The same as moments.
     pub(crate) sent: Moment,
     pub(crate) answered: Moment,
-    /// What an environment may remember when the question arrives.
+    /// The oldest state that an environment may have cached when the request arrives.
     pub(crate) remembered: Moment,
 }
 
-/// Everything that is not so any more.
+/// Every state that is not current any more.
 #[derive(Debug, Default)]
 pub(crate) struct Past {
-    /// When each write was made.
+    /// The time of each write.
     times: Vec<i64>,
-    /// What lay at a place until a write, which is named by its number.
+    /// The items that each key had, each until a write, which is given by its number.
     gone: BTreeMap<Place, Vec<(usize, Option<Value>)>>,
-    /// The moments at which the windows began that are still open, and how many of each.
+    /// The moments at which the windows began that are still open, and the number of windows for each.
     open: BTreeMap<Moment, usize>,
 }
 
@@ -47,12 +47,12 @@ impl Past {
         self.times.push(now);
     }
 
-    /// What lay at a place until the latest write.
+    /// Records the item that a key had until the latest write.
     pub(crate) fn was(&mut self, place: Place, before: Option<Value>) {
         let now = self.times.last().copied().unwrap_or_default();
         let oldest = self.at(now - IN_FLIGHT_MS).min(self.open.keys().next().copied().unwrap_or(self.now()));
         let gone = self.gone.entry(place).or_default();
-        // What ended before the oldest moment that anybody may ask about.
+        // Drop what ended before the oldest moment that may still be needed.
         gone.retain(|(until, _)| *until > oldest.0);
         gone.push((self.times.len(), before));
     }
@@ -67,8 +67,8 @@ impl Past {
         Moment(self.times.partition_point(|time| *time <= at_ms))
     }
 
-    /// Somebody asks. Where not everybody sees a transaction yet that happened at `unseen_since`, they may see the table
-    /// as it was before.
+    /// A request is sent. If a transaction at `unseen_since` is not visible to all reads yet, the request may see the
+    /// table as it was before.
     pub(crate) fn ask(&mut self, now: i64, unseen_since: Option<i64>) -> Window {
         let sent = unseen_since.map_or(self.now(), |at| self.at(at - 1)).min(self.now());
         let remembered = self.at(now - MEMORY_MS).min(sent);
@@ -76,7 +76,7 @@ impl Past {
         Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered }
     }
 
-    /// And is answered.
+    /// The request is answered.
     pub(crate) fn answer(&self, window: &mut Window, now: i64) {
         (window.answered_ms, window.answered) = (now, self.now());
     }
@@ -91,14 +91,14 @@ impl Past {
         }
     }
 
-    /// What lay at a place at a moment, if that has gone since. The outer `None`: it is what lies there now.
+    /// What a key had at a moment, if that has changed since. The outer `None`: it is the current item.
     pub(crate) fn lay(&self, place: &Place, at: Moment) -> Option<Option<&Value>> {
         let gone = self.gone.get(place)?;
         let until = gone.partition_point(|(until, _)| *until <= at.0);
         gone.get(until).map(|(_, item)| item.as_ref())
     }
 
-    /// The moments of `from..=to` at which these places may differ: the first, and each that one of them changed at.
+    /// The moments of `from..=to` at which these items may differ: the first, and each at which one of them changed.
     pub(crate) fn moments<'a>(
         &self,
         places: impl IntoIterator<Item = &'a Place>,
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(past.moments([&place], window.sent, window.sent), [window.sent]);
         past.close(&window);
         write(&mut past, 4_000_000, Some(json!(4)));
-        // Nobody asks about what was so long ago.
+        // No window needs such an old state.
         assert_eq!(past.gone[&place].len(), 1);
     }
 }

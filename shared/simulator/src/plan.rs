@@ -1,18 +1,18 @@
-//! From a seed to a plan: which products there are, who does what, and what goes wrong how often.
+//! From a seed to a plan: which products there are, who does what, and how often which fault occurs.
 //!
-//! A plan is data. Taking parts of it away leaves the rest as it was, which is how a failing history is made small.
+//! A plan is data. Removing parts of it leaves the rest as it was, so that a failing history can be shrunk.
 
 use std::collections::BTreeSet;
 
 use crate::faults::Fault;
 
-/// One thing that somebody does.
+/// One action of a customer or an admin.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
-    /// Reserves under the customer's `key`-th key; `body` tells requests under one key apart.
+    /// Reserves with the customer's `key`-th key; requests with one key may have different bodies.
     Reserve { key: u8, body: Vec<(usize, u32)> },
-    /// Confirms the reservation of that key, with the `payment`-th payment for it if any; from [`SHARED`] on it is one for
-    /// several reservations.
+    /// Confirms the reservation of that key, with the `payment`-th payment for it if any; from [`SHARED`] on, a payment
+    /// is for several reservations.
     Confirm { key: u8, payment: Option<u8> },
     /// Cancels it.
     Cancel { key: u8 },
@@ -20,26 +20,26 @@ pub(crate) enum Step {
     Extend { key: u8, seconds: u32 },
     /// Reads it.
     Get { key: u8 },
-    /// Lists one's own reservations, or orders.
+    /// Lists the customer's own reservations, or orders.
     List { orders: bool },
-    /// Looks at a product.
+    /// Reads a product.
     Look { product: usize },
-    /// Tries to confirm, cancel, extend and read what is another's.
+    /// Tries to confirm, cancel, extend and read another customer's reservation.
     Trespass { victim: String, key: u8 },
-    /// The shop's back end names another customer for the reservation of that key, and the right payment.
+    /// The shop's back end confirms the reservation of that key with the right payment, but names another customer.
     Mistake { key: u8, payment: u8, instead: String },
-    /// Waits until this many milliseconds after the hold of that key ends, as far as the customer knows, and then does
-    /// all of this at once.
+    /// Waits until this many milliseconds after the hold of that key ends, as far as the customer knows, and then takes
+    /// all these steps at once.
     AroundExpiry { key: u8, offset_ms: i64, then: Vec<Step> },
-    /// Waits for the next full ten seconds, as everybody does who meets there.
+    /// Waits for the next full ten seconds, so that several actors act at the same time.
     Meet { then: Vec<Step> },
-    /// An admin makes a product that was not there from the start.
+    /// An admin creates a product that did not exist at the start.
     Make { product: usize },
-    /// An admin changes the stock, under the admin's `key`-th key.
+    /// An admin adjusts the stock, with the admin's `key`-th key.
     Adjust { key: u8, product: usize, delta: i64, expecting: bool },
     /// An admin changes a product.
     Change { product: usize, what: Change },
-    /// An admin lists failed confirmations, and then does something about one of them.
+    /// An admin lists failed confirmations, and then retries, resolves or redrives, or does nothing.
     Failed { then: Settle },
     /// An admin lists reservations, or reads a ledger.
     Audit { ledger: Option<usize> },
@@ -53,7 +53,7 @@ pub(crate) enum Change {
     OnSale,
     Hold(u32),
     Name(u32),
-    /// Until this many milliseconds after the beginning of the history.
+    /// In milliseconds after the start of the history.
     SaleEnds(Option<i64>),
     LatePayment(u32),
 }
@@ -66,24 +66,24 @@ pub(crate) enum Settle {
     Redrive,
 }
 
-/// What somebody does at one moment: all of it at once.
+/// What an actor does at one moment: all steps at once.
 #[derive(Debug, Clone)]
 pub(crate) struct Moment {
-    /// Its number in the plan: what a smaller plan keeps or leaves out.
+    /// Its number in the plan, by which a smaller plan keeps or omits it.
     pub(crate) number: usize,
-    /// How long they wait before.
+    /// How long the actor waits before it.
     pub(crate) wait_ms: u64,
     pub(crate) steps: Vec<Step>,
-    /// How often they ask again after no answer.
+    /// The number of retries after no answer.
     pub(crate) patience: u32,
 }
 
-/// Who acts. The first is an admin.
+/// A customer or an admin. The first actor is an admin.
 #[derive(Debug, Clone)]
 pub(crate) struct Actor {
     pub(crate) name: String,
     pub(crate) admin: bool,
-    /// Whether the shop's back end asks for them.
+    /// Whether the shop's back end sends their requests.
     pub(crate) served: bool,
     pub(crate) moments: Vec<Moment>,
     /// What they do after the long pause.
@@ -97,15 +97,15 @@ pub(crate) struct ProductPlan {
     pub(crate) shards: u32,
     pub(crate) hold_seconds: u32,
     pub(crate) limit: Option<u32>,
-    /// Whether each customer's units are counted: not where it is said that there never will be a limit.
+    /// Whether each customer's units are counted; they are not if there will never be a limit.
     pub(crate) counted: bool,
-    /// For how long after a hold's end a payment may make an order of it; what the API says where it is absent.
+    /// How long after a hold's end a payment may make an order of it; the API's default if absent.
     pub(crate) late_payment_seconds: Option<u32>,
     pub(crate) price_minor: u64,
     pub(crate) currency: &'static str,
-    /// From when until when it may be reserved, in milliseconds after the beginning of the history.
+    /// When the sale starts and ends, in milliseconds after the start of the history.
     pub(crate) sale: (Option<i64>, Option<i64>),
-    /// Whether it is made while things go wrong, and not before.
+    /// Whether it is created while faults are injected, and not before.
     pub(crate) late: bool,
 }
 
@@ -118,28 +118,28 @@ pub(crate) struct Plan {
     pub(crate) per_mille: [u32; Fault::ALL.len()],
     /// The long pause before the replays: minutes, hours or weeks.
     pub(crate) pause_seconds: u64,
-    /// How long a service is away, if one is.
+    /// How long an outage lasts, if there is one.
     pub(crate) away_ms: u64,
-    /// How often a customer may ask for changes, if that is limited: a second, and at once.
+    /// The rate limit on a customer's changes, if any: requests per second, and burst.
     pub(crate) rate: Option<(u32, u32)>,
-    /// The partitions of the index of holds. Seldom two: each is asked for again and again.
+    /// The number of partitions of the index `due`. Rarely two, since each is queried again and again.
     pub(crate) due_partitions: u32,
 }
 
-/// What is left of a plan: everything, unless a smaller history is looked for or replayed.
+/// The part of a plan that is played: everything, unless a smaller history is searched for or replayed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Part {
-    /// The moments that happen; all where this is absent.
+    /// The moments that are played; all if absent.
     pub moments: Option<BTreeSet<usize>>,
-    /// The kinds of trouble that may happen; all where this is absent.
+    /// The kinds of faults that may occur; all if absent.
     pub faults: Option<BTreeSet<Fault>>,
 }
 
-/// For how long a service may be away.
+/// The least duration of a long outage.
 pub(crate) const HOUR_MS: u64 = 3_600_000;
-/// The first payment of a customer's that is for several reservations.
+/// The number of a customer's first payment for several reservations.
 pub(crate) const SHARED: u8 = 100;
-/// Longer than an ended reservation is kept.
+/// Longer than an ended reservation is kept, in seconds.
 pub(crate) const WEEKS: u64 = 32 * 86_400;
 
 impl Plan {
@@ -155,7 +155,7 @@ impl Plan {
         }
         let makers = actors.len();
         for product in (0..products.len()).filter(|&product| products[product].late) {
-            // By either, or by both at once.
+            // By either admin, or by both at once.
             for actor in actors.iter_mut().take(random.usize(1..=makers)) {
                 let moment = Moment {
                     number,
@@ -168,7 +168,7 @@ impl Plan {
             }
         }
         let served: Vec<bool> = (0..customers).map(|_| random.u32(0..6) == 0).collect();
-        // A back end acts for customers, and for guests that have no token of their own.
+        // A back end acts for customers, and for guests, who have no token of their own.
         let name =
             |n: usize| if served[n] && n.is_multiple_of(2) { format!("guest:{n}") } else { format!("customer-{n}") };
         let names: Vec<String> = (0..customers).map(name).collect();
@@ -183,7 +183,8 @@ impl Plan {
             }
         }
         let pause_seconds = [0, 0, 660, 25 * 3_600, WEEKS][random.usize(0..5)];
-        // After weeks, everything that may go wrong then does: clean-up, and writes that nobody remembers.
+        // After weeks, everything that may go wrong then is likely: deletions by TTL, and writes whose token is
+        // forgotten.
         if pause_seconds == WEEKS && random.bool() {
             for (fault, rate) in [(Fault::Ttl, 1_000), (Fault::LateCopy, 700)] {
                 if part.faults.as_ref().is_none_or(|kept| kept.contains(&fault)) {
@@ -191,7 +192,7 @@ impl Plan {
                 }
             }
         }
-        // Shorter than anybody's patience; for minutes; or for so long that everybody's patience ends, which costs thousands
+        // Shorter than any client's retries; for minutes; or so long that every client gives up, which costs thousands
         // of calls.
         let hour = random.u64(HOUR_MS..HOUR_MS + 600_000);
         let long = random.u32(0..40);
@@ -202,7 +203,7 @@ impl Plan {
         Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions }
     }
 
-    /// The kinds of trouble that this plan has.
+    /// The kinds of faults that this plan has.
     pub(crate) fn faults(&self) -> BTreeSet<Fault> {
         Fault::ALL.into_iter().filter(|&fault| self.per_mille[fault as usize] > 0).collect()
     }
@@ -215,7 +216,7 @@ impl Plan {
 }
 
 fn products(random: &mut fastrand::Rng) -> Vec<ProductPlan> {
-    // Seldom, since it costs time: a product with more shards than one transaction can take from.
+    // Rarely, since it takes time: products with more shards than one transaction can take from.
     if random.u32(0..60) == 0 {
         let crumbs =
             |n: usize| ProductPlan { total: 64, shards: 64, ..product(n, 2, &mut fastrand::Rng::with_seed(7)) };
@@ -240,7 +241,7 @@ fn product(n: usize, count: usize, random: &mut fastrand::Rng) -> ProductPlan {
     let limit = [None, Some(2), Some(4)][random.usize(0..3)];
     ProductPlan {
         id: format!("p{n}"),
-        // Few units, so that customers get into each other's way.
+        // Few units, so that customers compete for them.
         total,
         shards,
         hold_seconds: [10, 10, 15, 30][random.usize(0..4)],
@@ -256,7 +257,7 @@ fn product(n: usize, count: usize, random: &mut fastrand::Rng) -> ProductPlan {
 
 fn troubles(random: &mut fastrand::Rng, part: &Part) -> [u32; Fault::ALL.len()] {
     let mut per_mille = [0; Fault::ALL.len()];
-    // One history in eight has no trouble at all; in the others each kind is there or not, so that none hides another.
+    // One history in eight has no faults at all; in the others each kind is present or not, so that none hides another.
     let quiet = random.u32(0..8) == 0;
     for fault in Fault::ALL {
         let rates = fault.rates();
@@ -381,7 +382,7 @@ fn customer(
         .map(|at| {
             let key = random.u8(0..keys);
             let steps = match random.u32(0..6) {
-                // Everything once more, as it was.
+                // Everything once more, unchanged.
                 0..=2 if at == 0 => (0..keys).map(|key| reserve(random, key, false)).collect(),
                 0..=2 => vec![reserve(random, key, false)],
                 3 => vec![reserve(random, key, true)],
@@ -411,7 +412,7 @@ fn admin(name: &str, random: &mut fastrand::Rng, products: &[ProductPlan], numbe
                     4 => Change::OnSale,
                     5 => Change::Name(random.u32(0..3)),
                     7 => Change::LatePayment([0, 20, 86_400][random.usize(0..3)]),
-                    // Later than any sale begins.
+                    // Later than any sale starts.
                     6 => Change::SaleEnds(random.bool().then(|| random.i64(26_000..60_000))),
                     _ => Change::Hold([10, 20][random.usize(0..2)]),
                 };
@@ -428,7 +429,7 @@ fn admin(name: &str, random: &mut fastrand::Rng, products: &[ProductPlan], numbe
         if random.u32(0..4) == 0 {
             // The same again, or something else, at the same time.
             match (random.u32(0..3), &steps[0]) {
-                // Twice, and taken back meanwhile: the total is what it was.
+                // Twice, and reversed meanwhile: the total is what it was.
                 (0, Step::Adjust { key, product, delta, .. }) => {
                     let back = Step::Adjust { key: (key + 1) % 3, product: *product, delta: -delta, expecting: false };
                     steps.extend([steps[0].clone(), back]);

@@ -1,8 +1,8 @@
-//! Bugs, planted on purpose: what the promises must catch. (One list of all bugs, hence the length.)
+//! Bugs, planted on purpose, that the promises must catch. (One list of all bugs, hence the length.)
 //!
-//! Each lives on the wire, as the request, the belief or the reply of a function that has the bug: a condition left
-//! out, a reason read from the wrong position, a message never sent. So they need no switch in the functions, and one
-//! build serves them all.
+//! Each bug is applied on the wire: it changes a request, an answer or a response as a function with that bug would. A
+//! condition is left out, a reason is read from the wrong position, a message is never sent. So the functions need no
+//! switch for it, and one build has all of them.
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use crate::cloud::Function;
 use crate::dynamo;
 use crate::world::Call;
 
-/// The answer that a function believes it had to a call that it never made.
+/// The answer that a function assumes for a call that it never made.
 type Pretended = Option<(u16, Value)>;
 
 /// A planted bug.
@@ -27,29 +27,29 @@ pub struct Planted {
 }
 
 impl Planted {
-    /// The one of this name.
+    /// The bug of this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         ALL.iter().find(|planted| planted.name == name)
     }
 
-    /// The request as it is sent with the bug; where it is not sent at all, what is believed to be the answer.
+    /// Changes a request as the bug does. If the bug never sends it, returns the answer that the function assumes.
     pub(crate) fn asked(&self, call: &mut Call) -> Pretended {
         self.asks.and_then(|ask| ask(call))
     }
 
-    /// The answer as it is understood with the bug.
+    /// Changes an answer to what the function understands with the bug.
     pub(crate) fn answered(&self, call: &Call, status: u16, body: &mut Value) {
         if let Some(hear) = self.hears {
             hear(call, status, body);
         }
     }
 
-    /// Whether the function does nothing with this event.
+    /// Whether the function ignores this event.
     pub(crate) fn ignored(&self, function: Function, event: &Value) -> bool {
         self.ignores.is_some_and(|ignores| ignores(function, event))
     }
 
-    /// The function's reply with the bug.
+    /// Changes the function's response as the bug does.
     pub(crate) fn replied(&self, function: Function, event: &Value, reply: &mut Value) {
         if let Some(say) = self.says {
             say(function, event, reply);
@@ -73,7 +73,7 @@ const fn ignores(name: &'static str, what: &'static str, ignores: fn(Function, &
     Planted { name, what, asks: None, hears: None, says: None, ignores: Some(ignores) }
 }
 
-/// A function's closing of an ended hold has no effect.
+/// The update by which a function closes an ended hold has no effect.
 fn closes_nothing(call: &mut Call, by: &str) -> Pretended {
     let closing = call.operation == "UpdateItem"
         && call.by.starts_with(by)
@@ -86,7 +86,7 @@ fn closes_nothing(call: &mut Call, by: &str) -> Pretended {
     None
 }
 
-/// What a write is for, told by its actions.
+/// The purpose of a write, derived from its actions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deed {
     Reserve,
@@ -119,7 +119,7 @@ fn deed(call: &Call) -> Deed {
     }
 }
 
-/// The part of a transaction's action that names an item, its condition and its update.
+/// The parts of a transaction's actions that have the key, condition and update, for keys that begin with `prefix`.
 fn parts<'a>(call: &'a mut Call, prefix: &'a str) -> impl Iterator<Item = &'a mut Value> {
     let actions = call.request.get_mut("TransactItems").and_then(Value::as_array_mut);
     let parts = actions.into_iter().flatten().filter_map(|action| action.as_object_mut()?.values_mut().next());
@@ -129,7 +129,7 @@ fn parts<'a>(call: &'a mut Call, prefix: &'a str) -> impl Iterator<Item = &'a mu
     })
 }
 
-/// Puts `new` in place of `old` in an expression, and drops the values that no expression names any more: DynamoDB
+/// Replaces `old` by `new` in an expression, and removes values and names that no expression uses any more: DynamoDB
 /// refuses those.
 fn rewrite(part: &mut Value, member: &str, old: &str, new: &str) {
     let Some(text) = part[member].as_str() else { return };
@@ -161,7 +161,7 @@ fn condition(part: &mut Value, old: &str, new: &str) {
     rewrite(part, "ConditionExpression", old, new);
 }
 
-/// The actions of a deed on items whose key begins with `prefix`: `old` becomes `new` in their conditions.
+/// In the conditions of such a write, replaces `old` by `new` for items whose key begins with `prefix`.
 fn in_condition(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> Pretended {
     if deed(call) == of {
         parts(call, prefix).for_each(|part| condition(part, old, new));
@@ -169,7 +169,7 @@ fn in_condition(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -
     None
 }
 
-/// The same in their updates.
+/// The same in its update expressions.
 fn in_update(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> Pretended {
     if deed(call) == of {
         parts(call, prefix).for_each(|part| rewrite(part, "UpdateExpression", old, new));
@@ -177,7 +177,7 @@ fn in_update(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> P
     None
 }
 
-/// Takes actions out of a transaction.
+/// Removes actions from a transaction.
 fn without(call: &mut Call, of: Deed, prefix: &str) -> Pretended {
     if deed(call) == of
         && let Some(actions) = call.request["TransactItems"].as_array_mut()
@@ -200,7 +200,7 @@ fn plain(call: &mut Call, marker: &str, old: &str, new: &str) -> Pretended {
     None
 }
 
-/// The same for its update.
+/// The same for its update expression.
 fn plain_update(call: &mut Call, marker: &str, old: &str, new: &str) -> Pretended {
     let update = call.request["UpdateExpression"].as_str().unwrap_or_default();
     if call.operation == "UpdateItem" && update.contains(marker) {
@@ -220,7 +220,7 @@ fn number(part: &mut Value, name: &str, change: impl Fn(i64) -> i64) {
     }
 }
 
-/// What a function reads of the stock, as if there were so much on every shard.
+/// Makes a function read this number of units on every shard.
 fn stock(call: &Call, function: &str, body: &mut Value, units: u32) {
     let items: Vec<&mut Value> = match &mut body["Responses"] {
         // BatchGetItem answers by table, TransactGetItems by position.
@@ -235,7 +235,7 @@ fn stock(call: &Call, function: &str, body: &mut Value, units: u32) {
     }
 }
 
-/// A query of a function's for what is overdue finds nothing.
+/// A function's query for overdue holds finds nothing.
 fn nothing_is_due(call: &Call, function: &str, body: &mut Value) {
     let due = call.operation == "Query" && call.request["IndexName"] == "due";
     if due && call.by.starts_with(function) {
@@ -244,7 +244,7 @@ fn nothing_is_due(call: &Call, function: &str, body: &mut Value) {
     }
 }
 
-/// A snapshot of a function's misses what its answer must rest on.
+/// A function's snapshot misses the items that its answer must be based on.
 fn forgets(call: &Call, function: &str, prefix: &str, body: &mut Value) {
     if call.operation != "TransactGetItems" || !call.by.starts_with(function) {
         return;
@@ -258,13 +258,13 @@ fn forgets(call: &Call, function: &str, prefix: &str, body: &mut Value) {
     }
 }
 
-/// Whether a write only moves units from shard to shard.
+/// Whether a write only moves units between shards.
 fn gathers(call: &Call) -> bool {
     let places = dynamo::places(&call.operation, &call.request);
     call.operation == "TransactWriteItems" && places.iter().all(|(pk, _)| pk.starts_with("STOCK#"))
 }
 
-/// A refusal in place of a reply.
+/// Replaces a response by a refusal.
 fn refuse(reply: &mut Value, code: &str, more: Value) {
     let mut problem = more;
     problem["code"] = code.into();
@@ -272,7 +272,7 @@ fn refuse(reply: &mut Value, code: &str, more: Value) {
     reply["body"] = problem.to_string().into();
 }
 
-/// The conditions of a confirmation in time.
+/// Identifies the update of a confirmation in time.
 const CONFIRMS: &str = "#confirmed_at = :now";
 
 /// All planted bugs.
@@ -326,7 +326,7 @@ pub static ALL: &[Planted] = &[
         }
         None
     }),
-    // ---- what ends a hold
+    // ---- the end of a hold
     asks("release-without-status", "a release does not ask whether the hold is still held", |call| {
         in_condition(call, Deed::Release, "HOLD#", "#status = :held AND ", "")
     }),
@@ -433,7 +433,7 @@ pub static ALL: &[Planted] = &[
     hears("retake-sees-nothing", "a late confirmation owes a refund although units are free", |call, _, body| {
         stock(call, "confirm", body, 0);
     }),
-    // ---- refusals that are final, and what is read last
+    // ---- final refusals, and the reads before them
     asks("refund-not-noted", "a refund is due, and the reservation does not note it", |call| {
         plain_update(call, "ADD #owed_back", " ADD #owed_back :owed_back", "")
     }),
@@ -639,7 +639,7 @@ pub static ALL: &[Planted] = &[
             let slot: i64 = name.rsplit('-').next().and_then(|slot| slot.parse().ok()).unwrap_or_default();
             let at = slot - 60;
             let (day, second) = (at.div_euclid(86_400), at.rem_euclid(86_400));
-            // 2025-11-21 is day 20,413.
+            // 2025-11-21 is day 20,413 since the epoch.
             if day == 20_413 {
                 let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
                 call.request["ScheduleExpression"] = format!("at(2025-11-21T{hour:02}:{minute:02}:{second:02})").into();
@@ -685,9 +685,9 @@ pub static ALL: &[Planted] = &[
         }
         None
     }),
-    // It has to know what was read before: `world` does, and asks for it by its name.
+    // Implemented in `world`, which knows what was read before and checks for this name.
     ignores("cache-does-not-age", "the cache ages by a clock that stops while the environment is frozen", |_, _| false),
-    // ---- reads, and answers misunderstood
+    // ---- reads, and misread answers
     asks("reads-eventually", "an item is read as it was a while ago", |call| {
         if call.operation == "GetItem" {
             call.request.as_object_mut().map(|request| request.remove("ConsistentRead"));
@@ -744,7 +744,7 @@ pub static ALL: &[Planted] = &[
     }),
 ];
 
-/// The item that a failure's record would be.
+/// The item that the record of a failure would have made.
 fn failed_item(request: &Value) -> Value {
     let values = &request["ExpressionAttributeValues"];
     let mut item = json!({

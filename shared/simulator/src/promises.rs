@@ -1,4 +1,4 @@
-//! What customers and admins were told, and that it stays true.
+//! What was acknowledged to customers and admins, and that it stays true.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,23 +10,23 @@ use crate::services::Queues;
 /// Everything that was acknowledged.
 #[derive(Debug, Default)]
 pub(crate) struct Promises {
-    /// Reservations: when each was made, by its own account.
+    /// Reservations, each with its `created_at`.
     pub(crate) reserved: BTreeMap<String, String>,
     /// Orders.
     pub(crate) ordered: BTreeSet<String>,
     /// Cancellations.
     pub(crate) cancelled: BTreeSet<String>,
-    /// Until when a hold lasts at least.
+    /// Extended holds, each with its earliest end.
     pub(crate) extended: BTreeMap<String, i64>,
-    /// Payments of which the customer was told that they arrived.
+    /// Payments whose receipt was acknowledged to the customer.
     pub(crate) payments: BTreeSet<(String, String)>,
-    /// Confirmations without a payment that were told to be on their way.
+    /// Confirmations without a payment that were answered with 202.
     pub(crate) queued: BTreeSet<String>,
-    /// Adjustments: key to the entry that they left.
+    /// Adjustments: the key, and the ledger entry that it made.
     pub(crate) adjusted: BTreeMap<String, String>,
-    /// Poison in the queue.
+    /// Unreadable messages in the queue.
     pub(crate) poison: BTreeSet<String>,
-    /// Reservations that DynamoDB's clean-up took.
+    /// Reservations that DynamoDB's TTL deleted.
     pub(crate) cleaned_up: BTreeSet<String>,
 }
 
@@ -77,7 +77,7 @@ impl Promises {
 
 /// Whether a message is a confirmation of this reservation, with this payment if one is given.
 fn names(body: &str, reservation: &str, payment: Option<&str>) -> bool {
-    // Ids are of letters and digits only, and quoted: no other text can look like them.
+    // Ids have only letters and digits, and are quoted: no other text can look like them.
     let quoted = |text: &str| body.contains(&format!("\"{text}\""));
     quoted(reservation) && payment.is_none_or(quoted)
 }

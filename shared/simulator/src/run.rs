@@ -20,20 +20,20 @@ use crate::plan::{Actor, HOUR_MS, Part, Plan, ProductPlan, WEEKS};
 use crate::planted::Planted;
 use crate::world::{Service, State, World, millis};
 
-/// What came of one history.
+/// The outcome of one history.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// The digest of everything that happened, byte for byte.
     pub digest: u64,
     /// Calls to AWS.
     pub calls: u64,
-    /// Requests, events and messages that the functions were given.
+    /// Number of lines of the history: requests, events, messages and calls.
     pub lines: usize,
-    /// Troubles by kind.
+    /// Injected faults by kind.
     pub injected: PerFault,
-    /// Single checks of promises.
+    /// Number of single checks of promises.
     pub checks: u64,
-    /// The first promise that was broken.
+    /// The first broken promise.
     pub violation: Option<Violation>,
     /// What happened, line by line.
     pub history: Vec<String>,
@@ -42,7 +42,7 @@ pub struct Outcome {
 /// Plays the history of a seed, or a part of it.
 ///
 /// # Panics
-/// Where there is no runtime or no database to be had.
+/// If there is no runtime or no database.
 #[expect(clippy::expect_used, reason = "for tests: without a runtime or a database there is no history")]
 pub fn history(seed: u64, part: &Part, planted: Option<&'static Planted>) -> Outcome {
     fastrand::seed(seed);
@@ -91,7 +91,7 @@ async fn play(plan: &Plan, databases: (Database, Database), planted: Option<&'st
     }
 }
 
-/// The products, made through the API before anything goes wrong.
+/// Creates the products through the API, before any fault.
 async fn open(admin: &Client<'_>, products: &[ProductPlan]) {
     for product in products.iter().filter(|product| !product.late) {
         let reply = admin.make(product, 0).await;
@@ -105,7 +105,7 @@ fn expect(client: &Client<'_>, holds: bool, invariant: &'static str, detail: imp
     client.cloud.world.expect(holds, invariant, detail);
 }
 
-/// What goes wrong beside single calls: a service away, poison in the queue.
+/// Faults besides those of single calls: an outage, an unreadable message in the queue.
 fn trouble(world: &World, plan: &Plan, random: &mut fastrand::Rng) {
     let now = world.now();
     let mut state = world.lock();
@@ -125,8 +125,8 @@ fn trouble(world: &World, plan: &Plan, random: &mut fastrand::Rng) {
     }
 }
 
-/// A long time in which nobody does anything. Sweeps stand still where it is more than minutes: they would do nothing
-/// but take time to simulate; DynamoDB's clean-up does not.
+/// A long time without requests. If it is longer than minutes, sweeps do not run: they would do nothing but take time
+/// to simulate. DynamoDB's TTL does.
 async fn pause(world: &World, seconds: u64) {
     world.note(format_args!("nobody does anything for {seconds} s"));
     sleep(Duration::from_secs(seconds)).await;
@@ -147,7 +147,7 @@ async fn pause(world: &World, seconds: u64) {
         if !faults.strikes(random, Fault::Ttl) {
             continue;
         }
-        // Now, or while people come back.
+        // Now, or while clients come back.
         let delay = [0, random.u64(0..20_000)][random.usize(0..2)];
         let later = world.clone();
         drop(state);
@@ -162,7 +162,7 @@ async fn pause(world: &World, seconds: u64) {
     world.copies_arrive();
 }
 
-/// DynamoDB's clean-up, unless the item is another by now.
+/// DynamoDB's TTL deletes an item, unless it has been replaced meanwhile.
 fn clean_up(world: &World, place: dynamo::Place) {
     let now = world.now();
     let mut state = world.lock();
@@ -180,11 +180,11 @@ fn clean_up(world: &World, place: dynamo::Place) {
     world.written(&mut state, vec![place], now, true);
 }
 
-/// Nothing goes wrong any more: everything must come to its end.
+/// Faults have stopped: everything must now complete.
 async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan) {
     let back_at = world.lock().away.map(|(_, _, back_at)| back_at).filter(|_| plan.away_ms >= HOUR_MS);
     if let Some(back_at) = back_at {
-        // Nobody helps: whoever gave up comes back when it is over.
+        // No fault is lifted early: clients that gave up come back when the outage is over.
         sleep(millis(u64::try_from(back_at - world.now()).unwrap_or_default())).await;
     }
     {
@@ -193,7 +193,7 @@ async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan)
         state.books.calm_at = Some(world.now());
     }
     world.note(format_args!("faults stop"));
-    // What is on its way arrives.
+    // Wait for what is in flight.
     while world.busy() {
         sleep(millis(1_000)).await;
     }
@@ -230,7 +230,7 @@ async fn calm(world: &World, cloud: &Cloud, clients: &[Client<'_>], plan: &Plan)
     explained(world);
 }
 
-/// The reference model explains all answers, and the table as it is at rest.
+/// Checks that the reference model explains all answers, and the final state of the table.
 fn explained(world: &World) {
     let now = world.now();
     let mut state = world.lock();
@@ -239,9 +239,10 @@ fn explained(world: &World) {
     state.books.expect(now, wrong.is_empty(), "the_model_explains_every_answer", || wrong.join("\n"));
 }
 
-/// Every queue drains: once a message that failed comes back, and an admin looks, it is settled or a failed confirmation.
+/// Checks that every queue drains: once failed messages have come back, and an admin has listed, each message is
+/// settled or a failed confirmation.
 async fn drain(world: &World, admin: &Client<'_>) {
-    // What failed last is hidden for a quarter of an hour.
+    // A message that has just failed is hidden for 15 minutes.
     let until = Instant::now() + Duration::from_secs(20 * 60);
     let waiting = || world.lock().queues.of(CONFIRMATIONS).next().is_some();
     while waiting() && Instant::now() < until {
@@ -258,7 +259,7 @@ async fn drain(world: &World, admin: &Client<'_>) {
     expect(admin, left.is_empty(), "every_queue_drains", || format!("{left:?}"));
 }
 
-/// What used up its tries is tried again, by two admins at once: now it is confirmed, or refused.
+/// Confirmations that used up their receives are redriven, by two admins at once: now each is confirmed or refused.
 async fn redrive(world: &World, admin: &Client<'_>) {
     let unanswered = world.lock().books.failed_confirmations().any(|(_, failed)| {
         failed["reason"] == "not_confirmed" && failed["state"] != "confirmed" && failed["state"] != "resolved"
@@ -277,8 +278,8 @@ async fn redrive(world: &World, admin: &Client<'_>) {
     world.lock().books.failed_at_rest(now);
 }
 
-/// Units are free now that were not when somebody paid too late. An admin gives the money back, and at the same time
-/// and afterwards whoever paid asks again.
+/// Units are free now that were not when somebody paid too late. An admin resolves these payments as refunded; at the
+/// same time, and afterwards, their customers confirm again.
 async fn give_back(world: &World, clients: &[Client<'_>]) {
     let open = world.lock().books.failed_confirmations().any(|(_, failed)| failed["state"] == "open");
     if !open {
@@ -289,14 +290,14 @@ async fn give_back(world: &World, clients: &[Client<'_>]) {
     expect(&clients[0], given_back, "answers_once_faults_stop", || "an admin's word has no answer".to_owned());
     pay_again().await;
     drain(world, &clients[0]).await;
-    // What is open now was not given back yet, under whichever name it was sent.
+    // What is open now was not resolved yet, whichever customer was named.
     let given_back = clients[0].give_everything_back().await;
     expect(&clients[0], given_back, "answers_once_faults_stop", || "an admin's word has no answer".to_owned());
     let now = world.now();
     world.lock().books.failed_at_rest(now);
 }
 
-/// Every hold ends within its bound.
+/// Checks that every hold ends within its bound.
 async fn holds_end(world: &World) {
     let last = world.lock().books.held().map(|hold| hold.expires_at.as_millis()).max();
     let now = world.now();
@@ -307,9 +308,9 @@ async fn holds_end(world: &World) {
     world.expect(held.is_empty(), "every_hold_ends_within_its_bound", || format!("still held: {held:?}"));
 }
 
-/// At rest, the API says what the table holds.
+/// Checks that the API shows what the table holds, when nothing changes any more.
 async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[ProductPlan]) {
-    // What the catalogue says may be a second old.
+    // The catalogue may be a second old.
     sleep(millis(1_000)).await;
     for product in products {
         let path = format!("/products/{}", product.id);
@@ -350,10 +351,10 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
     }
 }
 
-/// A list of the API, page by page, has exactly these ids.
+/// Checks that a list of the API, page by page, has exactly these ids.
 async fn same_list(client: &Client<'_>, function: Function, path: &str, id: &str, mut expected: Vec<String>) {
     let mut listed = Vec::new();
-    // One list in small pages, the others as they come: every page takes time to simulate.
+    // One list in small pages, the others in large ones: every page takes time to simulate.
     let limit = if path == "/orders" { 1 } else { 100 };
     let mut page = format!("{path}?limit={limit}");
     loop {
@@ -377,7 +378,7 @@ fn answered(client: &Client<'_>, reply: Option<Reply>) -> Option<Reply> {
     reply.filter(|_| right)
 }
 
-/// The books followed every write: what they hold is what the table holds.
+/// Checks that the books, which followed every write, hold what the table holds.
 fn same_as_the_table(world: &World) {
     let state = world.lock();
     let request = json!({ "TableName": TABLE, "ConsistentRead": true });
@@ -392,7 +393,7 @@ fn same_as_the_table(world: &World) {
     world.expect(same, "the_books_follow_the_table", || format!("{} items", items.len()));
 }
 
-/// A time of the history as people read it.
+/// A time of the history in a readable form.
 #[must_use]
 pub fn seconds(at_ms: i64) -> String {
     let began = holdfast_testkit::fixtures::NOW;

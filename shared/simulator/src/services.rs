@@ -1,4 +1,4 @@
-//! SQS and EventBridge Scheduler as they behave on a bad day: at least once, in any order, late.
+//! SQS and EventBridge Scheduler at their worst: at-least-once delivery, in any order, late.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -8,18 +8,18 @@ use serde_json::{Value, json};
 
 use crate::faults::{Fault, Faults};
 
-/// What the queues are like: the stack's description decides.
+/// The settings of the queues are those of the stack's template.
 static TEMPLATE: &str = include_str!("../../../template.yaml");
-/// The visibility timeout of template.yaml's queue of confirmations.
+/// The visibility timeout of the confirmations queue in template.yaml.
 const CONFIRMATIONS_VISIBILITY_MS: i64 = 60_000;
-/// SQS's own, which the dead-letter queue has.
+/// SQS's default visibility timeout, which the dead-letter queue has.
 const DEFAULT_VISIBILITY_MS: i64 = 30_000;
-/// How long the queue of confirmations keeps a message.
+/// How long the confirmations queue keeps a message.
 const RETENTION_MS: i64 = 4 * 86_400_000;
-/// How long the dead-letter queue does. It counts from when the message was sent first, to whichever queue.
+/// How long the dead-letter queue keeps a message, counted from when it was first sent, to whichever queue.
 const FAILED_RETENTION_MS: i64 = 14 * 86_400_000;
 
-/// After this many receives a message goes to the dead-letter queue.
+/// After this many receives a message moves to the dead-letter queue.
 static MOST_RECEIVES: LazyLock<u32> = LazyLock::new(|| {
     let line = TEMPLATE.lines().find_map(|line| line.trim().strip_prefix("maxReceiveCount:"));
     line.and_then(|count| count.trim().parse().ok()).unwrap_or(u32::MAX)
@@ -35,7 +35,7 @@ pub(crate) struct Message {
     visible_at: i64,
     receives: u32,
     sent_at: i64,
-    /// When it came into the queue that it is in.
+    /// When it arrived in its current queue.
     pub(crate) arrived_at: i64,
 }
 
@@ -46,7 +46,7 @@ impl Message {
     }
 }
 
-/// A message that was received.
+/// A received message.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivery {
     pub(crate) id: String,
@@ -80,18 +80,18 @@ impl Queues {
         id
     }
 
-    /// Lets go of what was kept for as long as a queue keeps anything.
+    /// Deletes messages whose retention period is over.
     pub(crate) fn forget(&mut self, now: i64) {
         self.messages.retain(|message| !message.forgotten(now));
     }
 
-    /// When the next message of a queue can be received; none where there is none.
+    /// When the next message of a queue becomes visible; `None` if the queue is empty.
     pub(crate) fn next_visible(&self, queue: &str) -> Option<i64> {
         self.of(queue).map(|message| message.visible_at).min()
     }
 
-    /// Up to `most` messages, any of those that are visible, in any order. One who does not wait asks some of the
-    /// servers only, and may miss any of them.
+    /// Up to `most` of the visible messages, in random order. A receive without long polling asks only some of the
+    /// servers, and may miss any message.
     pub(crate) fn receive(
         &mut self,
         queue: &str,
@@ -124,7 +124,7 @@ impl Queues {
             }
             message.receives += 1;
             message.receipt.clone_from(&receipt);
-            // One that is delivered twice is one that did not hide.
+            // A duplicate delivery is a message that was not hidden.
             message.visible_at = if twice { now } else { now + hidden_ms };
             let Message { id, body, receives, sent_at, .. } = message.clone();
             received.push(Delivery { id, body, receipt, receives, sent_at });
@@ -132,12 +132,12 @@ impl Queues {
         received
     }
 
-    /// Deletes what the latest receive gave this receipt; an older receipt deletes nothing.
+    /// Deletes the message whose latest receive gave this receipt; an older receipt deletes nothing.
     pub(crate) fn delete(&mut self, receipt: &str) {
         self.messages.retain(|message| message.receipt != receipt);
     }
 
-    /// Hides what has this receipt for so long from now on. Whether anything has.
+    /// Hides the message with this receipt for that long from now. Returns whether there is one.
     fn hide(&mut self, receipt: &str, seconds: i64, now: i64) -> bool {
         let mut found = false;
         for message in self.messages.iter_mut().filter(|message| message.receipt == receipt) {
@@ -151,14 +151,14 @@ impl Queues {
         self.messages.iter().filter(move |message| message.queue == queue)
     }
 
-    /// Whether a receive that waits for messages has to go on waiting.
+    /// Whether a long poll has to go on waiting.
     pub(crate) fn would_wait(&self, request: &Value, now: i64) -> bool {
         let queue = request["QueueUrl"].as_str().unwrap_or_default();
         request["WaitTimeSeconds"].as_u64().is_some_and(|seconds| seconds > 0)
             && !self.of(queue).any(|message| message.visible_at <= now)
     }
 
-    /// Carries out what the SDK asks of SQS.
+    /// Executes an operation of SQS; `None` for any other.
     pub(crate) fn carry_out(
         &mut self,
         operation: &str,
@@ -212,13 +212,13 @@ impl Queues {
 /// One-time schedules.
 #[derive(Debug, Default)]
 pub(crate) struct Schedules {
-    /// The names of those that wait.
+    /// The names of pending schedules.
     waiting: BTreeSet<String>,
-    /// The times of all that were ever made, in seconds since the epoch.
+    /// The times of all schedules ever created, in seconds since the epoch.
     pub(crate) made: BTreeSet<i64>,
 }
 
-/// A schedule that was just made.
+/// A schedule that was just created.
 #[derive(Debug)]
 pub(crate) struct Made {
     pub(crate) name: String,
@@ -227,7 +227,7 @@ pub(crate) struct Made {
 }
 
 impl Schedules {
-    /// Carries out `CreateSchedule`.
+    /// Executes `CreateSchedule`.
     pub(crate) fn create(&mut self, request: &Value) -> ((u16, Value), Option<Made>) {
         let name = request["Name"].as_str().unwrap_or_default().to_owned();
         let refused = |code: &str| ((400, json!({ "__type": code, "Message": "no" })), None);
@@ -246,19 +246,19 @@ impl Schedules {
         ((200, json!({ "ScheduleArn": format!("arn:aws:scheduler:::schedule/holds/{name}") })), Some(made))
     }
 
-    /// Deletes one that has fired.
+    /// Deletes a schedule that has fired.
     pub(crate) fn completed(&mut self, name: &str) {
         self.waiting.remove(name);
     }
 }
 
-/// The seconds since the epoch that `at(yyyy-mm-ddThh:mm:ss)` names.
+/// The time of `at(yyyy-mm-ddThh:mm:ss)`, in seconds since the epoch.
 fn seconds_of(expression: &str) -> Option<i64> {
     let text = expression.strip_prefix("at(")?.strip_suffix(')')?;
     let mut parts = text.split(['-', 'T', ':']).map(str::parse::<i64>);
     let mut next = || parts.next()?.ok();
     let (year, month, day, hour, minute, second) = (next()?, next()?, next()?, next()?, next()?, next()?);
-    // Days from the civil calendar, with years that begin in March.
+    // Days from the civil calendar, with years that start in March.
     let shifted = if month > 2 { year } else { year - 1 };
     let era = shifted.div_euclid(400);
     let of_era = shifted - era * 400;

@@ -7,22 +7,22 @@ use crate::plan::{Part, Plan};
 use crate::planted::Planted;
 use crate::run::{Outcome, history};
 
-/// How many histories a search may play.
+/// The maximum number of histories that a search plays.
 const MOST_TRIES: usize = 200;
 
-/// What is left of a failing history.
+/// The result of shrinking a failing history.
 #[derive(Debug)]
 pub struct Smaller {
     /// The part of the plan.
     pub part: Part,
-    /// What comes of it.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// How many histories were played to find it.
+    /// Number of histories that were played to find it.
     pub tries: usize,
 }
 
 impl Smaller {
-    /// The arguments of the command that plays it again.
+    /// The arguments of the command that replays it.
     #[must_use]
     pub fn arguments(&self, seed: u64, planted: Option<&Planted>) -> String {
         let mut arguments = format!("--from {seed} --seeds 1");
@@ -39,7 +39,7 @@ impl Smaller {
     }
 }
 
-/// Takes away kinds of trouble, and then moments, for as long as the same promise is still broken.
+/// Removes kinds of faults, and then moments, as long as the same promise is still broken.
 #[must_use]
 pub fn shrink(seed: u64, part: &Part, planted: Option<&'static Planted>, failed: Outcome) -> Smaller {
     let Some(violation) = failed.violation.clone() else {
@@ -68,7 +68,7 @@ pub fn shrink(seed: u64, part: &Part, planted: Option<&'static Planted>, failed:
         size /= 2;
     }
     let part = Part { moments: Some(moments), faults: Some(faults) };
-    // Played once more, also where nothing could be taken away: what is printed is what the command replays.
+    // Played once more, even if nothing could be removed: what is printed is what the command replays.
     let outcome = history(seed, &part, planted);
     let (part, outcome) = if outcome.violation.is_some() { (part, outcome) } else { (Part::default(), search.best) };
     Smaller { part, outcome, tries: search.tries }

@@ -1,9 +1,9 @@
-//! The table as a service (one DynamoDB, hence the length): conflicts, partial reasons, items seen one after another, indexes
-//! that lag.
+//! The table as a service (one DynamoDB, hence the length): conflicts, partial reasons, items that become visible one
+//! after another, indexes that lag.
 //!
-//! A transaction happens at one instant: the books follow it there. Around that instant it is on its items, and what
-//! asks for one of them meanwhile is refused, if it writes or wants several at one instant; other reads go on, and may
-//! see some items as they are by now and others as they were.
+//! A transaction happens at one instant: the books follow it there. Around that instant it is on its items: writes to
+//! one of them, and transactional reads of it, are refused with a conflict. Other reads are served, and may see some
+//! items in their new state and others in their old one.
 
 use holdfast_testkit::fixtures::TABLE;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use crate::dynamo::{self, Place};
 use crate::faults::Fault;
 use crate::world::{Call, State, World, error, millis};
 
-/// For so long after a transaction has happened, reads outside of transactions may still see an item as it was.
+/// For this long after a transaction, reads outside of transactions may still see the old state of an item.
 pub(crate) const PARTLY_MS: u64 = 8;
 
 /// What stops an action of a transaction, whatever its condition says.
@@ -80,7 +80,7 @@ impl World {
         answer
     }
 
-    /// What a write gets that meets a running transaction on one of its items.
+    /// The answer to a write that meets a running transaction on one of its items.
     fn meets(&self, call: &Call, places: &[Place], token: &str) -> Option<(u16, Value)> {
         let mut state = self.lock();
         let stops: Vec<Option<Stop>> =
@@ -95,7 +95,7 @@ impl World {
         Some((400, state.stopped(call, &stops)))
     }
 
-    /// Lets everybody see the items that a transaction has changed, one after another.
+    /// Makes the items that a transaction has changed visible to all reads, one after another.
     async fn come_to_light(&self, mut unseen: Vec<(u64, Place)>) {
         unseen.sort();
         let mut waited = 0;
@@ -123,7 +123,7 @@ impl World {
         let Call { operation, request, .. } = call;
         let State { queues, random, faults, .. } = state;
         if let Some(answer) = queues.carry_out(operation, request, now, random, faults) {
-            // What is hidden for longer or shorter than before counts as news too.
+            // The event source must also notice a changed visibility timeout.
             self.posted();
             self.settle_promises(state, now);
             return answer;
@@ -152,7 +152,7 @@ impl World {
         (status, body)
     }
 
-    /// Follows a write: what is there now goes into the books, and sooner or later into the indexes.
+    /// Follows a write: puts the new state into the books, and sooner or later into the indexes.
     pub(crate) fn written(&self, state: &mut State, places: Vec<Place>, now: i64, cleaned_up: bool) {
         let mut changed = Vec::with_capacity(places.len());
         for place in places {
@@ -190,7 +190,7 @@ impl World {
         });
     }
 
-    /// More of what may stop a transaction than what did.
+    /// Adds reasons to a cancelled transaction, besides those that stopped it.
     pub(crate) fn more_reasons(&self, body: &mut Value) {
         let mut state = self.lock();
         let Some(reasons) = body["CancellationReasons"].as_array_mut() else { return };
@@ -205,13 +205,13 @@ impl World {
 }
 
 impl State {
-    /// What a write gets where actions of it are stopped. What the conditions of the others say may be told or not.
+    /// The answer to a write with stopped actions. The results of the other conditions may be reported or not.
     pub(crate) fn stopped(&mut self, call: &Call, stops: &[Option<Stop>]) -> Value {
         if call.operation != "TransactWriteItems" {
             return error("TransactionConflictException");
         }
         let mut body = cancelled(stops);
-        // Nothing of it happens: in place of what is stopped is an action that fails.
+        // Nothing is applied: each stopped action is replaced by one that fails.
         let mut asked = call.clone();
         asked.request.as_object_mut().map(|request| request.remove("ClientRequestToken"));
         for (action, _) in asked.request["TransactItems"]
@@ -243,7 +243,7 @@ impl State {
         body
     }
 
-    /// Where something else stops a transaction, failed conditions may be told, or some of them, or none.
+    /// If something else stops a transaction, its failed conditions may be reported, or some of them, or none.
     fn tell_half(&mut self, reasons: &mut [Value]) {
         let failed = |reason: &Value| reason["Code"] == "ConditionalCheckFailed";
         let stopped = |reason: &Value| !failed(reason) && reason["Code"] != "None";
@@ -258,7 +258,7 @@ impl State {
         }
     }
 
-    /// A write, or a read at one instant, that meets another transaction at one of its items or at several.
+    /// The answer to a write, or to a transactional read, that is stopped at one of its items or at several.
     pub(crate) fn conflict(&mut self, call: &Call, stop: Stop) -> Value {
         let actions = dynamo::actions(&call.request).count();
         let hit = self.random.usize(0..actions.max(1));
@@ -267,12 +267,13 @@ impl State {
         if call.operation == "TransactGetItems" { cancelled(&stops) } else { self.stopped(call, &stops) }
     }
 
-    /// When the oldest transaction happened that not everybody sees as a whole yet.
+    /// When the oldest transaction happened that is not visible to all reads yet.
     pub(crate) fn unseen_since(&self) -> Option<i64> {
         self.unseen.values().map(|(at, _)| *at).min()
     }
 
-    /// A query of an index. Most find nothing, as of what is overdue, and that is known without asking the database.
+    /// A query of an index. Most, such as those for overdue holds, find nothing, and that is known without the
+    /// database.
     fn indexed(&self, request: &Value) -> Option<(u16, Value)> {
         let values = request["ExpressionAttributeValues"].as_object();
         let mut asked = values.into_iter().flatten().filter_map(|(_, value)| value["S"].as_str());
@@ -282,7 +283,7 @@ impl State {
         dynamo::carry_out(&self.replica, "Query", request)
     }
 
-    /// Carries an operation out. What a read outside of transactions is not to see yet is as it was meanwhile.
+    /// Executes an operation. Reads outside of transactions see the old state of items that are not visible to all yet.
     fn with_unseen(&self, operation: &str, request: &Value) -> Option<(u16, Value)> {
         let seen = |place: &Place| match self.unseen.get(place) {
             Some((_, before)) => before.as_ref(),
@@ -302,7 +303,7 @@ impl State {
         answer
     }
 
-    /// Lets the indexes see an item, unless they have seen a newer state of it.
+    /// Shows an item in the indexes, unless they show a newer state of it.
     fn show(&mut self, place: &Place, item: Option<&Value>, number: u64) {
         let newest = self.replicated.entry(place.clone()).or_default();
         if *newest >= number {
@@ -330,7 +331,7 @@ impl State {
     }
 }
 
-/// A transaction that is cancelled by what stops its actions.
+/// A transaction that is cancelled for these reasons.
 fn cancelled(stops: &[Option<Stop>]) -> Value {
     let mut body = error("TransactionCanceledException");
     let reason = |stop: &Option<Stop>| stop.map_or_else(|| json!({ "Code": "None" }), Stop::reason);
@@ -338,7 +339,7 @@ fn cancelled(stops: &[Option<Stop>]) -> Value {
     body
 }
 
-/// The functions put some keys in no particular order, which is of no consequence, and must be of none here.
+/// Sorts keys: the functions send some in no particular order, which must not change the history.
 pub(crate) fn sort_keys(call: &mut Call) {
     let tables = call.request.get_mut("RequestItems").and_then(Value::as_object_mut).into_iter().flatten();
     for keys in tables.filter_map(|(_, wanted)| wanted["Keys"].as_array_mut()) {
@@ -346,7 +347,7 @@ pub(crate) fn sort_keys(call: &mut Call) {
     }
 }
 
-/// Whether a read of the table sees every write that was acknowledged; a write does.
+/// Whether a read of the table sees every acknowledged write. A write always does.
 fn consistent(operation: &str, request: &Value) -> bool {
     match operation {
         "GetItem" | "Query" => request["ConsistentRead"] == true,
@@ -354,12 +355,12 @@ fn consistent(operation: &str, request: &Value) -> bool {
             let mut tables = request["RequestItems"].as_object().into_iter().flatten();
             tables.all(|(_, wanted)| wanted["ConsistentRead"] == true)
         }
-        // An admin's list of all reservations, which nothing is decided on.
+        // An admin's list of all reservations: no decision is based on it.
         _ => true,
     }
 }
 
-/// A BatchGetItem of several keys as two.
+/// Splits a BatchGetItem of several keys in two.
 pub(crate) fn split(call: &Call) -> Option<(Call, Call)> {
     let (mut first, mut rest) = (call.clone(), call.clone());
     let keys = |call: &mut Call| -> Option<Vec<Value>> {
@@ -379,7 +380,7 @@ pub(crate) fn split(call: &Call) -> Option<(Call, Call)> {
     Some((first, rest))
 }
 
-/// The two halves' answers as one.
+/// Joins the answers to the two halves.
 pub(crate) fn join((status, mut body): (u16, Value), (other_status, other): (u16, Value)) -> (u16, Value) {
     if status != 200 {
         return (status, body);
@@ -397,7 +398,7 @@ pub(crate) fn join((status, mut body): (u16, Value), (other_status, other): (u16
     (status, body)
 }
 
-/// Takes the second half of a BatchGetItem's keys out; what DynamoDB then says of them.
+/// Removes the second half of a BatchGetItem's keys. Returns them as DynamoDB's unprocessed keys.
 pub(crate) fn leave_out(call: &mut Call) -> Option<(String, Value)> {
     let (table, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
     let keys = wanted["Keys"].as_array_mut()?;
@@ -434,7 +435,7 @@ mod tests {
         call("TransactWriteItems", json!({ "TransactItems": actions, "ClientRequestToken": token }))
     }
 
-    /// In a world where only this goes wrong, always.
+    /// Runs a test in a world where only this fault occurs, with every call.
     fn in_world<T>(fault: Option<Fault>, test: impl AsyncFnOnce(World) -> T) -> T {
         let mut faults = Faults { per_mille: [0; Fault::ALL.len()], on: true, injected: [0; Fault::ALL.len()] };
         if let Some(fault) = fault {

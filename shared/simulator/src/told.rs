@@ -1,4 +1,4 @@
-//! The lines of the history that tell of calls to AWS.
+//! The lines of the history for calls to AWS.
 
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ fn reasons(body: &Value) -> String {
     }
 }
 
-/// A key as the history shows it.
+/// A key as the history shows it, shortened.
 fn short(pk: &str, sk: &str) -> String {
     let tail = |text: &str| text.get(..16).unwrap_or(text).to_owned();
     match pk.split_once('#') {

@@ -1,8 +1,8 @@
-//! AWS as the functions reach it: the far side of the wire.
+//! AWS, on the other side of the wire.
 //!
-//! Every call is carried out by a task of its own, as by a service: whoever sent it may be gone by then. How long it
-//! travels, whether it arrives, what it meets there and whether its answer comes back, all of it is drawn from the
-//! seed, in the order in which calls are made; and that order is decided by the same delays.
+//! Each call is executed by a task of its own, as in a real service: its caller may be gone by then. Latencies, whether
+//! a call arrives, which fault it meets and whether its answer returns, are drawn from the seed in the order of the
+//! calls; and that order follows from the same latencies.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ use crate::promises::Promises;
 use crate::services::{Made, Message, Queues, Schedules};
 use crate::table::{Stop, join, leave_out, sort_keys, split};
 
-/// One call, as it went over the wire.
+/// One call over the wire.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     /// The environment that makes it.
@@ -40,42 +40,42 @@ pub(crate) enum Answer {
     Of(u16, Value),
     /// The connection breaks.
     Broken,
-    /// Nothing, ever.
+    /// No answer ever comes.
     Silence,
 }
 
-/// Everything that is shared. Clones are the same world.
+/// All shared state. Clones are the same world.
 #[derive(Clone)]
 pub(crate) struct World(Arc<Shared>);
 
 struct Shared {
     began: Instant,
-    /// A message was sent.
+    /// Notified when a message was sent.
     mail: Notify,
-    /// A sweep may have something to do.
+    /// Notified when a sweep may have something to do.
     sweeps: Notify,
     state: Mutex<State>,
 }
 
-/// What there is, behind the one lock.
+/// The state behind the lock.
 pub(crate) struct State {
     pub(crate) random: fastrand::Rng,
     pub(crate) faults: Faults,
     pub(crate) database: Database,
-    /// What the database has, item by item: reads by key cost nothing here, and most calls are such.
+    /// A copy of the database's items: reads by key cost nothing here, and most calls are such reads.
     pub(crate) items: BTreeMap<Place, Value>,
-    /// What the indexes show: the table a little or a good while ago.
+    /// What the indexes show: the table as it was some time ago.
     pub(crate) replica: Database,
     pub(crate) replicated: BTreeMap<Place, u64>,
-    /// The partitions of the index of holds that it shows a reservation in, and how many each has.
+    /// The partition of the index `due` in which it shows each reservation, and the number of reservations in each.
     pub(crate) due: BTreeMap<Place, String>,
     pub(crate) due_keys: BTreeMap<String, usize>,
     pub(crate) writes: u64,
-    /// Items that a running transaction is on, and its token.
+    /// Items that a running transaction is on, with its token.
     pub(crate) locked: BTreeMap<Place, String>,
-    /// Items that reads outside of transactions still see as they were, and until when they were so.
+    /// Items whose old state reads outside of transactions still see, and the time until which they had it.
     pub(crate) unseen: BTreeMap<Place, (i64, Option<Value>)>,
-    /// Writes that arrive once more after weeks.
+    /// Duplicates of writes that arrive after weeks.
     copies: Vec<(String, Call)>,
     pub(crate) queues: Queues,
     pub(crate) schedules: Schedules,
@@ -84,12 +84,12 @@ pub(crate) struct State {
     pub(crate) promises: Promises,
     pub(crate) history: History,
     pub(crate) calls: u64,
-    /// Tasks that go on without anybody waiting for them.
+    /// Number of background tasks that still run.
     background: usize,
-    /// When which service is away: operations of it between two moments.
+    /// An outage: the service that is away, from when and until when.
     pub(crate) away: Option<(Service, i64, i64)>,
     pub(crate) planted: Option<&'static Planted>,
-    /// What environments read first, by what they asked: for one of the planted bugs.
+    /// The first answer to each read of an environment: for one of the planted bugs.
     remembered: BTreeMap<(Arc<str>, String), Value>,
 }
 
@@ -112,7 +112,7 @@ fn service(operation: &str) -> Service {
     }
 }
 
-/// Starts what nobody waits for.
+/// Starts a task that nothing awaits.
 pub(crate) fn go(task: impl Future<Output = ()> + 'static) {
     drop(tokio::task::spawn_local(task));
 }
@@ -165,7 +165,7 @@ impl World {
         broken.notified().await;
     }
 
-    /// Says that a message was sent.
+    /// Signals that a message was sent.
     pub(crate) fn posted(&self) {
         self.0.mail.notify_one();
         self.swept();
@@ -176,17 +176,17 @@ impl World {
         self.0.mail.notified().await;
     }
 
-    /// Says that there may be something for a sweep to do.
+    /// Signals that a sweep may have something to do.
     pub(crate) fn swept(&self) {
         self.0.sweeps.notify_one();
     }
 
-    /// Waits until there may be.
+    /// Waits until a sweep may have something to do.
     pub(crate) async fn something(&self) {
         self.0.sweeps.notified().await;
     }
 
-    /// Notes whether a promise holds.
+    /// Records whether a promise holds.
     pub(crate) fn expect(&self, holds: bool, invariant: &'static str, detail: impl FnOnce() -> String) {
         let now = self.now();
         self.lock().books.expect(now, holds, invariant, detail);
@@ -197,7 +197,7 @@ impl World {
         promises.check(now, books, queues);
     }
 
-    /// Checks everything that was promised.
+    /// Checks everything that was acknowledged.
     pub(crate) fn check_promises(&self) {
         let now = self.now();
         self.settle_promises(&mut self.lock(), now);
@@ -207,7 +207,7 @@ impl World {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next time that is a whole number of periods after the beginning.
+    /// The next whole multiple of the period since the history began.
     pub(crate) fn next(&self, period_ms: u64) -> Instant {
         let periods = u64::try_from(self.0.began.elapsed().as_millis()).unwrap_or(u64::MAX) / period_ms;
         self.0.began + millis((periods + 1) * period_ms)
@@ -223,7 +223,7 @@ impl World {
         NOW.as_millis() + self.at()
     }
 
-    /// The true time as shown by a clock that is off by this many milliseconds.
+    /// The time as shown by a clock with this skew, in milliseconds.
     pub(crate) fn clock(&self, skew_ms: i64) -> Timestamp {
         Timestamp::from_millis(self.now() + skew_ms)
     }
@@ -233,12 +233,12 @@ impl World {
         self.lock().history.note(at, what);
     }
 
-    /// Whether a task still goes on that nobody waits for.
+    /// Whether a background task still runs.
     pub(crate) fn busy(&self) -> bool {
         self.lock().background > 0
     }
 
-    /// Starts a task that the end of the history waits for.
+    /// Starts a background task. The history does not end before it does.
     pub(crate) fn start(&self, task: impl Future<Output = ()> + 'static) {
         self.lock().background += 1;
         let world = self.clone();
@@ -248,7 +248,7 @@ impl World {
         });
     }
 
-    /// Carries a call out, or does not.
+    /// Executes a call, or lets it fail.
     pub(crate) async fn serve(&self, who: &str, mut call: Call) -> Answer {
         sort_keys(&mut call);
         let (fate, travel, carry, back) = {
@@ -271,7 +271,7 @@ impl World {
             self.wait_for_messages(&call).await;
         }
         let (status, mut body) = match split(&call) {
-            // Nothing says that a BatchGetItem reads all its items at one instant.
+            // A BatchGetItem is not guaranteed to read all its items at one instant.
             Some((first, rest)) => {
                 let one = self.carry_out(&first, carry).await;
                 let between = self.lock().random.u64(0..9);
@@ -309,7 +309,7 @@ impl World {
         answer
     }
 
-    /// Long polling: for as long as is asked for, while there is nothing to receive.
+    /// Long polling: waits for a message, up to the requested time.
     async fn wait_for_messages(&self, call: &Call) {
         let seconds = call.request["WaitTimeSeconds"].as_u64().unwrap_or_default();
         let until = Instant::now() + Duration::from_secs(seconds);
@@ -318,7 +318,7 @@ impl World {
         }
     }
 
-    /// What becomes of a call that does not get through.
+    /// The answer to a call that fails before it is executed, if it does.
     fn before(&self, fate: &Option<Fault>, call: &Call) -> Option<Answer> {
         let now = self.now();
         let mut state = self.lock();
@@ -337,7 +337,7 @@ impl World {
             Some(Fault::Refused) => Some(Answer::Of(500, error("InternalServerError"))),
             Some(Fault::LostBefore) => Some(Answer::Broken),
             Some(Fault::Hang) => Some(Answer::Silence),
-            // One of the items may be asked for too often, or the table as a whole.
+            // Either one of the items is throttled, or the whole table.
             Some(Fault::Throttled) if call.operation == "TransactWriteItems" && state.random.bool() => {
                 Some(Answer::Of(400, state.conflict(call, Stop::Throttle)))
             }
@@ -356,7 +356,8 @@ impl World {
         });
     }
 
-    /// The same write arrives again, when nobody remembers its token: soon, after minutes, or after weeks.
+    /// Sends the same write again, when its ClientRequestToken is forgotten: within seconds, after minutes, or after
+    /// weeks.
     fn copy_later(&self, who: &str, call: &Call) {
         let mut copy = call.clone();
         if let Some(request) = copy.request.as_object_mut() {
@@ -372,7 +373,7 @@ impl World {
         }
     }
 
-    /// What is on its way for weeks arrives within seconds of their end.
+    /// The duplicates that were delayed for weeks arrive, within seconds.
     pub(crate) fn copies_arrive(&self) {
         let mut state = self.lock();
         for (who, copy) in std::mem::take(&mut state.copies) {
@@ -392,7 +393,7 @@ impl World {
 }
 
 impl State {
-    /// What becomes of a call, and how long it takes: there, to carry it out, and back.
+    /// The fault that a call meets, and how long it takes: to the service, to execute, and back.
     fn fate(&mut self, call: &Call) -> (Option<Fault>, u64, u64, u64) {
         let Self { random, faults, .. } = self;
         let applies = |fault: Fault| match fault {
@@ -428,8 +429,8 @@ impl State {
         (fate, travel, carry, random.u64(0..7))
     }
 
-    /// With one of the planted bugs an environment goes by what it read first, however long ago that was: its memory ages
-    /// by a clock that stops while it is frozen.
+    /// With one of the planted bugs an environment keeps using what it read first, however long ago: its cache's age is
+    /// measured by a clock that stops while it is frozen.
     fn not_aged(&mut self, call: &Call, status: u16, body: &mut Value) {
         let bug = self.planted.is_some_and(|planted| planted.name == "cache-does-not-age");
         if bug && status == 200 && call.operation == "BatchGetItem" && call.by.starts_with("reserve") {
@@ -438,14 +439,14 @@ impl State {
         }
     }
 
-    /// Whether a sweep finds anything.
+    /// Whether a sweep would find anything.
     pub(crate) fn something_to_sweep(&self, now: i64) -> bool {
-        // Longer than a service is ever away. What no sweep has taken in by then waits for an admin.
+        // Longer than any outage. A message that no sweep has ingested by then waits for an admin.
         let fresh = |message: &Message| now - message.arrived_at < 2 * HOUR_MS.cast_signed();
         self.books.held().next().is_some() || self.queues.of(FAILED).any(fresh)
     }
 
-    /// Whether the confirmations' queues have nothing left.
+    /// Whether the confirmations queue and the dead-letter queue are empty.
     pub(crate) fn drained(&self) -> bool {
         self.queues.of(CONFIRMATIONS).next().is_none() && self.queues.of(FAILED).next().is_none()
     }

@@ -1,4 +1,4 @@
-//! Seeds: that they repeat, that none breaks a promise, and that the promises catch what they must.
+//! Seeds: they are reproducible, none breaks a promise, and the promises catch planted bugs.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::sync::Mutex;
@@ -8,7 +8,7 @@ use std::thread;
 use holdfast_simulator::planted::{self, Planted};
 use holdfast_simulator::{Part, history, seconds, shrink};
 
-/// The seeds of an ordinary run of the tests. Longer runs are `cargo local simulate`.
+/// Number of seeds in an ordinary run of the tests. Longer runs: `cargo local simulate`.
 const SEEDS: u64 = 240;
 
 #[test]
@@ -62,10 +62,10 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
     assert_ne!(once[0].digest, once[1].digest);
 }
 
-/// The seeds that each planted bug is given.
+/// Number of seeds for each planted bug.
 const SEEDS_OF_A_BUG: u64 = 25;
 
-/// Planted bugs that need more seeds than that: `cargo local simulate --planted all` plays them.
+/// Planted bugs that need more seeds: `cargo local simulate --planted all` plays them.
 const RARE: [&str; 19] = [
     "reserve-without-version-condition",
     "expiry-checked-only-on-read",
@@ -118,7 +118,7 @@ fn a_planted_bug_is_caught_by_the_promise_that_it_breaks() {
     ] {
         let planted = Planted::named(name).unwrap();
         let mut violations = (0..60).filter_map(|seed| history(seed, &Part::default(), Some(planted)).violation);
-        // Another promise may be the first to break in some history.
+        // In some histories another promise breaks first.
         assert!(violations.any(|violation| violation.invariant == invariant), "{name}");
     }
 }

@@ -39,7 +39,7 @@ pub fn database(table: &str, indexes: &[Index]) -> Result<Database, DynoxideErro
     Ok(database)
 }
 
-/// What an index has, as `CreateTable` and CloudFormation have it.
+/// The projection of an index, as in `CreateTable` and CloudFormation.
 pub fn projection(index: &Index) -> Value {
     match index.includes {
         [] => json!({ "ProjectionType": "KEYS_ONLY" }),
@@ -47,7 +47,7 @@ pub fn projection(index: &Index) -> Value {
     }
 }
 
-/// Carries an operation out: the status and the body of the response, or nothing if it is not one of DynamoDB.
+/// Executes an operation: the status and the body of the response, or `None` if it is not one of DynamoDB.
 pub fn carry_out(database: &Database, operation: &str, request: &Value) -> Option<(u16, Value)> {
     let answer = match operation {
         "GetItem" => run(request, |request| database.get_item(request)),

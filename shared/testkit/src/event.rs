@@ -8,7 +8,7 @@ use lambda_http::request::LambdaRequest;
 use lambda_http::{Adapter, Context, IntoResponse, LambdaEvent, Request, Service};
 use serde_json::{Value, json};
 
-/// What no caller may read: calls, services, addresses, and the texts of injected faults.
+/// Internals that no caller may read: calls, services, addresses, and the texts of injected faults.
 const INSIDE: [&str; 12] = [
     "dynamo",
     "sqs",

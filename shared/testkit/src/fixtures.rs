@@ -198,7 +198,7 @@ impl Books {
 /// The books of every product, read from the items themselves.
 ///
 /// # Panics
-/// Where the books of a product do not balance.
+/// If the books of a product do not balance.
 pub async fn books(wire: &Wire) -> BTreeMap<String, Books> {
     wire.script(|_| None);
     let books = books_of(&client(wire), TABLE).await;
@@ -208,7 +208,7 @@ pub async fn books(wire: &Wire) -> BTreeMap<String, Books> {
     books
 }
 
-/// The same of any table, balanced or not.
+/// The same for any table, balanced or not.
 pub async fn books_of(client: &Client, table: &str) -> BTreeMap<String, Books> {
     let mut books: BTreeMap<String, Books> = BTreeMap::new();
     let mut items = client.scan().table_name(table).consistent_read(true).into_paginator().items().send();

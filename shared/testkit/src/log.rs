@@ -11,9 +11,8 @@ use serde_json::Value;
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// Starts capturing, as the functions log. It captures the whole process, since
-    /// tracing decides once for all threads whether anybody listens. So call it once; it includes the lines of other
-    /// tests.
+    /// Starts capturing, in the format of the functions. It captures the whole process, since tracing decides once for
+    /// all threads whether there is a subscriber. So call it once; it includes the lines of other tests.
     pub fn capture() -> Self {
         let log = Self::default();
         let writer = log.clone();
@@ -21,12 +20,12 @@ impl Log {
         log
     }
 
-    /// As it was written.
+    /// The log as it was written.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
-    /// Line by line.
+    /// The log line by line, as JSON.
     pub fn lines(&self) -> Vec<Value> {
         self.text().lines().map(|line| serde_json::from_str(line).unwrap_or_default()).collect()
     }

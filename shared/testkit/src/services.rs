@@ -18,12 +18,12 @@ pub struct Schedule {
 #[derive(Debug)]
 struct Message {
     queue: String,
-    /// The server that holds it: SQS has many, and here two.
+    /// The server that stores it: SQS has many, here there are two.
     server: usize,
     receipt: String,
     body: String,
     hidden: bool,
-    /// How often it was received.
+    /// Number of receives.
     receives: u32,
 }
 

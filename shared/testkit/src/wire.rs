@@ -164,7 +164,7 @@ impl Wire {
         gate
     }
 
-    /// Waits if a gate is for this request.
+    /// Waits at the gate if it is for this request.
     async fn pass(&self, request: &HttpRequest) {
         let gate = {
             let mut slot = lock(&self.0.gate);
@@ -332,7 +332,7 @@ impl HttpConnector for Wire {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let wire = self.clone();
         HttpConnectorFuture::new(async move {
-            // As on any network, others run between a request and its answer.
+            // As on a real network, other tasks run between a request and its answer.
             tokio::task::yield_now().await;
             wire.pass(&request).await;
             match wire.answer(&request) {

@@ -6,7 +6,7 @@ use super::{Case, Ruling, hold, owed, shown};
 use crate::dynamo::Place;
 use crate::past::Moment;
 
-/// Where a failed confirmation lies.
+/// The key of a failed confirmation's item.
 pub(crate) fn failed_place(id: &str) -> Place {
     ("FAILED".to_owned(), id.to_owned())
 }
@@ -16,14 +16,16 @@ pub(crate) fn settled(item: &Value) -> bool {
 }
 
 impl<'a> Case<'a> {
-    /// The reservation that a failed confirmation is about: whoever was named with a payment, or its customer's.
+    /// The reservation of a failed confirmation: with a payment, whichever customer was named; else only that
+    /// customer's own.
     fn about(&self, item: &Value, at: Moment) -> Option<&'a Value> {
         let found = self.item(&hold(item["reservation_id"].as_str()?), at)?;
         (item["payment_reference"].is_string() || found["customer"] == item["failed_customer"]).then_some(found)
     }
 
-    /// Whether the reservation is the order that was asked for: then there is nothing left to settle. Without a payment, one
-    /// that was asked for before the hold was made, by ten seconds or more, was about an earlier one under the same key.
+    /// Whether the reservation is the order that was requested: then there is nothing left to settle. Without a
+    /// payment, a request that is older than the hold, by ten seconds or more, was for an earlier hold with the same
+    /// key.
     fn is_order(&self, item: &Value, at: Moment) -> bool {
         self.about(item, at).is_some_and(|found| {
             let its_own = match item["payment_reference"].as_str() {
@@ -39,7 +41,7 @@ impl<'a> Case<'a> {
         item["requested_at"].as_i64().is_none_or(|asked| made <= asked + 10_000)
     }
 
-    /// Whether this is so of a failed confirmation and its reservation at one moment of the window.
+    /// Whether this holds for a failed confirmation and its reservation at one moment of the window.
     fn failed_once(&self, id: &str, so: impl Fn(Option<&Value>, Moment) -> bool) -> bool {
         let place = failed_place(id);
         let about = self.books.items.get(&place).and_then(|item| item["reservation_id"].as_str()).map(hold);
@@ -61,7 +63,7 @@ impl<'a> Case<'a> {
         if !right {
             return (false, "answers_are_the_table");
         }
-        // With a state it comes from an index, which may lag.
+        // With a state, the list comes from an index, which may lag.
         let whole = state.is_none() && self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
         let missing = self.books.failed_confirmations().any(|(id, _)| {
             let place = failed_place(id);
@@ -76,13 +78,13 @@ impl<'a> Case<'a> {
             return self.not_settled(id);
         }
         let shown = self.failed_once(id, |item, _| item.is_some_and(|item| shows(item, &self.reply.body)));
-        // It may be refused again at once, but it was lifted. What got no answer was not refused to anybody.
+        // It may be refused again at once, but the refusal was lifted. One without an answer was never refused.
         let lifted = self.failed_once(id, |item, at| {
             let refused = item.filter(|item| item["reason"] != "not_confirmed");
             let owing =
                 refused.and_then(|item| Some((item, self.about(item, at)?, item["payment_reference"].as_str()?)));
             owing.is_none_or(|(item, found, payment)| {
-                // What names somebody else lifts nothing of the owner's.
+                // One that names another customer lifts nothing of the owner's.
                 found["customer"] != item["failed_customer"] || !owed(found, payment)
             })
         });
@@ -98,10 +100,10 @@ impl<'a> Case<'a> {
                         return false;
                     };
                     let word = self.is_own(item);
-                    // What an admin has seen to confirms nothing any more.
+                    // What an admin has resolved confirms nothing any more.
                     let known = match (self.about(item, at), item["payment_reference"].as_str()) {
                         (Some(found), Some(payment)) => owed(found, payment) && !self.resolved_before(item, found, at),
-                        // What is about an earlier hold closes nothing of this one.
+                        // One that is about an earlier hold closes nothing of this one.
                         (Some(found), None) => found["unpaid_closed_at"].is_i64() || !Self::its_hold(item, found),
                         (None, _) => true,
                     };
@@ -109,7 +111,7 @@ impl<'a> Case<'a> {
                 });
                 (right, "given_back_or_an_order")
             }
-            // Whoever asks again is not refused for what they did themselves.
+            // An admin who repeats their own resolution is not refused.
             (409, _) if !self.failed_once(id, |item, _| !item.is_some_and(|item| self.is_own(item))) => {
                 (false, "only_true_refusals")
             }
@@ -117,8 +119,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether an admin had resolved this payment of the reservation in another failed confirmation: it would be refunded
-    /// twice. One that was resolved before there was such a reservation is noted nowhere (an assumption).
+    /// Whether an admin had resolved this payment of the reservation in another failed confirmation: it would be
+    /// refunded twice. A resolution from before the reservation existed is noted nowhere (an assumption).
     fn resolved_before(&self, item: &Value, reservation: &Value, at: Moment) -> bool {
         self.books.failed_confirmations().filter(|(id, _)| item["id"] != id.as_str()).any(|(id, _)| {
             self.item(&failed_place(id), at).is_some_and(|other| {
@@ -137,7 +139,7 @@ impl<'a> Case<'a> {
             && item["settled_by"] == self.asked.who.as_str()
     }
 
-    /// What retrying and resolving are refused for.
+    /// The refusals of a retry and of a resolution.
     fn not_settled(&self, id: &str) -> Ruling {
         let right = match (self.reply.status, self.reply.code()) {
             (404, "failed_confirmation_not_found") => self.failed_once(id, |item, _| item.is_none()),
@@ -156,7 +158,7 @@ impl<'a> Case<'a> {
         };
         let more = !body["next_cursor"].is_null() || self.asked.query("cursor").is_some();
         let all: Vec<&String> = self.books.failed_confirmations().map(|(id, _)| id).collect();
-        // None that failed for want of an answer before it was asked, and is still open, was passed over.
+        // None may be skipped that was open without an answer before the request, and still is.
         let over = all.iter().find(|id| {
             let unanswered = |item: &Value| item["state"] == "open" && item["reason"] == "not_confirmed";
             let place = failed_place(id);

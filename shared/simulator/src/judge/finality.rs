@@ -1,4 +1,4 @@
-//! An answer that ends something is final: nothing that is asked later contradicts it without an admin's deed.
+//! An answer that ends something is final: no later answer contradicts it, unless an admin acts.
 
 use std::collections::BTreeMap;
 
@@ -7,37 +7,37 @@ use serde_json::Value;
 use super::{Broken, Case, Route, hold, shown};
 use crate::past::Moment;
 
-/// What has been said for good.
+/// The final answers so far.
 #[derive(Debug, Default)]
 pub(crate) struct Finality {
-    /// Holds that somebody was told are over, by reservation and the time when they were made: when that was said.
+    /// Holds that an answer reported as over, by reservation and creation time: when it was answered.
     over: BTreeMap<(String, i64), Moment>,
-    /// Payments that somebody was told have to be given back, by reservation, customer and payment: when that was asked,
-    /// and what is broken by an order of it.
+    /// Payments that an answer reported as owed back, by reservation, customer and payment: when the request was sent,
+    /// and the promise that an order would break.
     owed: BTreeMap<(String, String, String), (Moment, &'static str)>,
-    /// When admins asked for such a payment to be tried again, and when that was over; where nobody said, it may still
-    /// be done at any time.
+    /// When admins requested a retry of such a payment, and when that was over; without an answer, it may still happen
+    /// at any time.
     lifted: BTreeMap<Payment, Vec<Lifted>>,
 }
 
-/// A payment: its reservation, its customer, itself.
+/// A payment: its reservation, its customer and its reference.
 pub(crate) type Payment = (String, String, String);
-/// When an admin asked for a payment to be tried again, and when that was over.
+/// When an admin requested a retry of a payment, and when that was over.
 type Lifted = (Moment, Option<Moment>);
 
 impl Finality {
-    /// An admin asks for a payment to be tried again.
+    /// An admin requests a retry of a payment.
     pub(crate) fn lift(&mut self, payment: Payment, at: Moment) {
         self.lifted.entry(payment).or_default().push((at, None));
     }
 
-    /// And is answered: what was asked is done, or never will be.
+    /// The request is answered: it was executed, or never will be.
     pub(crate) fn lifted(&mut self, payment: &Payment, asked: Moment, at: Moment) {
         let lifts = self.lifted.get_mut(payment).into_iter().flatten();
         lifts.filter(|(since, _)| *since == asked).for_each(|(_, until)| *until = Some(at));
     }
 
-    /// Why a payment must not make an order now, and the promise that it would break.
+    /// Why a payment must not make an order now, and the promise that an order would break.
     pub(crate) fn must_not_buy(&self, payment: &Payment) -> Broken {
         let (asked, promise) = self.owed.get(payment)?;
         let lifts = self.lifted.get(payment).map(Vec::as_slice).unwrap_or_default();
@@ -45,7 +45,7 @@ impl Finality {
         (!lifted).then(|| (*promise, format!("{payment:?} was to be given back, and no admin had it tried again")))
     }
 
-    /// Judges an answer by those before it, and keeps what it says for good.
+    /// Judges an answer by earlier ones, and records what is final in it.
     pub(crate) fn judge(&mut self, case: &Case<'_>) -> Broken {
         self.hold(case).or_else(|| self.payment(case))
     }
@@ -61,8 +61,8 @@ impl Finality {
             if body["status"] == "held" && self.over.get(&key).is_some_and(|over| *over <= case.window.sent) {
                 return Some(("what_has_ended_stays_ended", format!("it was over: {}", case.told())));
             }
-            // A look ends nothing. By the clock of whoever looks a hold may be over, and by another's not yet: docs/api.md
-            // and the assumption about clocks say so. Where the table says that it is over, it is for everybody.
+            // A read ends nothing. A hold may be over by the reader's clock, and not yet by another's: docs/api.md and
+            // the assumption about clocks say so. If it is over in the table, it is over for everybody.
             let ended = case.books.items.get(&hold(id)).is_some_and(|item| item["status"] != "held");
             if ended && (body["status"] == "expired" || body["status"] == "cancelled") {
                 self.over.entry(key).or_insert(case.window.answered);
@@ -75,7 +75,7 @@ impl Finality {
             let mut made: Vec<i64> =
                 moments.iter().filter_map(|at| case.item(&place, *at)?["created_at"].as_i64()).collect();
             made.dedup();
-            // Where it was cleaned up and made once more meanwhile, nobody knows which of the two it was said of.
+            // If it was deleted and made again meanwhile, it is unknown which of the two the answer is about.
             if let [made] = made[..] {
                 self.over.entry((id.to_owned(), made)).or_insert(case.window.answered);
             }
@@ -89,8 +89,8 @@ impl Finality {
         let key = (id.to_owned(), case.asked.who.clone(), payment.to_owned());
         let promise = match (case.reply.status, case.reply.code()) {
             (409, "refund_required" | "already_confirmed") => Some("what_is_owed_back_buys_nothing"),
-            // Not 404: it says that there is no such reservation, and one may be made. The payment is recorded, and settled
-            // if it becomes an order then; docs/api.md says when to refund it.
+            // Not 404: it says that there is no such reservation, and one may be made later. The payment is recorded,
+            // and settled if it becomes an order then; docs/api.md says when to refund it.
             _ => None,
         };
         if case.reply.status == 200 && self.owed.get(&key).is_some_and(|(asked, _)| *asked < case.window.sent) {

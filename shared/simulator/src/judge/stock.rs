@@ -1,4 +1,4 @@
-//! Answers about units: what is free, what a customer may have, what a product is, and how its total changed.
+//! Answers about units: what is free, what a customer may have, a product's facts, and changes of its total.
 
 use serde_json::Value;
 
@@ -6,24 +6,24 @@ use super::{Case, Ruling, hold, lines, shown};
 use crate::dynamo::Place;
 use crate::past::{MEMORY_MS, Moment};
 
-/// Where a product lies.
+/// The key of a product's item.
 pub(crate) fn product_place(id: &str) -> Place {
     ("CATALOG".to_owned(), format!("PRODUCT#{id}"))
 }
 
-/// What an answer may say of a number that is read at several instants: the least and the most.
+/// The least and the most that an answer may say about a number that is read at several instants.
 type Bounds = (i64, i64);
 
 impl<'a> Case<'a> {
-    /// The versions of a product that an environment may have in mind.
+    /// The versions of a product that an environment may use.
     fn facts(&self, id: &str, from: Moment) -> Vec<&'a Value> {
         let place = product_place(id);
         let moments = self.books.past.moments([&place], from, self.window.answered);
         moments.into_iter().filter_map(|at| self.item(&place, at)).collect()
     }
 
-    /// Whether every line that the answer names, or where it names none any line, falls short: of units that lay free
-    /// when somebody looked, after whatever was overdue had been given back.
+    /// Whether every line that the answer names, or any line if it names none, asks for more units than were free when
+    /// the shards were read, after overdue holds were released.
     pub(super) fn sold_out(&self, wanted: &[(String, u64)], told: Option<&Value>) -> bool {
         let short = |id: &str, quantity: i64| self.least_in_reach(id, self.window.remembered) < quantity;
         let Some(told) = told else {
@@ -41,7 +41,7 @@ impl<'a> Case<'a> {
             })
     }
 
-    /// Whether what an expired reservation would need is not to be had: units, or room under its customer's limit.
+    /// Whether what an expired reservation would need is not available: units, or room under its customer's limit.
     pub(super) fn out_of_reach(&self, item: &Value) -> bool {
         let wanted = lines(item);
         let limited =
@@ -52,7 +52,7 @@ impl<'a> Case<'a> {
         limited || self.sold_out(&wanted, None)
     }
 
-    /// The least that was to be had at any one moment: what lay on the shards, and what is to be given back first.
+    /// The fewest units available at any one moment: those on the shards, and those that must be released first.
     fn least_in_reach(&self, product: &str, from: Moment) -> i64 {
         let shards = self.books.shard_places(product);
         let holds: Vec<Place> = self.books.holds_of(product).map(hold).collect();
@@ -62,8 +62,8 @@ impl<'a> Case<'a> {
         moments.into_iter().map(|at| free(at) + self.overdue(product, None, at)).min().unwrap_or_default()
     }
 
-    /// Units of a product in holds at a moment that were over when the window began, and that the index showed so then:
-    /// whoever refuses has to give them back first. Those of one customer, or all.
+    /// Units of a product at a moment, in holds that were overdue when the window began and that the index showed as
+    /// such then: a refusal must release them first. Of one customer, or of all.
     fn overdue(&self, product: &str, customer: Option<&str>, at: Moment) -> i64 {
         let over_at = self.clock().0 - MEMORY_MS;
         let overdue = self.books.holds_of(product).filter_map(|id| {
@@ -76,7 +76,7 @@ impl<'a> Case<'a> {
         overdue.map(|item| taken(item, product)).sum()
     }
 
-    /// The least and the most that lay on a product's shards, each at an instant of its own.
+    /// The least and the most units on a product's shards, each shard at an instant of its own.
     fn on_shards(&self, product: &str, from: Moment) -> Bounds {
         let bounds = self.books.shard_places(product).into_iter().map(|shard| {
             let moments = self.books.past.moments([&shard], from, self.window.answered).into_iter();
@@ -86,8 +86,8 @@ impl<'a> Case<'a> {
         bounds.fold((0, 0), |(least, most), (l, m)| (least + l, most + m))
     }
 
-    /// Whether a customer's units, without those that are overdue, and these are more than a limit that the product had
-    /// (`told`, where the answer names it).
+    /// Whether a customer's units, without those that are overdue, plus this quantity exceed a limit that the product
+    /// had (`told`, if the answer names it).
     fn over_limit(&self, product: &str, quantity: i64, told: Option<i64>) -> bool {
         let place = (format!("LIMIT#{product}#{}", self.asked.who), "LIMIT".to_owned());
         let limits = self.facts(product, self.window.remembered);
@@ -103,7 +103,7 @@ impl<'a> Case<'a> {
             })
     }
 
-    /// The numbers between which those of the answer have to be, for whoever reads why they are not.
+    /// The bounds of the answer's numbers, to explain a violation.
     pub(super) fn bounds(&self) -> String {
         let body = &self.reply.body;
         let lines = body["lines"].as_array().map_or(std::slice::from_ref(body), Vec::as_slice);
@@ -128,12 +128,12 @@ impl<'a> Case<'a> {
         let (Some(product), Some(limit)) = (product, limit) else { return false };
         let own = hold(id);
         let quantity = wanted.iter().find(|(other, _)| other == product).map(|(_, quantity)| units(*quantity));
-        // The reservation is not there, and the limit is reached: the caller has seen to the former.
+        // The limit is reached, and the reservation does not exist: `reserve` has already checked the latter.
         quantity.is_some_and(|quantity| self.over_limit(product, quantity, Some(limit)))
             && self.once([&own], |at| self.item(&own, at).is_none())
     }
 
-    /// Whether the product that the answer names was not to be sold, by facts of at most a second.
+    /// Whether the product that the answer names was not on sale, by facts at most a second old.
     pub(super) fn not_on_sale(&self, wanted: &[(String, u64)]) -> bool {
         let body = &self.reply.body;
         let Some(id) = body["product_id"].as_str().filter(|id| wanted.iter().any(|(other, _)| other == id)) else {
@@ -185,7 +185,7 @@ impl<'a> Case<'a> {
         (!whole || !missing, "the_lists_are_the_table")
     }
 
-    /// Whether an answer shows a product as it was at a moment from `from` on, and numbers that can have been read.
+    /// Whether an answer shows a product as it was at a moment from `from` on, with numbers that may have been read.
     fn shows_product(&self, body: &Value, from: Moment) -> bool {
         let id = body["product_id"].as_str().unwrap_or_default();
         let number = |name: &str| body[name].as_i64().unwrap_or(-1);
@@ -198,19 +198,19 @@ impl<'a> Case<'a> {
             && within(reserved, self.reserved(id, from))
     }
 
-    /// What a product may be said to have available: what lies on its shards, and what is in holds that are over.
+    /// The bounds of a product's available units: those on its shards, and those in overdue holds.
     fn in_reach(&self, product: &str, from: Moment) -> Bounds {
         let (least, most) = self.on_shards(product, from);
         let (always, ever) = self.in_holds(product, from, true);
         (least + always, most + ever)
     }
 
-    /// What may be said to be in holds that are not over.
+    /// The bounds of the units in holds that are not overdue.
     fn reserved(&self, product: &str, from: Moment) -> Bounds {
         self.in_holds(product, from, false)
     }
 
-    /// Units in holds that are over, or are not, by the index: at every moment from `from` on, and at any.
+    /// The units in holds that are overdue, or are not, by the index: at every moment from `from` on, and at any.
     fn in_holds(&self, product: &str, from: Moment, over: bool) -> Bounds {
         let (first, last) = self.clock();
         let first = if from < self.window.sent { first - MEMORY_MS } else { first };
@@ -221,7 +221,7 @@ impl<'a> Case<'a> {
             let held = |at: &Moment| self.item(&place, *at).filter(|item| item["status"] == "held");
             let right = |ends: i64, at: i64| if over { ends <= at } else { ends > at };
             let by_clock = |item: &Value, at: i64| item["expires_at"].as_i64().is_some_and(|ends| right(ends, at));
-            // Over at its beginning is over all the time, and not over at its end was not before.
+            // Overdue at its start means overdue all the time, and not overdue at its end means not overdue before.
             let always = moments.iter().all(|at| {
                 held(at).is_some_and(|item| {
                     by_clock(item, if over { first } else { last })
@@ -267,7 +267,7 @@ impl<'a> Case<'a> {
                     body[name] == *value || shown(value).is_some_and(|at| shown(&body[name]) == Some(at))
                 });
                 let right = made && body["version"] == version + 1 && self.shows_product(body, self.window.sent);
-                // Once the call returns, nobody reserves on the old facts.
+                // Once the call returns, no reservation uses the old facts.
                 (right && self.books.all_shards_know(id, version + 1), "a_change_counts_once_it_returns")
             }
             (409, "version_mismatch") => {
@@ -282,7 +282,7 @@ impl<'a> Case<'a> {
             (404, "product_not_found") => {
                 (self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals")
             }
-            // A limit is for products that count from their beginning what everybody has.
+            // A limit is only for products that have counted each customer's units from the start.
             (400, "invalid_request") => {
                 let uncounted = |facts: &&Value| facts["counts_per_customer"] != true;
                 let right = body["field"] == "max_per_customer"
@@ -303,7 +303,7 @@ impl<'a> Case<'a> {
                     && self.once([&place], |at| self.item(&place, at).is_some_and(|item| same_entry(item, body)));
                 (right, "one_key_one_outcome")
             }
-            // Which body the key belongs to is for the reference model to say.
+            // The reference model checks which body the key belongs to.
             (422, "idempotency_key_reused") => (true, "one_key_one_outcome"),
             (404, "product_not_found") => {
                 let place = product_place(id);
@@ -316,7 +316,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// The first moment at which an adjustment's refusal was true: of product and shards as they were at that moment.
+    /// The first moment at which an adjustment's refusal was true of the product and its shards together.
     pub(crate) fn not_adjusted(&self, id: &str) -> Option<Moment> {
         let (body, asked) = (&self.reply.body, &self.asked.body);
         let place = product_place(id);
@@ -346,7 +346,7 @@ impl<'a> Case<'a> {
             let right = self.reply.status == 404 && self.once([&place], |at| self.item(&place, at).is_none());
             return (right, "only_documented_refusals");
         };
-        // Nothing in it ever changes: what it is now says what it was, but for the newest.
+        // Entries never change: the ledger now tells what it was, except for the newest ones.
         let partition = format!("LEDGER#{id}");
         let entries: Vec<_> = self.books.partition(&partition).collect();
         let there =
