@@ -1,4 +1,4 @@
-//! `cargo local demo`: a sale from start to end on real components, narrated and checked. (One story, hence its length.)
+//! `cargo local demo`: a sale from start to end on real components, narrated and checked. (One story, hence the length.)
 //!
 //! It uses the HTTP API only, as a shop would; the books at the end are read from the table itself, independently of the
 //! code that is shown. A failed check is reported, and the demo continues.

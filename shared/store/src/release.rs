@@ -1,4 +1,4 @@
-//! Ending holds and releasing their units: cancelled by the customer, or expired.
+//! Ending holds and releasing their units: cancelled by the customer, or expired. (One protocol, hence the length.)
 //!
 //! A hold ends once: its reservation leaves `held` in the transaction that moves the units, under the condition that it
 //! is held and is the same hold that was read (`created_at`). Otherwise a late copy of a release could release a new
