@@ -242,7 +242,7 @@ Next, in {}, each in a terminal of its own:
 
 The API is then at http://127.0.0.1:9000; the first request to each function waits until it is compiled.
 
-  cargo local token --sub NAME --role customer|service|admin
+  cargo local token --sub NAME [--role ROLE]
   cargo lambda invoke expire --invoke-address 127.0.0.1 --data-file events/expire/sweep.json
   cargo local resources --delete --env-file {file}
 ",

@@ -293,7 +293,7 @@ Holdfast is running. Ctrl-C stops it and deletes its data.
   logs       {}
              {}
 
-Tokens, valid for 12 hours (more: cargo local token --sub NAME --role customer|service|admin):
+Tokens, valid for 12 hours (more: cargo local token --sub NAME [--role ROLE]):
 
   export CAROL={}
   export ADMIN={}

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json as Answer;
+use axum::{Extension, Json as Answer};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
 use holdfast_domain::text::is_visible;
-use holdfast_domain::{FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal};
+use holdfast_domain::{FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal, ReservationId};
 use holdfast_http::budgets::{INGEST_BUDGET, REQUEST_BUDGET};
-use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Problem, Query, schema};
+use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Outcome, Problem, Query, schema};
 use holdfast_store::{Deadline, Error};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -148,7 +148,7 @@ pub(crate) async fn retry(
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     let retrying = app.retry(&failed_id(id)?, true, deadline).await?;
-    Ok((StatusCode::ACCEPTED, Answer(FailedView::from(retrying))).into_response())
+    Ok((StatusCode::ACCEPTED, Extension(Outcome("retried")), Answer(FailedView::from(retrying))).into_response())
 }
 
 /// A request to resolve a failed confirmation.
@@ -188,7 +188,9 @@ pub(crate) async fn resolve(
     }
     let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
     let resolved = app.store.resolve_failed(&failed_id(id)?, admin.as_str(), Some(&body.note), now, deadline).await?;
-    Ok(Answer(FailedView::from(resolved)).into_response())
+    let (failed_confirmation_id, reservation_id) = ids(&resolved);
+    tracing::info!(failed_confirmation_id, reservation_id, "failed confirmation resolved");
+    Ok((Extension(Outcome("resolved")), Answer(FailedView::from(resolved))).into_response())
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -290,8 +292,15 @@ impl App {
     async fn retry(&self, id: &str, lift: bool, deadline: Deadline) -> Result<FailedConfirmation, FailedError> {
         let failed = self.store.begin_retry(id, lift, deadline).await.map_err(FailedError::Table)?;
         self.queues.resend(&failed.body, deadline).await.map_err(FailedError::Queue)?;
+        let (failed_confirmation_id, reservation_id) = ids(&failed);
+        tracing::info!(failed_confirmation_id, reservation_id, "failed confirmation retried");
         self.store.mark_retrying(&failed, deadline).await.map_err(FailedError::Table)
     }
+}
+
+/// The ids that its log lines have.
+fn ids(failed: &FailedConfirmation) -> (&str, Option<&str>) {
+    (&failed.id, failed.reservation_id.as_ref().map(ReservationId::as_str))
 }
 
 fn failed_id(text: String) -> Result<String, Problem> {

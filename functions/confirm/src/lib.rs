@@ -161,15 +161,14 @@ async fn process_batch(app: &App, batch: SqsEvent, request_id: &str) -> Result<S
         let outcome = process_message(app, message, table, whole).await;
         outcome.inspect_err(|error| tracing::error!(%error, "confirmation stays in the queue")).is_err()
     };
-    let processed = batch
-        .records
-        .iter()
-        .map(|message| process(message).instrument(log::message(request_id, message.message_id.as_deref())));
+    let span_of = |message: &SqsMessage| log::message(request_id, message.message_id.as_deref());
+    let processed = batch.records.iter().map(|message| process(message).instrument(span_of(message)));
     let stays = join_all(processed).await;
     let failed: Vec<&SqsMessage> =
         batch.records.iter().zip(stays).filter(|(_, stays)| *stays).map(|(message, _)| message).collect();
     let deadline = Deadline::after(DELAY_BUDGET);
-    join_all(failed.iter().map(|message| delay(app, message, deadline))).await;
+    let delayed = failed.iter().map(|message| delay(app, message, deadline).instrument(span_of(message)));
+    join_all(delayed).await;
     let mut response = SqsBatchResponse::default();
     for message in failed {
         response.add_failure(message.message_id.clone().ok_or("a message without an id failed")?);
@@ -207,11 +206,10 @@ async fn process_message(app: &App, message: &SqsMessage, table: Deadline, whole
 
 /// Sets when a failed message comes back. If that fails, the queue's visibility timeout applies.
 async fn delay(app: &App, message: &SqsMessage, deadline: Deadline) {
-    let (id, receives) = (message.message_id.as_deref(), message.attributes.get("ApproximateReceiveCount"));
-    let receives = receives.and_then(|count| count.parse().ok()).unwrap_or(1);
+    let receives = message.attributes.get("ApproximateReceiveCount").and_then(|count| count.parse().ok()).unwrap_or(1);
     let receipt = message.receipt_handle.as_deref().unwrap_or_default();
     if let Err(error) = app.queues.delay(receipt, retry_delay(receives), deadline).await {
-        tracing::warn!(message_id = id, receives, %error, "delay not set; the queue's visibility timeout applies");
+        tracing::warn!(receives, %error, "delay not set; the queue's visibility timeout applies");
     }
 }
 

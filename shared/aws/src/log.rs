@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 /// configuration) or `RUST_LOG`; `INFO` by default.
 pub fn init() {
     let level = ["AWS_LAMBDA_LOG_LEVEL", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
-    let level = parse_level(level.as_deref());
+    let level = parse_level(level.as_deref(), !cfg!(debug_assertions));
     if std::io::stdout().is_terminal() {
         tracing_subscriber::fmt().with_target(false).with_max_level(level).compact().init();
     } else {
@@ -30,7 +30,13 @@ fn init_json(level: LevelFilter, writer: impl for<'a> MakeWriter<'a> + Send + Sy
     log.json().flatten_event(true).with_current_span(true).with_span_list(false).init();
 }
 
-fn parse_level(text: Option<&str>) -> LevelFilter {
+/// In a release at most `INFO`: below it, the runtime and the SDK log whole requests, with tokens and payments.
+fn parse_level(text: Option<&str>, release: bool) -> LevelFilter {
+    let level = level_of(text);
+    if release { level.min(LevelFilter::INFO) } else { level }
+}
+
+fn level_of(text: Option<&str>) -> LevelFilter {
     match text.map(str::trim).filter(|text| !text.is_empty()) {
         // Lambda has a level above ERROR; nothing here logs at it.
         Some(fatal) if fatal.eq_ignore_ascii_case("fatal") => LevelFilter::ERROR,
@@ -70,12 +76,14 @@ mod tests {
         for (text, level) in [
             (None, LevelFilter::INFO),
             (Some("DEBUG"), LevelFilter::DEBUG),
+            (Some("trace"), LevelFilter::TRACE),
             (Some("warn"), LevelFilter::WARN),
             (Some("FATAL"), LevelFilter::ERROR),
             (Some("holdfast=debug,info"), LevelFilter::INFO),
             (Some(""), LevelFilter::INFO),
         ] {
-            assert_eq!(parse_level(text), level, "{text:?}");
+            assert_eq!(parse_level(text, false), level, "{text:?}");
+            assert!(parse_level(text, true) <= LevelFilter::INFO, "{text:?}");
         }
     }
 }

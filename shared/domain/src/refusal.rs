@@ -65,7 +65,7 @@ pub enum Refusal {
         other_payment: bool,
     },
     /// A payment was taken, and can buy nothing: a refund is due.
-    #[error("the units are no longer available, and the payment must be refunded")]
+    #[error("the payment cannot be accepted and must be refunded")]
     RefundRequired,
     /// The customer cancelled the reservation.
     #[error("the reservation was cancelled")]
@@ -138,9 +138,24 @@ impl Refusal {
     /// Whether a payment in the command must be refunded. It must then be recorded durably before the caller is told. A
     /// payment for a reservation that does not exist, or is another customer's, has bought nothing either.
     pub const fn owes_refund(&self) -> bool {
-        matches!(
-            self,
-            Self::RefundRequired | Self::AlreadyConfirmed { other_payment: true } | Self::ReservationNotFound
-        )
+        match self {
+            Self::RefundRequired | Self::AlreadyConfirmed { other_payment: true } | Self::ReservationNotFound => true,
+            Self::IdempotencyKeyReused
+            | Self::InvalidQuantity { .. }
+            | Self::ProductNotFound { .. }
+            | Self::CurrencyMismatch
+            | Self::ProductNotOnSale { .. }
+            | Self::SaleNotOpen { .. }
+            | Self::CustomerLimitReached { .. }
+            | Self::InsufficientStock { .. }
+            | Self::AlreadyConfirmed { other_payment: false }
+            | Self::ReservationCancelled
+            | Self::HoldExpired
+            | Self::ExtensionLimitReached { .. }
+            | Self::ProductExists { .. }
+            | Self::VersionMismatch { .. }
+            | Self::FailedConfirmationNotFound
+            | Self::AlreadySettled => false,
+        }
     }
 }

@@ -155,8 +155,8 @@ table! {
         [member("refund_required", MemberValue::Flag, "Whether the request named another payment, which must be refunded.")];
     REFUND_REQUIRED = "refund_required", CONFLICT,
         "The payment cannot be accepted and must be refunded.",
-        "The units are gone, the reservation was cancelled, or more than `late_payment_seconds` have passed since \
-         the hold ended. The payment is recorded as a failed confirmation. This answer is final: the payment \
+        "The units are gone, the customer's limit is reached, the reservation was cancelled, or more than \
+         `late_payment_seconds` have passed since the hold ended. The payment is recorded as a failed confirmation. This answer is final: the payment \
          makes no order of this reservation afterwards, unless an admin retries it.";
     RESERVATION_CANCELLED = "reservation_cancelled", CONFLICT,
         "The reservation was cancelled.",
