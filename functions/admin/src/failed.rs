@@ -53,7 +53,8 @@ struct FailedView {
     first_failed_at: ApiTime,
     #[schema(value_type = schema::Time)]
     last_failed_at: ApiTime,
-    /// The `sub` of the admin who resolved it.
+    /// The `sub` of the admin who resolved it; `retry` if its reservation became an order; `duplicate` if its payment was
+    /// resolved in another failed confirmation.
     #[schema(required)]
     settled_by: Option<String>,
     #[schema(value_type = Option<schema::Time>, required)]
@@ -99,7 +100,7 @@ pub(crate) struct ListFailed {
 /// List failed confirmations
 ///
 /// Confirmations that did not become an order; their payments may have to be refunded. New ones arrive in a dead-letter queue; they are recorded
-/// here within about a minute, and at once when the first page of this list is requested.
+/// here within about two minutes, and usually at once when the first page of this list is requested.
 ///
 /// A failed confirmation whose reservation has become the order that it asked for is settled as `confirmed` when it is
 /// listed. A page can have fewer items than `limit`, or none, and still have a `next_cursor`.

@@ -98,7 +98,8 @@ struct Queued<'a> {
             links(("order" = (operation_id = "getOrder",
                 parameters(("order_id" = "$response.body#/reservation_id")))))),
         (status = 202, description = "The table did not respond in time. The confirmation was queued and is retried \
-                                      automatically: read the reservation later.", body = Queued)),
+                                      automatically: read the reservation later. \
+                                      `expired` is not final while it is queued.", body = Queued)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(
         ["already_confirmed", "refund_required", "reservation_cancelled", "hold_expired"])))

@@ -93,7 +93,8 @@ pub struct ReservationView {
     currency_exponent: u16,
     #[schema(value_type = schema::Time)]
     created_at: ApiTime,
-    /// When the hold expires. From then on it cannot be confirmed without a payment.
+    /// When the hold expires. From then on it cannot be confirmed without a payment; a confirmation that was queued before
+    /// (202) still can be carried out.
     #[schema(value_type = schema::Time)]
     expires_at: ApiTime,
     /// Seconds until `expires_at` by the server's clock, for a countdown. 0 unless `held`.

@@ -94,8 +94,10 @@ impl Store {
             outcome = match (decide::confirmation(&reservation, confirmation, now), command.payment()) {
                 (ConfirmDecision::Done, _) => return Ok(reservation),
                 // Release it first: no clock that is behind can show it as held, or confirm it, afterwards.
-                (ConfirmDecision::Refuse(Refusal::HoldExpired) | ConfirmDecision::OweBack, _)
-                    if reservation.status == Status::Held && reservation.overdue(command.latest()) =>
+                (
+                    ConfirmDecision::Refuse(Refusal::HoldExpired | Refusal::RefundRequired) | ConfirmDecision::OweBack,
+                    _,
+                ) if reservation.status == Status::Held && reservation.overdue(command.latest()) =>
                 {
                     self.end_overdue(&reservation, command.latest(), deadline).await?;
                     ConfirmOutcome::Changed(None)
@@ -160,8 +162,13 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<ConfirmOutcome, Error> {
         let condition = unless_settled(
-            "#status = :held AND #created_at = :seen",
-            vec![(":held", text(Status::Held.as_str())), (":seen", time(seen.created_at))],
+            // If it was extended meanwhile, the confirmation is in time.
+            "#status = :held AND #created_at = :seen AND #expires_at = :expires",
+            vec![
+                (":held", text(Status::Held.as_str())),
+                (":seen", time(seen.created_at)),
+                (":expires", time(seen.expires_at)),
+            ],
             command,
         );
         let update = confirm_update(command, Some(&seen.lines))?;
@@ -256,11 +263,9 @@ impl Store {
         if let Some(payment) = command.payment() {
             return self.owe_back(seen, payment, attempts).await;
         }
-        // Accepted in time and without a payment: no refund is due.
-        match self.latest_reservation(&seen.reservation_id, attempts).await? {
-            Some(found) if found != *seen => Ok(ConfirmOutcome::Changed(Some(found))),
-            _ => Err(Refusal::HoldExpired.into()),
-        }
+        // Accepted in time and without a payment: no refund is due. The refusal is a write, so that neither a copy of this
+        // message nor a transaction whose response was lost makes an order afterwards.
+        self.refuse_expired(Refusal::HoldExpired, seen, attempts).await
     }
 
     /// Takes the units of a released hold again and makes the order, in one transaction.

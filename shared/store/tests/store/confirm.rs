@@ -2,8 +2,8 @@
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{
-    Adjustment, Confirmation, FailedConfirmation, FailedState, Failure, IdempotencyKey, Product, Refusal, Reservation,
-    Status, Timestamp,
+    Adjustment, Confirmation, FailedConfirmation, FailedState, Failure, HoldSeconds, IdempotencyKey, Product, Refusal,
+    Reservation, Status, Timestamp,
 };
 use holdfast_store::{Error, Store, keys};
 use holdfast_testkit::fixtures::{
@@ -100,7 +100,10 @@ async fn a_refunded_payment_buys_nothing_in_any_status_of_the_reservation() {
         let before = books(&wire).await["tee"];
         assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), at).await), Refusal::RefundRequired, "{state}");
         let tee = books(&wire).await["tee"];
-        assert_eq!((tee.available, tee.held, tee.sold), (before.available, before.held, before.sold), "{state}");
+        // Nobody can be told that an overdue hold is still held, or confirm it, afterwards.
+        let released = if state == "overdue" { before.held } else { 0 };
+        let expected = (before.available + released, before.held - released, before.sold);
+        assert_eq!((tee.available, tee.held, tee.sold), expected, "{state}");
         // Another payment is not affected.
         let order = confirm(&store, &held, Some("pay_2"), at).await.unwrap();
         assert_eq!(order.payment_reference, Some(payment("pay_2")), "{state}");
@@ -259,6 +262,46 @@ async fn an_unpaid_confirmation_in_time_whose_units_are_gone_owes_nothing() {
     // In time by the clock that accepted it; another clock was ahead, and its environment has released the hold.
     assert_eq!(refusal(confirm(&store, &held, None, NOW).await), Refusal::HoldExpired);
     assert_eq!(books(&wire).await["tee"].held, 3);
+}
+
+#[tokio::test]
+async fn an_unpaid_confirmation_that_was_refused_for_want_of_units_makes_no_order_when_its_message_comes_again() {
+    let (wire, store, held) = held().await;
+    store.release_overdue(LATE, soon()).await.unwrap();
+    let bobs = basket("bob", "k", &[("tee", 3)]);
+    reserve(&store, &bobs, LATE).await.unwrap();
+    // From the queue: accepted in time, carried out late.
+    let queued = confirmation(&held.reservation_id, &held.customer, None, NOW);
+    assert_eq!(refusal(store.confirm(&queued, LATE, soon()).await), Refusal::HoldExpired);
+    store.cancel(&bobs.reservation_id, &customer("bob"), LATE, soon()).await.unwrap();
+    assert_eq!(refusal(store.confirm(&queued, LATE, soon()).await), Refusal::HoldExpired);
+    let tee = books(&wire).await["tee"];
+    assert_eq!((tee.available, tee.held, tee.sold), (3, 0, 0));
+}
+
+#[tokio::test]
+async fn a_confirmation_of_a_hold_that_is_extended_meanwhile_is_not_late() {
+    let (wire, store, held) = held().await;
+    let (before, after) = (held.expires_at.plus_seconds(-1), held.expires_at.plus_seconds(1));
+    // After the hold was read as ended and before the order is written, an extension that was decided in time is.
+    let mut updates = 0;
+    let gate = wire.gate(move |call| {
+        updates += usize::from(call.operation == "UpdateItem");
+        updates == 2
+    });
+    let two = holdfast_testkit::fixtures::store(&wire, 2);
+    let extend = async {
+        gate.arrived().await;
+        let seconds = HoldSeconds::try_from(900).unwrap();
+        let extended = two.extend(&held.reservation_id, &held.customer, seconds, before, soon(), |_| async { Ok(()) });
+        let extended = extended.await.unwrap();
+        gate.open();
+        extended
+    };
+    let (order, extended) = futures_util::future::join(confirm(&store, &held, Some("pay_1"), after), extend).await;
+    let order = order.unwrap();
+    assert!(extended.expires_at > after);
+    assert_eq!((order.status, order.confirmed_late), (Status::Confirmed, false));
 }
 
 #[tokio::test]
