@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Extension, Json as Answer};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json as Answer};
 use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
 use holdfast_domain::text::is_visible;
 use holdfast_domain::{FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal, ReservationId};

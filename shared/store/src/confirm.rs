@@ -97,8 +97,7 @@ impl Store {
                 (
                     ConfirmDecision::Refuse(Refusal::HoldExpired | Refusal::RefundRequired) | ConfirmDecision::OweBack,
                     _,
-                ) if reservation.status == Status::Held && reservation.overdue(command.latest()) =>
-                {
+                ) if reservation.status == Status::Held && reservation.overdue(command.latest()) => {
                     self.end_overdue(&reservation, command.latest(), deadline).await?;
                     ConfirmOutcome::Changed(None)
                 }
