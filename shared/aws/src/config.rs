@@ -166,6 +166,16 @@ pub fn local_key_set() -> Option<String> {
     optional("HOLDFAST_LOCAL_KEY_SET")
 }
 
+/// The log level that Lambda sets, or the one of a developer: `AWS_LAMBDA_LOG_LEVEL`, `RUST_LOG`.
+pub(crate) fn log_level() -> Option<String> {
+    optional("AWS_LAMBDA_LOG_LEVEL").or_else(|| optional("RUST_LOG"))
+}
+
+/// The function's name in its log, as Lambda sets it; empty outside of Lambda.
+pub(crate) fn function_name() -> String {
+    optional("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default()
+}
+
 /// The claim that carries a token's roles: `ROLES_CLAIM`.
 ///
 /// # Errors

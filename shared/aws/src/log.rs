@@ -7,11 +7,12 @@ use std::sync::LazyLock;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::config;
+
 /// Begins to log to standard output, at the level of `AWS_LAMBDA_LOG_LEVEL` (Lambda sets it from the function's logging
 /// configuration) or `RUST_LOG`; `INFO` by default.
 pub fn init() {
-    let level = ["AWS_LAMBDA_LOG_LEVEL", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
-    let level = parse_level(level.as_deref(), !cfg!(debug_assertions));
+    let level = parse_level(config::log_level().as_deref(), !cfg!(debug_assertions));
     if std::io::stdout().is_terminal() {
         tracing_subscriber::fmt().with_target(false).with_max_level(level).compact().init();
     } else {
@@ -47,7 +48,7 @@ fn level_of(text: Option<&str>) -> LevelFilter {
 
 /// The name of this function, as its log lines give it. Empty outside of Lambda.
 pub fn function() -> &'static str {
-    static NAME: LazyLock<String> = LazyLock::new(|| std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default());
+    static NAME: LazyLock<String> = LazyLock::new(config::function_name);
     &NAME
 }
 

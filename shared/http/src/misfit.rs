@@ -63,7 +63,7 @@ fn misfit(path: &Path, whole: &str, message: &str) -> Problem {
 fn within(path: &Path, name: &str) -> String {
     let name = name.char_indices().nth(MAX_NAME).map_or(name, |(end, _)| &name[..end]);
     // Serde reports an unknown or a duplicate field when it has read its name, so the path may already end with it.
-    let ends_with_it = matches!(path.iter().last(), Some(Segment::Map { key }) if key == name);
+    let ends_with_it = matches!(path.iter().next_back(), Some(Segment::Map { key }) if key == name);
     match path.iter().len() {
         0 => name.to_owned(),
         _ if ends_with_it => path.to_string(),
