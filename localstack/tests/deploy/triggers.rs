@@ -90,7 +90,7 @@ pub(crate) async fn a_deployed_schedule_releases_a_hold(cloud: &Cloud) {
         schedules.schedules.iter().any(|schedule| schedule.name.as_ref() == Some(&name))
     };
     assert!(exists().await, "there is no {name}");
-    let called = format!("slot: {} ", slot_of(&held));
+    let called = format!("\"slot\":{},", slot_of(&held));
     cloud
         .until("expire logs that the slot's schedule called it", async || {
             cloud.log("expire").await.iter().any(|line| line.contains(&called)).then_some(())
@@ -112,11 +112,11 @@ pub(crate) async fn the_deployed_sweep_makes_up_for_a_lost_schedule(cloud: &Clou
     let group = cloud.output("ScheduleGroupName");
     let name = format!("slot-{}", slot_of(&held));
     cloud.clients.scheduler.delete_schedule().group_name(group).name(&name).send().await.expect("the slot's schedule");
-    let sweeps = async || cloud.log("expire").await.iter().filter(|line| line.contains("reminder=Sweep")).count();
+    let sweeps = async || cloud.log("expire").await.iter().filter(|line| line.contains("\"kind\":\"sweep\"")).count();
     let before = sweeps().await;
     cloud.until("the hold is released", async || (available(cloud, "reminder-lost").await == 4).then_some(())).await;
     assert!(sweeps().await > before, "it was released, but not by a sweep");
-    let called = format!("slot: {} ", slot_of(&held));
+    let called = format!("\"slot\":{},", slot_of(&held));
     assert!(!cloud.log("expire").await.iter().any(|line| line.contains(&called)), "its schedule was not gone");
     assert_eq!(reservation(cloud, "reminder-lost", &id(&held)).await["status"], "expired");
 }
