@@ -269,7 +269,16 @@ impl Books {
             {
                 self.given_back.insert((id, found.created_at.as_millis(), payment));
             }
-            let asked = self.asked.resolve.contains(&place.1);
+            // A duplicate is settled by whatever reads it, once an admin has resolved another of the same payment.
+            let resolved_elsewhere = || {
+                let mut others = self.failed_confirmations().filter(|(id, _)| **id != place.1);
+                let same = |other: &Value| {
+                    ["reservation_id", "payment_reference"].iter().all(|name| other[*name] == item[*name])
+                };
+                others.any(|(_, other)| other["state"] == "resolved" && same(other))
+            };
+            let duplicate = item["settled_by"] == "duplicate" && resolved_elsewhere();
+            let asked = self.asked.resolve.contains(&place.1) || duplicate;
             self.check(now, asked, "settled_stays_settled", || format!("no admin resolved {item}"));
             touched.paid.extend(item["reservation_id"].as_str().map(str::to_owned));
         }

@@ -101,7 +101,9 @@ impl<'a> Case<'a> {
                     };
                     let word = self.is_own(item);
                     // What an admin has resolved confirms nothing any more.
-                    let known = match (self.about(item, at), item["payment_reference"].as_str()) {
+                    // Unless the hold was made afterwards: the assumption about payments without a reservation.
+                    let there = |found: &&Value| found["created_at"].as_i64() <= item["settled_at"].as_i64();
+                    let known = match (self.about(item, at).filter(there), item["payment_reference"].as_str()) {
                         (Some(found), Some(payment)) => owed(found, payment) && !self.resolved_before(item, found, at),
                         // One that is about an earlier hold closes nothing of this one.
                         (Some(found), None) => found["unpaid_closed_at"].is_i64() || !Self::its_hold(item, found),
