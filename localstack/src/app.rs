@@ -85,8 +85,6 @@ impl App {
             ("AWS_DEFAULT_REGION", around.region),
             ("AWS_ACCESS_KEY_ID", if around.own_access_keys { &function.binary } else { CREDENTIAL }),
             ("AWS_SECRET_ACCESS_KEY", CREDENTIAL),
-            // As the template's LoggingConfig sets it in the cloud.
-            ("AWS_LAMBDA_LOG_FORMAT", "JSON"),
             ("HOLDFAST_LOCAL_KEY_SET", around.key_set),
         ];
         for (name, value) in own {

@@ -267,9 +267,9 @@ impl Instance {
                     let id = group.id();
                     self.record(id, true);
                     tokio::select! {
-                        ended = group.wait() => {
+                        ended = group.ended() => {
                             self.record(id, false);
-                            ended.map_or_else(|error| error.to_string(), |status| format!("pid {id}, {status}"))
+                            format!("pid {id}, {ended}")
                         }
                         () = stopped(&mut stopping) => {
                             group.kill().await;

@@ -8,8 +8,8 @@ use axum::http::header;
 use axum::routing::any;
 use holdfast_http::Problem;
 
-/// Each path with its methods, written as axum writes them. The test compares them with the root Cargo.toml, and the local stack compares that with
-/// template.yaml.
+/// Each path with its methods, written as axum writes them. The test compares them with the root Cargo.toml, and the local
+/// stack compares that with template.yaml.
 const PATHS: [(&str, &str); 15] = [
     ("/reservations", "GET,POST"),
     ("/reservations/{reservation_id}", "DELETE,GET"),

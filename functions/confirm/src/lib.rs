@@ -160,13 +160,12 @@ async fn process_batch(app: &App, batch: SqsEvent, request_id: &str) -> Result<S
     // Concurrently, so that a slow one does not use up the time of the others.
     let process = |message| async move {
         let outcome = process_message(app, message, table, whole).await;
-        outcome.inspect_err(|error| tracing::error!(%error, "confirmation stays in the queue")).is_err()
+        let stays = outcome.inspect_err(|error| tracing::error!(%error, "confirmation stays in the queue")).is_err();
+        stays.then_some(message)
     };
     let span_of = |message: &SqsMessage| log::message(request_id, message.message_id.as_deref());
     let processed = batch.records.iter().map(|message| process(message).instrument(span_of(message)));
-    let stays = join_all(processed).await;
-    let failed: Vec<&SqsMessage> =
-        batch.records.iter().zip(stays).filter(|(_, stays)| *stays).map(|(message, _)| message).collect();
+    let failed: Vec<&SqsMessage> = join_all(processed).await.into_iter().flatten().collect();
     let deadline = Deadline::after(DELAY_BUDGET);
     let delayed = failed.iter().map(|message| delay(app, message, deadline).instrument(span_of(message)));
     join_all(delayed).await;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use holdfast_aws::clock::Clock;
 use holdfast_aws::dead_letters::{Ingested, ingest_dead_letters};
+use holdfast_aws::log;
 use holdfast_aws::queues::FailedQueue;
 use holdfast_aws::schedules::Reminder;
 use holdfast_store::{Deadline, Error, Store};
@@ -68,7 +69,7 @@ async fn release(app: &App) -> Result<Released, Error> {
     let started = Instant::now();
     let swept = app.store.release_overdue(app.clock.now(), Deadline::after(RELEASE_BUDGET)).await?;
     let (holds, units, ended_before, complete) = (swept.holds, swept.units, swept.ended_before, swept.complete);
-    let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let duration_ms = log::millis_since(started);
     tracing::info!(holds, units, ended_before, complete, duration_ms, "released");
     Ok(Released { holds, units, complete })
 }

@@ -3,6 +3,7 @@
 
 use std::io::IsTerminal as _;
 use std::sync::LazyLock;
+use std::time::Instant;
 
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -61,6 +62,11 @@ pub fn event(request_id: &str) -> tracing::Span {
 pub fn message(request_id: &str, message_id: Option<&str>) -> tracing::Span {
     let function = function();
     tracing::info_span!("message", function, request_id, message_id, reservation_id = tracing::field::Empty)
+}
+
+/// The milliseconds since `started`, as `duration_ms` gives them.
+pub fn millis_since(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Adds the reservation's id to the following log lines of this request or message.

@@ -12,7 +12,7 @@ use crate::problem::Unauthenticated;
 /// The bodies of one problem, or several, of each code.
 pub fn bodies() -> Vec<Value> {
     let request_id = "0b21ec33-78e6-4b58-b23d-ad6a3ed73adc";
-    examples().iter().map(|problem| problem.body(request_id)).collect()
+    examples().into_iter().map(|problem| problem.body(request_id)).collect()
 }
 
 pub(crate) fn examples() -> Vec<Problem> {

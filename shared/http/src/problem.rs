@@ -157,28 +157,28 @@ impl Problem {
     }
 
     /// The body of the response.
-    pub(crate) fn body(&self, request_id: &str) -> Value {
+    pub(crate) fn body(self, request_id: &str) -> Value {
         let Code { code, status, .. } = *self.code;
         let mut body = Map::new();
         body.insert("type".to_owned(), format!("urn:holdfast:problem:{code}").into());
         body.insert("title".to_owned(), code.replace('_', " ").into());
         body.insert("status".to_owned(), status.as_u16().into());
-        body.insert("detail".to_owned(), self.detail.as_str().into());
+        body.insert("detail".to_owned(), self.detail.into());
         body.insert("code".to_owned(), code.into());
         body.insert("request_id".to_owned(), request_id.into());
-        body.extend(self.members.clone());
+        body.extend(self.members);
         Value::Object(body)
     }
 
     pub(crate) fn render(self, request_id: &str) -> Response {
-        let status = self.code.status;
+        let (status, unauthenticated) = (self.code.status, self.unauthenticated);
+        let retry_after = self.members.get("retry_after_seconds").and_then(Value::as_u64);
         let content_type = (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         let mut response = (status, [content_type], self.body(request_id).to_string()).into_response();
-        let retry_after = self.members.get("retry_after_seconds").and_then(Value::as_u64);
         if let Some(seconds) = retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Some(why) = self.unauthenticated {
+        if let Some(why) = unauthenticated {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(why.challenge()));
         }
         if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {

@@ -49,7 +49,7 @@ async fn answer(request: Request, next: Next) -> Response {
         let problem = response.extensions_mut().remove::<Problem>();
         // axum itself refuses an id in the path that is not UTF-8.
         let problem = problem.or_else(|| response.status().is_client_error().then(Problem::route_not_found));
-        let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration_ms = log::millis_since(started);
         let mut response = match problem {
             None => {
                 let status = response.status().as_u16();

@@ -271,11 +271,11 @@ impl Books {
             }
             // A duplicate is settled by whatever reads it, once an admin has resolved another of the same payment.
             let resolved_elsewhere = || {
-                let mut others = self.failed_confirmations().filter(|(id, _)| **id != place.1);
-                let same = |other: &Value| {
-                    ["reservation_id", "payment_reference"].iter().all(|name| other[*name] == item[*name])
+                let (Some(id), Some(payment)) = (item["reservation_id"].as_str(), item["payment_reference"].as_str())
+                else {
+                    return false;
                 };
-                others.any(|(_, other)| other["state"] == "resolved" && same(other))
+                self.failed_of(id, payment).any(|other| other["state"] == "resolved" && other["id"] != item["id"])
             };
             let duplicate = item["settled_by"] == "duplicate" && resolved_elsewhere();
             let asked = self.asked.resolve.contains(&place.1) || duplicate;
