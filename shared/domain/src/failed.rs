@@ -185,6 +185,8 @@ pub enum ResolveDecision {
     Resolve(Box<FailedConfirmation>),
     /// The same admin has resolved it with the same note, and the answer was lost: nothing to do.
     Done,
+    /// The same, but its reservation was made afterwards and does not record it: write it there.
+    Note,
     /// The reservation is the order that it asked for: that settles it, and the resolution is refused.
     SettleAsConfirmed,
     /// Its payment was resolved with another customer's name: that settles it, and the resolution is refused, or the
@@ -241,7 +243,7 @@ impl FailedConfirmation {
     }
 
     /// Decides the resolution by `actor` at `now`. `reservation` is the one it names, if there is one; it is not needed
-    /// where this is settled.
+    /// where this has become an order.
     pub fn resolve(
         &self,
         reservation: Option<&Reservation>,
@@ -257,7 +259,11 @@ impl FailedConfirmation {
             ..self.clone()
         };
         if self.is_resolution_of(&resolved) {
-            return ResolveDecision::Done;
+            return match reservation.filter(|_| self.payment_reference.is_some()) {
+                Some(made_since) if self.is_settled_by(made_since) => ResolveDecision::Refuse(Refusal::AlreadySettled),
+                Some(made_since) if !self.is_refunded_in(made_since) => ResolveDecision::Note,
+                _ => ResolveDecision::Done,
+            };
         }
         if self.state.is_settled() {
             return ResolveDecision::Refuse(Refusal::AlreadySettled);

@@ -107,6 +107,8 @@ pub(crate) async fn poll(cloud: &Cloud) {
             let most = random.usize(1..=10);
             queues.receive(CONFIRMATIONS, (most, true), now, random, faults)
         };
+        // SQS may have moved a message to the dead-letter queue instead.
+        world.swept();
         if batch.is_empty() {
             continue;
         }

@@ -329,15 +329,17 @@ impl<'a> Case<'a> {
             return true;
         }
         let (least, most) = self.clock();
+        // A copy of the request may have noted it, by the clock of another environment: other holds are over for one
+        // clock and not for another.
+        let any_clock = Case { skew: None, ..*self };
         self.hold_once(id, |item| {
             let Some(item) = item else { return false };
             let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
             let late = item["late_payment_seconds"].as_i64().unwrap_or_default() * 1_000;
-            // A copy of the request may have noted it, by the clock of another environment.
             let too_late = ends + late <= self.window.answered_ms + SKEW_MS;
             match item["status"].as_str() {
                 Some("cancelled") => true,
-                Some("expired") => too_late || (ends > least || ends <= most) && self.out_of_reach(item),
+                Some("expired") => too_late || (ends > least || ends <= most) && any_clock.out_of_reach(item),
                 Some("held") => too_late,
                 _ => false,
             }

@@ -29,8 +29,9 @@ trait Machine {
     type Act;
     /// The states that a request with this answer may lead to; none if it cannot have this answer.
     fn answers(&self, state: &Self::State, request: &Request<Self::Act>, reply: &Reply) -> Vec<Self::State>;
-    /// The states that a request may lead to if it was sent before and may be applied at any time.
-    fn haunts(&self, state: &Self::State, request: &Request<Self::Act>) -> Vec<Self::State>;
+    /// The states that a request may lead to if it was sent before and may be applied at any time. `open`: its answer
+    /// is still to come.
+    fn haunts(&self, state: &Self::State, request: &Request<Self::Act>, open: bool) -> Vec<Self::State>;
     /// Whether a request may be applied after its answer, or although there is none.
     fn lingers(&self, request: &Request<Self::Act>) -> bool {
         let unclear = |reply: &Reply| reply.status == 202 || !reply.clear();
@@ -79,7 +80,10 @@ fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::
                 let states = machine.answers(&state, &requests[other], reply).into_iter();
                 next.extend(states.map(|state| (state, done.iter().copied().chain([other]).collect::<BTreeSet<_>>())));
             }
-            let alone = haunting.iter().flat_map(|&ghost| machine.haunts(&state, &requests[ghost]));
+            let alone = haunting.iter().flat_map(|&ghost| {
+                let open = asked.contains(&ghost) && !done.contains(&ghost);
+                machine.haunts(&state, &requests[ghost], open)
+            });
             next.extend(alone.chain(machine.ages(&state, *now)).map(|state| (state, done.clone())));
             for way in next {
                 if seen.insert(way.clone()) {
@@ -337,19 +341,37 @@ impl Machine for Reservations {
         }
     }
 
-    fn haunts(&self, state: &Reservation, request: &Request<Act>) -> Vec<Reservation> {
+    fn haunts(&self, state: &Reservation, request: &Request<Act>, open: bool) -> Vec<Reservation> {
+        let clear = request.answered.as_ref().map(|(_, _, reply)| reply).filter(|reply| reply.clear());
         match &request.act {
-            Act::Reserve(lines) => {
-                let clear = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.clear());
-                let may = state.status == Status::None && (state.cleaned_up || !clear);
-                if may { vec![state.held(lines)] } else { Vec::new() }
-            }
+            Act::Reserve(lines) if state.status == Status::None => match clear {
+                // A try whose answer was lost made it; a later try shows what has become of it since.
+                Some(reply) if !state.cleaned_up => {
+                    let changed = matches!(reply.body["status"].as_str(), Some("confirmed" | "cancelled"));
+                    if !open || reply.status != 201 || !changed {
+                        return Vec::new();
+                    }
+                    let mut made = reply.body.clone();
+                    made["status"] = "held".into();
+                    made["payment_reference"] = Value::Null;
+                    made["confirmed_late"] = false.into();
+                    state.held(lines).told(&made).into_iter().collect()
+                }
+                _ => vec![state.held(lines)],
+            },
             Act::Confirm(payment) => {
                 let queued = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 202);
                 let closed = queued && payment.is_none() && request.sent < state.closed;
                 Self::confirm(state, payment.as_ref(), closed)
             }
-            Act::Cancel if state.status == Status::Held => vec![state.is(Status::Cancelled)],
+            Act::Cancel if state.status == Status::Held => match clear {
+                // After a clean-up it may arrive again, and finds no hold but the one that it cancelled.
+                Some(reply) => {
+                    let again = (state.cleaned_up && reply.status == 200).then(|| state.is(Status::Cancelled));
+                    again.and_then(|cancelled| cancelled.told(&reply.body)).into_iter().collect()
+                }
+                None => vec![state.is(Status::Cancelled)],
+            },
             // A retry re-queues the confirmation.
             Act::Retry(payment) => {
                 let mut lifted = state.clone();
@@ -371,7 +393,9 @@ impl Machine for Reservations {
         let unclear = request.answered.as_ref().is_none_or(|(_, _, reply)| unclear(reply));
         // "Not found" says nothing about a reservation that is made later (docs/api.md, "Refunds").
         let not_found = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 404);
-        unclear || matches!(request.act, Act::Reserve(_)) || not_found && matches!(request.act, Act::Confirm(_))
+        unclear
+            || matches!(request.act, Act::Reserve(_) | Act::Cancel)
+            || not_found && matches!(request.act, Act::Confirm(_))
     }
 
     fn ages(&self, state: &Reservation, now: i64) -> Vec<Reservation> {
@@ -418,7 +442,7 @@ impl Machine for Adjustments {
         if so { vec![state.clone()] } else { Vec::new() }
     }
 
-    fn haunts(&self, state: &Self::State, request: &Request<Value>) -> Vec<Self::State> {
+    fn haunts(&self, state: &Self::State, request: &Request<Value>, _: bool) -> Vec<Self::State> {
         let done = || Some(Adjusted { body: request.act.to_string(), entry: None });
         if state.is_none() { vec![done()] } else { Vec::new() }
     }
@@ -513,6 +537,29 @@ mod tests {
         let again = (Act::Confirm(None), 5, 6, shows("confirmed", None, true));
         let over = (Act::Extend, 3, 4, refused(410, "hold_expired"));
         assert!(reservation(&asked(vec![reserved(), over, again])).is_some());
+    }
+
+    #[test]
+    fn after_a_clean_up_late_copies_may_repeat_what_was_answered_and_nothing_else() {
+        let cancelled = |status| reply(status, shows("cancelled", None, false).body);
+        let cancel = (Act::Cancel, 3, 4, cancelled(200));
+        let gone = (Act::CleanUp, 5, 6, reply(200, json!({})));
+        let (wanted, ..) = reserved();
+        let again = |reply| (wanted.clone(), 7, 8, reply);
+        let told = |reply: Reply| reservation(&asked(vec![reserved(), cancel.clone(), gone.clone(), again(reply)]));
+        assert_eq!(told(cancelled(201)), None);
+        let mut other = cancelled(201);
+        other.body["created_at"] = "2025-12-23T04:40:00Z".into();
+        assert_eq!(told(other), Some(3));
+    }
+
+    #[test]
+    fn a_reservation_may_change_between_a_try_whose_answer_was_lost_and_the_answer() {
+        let queued = (Act::Confirm(None), 1, 3, reply(202, json!({ "status": "queued" })));
+        let (wanted, ..) = reserved();
+        let replay = (wanted, 2, 4, reply(201, shows("confirmed", None, false).body));
+        assert_eq!(reservation(&asked(vec![queued, replay.clone()])), None);
+        assert_eq!(reservation(&asked(vec![replay])), Some(0));
     }
 
     #[test]

@@ -120,6 +120,8 @@ impl Queues {
             if queue == CONFIRMATIONS && message.receives >= *MOST_RECEIVES {
                 FAILED.clone_into(&mut message.queue);
                 (message.visible_at, message.arrived_at, message.receives) = (now, now, 0);
+                // A receipt is one of the queue that gave it.
+                message.receipt.clear();
                 continue;
             }
             message.receives += 1;

@@ -137,6 +137,7 @@ impl Store {
         /// The part of a hold that is needed here.
         #[derive(Deserialize)]
         struct DueHold {
+            pk: String,
             due_at: Timestamp,
             lines: Vec<DueLine>,
         }
@@ -145,23 +146,26 @@ impl Store {
             product_id: ProductId,
             quantity: u32,
         }
-        let partition = async |k: u32| -> Result<Vec<DueHold>, Error> {
+        let partition = async |k: u32| -> Result<HashMap<String, DueHold>, Error> {
             let request = self
                 .client
                 .query()
                 .index_name(keys::DUE_INDEX)
                 .key_condition_expression("#due_key = :key")
                 .expression_attribute_names("#due_key", keys::DUE_KEY)
+                .expression_attribute_names("#pk", keys::PK)
                 .expression_attribute_names("#due_at", keys::DUE_AT)
                 .expression_attribute_names("#lines", "lines")
                 .expression_attribute_values(":key", text(keys::due_key(k)))
-                .projection_expression("#due_at, #lines");
+                .projection_expression("#pk, #due_at, #lines");
             let mut start = None;
-            let mut found = Vec::new();
+            // By reservation: one that is extended between two pages is on both, and its later end is the newer.
+            let mut found = HashMap::new();
             loop {
                 let (items, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
                 for item in items {
-                    found.push(items::read("hold", item)?);
+                    let hold: DueHold = items::read("hold", item)?;
+                    found.insert(hold.pk.clone(), hold);
                 }
                 if next.is_none() {
                     return Ok(found);
@@ -172,7 +176,7 @@ impl Store {
         let mut units: HashMap<ProductId, Held> = HashMap::new();
         let holds = try_join_all((0..self.due_partitions).map(partition)).await?;
         let now = self.clock.now();
-        for hold in holds.into_iter().flatten() {
+        for hold in holds.into_iter().flat_map(HashMap::into_values) {
             for line in hold.lines {
                 let held = units.entry(line.product_id).or_default();
                 let quantity = u64::from(line.quantity);

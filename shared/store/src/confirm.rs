@@ -15,7 +15,7 @@ use holdfast_domain::{
 
 use crate::cache::CachedProduct;
 use crate::error::Attempts;
-use crate::items::{self, forever, text, time};
+use crate::items::{self, forever, text, time, ttl};
 use crate::reserve::{LimitSnapshot, limit_keys};
 use crate::transact::{Outcome, Reason, Transaction, contention_error};
 use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
@@ -106,6 +106,11 @@ impl Store {
                     if reservation.status == Status::Expired =>
                 {
                     self.refuse_expired(refusal, &reservation, &mut attempts).await?
+                }
+                (ConfirmDecision::Refuse(refusal), None)
+                    if attempts.ambiguous && matches!(reservation.status, Status::Expired | Status::Cancelled) =>
+                {
+                    self.refuse_and_keep(refusal, &reservation, &mut attempts).await?
                 }
                 (ConfirmDecision::Refuse(refusal), _) => return Err(refusal.into()),
                 (ConfirmDecision::CloseUnpaid, _) => {
@@ -226,7 +231,28 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<ConfirmOutcome, Error> {
         match self.close_unpaid(seen, attempts).await? {
+            Updated::Applied(()) if attempts.ambiguous => self.refuse_and_keep(refusal, seen, attempts).await,
             Updated::Applied(()) => Err(refusal.into()),
+            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
+        }
+    }
+
+    /// Refuses a confirmation of which an earlier try may still be applied: the ended reservation is kept for as long as
+    /// if it had ended now. DynamoDB might delete it, and that try would find a new hold under its key.
+    async fn refuse_and_keep(
+        &self,
+        refusal: Refusal,
+        seen: &Reservation,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<ConfirmOutcome, Error> {
+        let update =
+            Expression::new("SET #ttl = if_not_exists(#kept_until, :ttl)", vec![(":ttl", ttl(self.clock.now()))]);
+        let condition = Expression::new(
+            "#status = :status AND #created_at = :created",
+            vec![(":status", text(seen.status.as_str())), (":created", time(seen.created_at))],
+        );
+        match self.update_reservation(&seen.reservation_id, (update, condition), attempts).await? {
+            Updated::Applied(_) => Err(refusal.into()),
             Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
         }
     }

@@ -157,9 +157,16 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         loop {
             let seen = self.failed(id, deadline).await?;
-            let found = if seen.state.is_settled() { None } else { self.reservation_of(&seen, deadline).await? };
+            let ordered = seen.state == FailedState::Confirmed;
+            let found = if ordered { None } else { self.reservation_of(&seen, deadline).await? };
+            let mut transaction = Transaction::new(&self.table);
             let resolved = match seen.resolve(found.as_ref(), actor, note, now) {
-                ResolveDecision::Resolve(resolved) => *resolved,
+                ResolveDecision::Resolve(resolved) => {
+                    let change = (resolve_update(actor, note, now), unchanged_since(&seen));
+                    transaction.update((), &keys::failed(id), change)?;
+                    *resolved
+                }
+                ResolveDecision::Note => seen.clone(),
                 ResolveDecision::Done => return Ok(seen),
                 ResolveDecision::SettleAsConfirmed => {
                     self.update_failed(id, settle(now), deadline).await?;
@@ -171,13 +178,15 @@ impl Store {
                 }
                 ResolveDecision::Refuse(refusal) => return Err(refusal.into()),
             };
-            let mut transaction = Transaction::new(&self.table);
-            let change = (resolve_update(actor, note, now), unchanged_since(&seen));
-            transaction.update((), &keys::failed(id), change)?;
-            if let Some(found) = found.filter(|found| seen.is_about(found)) {
-                let key = keys::reservation(&found.reservation_id);
-                // Also what was accepted since this request began is closed.
-                transaction.update((), &key, resolution_note(&seen, &found, now.max(self.clock.now())))?;
+            match (&found, &seen.reservation_id) {
+                (Some(found), _) if seen.is_about(found) => {
+                    let key = keys::reservation(&found.reservation_id);
+                    // Also what was accepted since this request began is closed.
+                    transaction.update((), &key, resolution_note(&seen, found, now.max(self.clock.now())))?;
+                }
+                // One that is made meanwhile must record it.
+                (None, Some(missing)) => transaction.expect_none((), &keys::reservation(missing))?,
+                _ => {}
             }
             if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {
                 return Ok(resolved);

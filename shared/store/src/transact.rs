@@ -11,8 +11,8 @@ use aws_sdk_dynamodb::error::BuildError;
 use aws_sdk_dynamodb::operation::transact_get_items::TransactGetItemsError;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::types::{
-    CancellationReason, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure, TransactGetItem,
-    TransactWriteItem, Update,
+    CancellationReason, ConditionCheck, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
+    TransactGetItem, TransactWriteItem, Update,
 };
 
 use crate::error::{Attempts, CallError, call_error};
@@ -94,6 +94,20 @@ impl<'a, A: Clone> Transaction<'a, A> {
             .build()
             .map_err(incomplete)?;
         self.actions.push((means, TransactWriteItem::builder().update(action).build()));
+        Ok(())
+    }
+
+    /// Stops the transaction if there is an item with this key.
+    pub(crate) fn expect_none(&mut self, means: A, key: &Key) -> Result<(), Error> {
+        let condition = "attribute_not_exists(#pk)";
+        let check = ConditionCheck::builder()
+            .table_name(self.table)
+            .set_key(Some(key.item()))
+            .condition_expression(condition)
+            .set_expression_attribute_names(Some(names(&[condition])))
+            .build()
+            .map_err(incomplete)?;
+        self.actions.push((means, TransactWriteItem::builder().condition_check(check).build()));
         Ok(())
     }
 }

@@ -5,7 +5,7 @@
 //! any call, by the name of its operation. Every call is recorded, with the capacity that it consumed.
 
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_smithy_runtime_api::client::http::{
@@ -81,7 +81,11 @@ impl Call {
     pub fn transaction_keys(&self) -> Vec<String> {
         let actions = self.request["TransactItems"].as_array().cloned().unwrap_or_default();
         let key = |action: &Value| {
-            let item = if action["Put"].is_object() { &action["Put"]["Item"] } else { &action["Update"]["Key"] };
+            let item = match action {
+                action if action["Put"].is_object() => &action["Put"]["Item"],
+                action if action["Update"].is_object() => &action["Update"]["Key"],
+                action => &action["ConditionCheck"]["Key"],
+            };
             item["pk"]["S"].as_str().unwrap_or_default().to_owned()
         };
         actions.iter().map(key).collect()
@@ -115,6 +119,7 @@ struct Inner {
     database: Database,
     began: Instant,
     stepped_ms: AtomicI64,
+    short_pages: AtomicBool,
     gate: Mutex<Option<(Wanted, Arc<Gate>)>>,
     services: Mutex<Services>,
     script: Mutex<Script>,
@@ -135,6 +140,7 @@ impl Wire {
             database,
             began: Instant::now(),
             stepped_ms: AtomicI64::new(0),
+            short_pages: AtomicBool::new(false),
             gate: Mutex::default(),
             services: Mutex::default(),
             script: Mutex::new(script),
@@ -155,6 +161,11 @@ impl Wire {
     /// Moves the wall clock, forwards as after a freeze, or backwards; the runtime's clock is not affected.
     pub fn step_clock(&self, millis: i64) {
         self.0.stepped_ms.fetch_add(millis, Ordering::SeqCst);
+    }
+
+    /// From now on, a query returns one item a page, as DynamoDB does when a page would be larger than 1 MB.
+    pub fn shorten_pages(&self) {
+        self.0.short_pages.store(true, Ordering::SeqCst);
     }
 
     /// Makes the first call that is `wanted` wait at the gate until it is opened.
@@ -235,6 +246,9 @@ impl Wire {
     /// The answer to a request, or `None` if none will ever come.
     fn answer(&self, request: &HttpRequest) -> Option<Result<HttpResponse, ConnectorError>> {
         let mut call = call(request);
+        if call.operation == "Query" && self.0.short_pages.load(Ordering::SeqCst) {
+            call.request["Limit"] = 1.into();
+        }
         call.fault = lock(&self.0.script)(&call);
         if call.fault == Some(Fault::Silence) {
             lock(&self.0.calls).push(call);

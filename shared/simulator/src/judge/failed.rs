@@ -113,8 +113,15 @@ impl<'a> Case<'a> {
                 });
                 (right, "given_back_or_an_order")
             }
-            // An admin who repeats their own resolution is not refused.
-            (409, _) if !self.failed_once(id, |item, _| !item.is_some_and(|item| self.is_own(item))) => {
+            // An admin who repeats their own resolution is not refused, unless the payment has become an order of a hold
+            // that was made afterwards.
+            (409, _)
+                if !self.failed_once(id, |item, at| {
+                    let ordered =
+                        |item| self.is_own(item) && item["payment_reference"].is_string() && self.is_order(item, at);
+                    item.is_none_or(|item| !self.is_own(item) || ordered(item))
+                }) =>
+            {
                 (false, "only_true_refusals")
             }
             _ => self.not_settled(id),

@@ -14,6 +14,12 @@ pub(crate) fn product_place(id: &str) -> Place {
 /// The least and the most that an answer may say about a number that is read at several instants.
 type Bounds = (i64, i64);
 
+/// How old the state may be that an answer shows, in milliseconds: as old as its request, or a second older.
+///
+/// Not a moment, because a second in which nothing is written is no time for moments, and yet holds end in it.
+type Age = i64;
+const READ_NOW: Age = 0;
+
 impl<'a> Case<'a> {
     /// The versions of a product that an environment may use.
     fn facts(&self, id: &str, from: Moment) -> Vec<&'a Value> {
@@ -109,15 +115,15 @@ impl<'a> Case<'a> {
         let lines = body["lines"].as_array().map_or(std::slice::from_ref(body), Vec::as_slice);
         let of = |body: &Value| {
             let id = body["product_id"].as_str()?;
-            let (remembered, sent) = (self.window.remembered, self.window.sent);
+            let remembered = self.window.remembered;
             Some(format!(
                 "{id}: {:?} available, {:?} reserved; {} in reach, {:?} on shards since a second ago; at once {:?}, {:?}",
-                self.in_reach(id, remembered),
-                self.reserved(id, remembered),
+                self.in_reach(id, MEMORY_MS),
+                self.reserved(id, MEMORY_MS),
                 self.least_in_reach(id, remembered),
                 self.on_shards(id, remembered),
-                self.in_reach(id, sent),
-                self.reserved(id, sent)
+                self.in_reach(id, READ_NOW),
+                self.reserved(id, READ_NOW)
             ))
         };
         lines.iter().filter_map(of).collect::<Vec<_>>().join("; ")
@@ -161,7 +167,7 @@ impl<'a> Case<'a> {
     pub(super) fn product(&self, id: &str) -> Ruling {
         let place = product_place(id);
         match self.reply.status {
-            200 => (self.shows_product(&self.reply.body, self.window.remembered), "the_catalogue_is_right"),
+            200 => (self.shows_product(&self.reply.body, MEMORY_MS), "the_catalogue_is_right"),
             404 => (self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals"),
             _ => (false, "only_documented_refusals"),
         }
@@ -172,8 +178,8 @@ impl<'a> Case<'a> {
             return (false, "only_documented_refusals");
         };
         let admin = self.asked.path.starts_with("/admin");
-        let from = if admin { self.window.sent } else { self.window.remembered };
-        if !items.iter().all(|body| self.shows_product(body, from)) {
+        let age = if admin { READ_NOW } else { MEMORY_MS };
+        if !items.iter().all(|body| self.shows_product(body, age)) {
             return (false, "the_catalogue_is_right");
         }
         let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
@@ -185,35 +191,42 @@ impl<'a> Case<'a> {
         (!whole || !missing, "the_lists_are_the_table")
     }
 
-    /// Whether an answer shows a product as it was at a moment from `from` on, with numbers that may have been read.
-    fn shows_product(&self, body: &Value, from: Moment) -> bool {
+    /// The oldest moment that an answer of at most this age may show.
+    fn since(&self, age: Age) -> Moment {
+        if age > READ_NOW { self.window.remembered } else { self.window.sent }
+    }
+
+    /// Whether an answer shows a product as it was at a moment at most `age` before the request, with numbers that may
+    /// have been read.
+    fn shows_product(&self, body: &Value, age: Age) -> bool {
         let id = body["product_id"].as_str().unwrap_or_default();
         let number = |name: &str| body[name].as_i64().unwrap_or(-1);
         let (available, reserved, sold, total) =
             (number("available"), number("reserved"), number("sold"), number("total"));
         let whole = sold == (total - available - reserved).max(0);
         whole
-            && self.facts(id, from).iter().any(|facts| same_facts(facts, body))
-            && within(available, self.in_reach(id, from))
-            && within(reserved, self.reserved(id, from))
+            && self.facts(id, self.since(age)).iter().any(|facts| same_facts(facts, body))
+            && within(available, self.in_reach(id, age))
+            && within(reserved, self.reserved(id, age))
     }
 
     /// The bounds of a product's available units: those on its shards, and those in overdue holds.
-    fn in_reach(&self, product: &str, from: Moment) -> Bounds {
-        let (least, most) = self.on_shards(product, from);
-        let (always, ever) = self.in_holds(product, from, true);
+    fn in_reach(&self, product: &str, age: Age) -> Bounds {
+        let (least, most) = self.on_shards(product, self.since(age));
+        let (always, ever) = self.in_holds(product, age, true);
         (least + always, most + ever)
     }
 
     /// The bounds of the units in holds that are not overdue.
-    fn reserved(&self, product: &str, from: Moment) -> Bounds {
-        self.in_holds(product, from, false)
+    fn reserved(&self, product: &str, age: Age) -> Bounds {
+        self.in_holds(product, age, false)
     }
 
-    /// The units in holds that are overdue, or are not, by the index: at every moment from `from` on, and at any.
-    fn in_holds(&self, product: &str, from: Moment, over: bool) -> Bounds {
+    /// The units in holds that are overdue, or are not, by the index: at every moment of this age, and at any.
+    fn in_holds(&self, product: &str, age: Age, over: bool) -> Bounds {
+        let from = self.since(age);
         let (first, last) = self.clock();
-        let first = if from < self.window.sent { first - MEMORY_MS } else { first };
+        let first = first - age;
         let mut bounds = (0, 0);
         for id in self.books.holds_of(product) {
             let place = hold(id);
@@ -266,7 +279,7 @@ impl<'a> Case<'a> {
                 let made = changes.into_iter().all(|(name, value)| {
                     body[name] == *value || shown(value).is_some_and(|at| shown(&body[name]) == Some(at))
                 });
-                let right = made && body["version"] == version + 1 && self.shows_product(body, self.window.sent);
+                let right = made && body["version"] == version + 1 && self.shows_product(body, READ_NOW);
                 // Once the call returns, no reservation uses the old facts.
                 (right && self.books.all_shards_know(id, version + 1), "a_change_counts_once_it_returns")
             }

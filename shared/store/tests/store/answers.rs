@@ -489,3 +489,34 @@ async fn nobody_is_refused_while_a_try_of_the_sdk_may_still_be_applied() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_reservation_is_kept_while_a_try_of_a_refused_confirmation_may_still_be_applied() {
+    let days = |days: i64| NOW.plus_seconds(days * 86_400);
+    for (closed, lost) in [(false, true), (true, true), (false, false)] {
+        let (wire, one, _) = shop(product("tee", 2, 1)).await;
+        let alice = hold(&one, "alice", 1, NOW).await;
+        one.release_overdue(LATE, soon()).await.unwrap();
+        let unpaid = async |at| {
+            let asked = confirmation(&alice.reservation_id, &alice.customer, None, at);
+            refusal(one.confirm(&asked, at, soon()).await)
+        };
+        if closed {
+            assert_eq!(unpaid(LATE).await, Refusal::HoldExpired);
+        }
+        // A day before the reservation would be deleted: its key could then be used for another hold, and be confirmed by
+        // the try that was lost.
+        wire.step_clock(29 * 86_400_000);
+        wire.fail("UpdateItem", usize::from(lost), Fault::LostBefore);
+        assert_eq!(unpaid(days(29)).await, Refusal::HoldExpired);
+        let item = client(&wire)
+            .get_item()
+            .table_name(TABLE)
+            .set_key(Some(keys::reservation(&alice.reservation_id).item()))
+            .send()
+            .await
+            .unwrap();
+        let ttl: i64 = item.item.unwrap()["ttl"].as_n().unwrap().parse().unwrap();
+        assert_eq!(ttl >= days(59).as_seconds(), lost, "closed before: {closed}");
+    }
+}

@@ -1,10 +1,13 @@
 //! Failed confirmations: copies are one, and what is settled stays settled.
 
+use futures_util::future::join;
 use holdfast_domain::{
     Confirmation, FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, PaymentReference, Product, Refusal, Status,
 };
-use holdfast_store::Error;
-use holdfast_testkit::fixtures::{NOW, basket, books, confirmation, customer, payment, product, soon, store, table};
+use holdfast_store::{Error, Store};
+use holdfast_testkit::fixtures::{
+    NOW, basket, books, confirmation, customer, payment, product, reserve, soon, store, table,
+};
 use holdfast_testkit::wire::Fault;
 
 use crate::{LATE, failure_of, hold, pay, refusal, shop};
@@ -385,4 +388,44 @@ async fn a_payment_is_refunded_or_an_order_whichever_customer_was_named() {
     shop.record_failure(&mistaken, NOW, soon()).await.unwrap();
     shop.begin_retry(&mistaken.id(), true, soon()).await.unwrap();
     assert_eq!(refusal(pay(&shop, &erin, "pay_3", LATE).await), Refusal::RefundRequired);
+}
+
+#[tokio::test]
+async fn a_resolution_is_recorded_by_a_hold_that_is_made_afterwards_once_it_is_repeated() {
+    let (_, shop, _) = crate::shop(product("tee", 3, 1)).await;
+    for (n, ordered) in [("1", false), ("2", true)] {
+        let paid = &format!("pay_{n}");
+        let early = failure(n, paid);
+        shop.record_failure(&early, NOW, soon()).await.unwrap();
+        let resolve =
+            async |store: &Store| store.resolve_failed(&early.id(), "admin", Some("refunded"), NOW, soon()).await;
+        let first = resolve(&shop).await.unwrap();
+        let made = reserve(&shop, &basket("alice", n, &[("tee", 1)]), NOW).await.unwrap().reservation;
+        if ordered {
+            // Documented: the new hold knows nothing of the payment. But nobody is told again to refund it.
+            pay(&shop, &made, paid, NOW).await.unwrap();
+            assert_eq!(refusal(resolve(&shop).await), Refusal::AlreadySettled);
+        } else {
+            assert_eq!(resolve(&shop).await.unwrap(), first);
+            assert_eq!(refusal(pay(&shop, &made, paid, NOW).await), Refusal::RefundRequired);
+            assert_eq!(resolve(&shop).await.unwrap(), first, "there is nothing left to record");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hold_that_is_made_during_a_resolution_records_it() {
+    let (wire, one, two) = crate::shop(product("tee", 3, 1)).await;
+    let early = failure("k", "pay_1");
+    one.record_failure(&early, NOW, soon()).await.unwrap();
+    let gate = wire.gate(|call| call.operation == "TransactWriteItems");
+    let (resolved, made) = join(one.resolve_failed(&early.id(), "admin", Some("refunded"), NOW, soon()), async {
+        gate.arrived().await;
+        let made = hold(&two, "alice", 1, NOW).await;
+        gate.open();
+        made
+    })
+    .await;
+    assert_eq!(resolved.unwrap().state, FailedState::Resolved);
+    assert_eq!(refusal(pay(&two, &made, "pay_1", NOW).await), Refusal::RefundRequired);
 }

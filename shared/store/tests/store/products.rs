@@ -465,3 +465,25 @@ async fn a_change_is_not_refused_for_the_version_that_it_made_itself() {
     .await;
     assert!(matches!(answer, Err(Error::Unavailable { .. })), "{answer:?}");
 }
+
+#[tokio::test]
+async fn a_hold_that_is_extended_between_two_pages_of_the_index_counts_once() {
+    let (wire, _) = tee(10, 1).await;
+    let [catalog, shop] = [1, 2].map(|seed| store(&wire, seed).with_due_partitions(1));
+    let tee = catalog.product(&product_id("tee"), soon()).await.unwrap();
+    let first = reserve(&shop, &basket("alice", "k1", &[("tee", 3)]), NOW).await.unwrap().reservation;
+    reserve(&shop, &basket("alice", "k2", &[("tee", 2)]), NOW.plus_seconds(1)).await.unwrap();
+    wire.shorten_pages();
+    let gate = wire.gate(|call| call.request["ExclusiveStartKey"].is_object());
+    let products = [&tee];
+    let (stock, ()) = join(catalog.stock(&products, soon()), async {
+        gate.arrived().await;
+        let later = HoldSeconds::try_from(900).unwrap();
+        let (id, owner) = (&first.reservation_id, &first.customer);
+        shop.extend(id, owner, later, NOW, soon(), |_| async { Ok(()) }).await.unwrap();
+        gate.open();
+    })
+    .await;
+    let stock = stock.unwrap()[&product_id("tee")];
+    assert_eq!((stock.available, stock.reserved, stock.sold), (5, 5, 0));
+}
