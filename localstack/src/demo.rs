@@ -93,6 +93,7 @@ struct Story<'a> {
     print: Print<'a>,
     api: Api,
     admin: String,
+    shop: String,
     since: Instant,
     events: tokio::sync::broadcast::Receiver<Event>,
     failed: Vec<String>,
@@ -101,6 +102,7 @@ struct Story<'a> {
 /// A shopper who holds something.
 #[derive(Clone)]
 struct Holder {
+    customer: String,
     token: String,
     key: String,
     body: Value,
@@ -116,6 +118,7 @@ impl<'a> Story<'a> {
             print,
             api: Api::new(stack.api_url())?,
             admin: stack.token("demo-admin", Role::Admin)?,
+            shop: stack.token("demo-shop", Role::Service)?,
             since: Instant::now(),
             events: runner.events(),
             failed: Vec::new(),
@@ -154,6 +157,7 @@ impl<'a> Story<'a> {
 
     async fn hold(&mut self, who: &str, product: &str) -> Result<Holder> {
         let mut holder = Holder {
+            customer: who.to_owned(),
             token: self.stack.token(who, Role::Customer)?,
             key: format!("{who}-basket"),
             body: json!({ "lines": [{ "product_id": product, "quantity": 1 }] }),
@@ -171,8 +175,10 @@ impl<'a> Story<'a> {
         let mut racing = JoinSet::new();
         let since = Instant::now();
         for number in 1..=SHOPPERS {
+            let customer = format!("shopper-{number:04}");
             let holder = Holder {
-                token: self.stack.token(&format!("shopper-{number:04}"), Role::Customer)?,
+                token: self.stack.token(&customer, Role::Customer)?,
+                customer,
                 key: format!("race-{number:04}"),
                 body: json!({ "lines": [{ "product_id": "ticket", "quantity": 1 }] }),
                 reservation_id: String::new(),
@@ -243,11 +249,21 @@ impl<'a> Story<'a> {
         self.stock("ticket", 0, TICKETS, 0).await
     }
 
+    /// The shop's back end confirms for the customer, once it knows of the payment.
+    async fn confirm(&self, holder: &Holder, payment: Option<&str>) -> Result<Answer> {
+        let path = format!("/reservations/{}/confirm", holder.reservation_id);
+        let mut body = json!({ "customer_id": holder.customer });
+        if let Some(payment) = payment {
+            body["payment_reference"] = payment.into();
+        }
+        self.api.call(Method::POST, &path, &self.shop, None, Some(&body)).await
+    }
+
     async fn some_confirm_some_cancel(&mut self, winners: &[Holder]) -> Result<()> {
         self.chapter(&format!("{CONFIRMED} pay, {CANCELLED} cancel"));
         let (mut confirmed, mut cancelled) = (0, 0);
         for (number, winner) in winners.iter().take(CONFIRMED).enumerate() {
-            let answer = self.api.confirm(winner, &format!("payment-{number}")).await?;
+            let answer = self.confirm(winner, Some(&format!("payment-{number}"))).await?;
             confirmed += usize::from(answer.status == StatusCode::OK && answer.text("status") == "confirmed");
         }
         for winner in winners.iter().skip(CONFIRMED).take(CANCELLED) {
@@ -284,14 +300,14 @@ impl<'a> Story<'a> {
             );
         }
 
-        let answer = self.api.confirm(mug, "payment-dreamy").await?;
+        let answer = self.confirm(mug, Some("payment-dreamy")).await?;
         let rescued = answer.status == StatusCode::OK && answer.body["confirmed_late"] == true;
         self.check(rescued, "mugs are available: the payment is accepted, confirmed_late", &answer);
 
         let quick = self.hold("quick", "print").await?;
-        let answer = self.api.confirm(&quick, "payment-quick").await?;
+        let answer = self.confirm(&quick, Some("payment-quick")).await?;
         self.check(answer.status == StatusCode::OK, "quick has bought the only print meanwhile", &answer);
-        let answer = self.api.confirm(print, "payment-forgetful").await?;
+        let answer = self.confirm(print, Some("payment-forgetful")).await?;
         let refused = answer.outcome() == "409 refund_required";
         self.check(refused, "forgetful's payment cannot be accepted: refund_required", &answer);
 
@@ -340,16 +356,7 @@ impl<'a> Story<'a> {
         let released = released && fired > 0;
         self.verdict(released, "their schedules released them", &format!("{fired} schedules have fired"));
         if let Some(loser) = winners.last() {
-            let answer = self
-                .api
-                .call(
-                    Method::POST,
-                    &format!("/reservations/{}/confirm", loser.reservation_id),
-                    &loser.token,
-                    None,
-                    Some(&json!({})),
-                )
-                .await?;
+            let answer = self.confirm(loser, None).await?;
             self.check(
                 answer.outcome() == "410 hold_expired",
                 "confirming one of them without a payment is refused: hold_expired",
@@ -536,11 +543,6 @@ impl Api {
 
     async fn reserve(&self, holder: &Holder) -> Result<Answer> {
         self.call(Method::POST, "/reservations", &holder.token, Some(&holder.key), Some(&holder.body)).await
-    }
-
-    async fn confirm(&self, holder: &Holder, payment: &str) -> Result<Answer> {
-        let path = format!("/reservations/{}/confirm", holder.reservation_id);
-        self.call(Method::POST, &path, &holder.token, None, Some(&json!({ "payment_reference": payment }))).await
     }
 
     /// Sends a request, and retries it after a 503 or 429, when `Retry-After` is over, and after a broken connection.

@@ -293,9 +293,11 @@ Holdfast is running. Ctrl-C stops it and deletes its data.
   logs       {}
              {}
 
-Tokens, valid for 12 hours (more: cargo local token --sub NAME [--role ROLE]):
+Tokens, valid for 12 hours, of a customer, of the shop's back end (it confirms) and of an admin
+(more: cargo local token --sub NAME [--role ROLE]):
 
   export CAROL={}
+  export SHOP={}
   export ADMIN={}
 ",
         stack.endpoint_url(),
@@ -303,6 +305,7 @@ Tokens, valid for 12 hours (more: cargo local token --sub NAME [--role ROLE]):
         shown(&stack.logs().functions),
         shown(&stack.logs().watch),
         stack.token("carol", Role::Customer)?,
+        stack.token("shop", Role::Service)?,
         stack.token("root", Role::Admin)?,
     ))
 }
@@ -319,8 +322,8 @@ Try:
   curl -s {api}/reservations -H \"Authorization: Bearer $CAROL\" -H 'Idempotency-Key: carol-1' \\
     -H 'Content-Type: application/json' -d '{{\"lines\":[{{\"product_id\":\"tea\",\"quantity\":2}}]}}'
   curl -s {api}/reservations -H \"Authorization: Bearer $CAROL\"
-  curl -s {api}/reservations/RESERVATION_ID/confirm -H \"Authorization: Bearer $CAROL\" \\
-    -H 'Content-Type: application/json' -d '{{\"payment_reference\":\"pay-1\"}}'
+  curl -s {api}/reservations/RESERVATION_ID/confirm -H \"Authorization: Bearer $SHOP\" \\
+    -H 'Content-Type: application/json' -d '{{\"payment_reference\":\"pay-1\",\"customer_id\":\"carol\"}}'
 "
     )
 }

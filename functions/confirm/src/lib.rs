@@ -33,6 +33,8 @@ pub struct App {
     pub queues: Queues,
     /// The time.
     pub clock: Clock,
+    /// Whether customers may confirm their own reservations, beside services.
+    pub customers_confirm: bool,
 }
 
 /// This function's part of the API's description.
@@ -87,12 +89,15 @@ struct Queued<'a> {
 ///
 /// Turns the reservation into an order. Idempotent for the same payment.
 ///
+/// Only for a service, the shop's back end, which knows that the payment was taken; unless the parameter `ConfirmedBy`
+/// allows customers to confirm their own reservations.
+///
 /// A payment that arrives after the hold has expired is accepted if enough units are available (`confirmed_late`). A
 /// payment that cannot be accepted is recorded for a refund before it is refused, even if there is no such reservation.
 #[utoipa::path(
     post, path = "/reservations/{reservation_id}/confirm", operation_id = "confirmReservation", tag = "Reservations",
     params(("reservation_id" = schema::ReservationId, Path)),
-    request_body(content = Confirm, example = json!({"payment_reference": "pay_123"})),
+    request_body(content = Confirm, example = json!({"payment_reference": "pay_123", "customer_id": "alice"})),
     responses(
         (status = 200, description = "The reservation is an order.", body = ReservationView,
             links(("order" = (operation_id = "getOrder",
@@ -102,7 +107,7 @@ struct Queued<'a> {
                                       `expired` is not final while it is queued.", body = Queued)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(
-        ["already_confirmed", "refund_required", "reservation_cancelled", "hold_expired"])))
+        ["confirmation_not_allowed", "already_confirmed", "refund_required", "reservation_cancelled", "hold_expired"])))
 )]
 async fn confirm_reservation(
     State(app): State<Arc<App>>,
@@ -110,6 +115,9 @@ async fn confirm_reservation(
     Path(id): Path<String>,
     Json(body): Json<Confirm>,
 ) -> Result<Response, Problem> {
+    if !caller.service && !app.customers_confirm {
+        return Err(Problem::confirmation_not_allowed());
+    }
     let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(REQUEST_BUDGET));
     let id = ReservationId::try_from(id).map_err(|invalid| match body.payment_reference {
         // A 404 would promise that the payment is recorded, which is impossible without a reservation's id.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use confirm::{App, handle, router};
-use holdfast_aws::config::{Environment, rate_limit, table_name};
+use holdfast_aws::config::{Environment, customers_confirm, rate_limit, table_name};
 use holdfast_aws::{clock, log};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
@@ -15,7 +15,12 @@ async fn main() -> Result<(), Error> {
     let (environment, table) = (Environment::read()?, table_name()?);
     let store = || Store::new(environment.dynamodb(), table.as_str(), clock::system());
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));
-    let app = Arc::new(App { store: store(), queues: environment.queues()?, clock: clock::system() });
+    let app = Arc::new(App {
+        store: store(),
+        queues: environment.queues()?,
+        clock: clock::system(),
+        customers_confirm: customers_confirm()?,
+    });
     let router = limited(router(app.clone()), limiter);
     let router = serve(router, Authenticator::from_environment()?);
     run(service_fn(|event| handle(&app, router.clone(), event))).await

@@ -39,7 +39,8 @@ struct Shop {
 async fn shop() -> Shop {
     let (wire, hands) = (table(), TestClock::new());
     stocked(&wire, &[product("tee-black", 3, 1)]).await;
-    let app = Arc::new(App { store: store(&wire, 1), queues: queues(&wire), clock: hands.clock() });
+    let app =
+        Arc::new(App { store: store(&wire, 1), queues: queues(&wire), clock: hands.clock(), customers_confirm: true });
     let router = serve(router(app.clone()), Authenticator::default());
     Shop { wire, hands, app, router }
 }
@@ -71,7 +72,7 @@ impl Shop {
     /// Alice pays for a reservation.
     async fn pay(&self, held: &Reservation, payment: &str) -> Answer {
         let path = format!("/reservations/{}/confirm", held.reservation_id);
-        self.http(with_body(at(event("confirm/confirm"), "POST", &path), json!({ "payment_reference": payment }))).await
+        self.http(with_body(at(own(), "POST", &path), json!({ "payment_reference": payment }))).await
     }
 
     /// The ids of the messages that stay in the queue after this batch. The n-th message's id is `m<n>`.
@@ -89,6 +90,13 @@ impl Shop {
     fn queued(&self, url: &str) -> Vec<DeadLetter> {
         self.wire.messages(url).iter().map(|body| serde_json::from_str(body).unwrap()).collect()
     }
+}
+
+/// The event file's confirmation, sent by the customer herself.
+fn own() -> Value {
+    let mut event = with_body(by(event("confirm/confirm"), "alice"), json!({ "payment_reference": "pay_123" }));
+    event["requestContext"]["authorizer"]["jwt"]["claims"].as_object_mut().unwrap().remove("cognito:groups");
+    event
 }
 
 /// A batch of the queue's, made of the event file's first record.
@@ -234,9 +242,9 @@ async fn without_a_payment_nothing_is_recorded() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
     shop.hands.set(LATE);
-    shop.http(with_body(event("confirm/confirm"), "{}")).await.problem(410, "hold_expired");
+    shop.http(with_body(own(), "{}")).await.problem(410, "hold_expired");
     store(&shop.wire, 3).release_overdue(LATE, soon()).await.unwrap();
-    shop.http(with_body(event("confirm/confirm"), "")).await.problem(410, "hold_expired");
+    shop.http(with_body(own(), "")).await.problem(410, "hold_expired");
     assert!(shop.wire.messages(FAILED).is_empty() && shop.wire.messages(CONFIRMATIONS).is_empty());
     assert_eq!(shop.stored(&held).await.status, Status::Expired);
 }
@@ -422,19 +430,19 @@ async fn a_payment_for_an_unknown_reservation_is_recorded_before_the_response() 
     shop.wire.clear_faults();
     shop.pay(&nobodys, "pay_1").await.problem(404, "reservation_not_found");
     // A payment for another customer's reservation is recorded too.
-    shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
+    shop.http(by(own(), "bob")).await.problem(404, "reservation_not_found");
     let failed = shop.queued(FAILED);
     let said: Vec<_> =
         failed.iter().map(|one| (one.confirmation.customer.as_str(), one.reason.as_deref().unwrap())).collect();
     assert_eq!(said, [("alice", "reservation_not_found"), ("bob", "reservation_not_found")]);
     assert_eq!(failed[0].confirmation.payment_reference, Some(payment("pay_1")));
     // With an invalid id the payment cannot be recorded, so the response does not promise it.
-    let broken = |body| with_body(at(event("confirm/confirm"), "POST", "/reservations/rsv_cut/confirm"), body);
+    let broken = |body| with_body(at(own(), "POST", "/reservations/rsv_cut/confirm"), body);
     shop.http(broken(json!({ "payment_reference": "pay_1" }).to_string())).await.problem(400, "invalid_request");
     shop.http(broken("{}".to_owned())).await.problem(404, "reservation_not_found");
     // Without a payment, nothing is recorded.
     let path = format!("/reservations/{}/confirm", nobodys.reservation_id);
-    let unpaid = with_body(at(event("confirm/confirm"), "POST", &path), "{}");
+    let unpaid = with_body(at(own(), "POST", &path), "{}");
     shop.http(unpaid).await.problem(404, "reservation_not_found");
     assert_eq!(shop.queued(FAILED).len(), 2);
 }
@@ -458,17 +466,18 @@ async fn resolving_without_a_payment_stops_queued_confirmations_only() {
     store.resolve_failed(&failed.id, "root", Some("nothing was paid"), NOW.plus_seconds(60), soon()).await.unwrap();
     shop.hands.set(NOW.plus_seconds(2));
     // Too close to the resolution for the queue: it would count as accepted before. A later request is carried out.
-    shop.http(with_body(event("confirm/confirm"), "{}")).await.problem(503, "unavailable");
+    shop.http(with_body(own(), "{}")).await.problem(503, "unavailable");
     assert!(shop.queued(CONFIRMATIONS).is_empty());
     assert!(shop.batch(&[message(&held, None)]).await.is_empty());
     assert_eq!(shop.queued(FAILED)[0].reason.as_deref(), Some("hold_expired"));
     // Beyond the clock skew. The clock advances while a request is served, but the request counts as one moment.
     let ticks = AtomicI64::new(NOW.plus_seconds(71).as_millis());
     let clock = Clock::new(move || Timestamp::from_millis(ticks.fetch_add(1, Ordering::SeqCst)));
-    let app = Arc::new(App { store: self::store(&shop.wire, 1), queues: queues(&shop.wire), clock });
+    let app =
+        Arc::new(App { store: self::store(&shop.wire, 1), queues: queues(&shop.wire), clock, customers_confirm: true });
     shop.router = serve(router(app.clone()), Authenticator::default());
     shop.app = app;
-    let answer = shop.http(with_body(event("confirm/confirm"), "{}")).await;
+    let answer = shop.http(with_body(own(), "{}")).await;
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("confirmed")), "{answer:?}");
 }
 
@@ -511,14 +520,14 @@ async fn a_failed_message_without_an_id_fails_the_batch() {
 async fn reservations_of_others_do_not_exist() {
     let shop = shop().await;
     shop.hold("alice", KEY, 1).await;
-    shop.http(by(event("confirm/confirm"), "bob")).await.problem(404, "reservation_not_found");
+    shop.http(by(own(), "bob")).await.problem(404, "reservation_not_found");
     for path in ["/reservations/rsv_x/confirm", "/reservations/%FF/confirm", "/reservations/a b/confirm"] {
-        let answer = shop.http(with_body(at(event("confirm/confirm"), "POST", path), "{}")).await;
+        let answer = shop.http(with_body(at(own(), "POST", path), "{}")).await;
         assert_eq!(answer.status, 404, "{path}: {answer:?}");
         let code = answer.body["code"].as_str().unwrap().to_owned();
         answer.problem(404, &code);
     }
-    let mut anonymous = event("confirm/confirm");
+    let mut anonymous = own();
     anonymous["requestContext"].as_object_mut().unwrap().remove("authorizer");
     shop.http(anonymous).await.problem(401, "unauthenticated");
 }
@@ -527,13 +536,13 @@ async fn reservations_of_others_do_not_exist() {
 async fn a_service_confirms_for_the_customer_that_it_names() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
-    let service = || in_role(by(event("confirm/confirm"), "shop-back-end"), "service");
+    let service = || in_role(by(own(), "shop-back-end"), "service");
     let named =
         |event, customer: &str| with_body(event, json!({ "payment_reference": "pay_123", "customer_id": customer }));
     let problem = shop.http(service()).await.problem(400, "invalid_request");
     assert_eq!(problem["field"], "customer_id");
     for customer in ["alice", "bob"] {
-        shop.http(named(by(event("confirm/confirm"), "bob"), customer)).await.problem(403, "forbidden");
+        shop.http(named(by(own(), "bob"), customer)).await.problem(403, "forbidden");
     }
     shop.http(named(service(), "bob")).await.problem(404, "reservation_not_found");
     assert_eq!(shop.stored(&held).await.status, Status::Held);
@@ -549,10 +558,31 @@ async fn a_service_confirms_for_the_customer_that_it_names() {
 }
 
 #[tokio::test]
+async fn by_default_only_a_service_confirms() {
+    let mut shop = shop().await;
+    let held = shop.hold("alice", KEY, 1).await;
+    let services_only = App {
+        store: store(&shop.wire, 1),
+        queues: queues(&shop.wire),
+        clock: shop.hands.clock(),
+        customers_confirm: false,
+    };
+    shop.app = Arc::new(services_only);
+    shop.router = serve(router(shop.app.clone()), Authenticator::default());
+    let unknown = at(own(), "POST", "/reservations/rsv_x/confirm");
+    for refused in [own(), in_role(own(), "admin"), with_body(own(), "{}"), unknown] {
+        shop.http(refused).await.problem(403, "confirmation_not_allowed");
+    }
+    assert!(shop.wire.take_calls().is_empty(), "nothing is read, noted or recorded");
+    assert_eq!(shop.http(event("confirm/confirm")).await.body["status"], "confirmed");
+    assert_eq!(shop.stored(&held).await.payment_reference, Some(payment("pay_123")));
+}
+
+#[tokio::test]
 async fn an_invalid_request_is_a_problem_with_its_request_id() {
     let shop = shop().await;
     shop.hold("alice", KEY, 1).await;
-    let confirm = || event("confirm/confirm");
+    let confirm = || own();
     let path = confirm()["rawPath"].as_str().unwrap().to_owned();
     let problem = shop.http(at(confirm(), "POST", "/nowhere")).await.problem(404, "route_not_found");
     assert_eq!(problem["request_id"], confirm()["requestContext"]["requestId"]);
@@ -581,7 +611,7 @@ async fn the_log_has_the_reservation_and_no_payment_or_token() {
     let shop = shop().await;
     let held = shop.hold("alice", "logged", 1).await;
     let path = format!("/reservations/{}/confirm", held.reservation_id);
-    let confirm = at(event("confirm/confirm"), "POST", &path);
+    let confirm = at(own(), "POST", &path);
     let confirm = with_header(confirm, "authorization", "Bearer eyJhbGciOiJSUzI1NiJ9.c2VjcmV0.c2lnbmF0dXJl");
     // With every outcome of a payment: both services away, the queue, the table, and a refusal.
     for (away, status) in [(&["UpdateItem", "SendMessage"][..], 503), (&["UpdateItem"], 202), (&[], 200)] {
@@ -616,15 +646,15 @@ async fn the_log_has_the_reservation_and_no_payment_or_token() {
 async fn confirming_again_returns_the_same_response_without_a_key() {
     let shop = shop().await;
     let held = shop.hold("alice", KEY, 1).await;
-    let first = shop.http(event("confirm/confirm")).await;
+    let first = shop.http(own()).await;
     let order = shop.stored(&held).await;
     for _ in 0..2 {
-        let again = shop.http(event("confirm/confirm")).await;
+        let again = shop.http(own()).await;
         assert_eq!((again.status, &again.body), (200, &first.body));
     }
     // Also later: the order does not change.
     shop.hands.set(LATE);
-    let again = shop.http(event("confirm/confirm")).await;
+    let again = shop.http(own()).await;
     assert_eq!((again.status, &again.body["confirmed_at"]), (200, &first.body["confirmed_at"]));
     assert_eq!(shop.stored(&held).await, order);
     assert!(shop.queued(CONFIRMATIONS).is_empty() && shop.queued(FAILED).is_empty());
@@ -638,12 +668,12 @@ async fn a_payment_that_cannot_be_counted_is_admitted() {
     shop.router = serve(limited(router(shop.app.clone()), Some(limiter)), Authenticator::default());
     let started = tokio::time::Instant::now();
     shop.wire.fail_all(WRITES, Fault::LostBefore);
-    assert_eq!(shop.http(event("confirm/confirm")).await.status, 202);
+    assert_eq!(shop.http(own()).await.status, 202);
     assert!(started.elapsed().as_secs() < 9, "{:?}", started.elapsed());
     assert_eq!(shop.queued(CONFIRMATIONS).len(), 1);
     // Once the table counts again, so does the limit.
     shop.wire.clear_faults();
-    assert_eq!(shop.http(event("confirm/confirm")).await.status, 200);
-    shop.http(event("confirm/confirm")).await.problem(429, "rate_limited");
+    assert_eq!(shop.http(own()).await.status, 200);
+    shop.http(own()).await.problem(429, "rate_limited");
     assert_eq!(shop.stored(&held).await.status, Status::Confirmed);
 }

@@ -136,9 +136,13 @@ impl Api {
         self.raw(Method::POST, "/reservations", who, &[("idempotency-key", key)], Some(body)).await
     }
 
+    /// The shop's back end confirms for the customer.
     pub(crate) async fn confirm(&self, customer: &str, id: &str, payment: Option<&str>) -> Answer {
-        let body = payment.map_or(json!({}), |payment| json!({ "payment_reference": payment }));
-        self.post(&format!("/reservations/{id}/confirm"), Who::Customer(customer), body).await
+        let mut body = json!({ "customer_id": customer });
+        if let Some(payment) = payment {
+            body["payment_reference"] = payment.into();
+        }
+        self.post(&format!("/reservations/{id}/confirm"), Who::Service("shop"), body).await
     }
 
     pub(crate) async fn cancel(&self, customer: &str, id: &str) -> Answer {

@@ -33,6 +33,7 @@ fn case(
 
 pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
     const ALICE: Who<'static> = Who::Customer("alice");
+    const SHOP: Who<'static> = Who::Service("shop");
     const INVALID: (u16, &str) = (400, "invalid_request");
     api.product("input", 10, json!({"max_per_customer": 3})).await;
     api.product("input-usd", 10, json!({"currency": "USD"})).await;
@@ -116,8 +117,8 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
             "confirm it",
             Method::POST,
             &format!("/reservations/{id}/confirm"),
-            ALICE,
-            json!({"payment_reference": "p"}),
+            SHOP,
+            json!({"payment_reference": "p", "customer_id": "alice"}),
             // A payment is recorded for an id only if a reservation can have it.
             if id == unknown { missing } else { INVALID },
         ));
@@ -131,7 +132,7 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         ));
     }
     let confirm = format!("/reservations/{unknown}/confirm");
-    for body in [
+    for mut body in [
         json!({"payment_reference": ""}),
         json!({"payment_reference": "x".repeat(256)}),
         json!({"payment_reference": 1}),
@@ -141,7 +142,8 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         json!({"payment_reference": " "}),
         json!({"paid": true}),
     ] {
-        cases.push(case("an invalid payment reference", Method::POST, &confirm, ALICE, body, INVALID));
+        body["customer_id"] = "alice".into();
+        cases.push(case("an invalid payment reference", Method::POST, &confirm, SHOP, body, INVALID));
     }
     for seconds in [json!(9), json!(3_601), json!(-1), json!(10.5), json!("60"), json!(1e18), Value::Null] {
         let extend = format!("/reservations/{unknown}/extend");

@@ -9,6 +9,7 @@ from holdfast_client.api.orders import get_order
 from holdfast_client.api.products import get_product
 from holdfast_client.api.reservations import confirm_reservation, create_reservation, list_reservations
 from holdfast_client.models import (
+    ConfirmationNotAllowedProblem,
     ConfirmReservation,
     CreateProduct,
     CreateReservation,
@@ -21,10 +22,11 @@ from holdfast_client.models import (
     UnauthenticatedProblem,
 )
 
-url, admin_token, customer_token = sys.argv[1:]
+url, admin_token, customer_token, shop_token = sys.argv[1:]
 # An answer that the description does not know is an error.
 admin = AuthenticatedClient(base_url=url, token=admin_token, raise_on_unexpected_status=True)
 customer = AuthenticatedClient(base_url=url, token=customer_token, raise_on_unexpected_status=True)
+shop = AuthenticatedClient(base_url=url, token=shop_token, raise_on_unexpected_status=True)
 stranger = AuthenticatedClient(base_url=url, token="not.a.token", raise_on_unexpected_status=True)
 anyone = Client(base_url=url, raise_on_unexpected_status=True)
 
@@ -55,7 +57,10 @@ assert (short.product_id, short.requested, short.available) == ("client", 4, 3),
 check(list_reservations.sync(client=stranger), UnauthenticatedProblem)
 
 paid = ConfirmReservation(payment_reference="pay_1")
-order = check(confirm_reservation.sync(held.reservation_id, client=customer, body=paid), Reservation)
+refused = confirm_reservation.sync(held.reservation_id, client=customer, body=paid)
+check(refused, ConfirmationNotAllowedProblem)
+paid = ConfirmReservation(payment_reference="pay_1", customer_id="client")
+order = check(confirm_reservation.sync(held.reservation_id, client=shop, body=paid), Reservation)
 assert order.status is ReservationStatus.CONFIRMED and order.payment_reference == "pay_1", order
 read = check(get_order.sync(held.reservation_id, client=customer), Reservation)
 assert read.confirmed_at == order.confirmed_at and read.lines == held.lines, read

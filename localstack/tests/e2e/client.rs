@@ -25,7 +25,11 @@ pub(crate) async fn a_generated_client_makes_an_order(api: Api) {
     let token = |sub, role| api.stack.token(sub, role).unwrap();
     let mut use_it = Command::new(generator.parent().unwrap_or(Path::new("")).join("python"));
     use_it.env("PYTHONPATH", &client).env("PYTHONDONTWRITEBYTECODE", "1").arg(here.join("client.py"));
-    use_it.arg(api.stack.api_url()).args([token("root", Role::Admin), token("client", Role::Customer)]);
+    use_it.arg(api.stack.api_url()).args([
+        token("root", Role::Admin),
+        token("client", Role::Customer),
+        token("shop", Role::Service),
+    ]);
     run(&mut use_it).await;
 
     let book = api.book("client").await;

@@ -50,6 +50,9 @@ pub(crate) async fn only_a_service_acts_for_customers(api: Api) {
     api.get(&format!("{path}?customer_id=alice"), SHOP).await.is(200, "");
     api.post(&format!("{path}/extend"), SHOP, extend("bob")).await.is(404, "reservation_not_found");
     api.post(&format!("{path}/extend"), SHOP, extend("alice")).await.is(200, "");
+    let own = json!({"payment_reference": "pay_1"});
+    let alice = Who::Customer("alice");
+    api.post(&format!("{path}/confirm"), alice, own).await.is(403, "confirmation_not_allowed");
     api.post(&format!("{path}/confirm"), SHOP, confirm("bob")).await.is(404, "reservation_not_found");
     api.post(&format!("{path}/confirm"), SHOP, confirm("alice")).await.is(200, "");
     for (list, customer, count) in [("reservations", "alice", 1), ("orders", "alice", 1), ("orders", "nobody-yet", 0)] {
@@ -379,7 +382,7 @@ pub(crate) async fn concurrent_requests_of_a_customer_stay_within_their_limit(ap
 
 pub(crate) async fn a_rate_limited_customer_gets_429_with_retry_after(_: Api) {
     // A stack of its own: the limit is a parameter of the template, and would meet every other test.
-    let parameters = [("CustomerRateLimit", "1"), ("CustomerRateBurst", "4")];
+    let parameters = [("CustomerRateLimit", "1"), ("CustomerRateBurst", "4"), ("ConfirmedBy", "customer")];
     let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let stack =
         Arc::new(Stack::start(Options { parameters, ..crate::options() }).await.unwrap_or_else(|e| panic!("{e}")));
@@ -404,7 +407,8 @@ pub(crate) async fn a_rate_limited_customer_gets_429_with_retry_after(_: Api) {
     // Both functions that serve customers count in the same place.
     let unknown = format!("rsv_{}", "a".repeat(52));
     let refused = loop {
-        let answer = api.confirm("hasty", &unknown, Some("pay_1")).await;
+        let pays = json!({ "payment_reference": "pay_1" });
+        let answer = api.post(&format!("/reservations/{unknown}/confirm"), Who::Customer("hasty"), pays).await;
         if answer.status == 429 {
             break answer;
         }

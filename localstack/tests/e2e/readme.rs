@@ -181,6 +181,7 @@ pub(crate) async fn the_documented_requests_get_the_documented_responses(_: Api)
         ("API".to_owned(), stack.api_url().to_owned()),
         ("JSON".to_owned(), "Content-Type: application/json".to_owned()),
         ("ADMIN".to_owned(), stack.token("root", Role::Admin).unwrap()),
+        ("SHOP".to_owned(), stack.token("shop", Role::Service).unwrap()),
         ("ALICE".to_owned(), stack.token("alice", Role::Customer).unwrap()),
         ("BOB".to_owned(), stack.token("bob", Role::Customer).unwrap()),
     ]);

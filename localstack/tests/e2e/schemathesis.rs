@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_local::process::Keeper;
-use holdfast_local::stack::Stack;
+use holdfast_local::stack::{Options, Stack};
 use holdfast_local::token::Role;
 use holdfast_local::{paths, tools};
 use serde_json::json;
@@ -17,8 +17,11 @@ use crate::api::Api;
 const TIME: Duration = Duration::from_secs(300);
 
 pub(crate) async fn the_api_matches_its_description(_: Api) {
-    // Its own stack, because it changes anything.
-    let stack = Arc::new(Stack::start(crate::options()).await.unwrap_or_else(|error| panic!("{error}")));
+    // Its own stack, because it changes anything, and with one token for all operations.
+    let parameters = [("ConfirmedBy".to_owned(), "customer".to_owned())].into();
+    let stack = Arc::new(
+        Stack::start(Options { parameters, ..crate::options() }).await.unwrap_or_else(|error| panic!("{error}")),
+    );
     // What schemathesis_hooks.py puts into its requests, so that they get beyond "no such product".
     let api = Api::new(&stack);
     api.product("many", 1_000_000, json!({})).await;

@@ -184,6 +184,19 @@ pub fn roles_claim() -> Result<String, ConfigError> {
     required("ROLES_CLAIM")
 }
 
+/// Whether customers may confirm their own reservations, beside services: `CONFIRMED_BY`, `service` or `customer`.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
+pub fn customers_confirm() -> Result<bool, ConfigError> {
+    let name = "CONFIRMED_BY";
+    match required(name)?.as_str() {
+        "service" => Ok(false),
+        "customer" => Ok(true),
+        _ => Err(ConfigError { name, problem: "must be service or customer" }),
+    }
+}
+
 /// The limit on each customer's requests: `RATE_LIMIT_PER_SECOND` (0 for none) and `RATE_LIMIT_BURST`.
 ///
 /// # Errors

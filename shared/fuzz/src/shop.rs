@@ -156,7 +156,12 @@ async fn open() -> Shop {
     wire.take_calls();
 
     let http = |router| serve(router, Authenticator::default());
-    let confirm = Arc::new(confirm::App { store: store(&wire, 2), queues: queues(&wire), clock: hands.clock() });
+    let confirm = Arc::new(confirm::App {
+        store: store(&wire, 2),
+        queues: queues(&wire),
+        clock: hands.clock(),
+        customers_confirm: true,
+    });
     let reserve = reserve::App { store: store(&wire, 3), schedules: schedules(&wire), clock: hands.clock() };
     let admin = admin::App { store: store(&wire, 4), queues: queues(&wire), clock: hands.clock() };
     Shop {

@@ -22,6 +22,7 @@ pub(crate) fn examples() -> Vec<Problem> {
         Problem::key_invalid(),
         Problem::unauthenticated(Unauthenticated::Missing),
         Problem::forbidden("only admins may do this"),
+        Problem::confirmation_not_allowed(),
         Problem::route_not_found(),
         Problem::method_not_allowed(),
         Problem::too_large(),

@@ -97,6 +97,11 @@ impl Problem {
         Self::new(&codes::FORBIDDEN, detail)
     }
 
+    /// 403: only services confirm.
+    pub fn confirmation_not_allowed() -> Self {
+        Self::new(&codes::CONFIRMATION_NOT_ALLOWED, "only a service may confirm a reservation")
+    }
+
     /// 404: no such route.
     pub fn route_not_found() -> Self {
         Self::new(&codes::ROUTE_NOT_FOUND, "no such route")

@@ -272,7 +272,12 @@ impl Environment {
                 Handler::Http(http(limited(reserve::router(app), limiter())))
             }
             Function::Confirm => {
-                let app = Arc::new(confirm::App { store: store(), queues: queues(), clock: clock.clone() });
+                let app = Arc::new(confirm::App {
+                    store: store(),
+                    queues: queues(),
+                    clock: clock.clone(),
+                    customers_confirm: true,
+                });
                 let router = http(limited(confirm::router(app.clone()), limiter()));
                 Handler::Confirm(app, router)
             }
