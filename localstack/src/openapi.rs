@@ -135,6 +135,7 @@ pub fn document() -> Result<Value> {
         schemas.insert(schema_name(code), problem_schema(code));
     }
     schemas.insert("Shortage".to_owned(), shortage());
+    schemas.insert("CurrentPrice".to_owned(), current_price());
     schemas.insert(
         "GatewayMessage".to_owned(),
         json!({
@@ -375,6 +376,8 @@ fn problem_schema(code: &Code) -> Value {
             MemberValue::Shortages => {
                 json!({"type": "array", "minItems": 1, "items": reference("Shortage")})
             }
+            MemberValue::Prices => json!({"type": "array", "minItems": 1, "items": reference("CurrentPrice")}),
+            MemberValue::Reservation => reference("Reservation"),
         };
         properties[member.name] = kind;
         properties[member.name]["description"] = member.meaning.into();
@@ -402,6 +405,15 @@ fn shortage() -> Value {
             },
         },
         "required": ["product_id", "requested", "available"],
+    })
+}
+
+fn current_price() -> Value {
+    json!({
+        "type": "object",
+        "description": "A product with its price now.",
+        "properties": {"product_id": reference("ProductId"), "unit_price_minor": reference("Price")},
+        "required": ["product_id", "unit_price_minor"],
     })
 }
 

@@ -32,6 +32,8 @@ pub struct App {
     pub queues: Queues,
     /// The time.
     pub clock: Clock,
+    /// The limit per customer of a product that is made without one; `None` for no limit.
+    pub default_max_per_customer: Option<u32>,
 }
 
 /// This function's part of the API's description.

@@ -1,7 +1,7 @@
 //! Wires the function `admin`.
 
 use admin::{App, router};
-use holdfast_aws::config::{Environment, table_name};
+use holdfast_aws::config::{Environment, default_max_per_customer, table_name};
 use holdfast_aws::{clock, log};
 use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
@@ -16,6 +16,7 @@ async fn main() -> Result<(), Error> {
         store: Store::new(environment.dynamodb(), table_name()?, clock::system()),
         queues: environment.queues()?,
         clock: clock::system(),
+        default_max_per_customer: default_max_per_customer()?,
     };
     let router = serve(router(app), Authenticator::from_environment()?);
     run(service_fn(|event| handle(router.clone(), event))).await

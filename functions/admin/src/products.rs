@@ -43,9 +43,8 @@ pub(crate) struct Create {
     /// Seconds after the end of a hold during which a payment is still accepted. Default: 86400 (one day).
     #[schema(value_type = Option<schema::LatePaymentSeconds>)]
     late_payment_seconds: Option<u32>,
-    /// Maximum number of units that one customer may hold and own. Default: no limit, but each customer's units are
-    /// counted, so that a limit can be set later. Null: no limit, now or later. Units are not counted then, which saves
-    /// two write units per line of a reservation.
+    /// Maximum number of units that one customer may hold and own. Default: the deployment's (`DefaultMaxPerCustomer`).
+    /// Null: no limit, now or later. Units are not counted then, which saves two write units per line of a reservation.
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u32>, format = Int64, minimum = 1, maximum = 4_294_967_295_i64)]
     max_per_customer: Option<Option<u32>>,
@@ -85,8 +84,9 @@ pub(crate) async fn create(
         shards: body.shards.unwrap_or_else(|| Product::default_shards(body.total)),
         hold_seconds: body.hold_seconds.unwrap_or(HoldSeconds::DEFAULT),
         late_payment_seconds: body.late_payment_seconds.unwrap_or(DEFAULT_LATE_PAYMENT_SECONDS),
-        max_per_customer: body.max_per_customer.flatten(),
-        // Null means that there will never be a limit; without the field there may be one later.
+        max_per_customer: body.max_per_customer.unwrap_or(app.default_max_per_customer),
+        // Null means that there will never be a limit; without the field there may be one later, if there is none by
+        // default.
         counts_per_customer: body.max_per_customer != Some(None),
         sale_starts_at: body.sale_starts_at.map(|at| at.0),
         sale_ends_at: body.sale_ends_at.map(|at| at.0),
@@ -94,14 +94,15 @@ pub(crate) async fn create(
         version: 1,
     }
     .checked()?;
-    app.store.create_product(&product, admin.as_str(), app.clock.now(), Deadline::after(REQUEST_BUDGET)).await?;
+    let now = app.clock.now();
+    app.store.create_product(&product, admin.as_str(), now, Deadline::after(REQUEST_BUDGET)).await?;
     let stock = Stock { available: product.total, ..Stock::default() };
-    Ok((StatusCode::CREATED, Answer(ProductView::new(product, stock))).into_response())
+    Ok((StatusCode::CREATED, Answer(ProductView::new(product, stock, now))).into_response())
 }
 
 /// List products
 ///
-/// Returns all products, sorted by id.
+/// Returns all products, archived ones too, sorted by id.
 #[utoipa::path(
     get, path = "/admin/products", operation_id = "listProductsAsAdmin", tag = "Admin: products",
     params(ListQuery),
@@ -116,9 +117,10 @@ pub(crate) async fn list(
     let deadline = Deadline::after(REQUEST_BUDGET);
     let page = app.store.products(query.limit()?, query.cursor()?, deadline).await?;
     let mut stock = app.store.stock(&page.items.iter().collect::<Vec<_>>(), deadline).await?;
+    let now = app.clock.now();
     let view = |product: Product| {
         let stock = stock.remove(&product.product_id).unwrap_or_default();
-        ProductView::new(product, stock)
+        ProductView::new(product, stock, now)
     };
     Ok(Answer(List::of(page, view)).into_response())
 }
@@ -190,7 +192,7 @@ pub(crate) async fn change(
     };
     let product = app.store.change_product(&id, body.version, change, deadline).await?;
     let stock = app.store.stock(&[&product], deadline).await?.remove(&id).unwrap_or_default();
-    Ok(Answer(ProductView::new(product, stock)).into_response())
+    Ok(Answer(ProductView::new(product, stock, app.clock.now())).into_response())
 }
 
 /// A request to adjust the stock.

@@ -43,7 +43,8 @@ async fn shop() -> Shop {
 
 fn function(wire: &Wire) -> (TestClock, Router) {
     let hands = TestClock::new();
-    let app = App { store: store(wire, 1), queues: queues(wire), clock: hands.clock() };
+    let app =
+        App { store: store(wire, 1), queues: queues(wire), clock: hands.clock(), default_max_per_customer: Some(10) };
     (hands, serve(router(app), Authenticator::default()))
 }
 
@@ -458,7 +459,7 @@ async fn units_are_counted_unless_the_limit_is_null() {
         shop.send(with_body(at(event("admin/change-product"), "PATCH", &format!("/admin/products/{id}")), body)).await
     };
     for (id, more, limit, counts) in [
-        ("absent", json!({}), Value::Null, true),
+        ("absent", json!({}), json!(10), true),
         ("null", json!({ "max_per_customer": null }), Value::Null, false),
         ("three", json!({ "max_per_customer": 3 }), json!(3), true),
     ] {

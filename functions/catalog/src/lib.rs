@@ -12,6 +12,7 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::routing::get;
+use holdfast_aws::clock::Clock;
 use holdfast_domain::ProductId;
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{List, ListQuery, Problem, ProductView, Query, cached, codes, path_id, schema};
@@ -24,6 +25,8 @@ use utoipa::OpenApi;
 pub struct App {
     /// The table.
     pub store: Store,
+    /// The time.
+    pub clock: Clock,
 }
 
 /// This function's part of the API's description.
@@ -52,7 +55,7 @@ struct ListProducts {
 
 /// List products
 ///
-/// Returns all products, sorted by id.
+/// Returns all products that are not archived, sorted by id.
 #[utoipa::path(
     get, path = "/products", operation_id = "listProducts", tag = "Products",
     params(ListQuery),
@@ -67,7 +70,8 @@ async fn list_products(
     let query = ListQuery::new(limit, cursor);
     let deadline = Deadline::after(REQUEST_BUDGET);
     let page = app.store.products_with_stock(query.limit()?, query.cursor()?, deadline).await?;
-    cached(&headers, CACHE_SECONDS, &List::of(page, |(product, stock)| ProductView::new(product, stock)))
+    let now = app.clock.now();
+    cached(&headers, CACHE_SECONDS, &List::of(page, |(product, stock)| ProductView::new(product, stock, now)))
 }
 
 /// Get a product
@@ -86,5 +90,5 @@ async fn get_product(
 ) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
     let (product, stock) = app.store.product_with_stock(&id, Deadline::after(REQUEST_BUDGET)).await?;
-    cached(&headers, CACHE_SECONDS, &ProductView::new(product, stock))
+    cached(&headers, CACHE_SECONDS, &ProductView::new(product, stock, app.clock.now()))
 }

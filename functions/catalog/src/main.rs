@@ -12,7 +12,8 @@ use lambda_http::{Error, service_fn};
 async fn main() -> Result<(), Error> {
     log::init();
     let environment = Environment::read()?;
-    let app = App { store: Store::new(environment.dynamodb(), table_name()?, clock::system()) };
+    let store = Store::new(environment.dynamodb(), table_name()?, clock::system());
+    let app = App { store, clock: clock::system() };
     let router = serve(router(app), Authenticator::default());
     run(service_fn(|event| handle(router.clone(), event))).await
 }

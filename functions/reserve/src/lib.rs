@@ -10,7 +10,9 @@ use axum::{Extension, Json as Answer, Router};
 use holdfast_aws::clock::Clock;
 use holdfast_aws::log;
 use holdfast_aws::schedules::Schedules;
-use holdfast_domain::{Basket, CustomerId, HoldSeconds, ProductId, Reservation, ReservationId, Status, Timestamp};
+use holdfast_domain::{
+    Basket, CustomerId, HoldSeconds, ProductId, RequestedLine, Reservation, ReservationId, Status, Timestamp,
+};
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
     Caller, Customer, Json, Key, List, ListQuery, Object, Outcome, Problem, Query, ReservationView, codes, path_id,
@@ -82,13 +84,17 @@ struct CreateLine {
     /// Number of units.
     #[schema(value_type = u32, minimum = 1, maximum = 1_000)]
     quantity: serde_json::Number,
+    /// The price of one unit that the customer saw. If the product has another price, nothing is held.
+    #[schema(value_type = Option<schema::Price>)]
+    unit_price_minor: Option<u64>,
 }
 
 /// Create a reservation
 ///
 /// Holds units for the customer until `expires_at`. Confirm the reservation before then, or its units are released.
 ///
-/// Idempotent: the same request with the same key returns the existing reservation in its current state.
+/// Idempotent: the same request with the same key returns the existing reservation in its current state, or `hold_ended`
+/// if it has expired or was cancelled.
 #[utoipa::path(
     post, path = "/reservations", operation_id = "createReservation", tag = "Reservations",
     params(Key),
@@ -108,7 +114,7 @@ struct CreateLine {
     security(("bearer" = [])),
     extensions(("x-problems" = json!([
         "idempotency_key_reused", "invalid_quantity", "product_not_found", "currency_mismatch", "product_not_on_sale",
-        "sale_not_open", "customer_limit_reached", "insufficient_stock"])))
+        "sale_not_open", "price_changed", "customer_limit_reached", "insufficient_stock", "hold_ended"])))
 )]
 async fn create_reservation(
     State(app): State<Arc<App>>,
@@ -117,7 +123,12 @@ async fn create_reservation(
     Json(body): Json<Create>,
 ) -> Result<Response, Problem> {
     let quantity = |number: &serde_json::Number| number.as_u64().and_then(|quantity| u32::try_from(quantity).ok());
-    let lines = body.lines.into_iter().map(|Object(line)| (line.product_id, quantity(&line.quantity))).collect();
+    let line = |Object(line): Object<CreateLine>| RequestedLine {
+        quantity: quantity(&line.quantity),
+        product_id: line.product_id,
+        unit_price_minor: line.unit_price_minor,
+    };
+    let lines = body.lines.into_iter().map(line).collect();
     let basket = Basket::new(caller.customer(body.customer_id)?, &key, lines).map_err(Error::from)?;
     log::reservation(&basket.reservation_id);
 
@@ -125,6 +136,9 @@ async fn create_reservation(
     let reserved =
         app.store.reserve(&basket, now, Deadline::after(REQUEST_BUDGET), |at| app.ensure_schedule(at)).await?;
 
+    if matches!(reserved.reservation.status_at(now), Status::Expired | Status::Cancelled) {
+        return Err(Problem::hold_ended(&ReservationView::new(reserved.reservation, now)));
+    }
     let location = [(header::LOCATION, format!("/reservations/{}", reserved.reservation.reservation_id))];
     let outcome = Extension(Outcome(if reserved.replayed { "replayed" } else { "reserved" }));
     let mut answer = (StatusCode::CREATED, location, outcome, view(reserved.reservation, now)).into_response();

@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use axum::Router;
-use holdfast_domain::Timestamp;
+use holdfast_domain::{ProductChange, Timestamp};
 use holdfast_http::{Authenticator, serve};
 use holdfast_testkit::event::{Answer, at, by, event, in_role, names, send, with_body, with_header, with_query};
 use holdfast_testkit::fixtures::{
-    NOW, TestClock, basket, books, confirmation, product, schedules, soon, stocked, store, table,
+    NOW, TestClock, basket, books, confirmation, product, product_id, schedules, soon, stocked, store, table,
 };
 use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
@@ -414,4 +414,63 @@ async fn logs_have_the_reservation_and_no_token_or_key() {
     log.is_free_of(&["eyJhbGci", "Y3VzdG9tZXI", "Bearer", "pay_123", SECRET_KEY]);
     let id = basket("alice", SECRET_KEY, &[("tee-black", 2)]).reservation_id;
     assert!(log.lines().iter().any(|line| line["span"]["reservation_id"] == id.as_str()));
+}
+
+#[tokio::test]
+async fn a_replay_of_a_hold_that_has_ended_is_a_problem_with_the_reservation() {
+    for end in ["expired", "cancelled"] {
+        let shop = shop().await;
+        let first = shop.create(KEY).await;
+        match end {
+            "cancelled" => assert_eq!(shop.send(event("reserve/cancel")).await.status, 200),
+            _ => shop.hands.set(NOW.plus_seconds(600)),
+        }
+        for _ in 0..2 {
+            let problem = shop.create(KEY).await.problem(409, "hold_ended");
+            let ended = &problem["reservation"];
+            assert_eq!((&ended["status"], &ended["expires_in_seconds"]), (&json!(end), &json!(0)));
+            assert_eq!(ended["reservation_id"], first.body["reservation_id"]);
+            assert_eq!(ended["created_at"], first.body["created_at"]);
+        }
+        assert_eq!(shop.free().await, 100, "{end}: nothing is held");
+        assert_eq!(shop.create("a-new-key").await.status, 201);
+        // Another body is another request, whatever has become of the hold.
+        let other = json!({ "lines": [{ "product_id": "tee-black", "quantity": 1 }] });
+        let other = with_body(with_header(event("reserve/create"), "idempotency-key", KEY), other);
+        shop.send(other).await.problem(422, "idempotency_key_reused");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_held_at_another_price_than_the_customer_saw() {
+    let shop = shop().await;
+    let ask = async |shop: &Shop, key: &str, price: Value| {
+        let body = json!({ "lines": [{ "product_id": "tee-black", "quantity": 1, "unit_price_minor": price }] });
+        shop.send(with_body(with_header(event("reserve/create"), "idempotency-key", key), body)).await
+    };
+    let problem = ask(&shop, "k1", json!(2_499)).await.problem(409, "price_changed");
+    assert_eq!(problem["lines"], json!([{ "product_id": "tee-black", "unit_price_minor": 2_500 }]));
+    assert_eq!(ask(&shop, "k1", json!(2_500)).await.status, 201);
+    assert_eq!(ask(&shop, "k1", json!(2_500)).await.header("idempotent-replayed"), Some("true"));
+    ask(&shop, "k1", json!(2_499)).await.problem(422, "idempotency_key_reused");
+    // An admin changes the price. The customer has seen the new one, and this environment has not.
+    let change = ProductChange { price_minor: Some(1_900), ..ProductChange::default() };
+    store(&shop.wire, 7).change_product(&product_id("tee-black"), 1, change, soon()).await.unwrap();
+    assert_eq!(ask(&shop, "k2", json!(1_900)).await.body["total_price_minor"], 1_900);
+    ask(&environment(&shop.wire, 2), "k3", json!(2_500)).await.problem(409, "price_changed");
+    for bad in [json!(-1), json!("2500"), json!(1.5)] {
+        let problem = ask(&shop, "k4", bad).await.problem(400, "invalid_request");
+        assert_eq!(problem["field"], "lines[0].unit_price_minor");
+    }
+    assert_eq!(shop.free().await, 98);
+}
+
+#[tokio::test]
+async fn a_countdown_has_the_servers_time() {
+    let shop = shop().await;
+    let change = ProductChange { sale_starts_at: Some(Some(NOW.plus_seconds(90))), ..ProductChange::default() };
+    store(&shop.wire, 7).change_product(&product_id("tee-black"), 1, change, soon()).await.unwrap();
+    let problem = shop.create(KEY).await.problem(409, "sale_not_open");
+    assert_eq!(problem["sale_starts_at"], "2025-11-21T04:41:30.000Z");
+    assert_eq!(problem["server_time"], "2025-11-21T04:40:00.000Z");
 }

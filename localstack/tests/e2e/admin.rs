@@ -34,6 +34,18 @@ pub(crate) async fn products_are_created_changed_and_listed(api: Api) {
         new.is(409, "customer_limit_reached");
     };
     assert_eq!(new.body["total_price_minor"], 6 * 9_900);
+    // A price that a page showed before the change.
+    let line = |price: u64| json!({"product_id": "catalog-1", "quantity": 1, "unit_price_minor": price});
+    let ask = async |price: u64| {
+        let body = json!({"lines": [line(price)]}).to_string();
+        api.raw(Method::POST, "/reservations", Who::Customer("bob"), &[("idempotency-key", "seen")], Some(body)).await
+    };
+    let stale = ask(2_500).await;
+    let told = json!([{"product_id": "catalog-1", "unit_price_minor": 9_900}]);
+    assert_eq!(stale.is(409, "price_changed").body["lines"], told);
+    let now = ask(9_900).await;
+    assert_eq!(now.is(201, "").body["total_price_minor"], 9_900);
+    api.cancel("bob", &now.id()).await.is(200, "");
     patch(json!({"version": 2, "status": "paused"})).await.is(200, "");
     api.reserve("alice", "catalog-1-paused", &[("catalog-1", 1)]).await.is(409, "product_not_on_sale");
 
@@ -56,6 +68,35 @@ pub(crate) async fn products_are_created_changed_and_listed(api: Api) {
         }
         assert_eq!(seen, 1, "{path}");
     }
+
+    // It is retired: its page, orders and ledger stay.
+    patch(json!({"version": 3, "status": "archived"})).await.is(200, "");
+    let started = tokio::time::Instant::now();
+    let listed = async |path: &str, who| {
+        let page = api.get(&format!("{path}?limit=100"), who).await;
+        page.is(200, "").body["items"].as_array().unwrap().iter().any(|item| item["product_id"] == "catalog-1")
+    };
+    let archived = async || api.get("/products/catalog-1", Who::Nobody).await.is(200, "").body["status"] == "archived";
+    while listed("/products", Who::Nobody).await || !archived().await {
+        assert!(started.elapsed().as_secs() < 5, "both may be a second old, and no more");
+    }
+    api.reserve("alice", "catalog-1-archived", &[("catalog-1", 1)]).await.is(409, "product_not_on_sale");
+    api.get("/admin/products/catalog-1/ledger", Who::Admin).await.is(200, "");
+    api.confirm("alice", &held.id(), Some("pay_archived")).await.is(200, "");
+    api.raw(
+        Method::POST,
+        "/admin/products",
+        Who::Admin,
+        &[],
+        Some(
+            json!({
+                "product_id": "catalog-1", "name": "Another", "price_minor": 1, "currency": "EUR", "total": 1,
+            })
+            .to_string(),
+        ),
+    )
+    .await
+    .is(409, "product_exists");
 }
 
 pub(crate) async fn stock_is_adjusted_once_with_a_reason(api: Api) {

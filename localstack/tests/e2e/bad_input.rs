@@ -58,7 +58,7 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
     reserve("an unknown field", json!({"lines": [{"product_id": "input", "quantity": 1}], "price_minor": 0}), INVALID);
     reserve(
         "an unknown field in a line",
-        json!({"lines": [{"product_id": "input", "quantity": 1, "unit_price_minor": 1}]}),
+        json!({"lines": [{"product_id": "input", "quantity": 1, "price_minor": 1}]}),
         INVALID,
     );
     reserve("a missing quantity", json!({"lines": [{"product_id": "input"}]}), INVALID);
@@ -382,7 +382,7 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
     api.product(
         &"i".repeat(64),
         1_000_000_000,
-        json!({"name": "ü".repeat(200), "price_minor": 100_000_000_000_u64, "shards": 64, "hold_seconds": 3_600}),
+        json!({"name": "ü".repeat(200), "price_minor": 100_000_000_000_u64, "shards": 64, "hold_seconds": 3_600, "max_per_customer": 1_000}),
     )
     .await;
     let most = api.reserve("alice", "most", &[(&"i".repeat(64), 1_000)]).await;

@@ -68,6 +68,10 @@ pub(crate) async fn an_unconfirmed_hold_expires_by_its_schedule_and_is_released_
     for (who, id) in [("alice", left), ("carol", last.id())] {
         let ended = api.get(&format!("/reservations/{id}"), Who::Customer(who)).await;
         assert_eq!(ended.body["status"], "expired");
+        let (key, units) = if who == "alice" { ("left", 2) } else { ("last", 1) };
+        let same_cart = api.reserve(who, key, &[("expiring", units)]).await;
+        assert_eq!(same_cart.is(409, "hold_ended").body["reservation"]["status"], "expired");
+        assert_eq!(same_cart.body["reservation"]["reservation_id"], id.as_str());
         api.confirm(who, &id, None).await.is(410, "hold_expired");
         api.cancel(who, &id).await.is(410, "hold_expired");
     }

@@ -1,6 +1,7 @@
 //! Responses about money and stock that a shop acts on: regression tests of bugs in the running service.
 
 use futures_util::future::join_all;
+use holdfast_domain::{CustomerId, IdempotencyKey, ReservationId};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -83,11 +84,22 @@ pub(crate) async fn fragmented_stock_of_two_products_is_sold_together(api: Api) 
 }
 
 pub(crate) async fn a_payment_without_a_reservation_is_recorded(api: Api) {
-    let nothing = format!("rsv_{}", "a".repeat(52));
+    let key = IdempotencyKey::try_from("paid-first").unwrap();
+    let nothing = ReservationId::derive(&CustomerId::try_from("alice").unwrap(), &key).to_string();
     api.confirm("alice", &nothing, Some("pay_nothing")).await.is(404, "reservation_not_found");
     let found = api.failed("pay_nothing").await;
     assert_eq!(found.len(), 1);
     assert_eq!((&found[0]["reason"], &found[0]["reservation_id"]), (&json!("reservation_not_found"), &json!(nothing)));
+    // An admin resolves it. A hold that is made afterwards knows of it once the admin repeats that.
+    let path = format!("/admin/failed-confirmations/{}/resolve", found[0]["failed_confirmation_id"].as_str().unwrap());
+    let resolve = async || api.post(&path, Who::Admin, json!({"note": "refunded"})).await;
+    let first = resolve().await;
+    assert_eq!(first.is(200, "").body["state"], "resolved");
+    api.product("paid-first", 2, json!({})).await;
+    let made = api.reserve("alice", "paid-first", &[("paid-first", 1)]).await;
+    assert_eq!(made.is(201, "").id(), nothing);
+    assert_eq!(resolve().await.is(200, "").body, first.body);
+    api.confirm("alice", &nothing, Some("pay_nothing")).await.is(409, "refund_required");
 }
 
 async fn adjust(api: &Api, id: &str, key: &str, body: Value) -> Answer {

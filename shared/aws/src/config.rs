@@ -184,6 +184,17 @@ pub fn roles_claim() -> Result<String, ConfigError> {
     required("ROLES_CLAIM")
 }
 
+/// The limit per customer of a product that is made without one, if there is any: `DEFAULT_MAX_PER_CUSTOMER`, 0 for none.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
+pub fn default_max_per_customer() -> Result<Option<u32>, ConfigError> {
+    let name = "DEFAULT_MAX_PER_CUSTOMER";
+    let problem = "must be a whole number from 0 to 4294967295";
+    let units = required(name)?.parse().map_err(|_| ConfigError { name, problem })?;
+    Ok(Some(units).filter(|units| *units > 0))
+}
+
 /// Whether customers may confirm their own reservations, beside services: `CONFIRMED_BY`, `service` or `customer`.
 ///
 /// # Errors

@@ -3,14 +3,38 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Currency, CustomerId, HoldSeconds, IdempotencyKey, Invalid, Line, Product, ProductId, Refusal, Reservation,
-    ReservationId, Take, Timestamp, digest_id,
+    Currency, CurrentPrice, CustomerId, HoldSeconds, IdempotencyKey, Invalid, Line, Product, ProductId, Refusal,
+    Reservation, ReservationId, Take, Timestamp, digest_id,
 };
 
 /// The most lines of a reservation.
 pub const MAX_LINES: usize = 20;
 /// The most units of one line.
 pub const MAX_QUANTITY: u32 = 1_000;
+
+/// A line of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestedLine {
+    /// The product.
+    pub product_id: ProductId,
+    /// Units; `None` if the caller sent a number other than a whole number from 1 to 2^32-1.
+    pub quantity: Option<u32>,
+    /// The price of one unit that the customer saw, if the caller wants it compared.
+    pub unit_price_minor: Option<u64>,
+}
+
+impl From<(ProductId, Option<u32>)> for RequestedLine {
+    fn from((product_id, quantity): (ProductId, Option<u32>)) -> Self {
+        Self { product_id, quantity, unit_price_minor: None }
+    }
+}
+
+/// What is asked for of one product.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Wish {
+    quantity: u32,
+    unit_price_minor: Option<u64>,
+}
 
 /// What a customer asks for: one line for each product, ordered by id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +45,7 @@ pub struct Basket {
     pub reservation_id: ReservationId,
     /// A digest of the lines: distinguishes a replay from a reused key.
     pub fingerprint: String,
-    lines: BTreeMap<ProductId, u32>,
+    lines: BTreeMap<ProductId, Wish>,
 }
 
 /// Why a request makes no [`Basket`].
@@ -38,30 +62,38 @@ pub enum BasketError {
 impl Basket {
     /// Merges lines of the same product, since one transaction may not touch an item twice.
     ///
-    /// A quantity is `None` if the caller sent a number other than a whole number from 1 to 2^32-1.
-    ///
     /// # Errors
-    /// [`Invalid`] for no lines or too many, [`Refusal::InvalidQuantity`] for a merged quantity outside 1 to 1,000.
+    /// [`Invalid`] for no lines or too many, and for two prices of one product; [`Refusal::InvalidQuantity`] for a merged
+    /// quantity outside 1 to 1,000.
     pub fn new(
         customer: CustomerId,
         key: &IdempotencyKey,
-        lines: Vec<(ProductId, Option<u32>)>,
+        lines: Vec<impl Into<RequestedLine>>,
     ) -> Result<Self, BasketError> {
         if lines.is_empty() || lines.len() > MAX_LINES {
             return Err(Invalid::new("lines", "must be 1 to 20 lines").into());
         }
-        let mut merged: BTreeMap<ProductId, u32> = BTreeMap::new();
-        for (product_id, quantity) in lines {
+        let mut merged: BTreeMap<ProductId, Wish> = BTreeMap::new();
+        for RequestedLine { product_id, quantity, unit_price_minor } in lines.into_iter().map(Into::into) {
             // Each quantity is checked, not only the sum: -1 + 2 and 0 + 1 must not count as one unit.
             let Some(quantity) = quantity.filter(|quantity| (1..=MAX_QUANTITY).contains(quantity)) else {
                 return Err(Refusal::InvalidQuantity { product_id }.into());
             };
-            *merged.entry(product_id).or_default() += quantity;
+            let wish = merged.entry(product_id).or_default();
+            wish.quantity += quantity;
+            if wish.unit_price_minor.is_some_and(|price| unit_price_minor.is_some_and(|other| price != other)) {
+                return Err(Invalid::new("lines", "must have one unit_price_minor for each product").into());
+            }
+            wish.unit_price_minor = wish.unit_price_minor.or(unit_price_minor);
         }
-        if let Some((product_id, _)) = merged.iter().find(|&(_, &quantity)| quantity > MAX_QUANTITY) {
+        if let Some((product_id, _)) = merged.iter().find(|(_, wish)| wish.quantity > MAX_QUANTITY) {
             return Err(Refusal::InvalidQuantity { product_id: product_id.clone() }.into());
         }
-        let canonical: Vec<String> = merged.iter().map(|(product, quantity)| format!("{quantity} {product}")).collect();
+        let canonical = merged.iter().map(|(product, wish)| match wish.unit_price_minor {
+            None => format!("{} {product}", wish.quantity),
+            Some(price) => format!("{} {product} {price}", wish.quantity),
+        });
+        let canonical: Vec<String> = canonical.collect();
         let fingerprint = digest_id("", &canonical.iter().map(String::as_str).collect::<Vec<_>>());
         let reservation_id = ReservationId::derive(&customer, key);
         Ok(Self { customer, reservation_id, fingerprint, lines: merged })
@@ -121,12 +153,12 @@ impl Draft {
 /// The reservation to make for `basket` at `now`, given the `products` that are known.
 ///
 /// # Errors
-/// The refusals that do not depend on stock: unknown product, mixed currencies, paused, outside the sale window, more than
-/// the limit for each customer in one request. The first in the order of [`Refusal`] wins, and within one kind the first
+/// The refusals that do not depend on stock: unknown product, mixed currencies, not on sale, outside the sale window,
+/// another price than the customer saw, more than the limit for each customer in one request. The first in the order of [`Refusal`] wins, and within one kind the first
 /// product by id.
 pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Timestamp) -> Result<Draft, Refusal> {
     let mut lines = Vec::with_capacity(basket.lines.len());
-    for (product_id, &quantity) in &basket.lines {
+    for (product_id, &Wish { quantity, .. }) in &basket.lines {
         let Some(product) = products.get(product_id) else {
             return Err(Refusal::ProductNotFound { product_id: product_id.clone() });
         };
@@ -147,6 +179,16 @@ pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Time
     let paused = lines.iter().map(on_sale).find(|answer| matches!(answer, Err(Refusal::ProductNotOnSale { .. })));
     paused.unwrap_or(Ok(()))?;
     lines.iter().try_for_each(on_sale)?;
+    let changed = |(line, wish): (&DraftLine, &Wish)| {
+        let DraftLine { product: Product { product_id, price_minor, .. }, .. } = line;
+        let seen = wish.unit_price_minor?;
+        let price = CurrentPrice { product_id: product_id.clone(), unit_price_minor: *price_minor };
+        (seen != *price_minor).then_some(price)
+    };
+    let prices: Vec<CurrentPrice> = lines.iter().zip(basket.lines.values()).filter_map(changed).collect();
+    if !prices.is_empty() {
+        return Err(Refusal::PriceChanged { prices });
+    }
     for DraftLine { product, quantity } in &lines {
         if let Some(limit) = product.max_per_customer
             && *quantity > limit
@@ -167,7 +209,16 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
     fn basket(lines: &[(&str, Option<u32>)]) -> Result<Basket, BasketError> {
-        let lines = lines.iter().map(|&(id, quantity)| (ProductId::try_from(id).unwrap(), quantity)).collect();
+        priced(&lines.iter().map(|&(id, quantity)| (id, quantity, None)).collect::<Vec<_>>())
+    }
+
+    fn priced(lines: &[(&str, Option<u32>, Option<u64>)]) -> Result<Basket, BasketError> {
+        let line = |&(id, quantity, unit_price_minor)| RequestedLine {
+            product_id: ProductId::try_from(id).unwrap(),
+            quantity,
+            unit_price_minor,
+        };
+        let lines = lines.iter().map(line).collect();
         Basket::new(CustomerId::try_from("alice").unwrap(), &IdempotencyKey::try_from("k").unwrap(), lines)
     }
 
@@ -200,6 +251,23 @@ mod tests {
     }
 
     #[test]
+    fn the_price_that_the_customer_saw_is_compared_with_every_products() {
+        let price =
+            |id, unit_price_minor| CurrentPrice { product_id: ProductId::try_from(id).unwrap(), unit_price_minor };
+        let stale = priced(&[("a", Some(1), Some(1)), ("b", Some(1), None), ("c", Some(1), Some(2))]).unwrap();
+        let known = known(["a", "b", "c"].map(|id| Product { price_minor: 3, ..product(id) }).into());
+        let refused = draft(&stale, &known, NOW);
+        assert_eq!(refused, Err(Refusal::PriceChanged { prices: vec![price("a", 3), price("c", 3)] }));
+        let right = priced(&[("a", Some(1), Some(3)), ("a", Some(1), None), ("c", Some(1), Some(3))]).unwrap();
+        assert!(draft(&right, &known, NOW).is_ok());
+        // The price is part of the request.
+        let unpriced = basket(&[("a", Some(2)), ("c", Some(1))]).unwrap();
+        assert_ne!(right.fingerprint, unpriced.fingerprint);
+        let two = priced(&[("a", Some(1), Some(3)), ("a", Some(1), Some(4))]);
+        assert!(matches!(two, Err(BasketError::Invalid(Invalid { field: "lines", .. }))), "{two:?}");
+    }
+
+    #[test]
     fn one_to_twenty_lines() {
         assert!(matches!(basket(&[]), Err(BasketError::Invalid(_))));
         let names: Vec<String> = (0..21).map(|n| format!("p{n}")).collect();
@@ -210,7 +278,7 @@ mod tests {
 
     #[test]
     fn refusals_come_in_their_documented_order() {
-        let ask = basket(&[("a", Some(5)), ("b", Some(1))]).unwrap();
+        let ask = priced(&[("a", Some(5), None), ("b", Some(1), Some(7))]).unwrap();
         // All problems at once; then the one with the highest precedence is fixed, until none is left.
         let mut a = Product { max_per_customer: Some(4), ..product("a") };
         a.sale_starts_at = Some(NOW.plus_seconds(1));
@@ -225,6 +293,9 @@ mod tests {
         b.status = ProductStatus::OnSale;
         assert_eq!(refusal(vec![a.clone(), b.clone()]), "sale_not_open");
         a.sale_starts_at = None;
+        b.price_minor = 8;
+        assert_eq!(refusal(vec![a.clone(), b.clone()]), "price_changed");
+        b.price_minor = 7;
         assert_eq!(refusal(vec![a.clone(), b.clone()]), "customer_limit_reached");
         a.max_per_customer = Some(5);
         assert!(draft(&ask, &known(vec![a, b]), NOW).is_ok());

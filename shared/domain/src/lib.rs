@@ -29,7 +29,7 @@ mod time;
 pub use adjustment::Adjustment;
 pub use confirmation::Confirmation;
 pub use decide::{CLOCK_TOLERANCE_SECONDS, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK};
-pub use draft::{Basket, BasketError, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, draft};
+pub use draft::{Basket, BasketError, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, RequestedLine, draft};
 pub use failed::{
     FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, RecordDecision, ResolveDecision, RetryDecision,
 };
@@ -39,7 +39,7 @@ pub use product::{
     ProductChange, ProductStatus, Stock,
 };
 pub use rate::{Admission, Micros, RateLimit};
-pub use refusal::{Refusal, Shortage};
+pub use refusal::{CurrentPrice, Refusal, Shortage};
 pub use reservation::{Line, Reservation, Status, Take};
 pub use time::{Clock, HoldSeconds, Timestamp};
 

@@ -94,6 +94,8 @@ pub enum ProductStatus {
     OnSale,
     /// No. Existing holds are not affected.
     Paused,
+    /// No, and it is not in the public list any more. It keeps its id, its orders and its ledger.
+    Archived,
 }
 
 /// Where the units of a product are, by the clock: units of an overdue hold are available even before it is released, since
@@ -242,7 +244,7 @@ impl Product {
     /// [`Refusal::ProductNotOnSale`] or [`Refusal::SaleNotOpen`].
     pub fn on_sale(&self, now: Timestamp) -> Result<(), Refusal> {
         match self.status {
-            ProductStatus::Paused => {
+            ProductStatus::Paused | ProductStatus::Archived => {
                 return Err(Refusal::ProductNotOnSale { product_id: self.product_id.clone() });
             }
             ProductStatus::OnSale => {}
@@ -250,7 +252,7 @@ impl Product {
         let opens_at = self.sale_starts_at.filter(|&starts| now < starts);
         let over = self.sale_ends_at.is_some_and(|ends| now >= ends);
         if opens_at.is_some() || over {
-            return Err(Refusal::SaleNotOpen { product_id: self.product_id.clone(), opens_at });
+            return Err(Refusal::SaleNotOpen { product_id: self.product_id.clone(), opens_at, now });
         }
         Ok(())
     }
@@ -366,6 +368,8 @@ pub(crate) mod tests {
         assert!(opens(1_000).is_ok());
         assert!(opens(1_999).is_ok());
         assert!(matches!(opens(2_000), Err(Refusal::SaleNotOpen { opens_at: None, .. })));
+        windowed.status = ProductStatus::Archived;
+        assert!(matches!(windowed.on_sale(Timestamp::from_millis(1_500)), Err(Refusal::ProductNotOnSale { .. })));
         windowed.status = ProductStatus::Paused;
         assert!(matches!(opens_paused(&windowed), Err(Refusal::ProductNotOnSale { .. })));
     }

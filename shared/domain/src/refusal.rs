@@ -27,10 +27,10 @@ pub enum Refusal {
     /// Products of different currencies in one reservation.
     #[error("all products of one reservation must have the same currency")]
     CurrencyMismatch,
-    /// The product is paused.
+    /// The product is paused or archived.
     #[error("{product_id} is not on sale")]
     ProductNotOnSale {
-        /// The paused product.
+        /// The product.
         product_id: ProductId,
     },
     /// Outside the product's sale window.
@@ -40,6 +40,14 @@ pub enum Refusal {
         product_id: ProductId,
         /// When the sale opens, if that is still to come.
         opens_at: Option<Timestamp>,
+        /// The time by which this was decided.
+        now: Timestamp,
+    },
+    /// A product has another price than the one that the customer saw.
+    #[error("the price has changed")]
+    PriceChanged {
+        /// The products whose price differs, with their price now.
+        prices: Vec<CurrentPrice>,
     },
     /// The customer would hold or own more of the product than its limit allows.
     #[error("at most {limit} of {product_id} for each customer")]
@@ -99,6 +107,15 @@ pub enum Refusal {
     AlreadySettled,
 }
 
+/// The price of a product now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CurrentPrice {
+    /// The product.
+    pub product_id: ProductId,
+    /// The price of one unit, in the currency's minor unit.
+    pub unit_price_minor: u64,
+}
+
 /// A line with too few free units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shortage {
@@ -120,6 +137,7 @@ impl Refusal {
             Self::CurrencyMismatch => "currency_mismatch",
             Self::ProductNotOnSale { .. } => "product_not_on_sale",
             Self::SaleNotOpen { .. } => "sale_not_open",
+            Self::PriceChanged { .. } => "price_changed",
             Self::CustomerLimitReached { .. } => "customer_limit_reached",
             Self::InsufficientStock { .. } => "insufficient_stock",
             Self::ReservationNotFound => "reservation_not_found",
@@ -146,6 +164,7 @@ impl Refusal {
             | Self::CurrencyMismatch
             | Self::ProductNotOnSale { .. }
             | Self::SaleNotOpen { .. }
+            | Self::PriceChanged { .. }
             | Self::CustomerLimitReached { .. }
             | Self::InsufficientStock { .. }
             | Self::AlreadyConfirmed { other_payment: false }

@@ -163,11 +163,16 @@ async fn open() -> Shop {
         customers_confirm: true,
     });
     let reserve = reserve::App { store: store(&wire, 3), schedules: schedules(&wire), clock: hands.clock() };
-    let admin = admin::App { store: store(&wire, 4), queues: queues(&wire), clock: hands.clock() };
+    let admin = admin::App {
+        store: store(&wire, 4),
+        queues: queues(&wire),
+        clock: hands.clock(),
+        default_max_per_customer: Some(10),
+    };
     Shop {
         store: shelf,
         admin: http(admin::router(admin)),
-        catalog: http(catalog::router(catalog::App { store: store(&wire, 5) })),
+        catalog: http(catalog::router(catalog::App { store: store(&wire, 5), clock: hands.clock() })),
         reserve: http(reserve::router(reserve)),
         confirm: (confirm.clone(), http(confirm::router(confirm))),
         expire: expire::App { store: store(&wire, 6), failed: queues(&wire).failed().clone(), clock: hands.clock() },

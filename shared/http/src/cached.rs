@@ -7,22 +7,35 @@ use serde::Serialize;
 
 use crate::Problem;
 
+/// What precedes the time of a response in its body. Within a string of the body its quotes would be escaped.
+const SERVER_TIME: &str = "\"server_time\":\"";
+/// The length of such a time: all have the same.
+const TIME_LENGTH: usize = "2026-11-21T07:06:40.428Z".len();
+
 /// `body` as JSON, cacheable for `seconds`; or 304 if `If-None-Match` in the request's `headers` matches.
 ///
-/// The tag is a digest of the body, and so a strong one.
+/// The tag is a digest of the body without any `server_time`, and so a weak one: a body that differs in nothing but its
+/// time has not changed.
 ///
 /// # Errors
 /// JSON cannot express the value.
 pub fn cached(headers: &HeaderMap, seconds: u64, body: &impl Serialize) -> Result<Response, Problem> {
     let body = serde_json::to_string(body).map_err(|error| Problem::internal(error.to_string()))?;
-    let tag = format!("\"{}\"", digest_id("", &[&body]));
+    let tag = format!("\"{}\"", digest_id("", &without_times(&body)));
     let not_modified = etag_matches(headers, &tag);
+    let tag = format!("W/{tag}");
     let cache_headers = [(header::CACHE_CONTROL, format!("public, max-age={seconds}")), (header::ETAG, tag)];
     Ok(if not_modified {
         (StatusCode::NOT_MODIFIED, cache_headers).into_response()
     } else {
         ([(header::CONTENT_TYPE, "application/json")], cache_headers, body).into_response()
     })
+}
+
+fn without_times(body: &str) -> Vec<&str> {
+    let mut parts = body.split(SERVER_TIME);
+    let first = parts.next().unwrap_or_default();
+    [first].into_iter().chain(parts.map(|part| part.get(TIME_LENGTH..).unwrap_or(part))).collect()
 }
 
 /// Whether `If-None-Match` matches the tag, by weak comparison as the RFC requires: a proxy that compresses the body may
@@ -32,4 +45,22 @@ pub fn etag_matches(headers: &HeaderMap, tag: &str) -> bool {
     // Tags of this API have no comma.
     let mut given = values.flat_map(|value| value.split(',')).map(str::trim);
     given.any(|given| given == "*" || given.strip_prefix("W/").unwrap_or(given) == tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_the_same_at_another_time_and_not_with_another_name() {
+        let body = |name: &str, second: u32| {
+            let time = format!("2026-11-21T07:06:{second:02}.428Z");
+            serde_json::json!({ "items": [{ "name": name, "server_time": time, "version": 1 }] }).to_string()
+        };
+        assert_eq!(without_times(&body("a", 1)), without_times(&body("a", 2)));
+        assert_ne!(without_times(&body("a", 1)), without_times(&body("b", 1)));
+        // A name that looks like the field.
+        let tricky = |second: u32| format!("\"server_time\":\"2026-11-21T07:06:{second:02}.428Z");
+        assert_ne!(without_times(&body(&tricky(1), 1)), without_times(&body(&tricky(2), 1)));
+    }
 }

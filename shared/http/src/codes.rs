@@ -50,6 +50,10 @@ pub enum MemberValue {
     Flag,
     /// Lines that cannot be reserved: `product_id`, `requested`, `available`.
     Shortages,
+    /// Products with their price: `product_id`, `unit_price_minor`.
+    Prices,
+    /// A reservation.
+    Reservation,
 }
 
 const fn member(name: &'static str, value: MemberValue, meaning: &'static str) -> Member {
@@ -132,14 +136,19 @@ table! {
         "The path does not support this method.",
         "Use one of the methods in `Allow`.";
     PRODUCT_NOT_ON_SALE = "product_not_on_sale", CONFLICT,
-        "The product is paused.",
-        "Try again later: the product (`product_id`) is paused.",
+        "The product is paused or archived.",
+        "Try again later, if the product (`product_id`) is only paused: its `status` says so.",
         [PRODUCT];
     SALE_NOT_OPEN = "sale_not_open", CONFLICT,
         "The product's sale has not started or is over.",
         "Try again at `sale_starts_at`. If that is null, the sale is over.",
         [PRODUCT,
-         member("sale_starts_at", MemberValue::TimeOrNull, "Start of the sale. Null: the sale is over.")];
+         member("sale_starts_at", MemberValue::TimeOrNull, "Start of the sale. Null: the sale is over."),
+         member("server_time", MemberValue::Time, "The server's time of this response, for a countdown.")];
+    PRICE_CHANGED = "price_changed", CONFLICT,
+        "A product has another price than the `unit_price_minor` in the request.",
+        "Show the customer the new price of each of the `lines`, and ask again. Nothing is held.",
+        [member("lines", MemberValue::Prices, "The products whose price differs, with their price now.")];
     CUSTOMER_LIMIT_REACHED = "customer_limit_reached", CONFLICT,
         "The customer would hold and own more units of the product than one customer may.",
         "Reserve fewer units: `max_per_customer` counts all units that the customer holds and owns, including \
@@ -164,6 +173,10 @@ table! {
     RESERVATION_CANCELLED = "reservation_cancelled", CONFLICT,
         "The reservation was cancelled.",
         "Create a new reservation with a new key.";
+    HOLD_ENDED = "hold_ended", CONFLICT,
+        "The reservation of this `Idempotency-Key` has expired or was cancelled.",
+        "Nothing is held. To reserve again, use a new key; `reservation` is the one that ended.",
+        [member("reservation", MemberValue::Reservation, "The reservation that this key made.")];
     EXTENSION_LIMIT_REACHED = "extension_limit_reached", CONFLICT,
         "All extensions together may be at most twice the original hold.",
         "Extend the hold until `latest` at most.",

@@ -5,12 +5,12 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use holdfast_aws::Unanswered;
-use holdfast_domain::{Invalid, ProductId, Refusal, Shortage};
+use holdfast_domain::{CurrentPrice, Invalid, ProductId, Refusal, Shortage};
 use holdfast_store::Error;
 use serde_json::{Map, Value, json};
 
-use crate::ApiTime;
 use crate::codes::{self, Code};
+use crate::{ApiTime, ReservationView};
 
 /// Seconds after which a caller may retry after a 503.
 const RETRY_AFTER_SECONDS: u64 = 1;
@@ -117,6 +117,17 @@ impl Problem {
         Self::new(&codes::METHOD_NOT_ALLOWED, "this path does not support this method")
     }
 
+    /// 409: the hold that this key made has ended.
+    ///
+    /// Not a success: a client that keys its requests by cart would go on to take a payment for nothing.
+    pub fn hold_ended(reservation: &ReservationView) -> Self {
+        match serde_json::to_value(reservation) {
+            Ok(reservation) => Self::new(&codes::HOLD_ENDED, "the hold of this Idempotency-Key has ended")
+                .with("reservation", reservation),
+            Err(error) => Self::internal(error.to_string()),
+        }
+    }
+
     /// 413: longer than [`MAX_BODY_BYTES`](crate::MAX_BODY_BYTES).
     pub(crate) fn too_large() -> Self {
         Self::new(&codes::PAYLOAD_TOO_LARGE, "the body must not exceed 65536 bytes")
@@ -212,9 +223,14 @@ impl From<Refusal> for Problem {
             Refusal::ProductNotFound { product_id } => problem(&codes::PRODUCT_NOT_FOUND).about(product_id),
             Refusal::CurrencyMismatch => problem(&codes::CURRENCY_MISMATCH),
             Refusal::ProductNotOnSale { product_id } => problem(&codes::PRODUCT_NOT_ON_SALE).about(product_id),
-            Refusal::SaleNotOpen { product_id, opens_at } => {
+            Refusal::SaleNotOpen { product_id, opens_at, now } => {
                 let opens_at = opens_at.map_or(Value::Null, |at| json!(ApiTime(at)));
-                problem(&codes::SALE_NOT_OPEN).about(product_id).with("sale_starts_at", opens_at)
+                let problem = problem(&codes::SALE_NOT_OPEN).about(product_id).with("sale_starts_at", opens_at);
+                problem.with("server_time", json!(ApiTime(*now)))
+            }
+            Refusal::PriceChanged { prices } => {
+                let line = |CurrentPrice { product_id, unit_price_minor }: &CurrentPrice| json!({"product_id": product_id, "unit_price_minor": unit_price_minor});
+                problem(&codes::PRICE_CHANGED).with("lines", prices.iter().map(line).collect::<Vec<_>>())
             }
             Refusal::CustomerLimitReached { product_id, limit } => {
                 problem(&codes::CUSTOMER_LIMIT_REACHED).about(product_id).with("max_per_customer", *limit)
@@ -288,7 +304,8 @@ mod tests {
                     (Some(Value::String(_)), MemberValue::ProductId | MemberValue::Text)
                     | (Some(Value::Bool(_)), MemberValue::Flag)
                     | (Some(Value::Null), MemberValue::TimeOrNull)
-                    | (Some(Value::Array(_)), MemberValue::Shortages) => true,
+                    | (Some(Value::Array(_)), MemberValue::Shortages | MemberValue::Prices)
+                    | (Some(Value::Object(_)), MemberValue::Reservation) => true,
                     (Some(Value::String(time)), MemberValue::Time | MemberValue::TimeOrNull) => time.ends_with('Z'),
                     (Some(Value::Number(number)), MemberValue::Count) => number.is_u64(),
                     _ => false,

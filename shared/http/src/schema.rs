@@ -216,8 +216,11 @@ schema!(
 schema!(
     /// See [`holdfast_domain::ProductStatus`].
     ProductStatus,
-    text("Whether a product can be reserved. `paused`: it cannot; existing holds stay.")
-        .enum_values(Some(["on_sale", "paused"]))
+    text(
+        "Whether a product can be reserved. `paused`: it cannot; existing holds stay. `archived`: the same, and it is not \
+         in the public list."
+    )
+        .enum_values(Some(["on_sale", "paused", "archived"]))
 );
 schema!(
     /// See [`FailedState`].
@@ -345,7 +348,8 @@ mod tests {
         let quoted = ["\"a,b\"", "\"a", "a\"", "\"\"", "\"a\\\"b\"", "\"a\\b\"", "a,b", "\"a\"b\""].map(Value::from);
         agree::<IdempotencyKey, HeaderKey>(texts().into_iter().chain(quoted));
         agree::<PriceCurrency, InForce>(texts());
-        let words = ["held", "confirmed", "cancelled", "expired", "paused", "retrying", "resolved"].map(Value::from);
+        let words = ["held", "confirmed", "cancelled", "expired", "paused", "archived", "retrying", "resolved"];
+        let words = words.map(Value::from);
         agree::<ReservationStatus, domain::Status>(texts().into_iter().chain(words.clone()));
         agree::<ProductStatus, domain::ProductStatus>(texts().into_iter().chain(words.clone()));
         agree::<FailedConfirmationState, domain::FailedState>(texts().into_iter().chain(words));

@@ -168,7 +168,8 @@ impl ReservationView {
 #[schema(as = Product, examples(json!({
     "product_id": "tee-black", "name": "Black tee", "price_minor": 2_500, "currency": "EUR",
     "currency_exponent": 2, "total": 3, "available": 3, "reserved": 0, "sold": 0, "status": "on_sale", "hold_seconds": 600, "late_payment_seconds": 86_400,
-    "max_per_customer": null, "counts_per_customer": true, "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
+    "max_per_customer": 10, "counts_per_customer": true, "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
+    "server_time": "2026-11-21T07:06:40.334Z",
 })))]
 pub struct ProductView {
     #[schema(value_type = schema::ProductId)]
@@ -214,11 +215,14 @@ pub struct ProductView {
     /// Increases with every change of the product, except of `total`.
     #[schema(minimum = 1)]
     version: u64,
+    /// The server's time of this response, for a countdown to the sale. Not part of the `ETag`.
+    #[schema(value_type = schema::Time)]
+    server_time: ApiTime,
 }
 
 impl ProductView {
-    /// The product with its stock.
-    pub fn new(product: Product, stock: Stock) -> Self {
+    /// The product with its stock, at `now`.
+    pub fn new(product: Product, stock: Stock, now: Timestamp) -> Self {
         Self {
             product_id: product.product_id.into(),
             name: product.name,
@@ -238,6 +242,7 @@ impl ProductView {
             sale_ends_at: product.sale_ends_at.map(ApiTime),
             shards: product.shards,
             version: product.version,
+            server_time: ApiTime(now),
         }
     }
 }

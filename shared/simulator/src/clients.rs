@@ -134,6 +134,7 @@ impl<'a> Client<'a> {
                 status: answer["statusCode"].as_u64().unwrap_or_default(),
                 body: answer["body"].as_str().and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default(),
             });
+            let reply = reply.map(|reply| self.if_ended(&asked, reply));
             let said = reply.as_ref().map_or("no answer".to_owned(), |reply| {
                 format!("{} {} {}", reply.status, reply.code(), reply.body["status"].as_str().unwrap_or_default())
             });
@@ -163,6 +164,19 @@ impl<'a> Client<'a> {
             sleep(millis(wait)).await;
         }
         None
+    }
+
+    /// An answer to a reserve as its status says: a hold that has ended is no success, and the problem that says so has the
+    /// whole reservation, which is judged like any other.
+    fn if_ended(&self, asked: &Question, reply: Reply) -> Reply {
+        if asked.route() != Route::Reserve || !matches!(reply.status, 201 | 409) {
+            return reply;
+        }
+        let told = reply.code() == "hold_ended";
+        let body = if told { reply.body["reservation"].clone() } else { reply.body.clone() };
+        let ended = matches!(body["status"].as_str(), Some("expired" | "cancelled"));
+        self.expect(told == ended, "an_ended_hold_is_no_success", || format!("{asked:?}: {reply:?}"));
+        if told { Reply { status: 201, body } } else { reply }
     }
 
     /// Whether faults have stopped.
@@ -242,10 +256,16 @@ impl<'a> Client<'a> {
 
     /// Reserves. Returns whether there was a clear answer.
     async fn reserve(&self, key: u8, body: &[(usize, u32)], patience: u32) -> bool {
-        let lines: Vec<Value> = body
-            .iter()
-            .map(|&(product, quantity)| json!({ "product_id": self.products[product].id, "quantity": quantity }))
-            .collect();
+        let line = |&(product, quantity): &(usize, u32)| {
+            let product = &self.products[product];
+            let mut line = json!({ "product_id": product.id, "quantity": quantity });
+            // With one of the keys, the price that the product had at first, which an admin may have changed.
+            if key == 1 {
+                line["unit_price_minor"] = product.price_minor.into();
+            }
+            line
+        };
+        let lines: Vec<Value> = body.iter().map(line).collect();
         let id = self.reservation_id(key);
         self.memory().bodies.entry(key).or_default().push(body.to_vec());
         let sent = json!({ "lines": lines });
@@ -492,6 +512,7 @@ impl<'a> Client<'a> {
             Change::Price(price) => json!({ "price_minor": price }),
             Change::Limit(limit) => json!({ "max_per_customer": limit }),
             Change::Pause => json!({ "status": "paused" }),
+            Change::Archive => json!({ "status": "archived" }),
             Change::OnSale => json!({ "status": "on_sale" }),
             Change::Hold(seconds) => json!({ "hold_seconds": seconds }),
             Change::Name(number) => json!({ "name": format!("Name {number}") }),

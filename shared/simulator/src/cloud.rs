@@ -136,8 +136,13 @@ impl Cloud {
 
     /// The same, with the clock skew of the environment that answered.
     pub(crate) async fn invoke_by(&self, function: Function, event: Value) -> Option<(Value, i64)> {
-        if self.world.lock().planted.is_some_and(|planted| planted.ignored(function, &event)) {
-            return Some((Value::Null, 0));
+        let mut event = event;
+        let planted = self.world.lock().planted;
+        if let Some(planted) = planted {
+            if planted.ignored(function, &event) {
+                return Some((Value::Null, 0));
+            }
+            planted.read(function, &mut event);
         }
         let environment = self.environment(function);
         let kill_after = self.doom(function, &environment);
@@ -162,7 +167,7 @@ impl Cloud {
             self.idle().entry(function).or_default().push(environment);
         }
         let mut answer = answer?;
-        if let Some(planted) = self.world.lock().planted {
+        if let Some(planted) = planted {
             planted.replied(function, &event, &mut answer);
         }
         Some((answer, skew_ms))
@@ -265,7 +270,9 @@ impl Environment {
         let http = |router| serve(router, Authenticator::default());
         let limiter = || rate.map(|rate| Limiter::new(store(), clock.clone(), rate));
         let handler = match function {
-            Function::Catalog => Handler::Http(http(catalog::router(catalog::App { store: store() }))),
+            Function::Catalog => {
+                Handler::Http(http(catalog::router(catalog::App { store: store(), clock: clock.clone() })))
+            }
             Function::Reserve => {
                 let schedules = Schedules::new(own!(aws.scheduler(), aws_sdk_scheduler), target(), 10);
                 let app = reserve::App { store: store(), schedules, clock: clock.clone() };
@@ -286,7 +293,12 @@ impl Environment {
                 Handler::Expire(Arc::new(expire::App { store: store(), failed, clock: clock.clone() }))
             }
             Function::Admin => {
-                let app = admin::App { store: store(), queues: queues(), clock: clock.clone() };
+                let app = admin::App {
+                    store: store(),
+                    queues: queues(),
+                    clock: clock.clone(),
+                    default_max_per_customer: None,
+                };
                 Handler::Http(http(admin::router(app)))
             }
         };

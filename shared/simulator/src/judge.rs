@@ -243,8 +243,11 @@ impl<'a> Case<'a> {
         match (self.reply.status, code) {
             (201, _) => {
                 let body = &self.reply.body;
-                let right = self
-                    .hold_once(&id, |item| item.is_some_and(|item| lines(item) == wanted && self.shows(item, body)));
+                let so = |item: &Value| lines(item) == wanted && self.shows(item, body);
+                let right = self.hold_once(&id, |item| item.is_some_and(so));
+                if right && !at_the_price_seen(&self.asked.body, body) {
+                    return (false, "a_hold_has_the_price_that_the_customer_saw");
+                }
                 (right, "answers_are_the_table")
             }
             (422, "idempotency_key_reused") => {
@@ -263,6 +266,7 @@ impl<'a> Case<'a> {
                 let asked = wanted.iter().any(|(id, _)| self.reply.body["product_id"] == id.as_str());
                 (asked && self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals")
             }
+            (409, "price_changed") => (self.another_price(), "only_true_refusals"),
             (422, "currency_mismatch") => (self.mixed(&wanted), "only_true_refusals"),
             _ => (false, "only_documented_refusals"),
         }
@@ -480,6 +484,16 @@ pub(crate) fn wanted(body: &Value) -> Vec<(String, u64)> {
         *merged.entry(product).or_default() += line["quantity"].as_u64().unwrap_or_default();
     }
     merged.into_iter().collect()
+}
+
+/// Whether each line of a reservation has the price that its request names, if it names one.
+fn at_the_price_seen(asked: &Value, body: &Value) -> bool {
+    let lines = |body: &Value| body["lines"].as_array().cloned().unwrap_or_default();
+    let made = lines(body);
+    lines(asked).iter().filter(|line| line["unit_price_minor"].is_u64()).all(|seen| {
+        let same = |line: &&Value| line["product_id"] == seen["product_id"];
+        made.iter().find(same).is_some_and(|line| line["unit_price_minor"] == seen["unit_price_minor"])
+    })
 }
 
 /// The same for a reservation.

@@ -50,6 +50,7 @@ pub(crate) enum Change {
     Price(u64),
     Limit(Option<u32>),
     Pause,
+    Archive,
     OnSale,
     Hold(u32),
     Name(u32),
@@ -408,7 +409,7 @@ fn admin(name: &str, random: &mut fastrand::Rng, products: &[ProductPlan], numbe
                 let what = match random.u32(0..9) {
                     0 | 1 => Change::Price(random.u64(1..5_000)),
                     2 => Change::Limit([None, Some(1), Some(3)][random.usize(0..3)]),
-                    3 => Change::Pause,
+                    3 => [Change::Pause, Change::Pause, Change::Archive][random.usize(0..3)],
                     4 => Change::OnSale,
                     5 => Change::Name(random.u32(0..3)),
                     7 => Change::LatePayment([0, 20, 86_400][random.usize(0..3)]),

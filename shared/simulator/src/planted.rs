@@ -24,6 +24,7 @@ pub struct Planted {
     hears: Option<fn(&Call, u16, &mut Value)>,
     says: Option<fn(Function, &Value, &mut Value)>,
     ignores: Option<fn(Function, &Value) -> bool>,
+    reads: Option<fn(Function, &mut Value)>,
 }
 
 impl Planted {
@@ -49,6 +50,13 @@ impl Planted {
         self.ignores.is_some_and(|ignores| ignores(function, event))
     }
 
+    /// Changes an event to what the function understands with the bug.
+    pub(crate) fn read(&self, function: Function, event: &mut Value) {
+        if let Some(read) = self.reads {
+            read(function, event);
+        }
+    }
+
     /// Changes the function's response as the bug does.
     pub(crate) fn replied(&self, function: Function, event: &Value, reply: &mut Value) {
         if let Some(say) = self.says {
@@ -58,19 +66,23 @@ impl Planted {
 }
 
 const fn asks(name: &'static str, what: &'static str, ask: fn(&mut Call) -> Pretended) -> Planted {
-    Planted { name, what, asks: Some(ask), hears: None, says: None, ignores: None }
+    Planted { name, what, asks: Some(ask), hears: None, says: None, ignores: None, reads: None }
 }
 
 const fn hears(name: &'static str, what: &'static str, hear: fn(&Call, u16, &mut Value)) -> Planted {
-    Planted { name, what, asks: None, hears: Some(hear), says: None, ignores: None }
+    Planted { name, what, asks: None, hears: Some(hear), says: None, ignores: None, reads: None }
 }
 
 const fn says(name: &'static str, what: &'static str, say: fn(Function, &Value, &mut Value)) -> Planted {
-    Planted { name, what, asks: None, hears: None, says: Some(say), ignores: None }
+    Planted { name, what, asks: None, hears: None, says: Some(say), ignores: None, reads: None }
 }
 
 const fn ignores(name: &'static str, what: &'static str, ignores: fn(Function, &Value) -> bool) -> Planted {
-    Planted { name, what, asks: None, hears: None, says: None, ignores: Some(ignores) }
+    Planted { name, what, asks: None, hears: None, says: None, ignores: Some(ignores), reads: None }
+}
+
+const fn reads(name: &'static str, what: &'static str, read: fn(Function, &mut Value)) -> Planted {
+    Planted { name, what, asks: None, hears: None, says: None, ignores: None, reads: Some(read) }
 }
 
 /// The update by which a function closes an ended hold has no effect.
@@ -409,6 +421,7 @@ pub static ALL: &[Planted] = &[
         hears: Some(|call, _, body| stock(call, "confirm", body, 1_000)),
         says: None,
         ignores: None,
+        reads: None,
     },
     asks("retake-without-limit", "a late confirmation does not count against the limit", |call| {
         without(call, Deed::Retake, "LIMIT#")
@@ -564,6 +577,7 @@ pub static ALL: &[Planted] = &[
             }
         }),
         ignores: None,
+        reads: None,
     },
     says(
         "already-confirmed-without-a-refund",
@@ -674,6 +688,7 @@ pub static ALL: &[Planted] = &[
         hears: Some(|call, _, body| stock(call, "admin", body, 1_000)),
         says: None,
         ignores: None,
+        reads: None,
     },
     asks("adjust-without-ledger", "an adjustment leaves nothing in the ledger", |call| {
         if deed(call) == Deed::Adjust {
@@ -701,16 +716,6 @@ pub static ALL: &[Planted] = &[
             reasons.rotate_right(1);
         }
     }),
-    hears("last-reason-only", "only the last reason of a cancelled transaction is read", |_, _, body| {
-        if let Some(reasons) = body["CancellationReasons"].as_array_mut() {
-            let last = reasons.iter().rposition(|reason| reason["Code"] == "ConditionalCheckFailed");
-            for (at, reason) in reasons.iter_mut().enumerate() {
-                if last.is_some_and(|last| last != at) {
-                    *reason = json!({ "Code": "None" });
-                }
-            }
-        }
-    }),
     hears(
         "unprocessed-keys-forgotten",
         "keys that DynamoDB left unprocessed are taken for items that are not there",
@@ -736,6 +741,21 @@ pub static ALL: &[Planted] = &[
         if function == Function::Reserve && creates && reply["statusCode"] == 409 {
             reply["statusCode"] = 201.into();
         }
+    }),
+    says("ended-hold-as-made", "a replay of a hold that has ended is answered with 201", |_, _, reply| {
+        let problem = body(reply);
+        if problem["code"] == "hold_ended" {
+            reply["statusCode"] = 201.into();
+            reply["body"] = problem["reservation"].to_string().into();
+        }
+    }),
+    reads("price-not-compared", "reserve ignores the price that the customer saw", |function, event| {
+        let Some(text) = event["body"].as_str().filter(|_| function == Function::Reserve) else { return };
+        let Ok(mut body) = serde_json::from_str::<Value>(text) else { return };
+        for line in body["lines"].as_array_mut().into_iter().flatten() {
+            line.as_object_mut().map(|line| line.remove("unit_price_minor"));
+        }
+        event["body"] = body.to_string().into();
     }),
     says("confirm-says-yes", "confirm answers 200 where it should say that a refund is due", |function, _, reply| {
         if function == Function::Confirm && reply["statusCode"] == 409 && body(reply)["code"] == "refund_required" {

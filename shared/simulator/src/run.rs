@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dynoxide::Database;
 use futures_util::future::join_all;
+use holdfast_domain::ProductStatus::Archived;
 use holdfast_domain::{Reservation, Status, Timestamp};
 use holdfast_testkit::fixtures::{CONFIRMATIONS, TABLE};
 use serde_json::{Value, json};
@@ -332,8 +333,11 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
     same_list(admin, Function::Admin, "/admin/reservations", "reservation_id", ids(&|_| true)).await;
     let failed = world.lock().books.failed_confirmations().map(|(id, _)| id.clone()).collect();
     same_list(admin, Function::Admin, "/admin/failed-confirmations", "failed_confirmation_id", failed).await;
-    let all = products.iter().map(|product| product.id.clone()).collect();
-    same_list(admin, Function::Catalog, "/products", "product_id", all).await;
+    let all: Vec<String> = products.iter().map(|product| product.id.clone()).collect();
+    let archived = |id: &String| world.lock().books.current(id).is_some_and(|facts| facts.status == Archived);
+    let on_show = all.iter().filter(|id| !archived(id)).cloned().collect();
+    same_list(admin, Function::Admin, "/admin/products", "product_id", all).await;
+    same_list(admin, Function::Catalog, "/products", "product_id", on_show).await;
     for product in products {
         let partition = format!("LEDGER#{}", product.id);
         let from = (partition.clone(), String::new());

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures_util::future::try_join_all;
-use holdfast_domain::{Product, ProductId, Stock, Timestamp};
+use holdfast_domain::{Product, ProductId, ProductStatus, Stock, Timestamp};
 use serde::Deserialize;
 
 use crate::cache::ReadTime;
@@ -48,7 +48,8 @@ impl Store {
         read.pop().ok_or_else(|| Error::internal("product", "it was read, and is not there"))
     }
 
-    /// A page of all products, in the order of their ids, each with its stock, as they were at most a second ago.
+    /// A page of all products that are not archived, in the order of their ids, each with its stock, as they were at most a
+    /// second ago.
     ///
     /// # Errors
     /// As [`Store::products`].
@@ -67,7 +68,9 @@ impl Store {
                 break (page, snapshot);
             }
         };
-        Ok(Page { items: self.add_stock(&mut snapshot, page.items, deadline).await?, next: page.next })
+        let mut items = self.add_stock(&mut snapshot, page.items, deadline).await?;
+        items.retain(|(product, _)| product.status != ProductStatus::Archived);
+        Ok(Page { items, next: page.next })
     }
 
     /// The snapshot, with all holds counted within the last second. While one request counts them, the others of this

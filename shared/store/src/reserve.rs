@@ -59,6 +59,11 @@ impl Store {
             let facts = self.facts(basket.products(), facts_age, deadline).await?;
             let draft = match draft(basket, &facts, now) {
                 Ok(draft) => draft,
+                // A customer may have seen a price that is newer than the cache.
+                Err(Refusal::PriceChanged { .. }) if facts_age > 0 => {
+                    facts_age = 0;
+                    continue;
+                }
                 Err(_) if facts_age > REFUSAL_LIFETIME_MS => {
                     facts_age = REFUSAL_LIFETIME_MS;
                     continue;

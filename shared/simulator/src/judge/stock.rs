@@ -149,11 +149,28 @@ impl<'a> Case<'a> {
         self.facts(id, self.window.remembered).iter().any(|facts| {
             let (starts, ends) = (facts["sale_starts_at"].as_i64(), facts["sale_ends_at"].as_i64());
             if self.reply.code() == "product_not_on_sale" {
-                return facts["status"] == "paused";
+                return facts["status"] != "on_sale";
             }
             let early = starts.is_some_and(|starts| least < starts && shown(&body["sale_starts_at"]) == Some(starts));
             early || ends.is_some_and(|ends| most >= ends && body["sale_starts_at"].is_null())
         })
+    }
+
+    /// Whether the answer names a product whose price differs from the one that the customer saw, each with the price that it
+    /// had during the request: a price is never refused on cached facts.
+    pub(super) fn another_price(&self) -> bool {
+        let asked = |id: &Value| {
+            let lines = self.asked.body["lines"].as_array().into_iter().flatten();
+            lines.filter(|line| line["product_id"] == *id).find_map(|line| line["unit_price_minor"].as_u64())
+        };
+        let differs = |told: &Value| {
+            let (id, price) = (told["product_id"].as_str().unwrap_or_default(), told["unit_price_minor"].as_u64());
+            let facts = self.facts(id, self.window.sent);
+            price.is_some()
+                && asked(&told["product_id"]).is_some_and(|seen| Some(seen) != price)
+                && facts.iter().any(|facts| facts["price_minor"].as_u64() == price)
+        };
+        self.reply.body["lines"].as_array().is_some_and(|told| !told.is_empty() && told.iter().all(differs))
     }
 
     /// Whether these products have more than one currency.
@@ -179,14 +196,18 @@ impl<'a> Case<'a> {
         };
         let admin = self.asked.path.starts_with("/admin");
         let age = if admin { READ_NOW } else { MEMORY_MS };
-        if !items.iter().all(|body| self.shows_product(body, age)) {
+        // The public list has no archived products.
+        let belongs = |body: &Value| admin || body["status"] != "archived";
+        if !items.iter().all(|body| belongs(body) && self.shows_product(body, age)) {
             return (false, "the_catalogue_is_right");
         }
         let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
         let listed = |id: &str| items.iter().any(|body| body["product_id"] == id);
         let missing = self.books.product_ids().any(|id| {
             let place = product_place(id);
-            !listed(id) && !self.once([&place], |at| self.item(&place, at).is_none())
+            let archived =
+                || !admin && self.facts(id, self.since(age)).iter().any(|facts| facts["status"] == "archived");
+            !listed(id) && !self.once([&place], |at| self.item(&place, at).is_none()) && !archived()
         });
         (!whole || !missing, "the_lists_are_the_table")
     }
