@@ -71,7 +71,9 @@ async fn list_products(
     let deadline = Deadline::after(REQUEST_BUDGET);
     let page = app.store.products_with_stock(query.limit()?, query.cursor()?, deadline).await?;
     let now = app.clock.now();
-    cached(&headers, CACHE_SECONDS, &List::of(page, |(product, stock)| ProductView::new(product, stock, now)))
+    let counts_down = page.items.iter().any(|(product, _)| product.counts_down(now));
+    let list = List::of(page, |(product, stock)| ProductView::new(product, stock, now));
+    cached(&headers, CACHE_SECONDS, counts_down, &list)
 }
 
 /// Get a product
@@ -90,5 +92,6 @@ async fn get_product(
 ) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
     let (product, stock) = app.store.product_with_stock(&id, Deadline::after(REQUEST_BUDGET)).await?;
-    cached(&headers, CACHE_SECONDS, &ProductView::new(product, stock, app.clock.now()))
+    let now = app.clock.now();
+    cached(&headers, CACHE_SECONDS, product.counts_down(now), &ProductView::new(product, stock, now))
 }

@@ -239,3 +239,19 @@ async fn an_archived_product_is_not_in_the_list_and_keeps_its_page() {
     let refused = reserve(&store(&shop.wire, 4), &basket, NOW).await.unwrap_err();
     assert!(matches!(refused, Error::Refused(Refusal::ProductNotOnSale { .. })), "{refused}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_counts_down_gets_no_304() {
+    let shop = shop().await;
+    let opens = ProductChange { sale_starts_at: Some(Some(NOW.plus_seconds(60))), ..ProductChange::default() };
+    store(&shop.wire, 3).change_product(&product_id("tee-black"), 1, opens, soon()).await.unwrap();
+    for (name, seconds, status) in [("get", 0, 200), ("list", 0, 200), ("get", 60, 304), ("list", 60, 304)] {
+        let event = event(&format!("catalog/{name}"));
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        let tag = shop.send(event.clone()).await.header("etag").unwrap().to_owned();
+        shop.wire.step_clock(1);
+        // A cache that is told 304 would keep the old time.
+        let again = shop.send(with_header(event, "if-none-match", &tag)).await;
+        assert_eq!(again.status, status, "{name} {seconds}");
+    }
+}

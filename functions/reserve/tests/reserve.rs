@@ -452,15 +452,24 @@ async fn nothing_is_held_at_another_price_than_the_customer_saw() {
     assert_eq!(problem["lines"], json!([{ "product_id": "tee-black", "unit_price_minor": 2_500 }]));
     assert_eq!(ask(&shop, "k1", json!(2_500)).await.status, 201);
     assert_eq!(ask(&shop, "k1", json!(2_500)).await.header("idempotent-replayed"), Some("true"));
-    ask(&shop, "k1", json!(2_499)).await.problem(422, "idempotency_key_reused");
+    // A replay has the price at which it was made.
+    for price in [json!(2_499), json!(null)] {
+        let again = ask(&shop, "k1", price).await;
+        assert_eq!((again.status, &again.body["total_price_minor"]), (201, &json!(2_500)));
+    }
     // An admin changes the price. The customer has seen the new one, and this environment has not.
     let change = ProductChange { price_minor: Some(1_900), ..ProductChange::default() };
     store(&shop.wire, 7).change_product(&product_id("tee-black"), 1, change, soon()).await.unwrap();
     assert_eq!(ask(&shop, "k2", json!(1_900)).await.body["total_price_minor"], 1_900);
     ask(&environment(&shop.wire, 2), "k3", json!(2_500)).await.problem(409, "price_changed");
-    for bad in [json!(-1), json!("2500"), json!(1.5)] {
+    for (bad, field) in [
+        (json!(-1), "lines[0].unit_price_minor"),
+        (json!("2500"), "lines[0].unit_price_minor"),
+        (json!(1.5), "lines[0].unit_price_minor"),
+        (json!(100_000_000_001_u64), "lines"),
+    ] {
         let problem = ask(&shop, "k4", bad).await.problem(400, "invalid_request");
-        assert_eq!(problem["field"], "lines[0].unit_price_minor");
+        assert_eq!(problem["field"], field);
     }
     assert_eq!(shop.free().await, 98);
 }

@@ -31,6 +31,11 @@ const OF_LAMBDA: [(&str, &str); 7] = [
 /// How long a function may take to start, or to say why it does not.
 const START: Duration = Duration::from_secs(30);
 
+/// A value to start with: "1" is a name, a URL's worth of text, and a number.
+fn value_of(name: &str) -> &'static str {
+    if name == "CONFIRMED_BY" { "service" } else { "1" }
+}
+
 /// The variables without which a function does not start.
 async fn needed(binary: &Path) -> BTreeSet<String> {
     let mut given = BTreeSet::new();
@@ -40,8 +45,7 @@ async fn needed(binary: &Path) -> BTreeSet<String> {
         command
             .env_clear()
             .envs(OF_LAMBDA)
-            // "1" is a name, a URL's worth of text, and a number: enough to start with.
-            .envs(given.iter().map(|name: &String| (name, "1")))
+            .envs(given.iter().map(|name: &String| (name, value_of(name))))
             .env("AWS_LAMBDA_RUNTIME_API", runtime.local_addr().unwrap().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Currency, CurrentPrice, CustomerId, HoldSeconds, IdempotencyKey, Invalid, Line, Product, ProductId, Refusal,
-    Reservation, ReservationId, Take, Timestamp, digest_id,
+    Currency, CurrentPrice, CustomerId, HoldSeconds, IdempotencyKey, Invalid, Line, MAX_PRICE_MINOR, Product,
+    ProductId, Refusal, Reservation, ReservationId, Take, Timestamp, digest_id,
 };
 
 /// The most lines of a reservation.
@@ -79,6 +79,9 @@ impl Basket {
             let Some(quantity) = quantity.filter(|quantity| (1..=MAX_QUANTITY).contains(quantity)) else {
                 return Err(Refusal::InvalidQuantity { product_id }.into());
             };
+            if unit_price_minor.is_some_and(|price| price > MAX_PRICE_MINOR) {
+                return Err(Invalid::new("lines", "unit_price_minor must be from 0 to 100000000000").into());
+            }
             let wish = merged.entry(product_id).or_default();
             wish.quantity += quantity;
             if wish.unit_price_minor.is_some_and(|price| unit_price_minor.is_some_and(|other| price != other)) {
@@ -89,11 +92,9 @@ impl Basket {
         if let Some((product_id, _)) = merged.iter().find(|(_, wish)| wish.quantity > MAX_QUANTITY) {
             return Err(Refusal::InvalidQuantity { product_id: product_id.clone() }.into());
         }
-        let canonical = merged.iter().map(|(product, wish)| match wish.unit_price_minor {
-            None => format!("{} {product}", wish.quantity),
-            Some(price) => format!("{} {product} {price}", wish.quantity),
-        });
-        let canonical: Vec<String> = canonical.collect();
+        // Without prices: a page that was reloaded and names today's price still finds its order.
+        let canonical: Vec<String> =
+            merged.iter().map(|(product, wish)| format!("{} {product}", wish.quantity)).collect();
         let fingerprint = digest_id("", &canonical.iter().map(String::as_str).collect::<Vec<_>>());
         let reservation_id = ReservationId::derive(&customer, key);
         Ok(Self { customer, reservation_id, fingerprint, lines: merged })
@@ -203,8 +204,8 @@ pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Time
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ProductStatus;
     use crate::product::tests::product;
-    use crate::{MAX_PRICE_MINOR, ProductStatus};
 
     const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
@@ -260,9 +261,11 @@ mod tests {
         assert_eq!(refused, Err(Refusal::PriceChanged { prices: vec![price("a", 3), price("c", 3)] }));
         let right = priced(&[("a", Some(1), Some(3)), ("a", Some(1), None), ("c", Some(1), Some(3))]).unwrap();
         assert!(draft(&right, &known, NOW).is_ok());
-        // The price is part of the request.
+        // It does not distinguish two requests.
         let unpriced = basket(&[("a", Some(2)), ("c", Some(1))]).unwrap();
-        assert_ne!(right.fingerprint, unpriced.fingerprint);
+        assert_eq!(right.fingerprint, unpriced.fingerprint);
+        let dear = priced(&[("a", Some(1), Some(MAX_PRICE_MINOR + 1))]);
+        assert!(matches!(dear, Err(BasketError::Invalid(Invalid { field: "lines", .. }))), "{dear:?}");
         let two = priced(&[("a", Some(1), Some(3)), ("a", Some(1), Some(4))]);
         assert!(matches!(two, Err(BasketError::Invalid(Invalid { field: "lines", .. }))), "{two:?}");
     }

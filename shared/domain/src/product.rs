@@ -238,6 +238,11 @@ impl Product {
         .checked()
     }
 
+    /// Whether a page may count down to the start or the end of its sale at `now`.
+    pub fn counts_down(&self, now: Timestamp) -> bool {
+        [self.sale_starts_at, self.sale_ends_at].into_iter().flatten().any(|at| now < at)
+    }
+
     /// Whether the product may be reserved at `now`.
     ///
     /// # Errors

@@ -15,13 +15,20 @@ const TIME_LENGTH: usize = "2026-11-21T07:06:40.428Z".len();
 /// `body` as JSON, cacheable for `seconds`; or 304 if `If-None-Match` in the request's `headers` matches.
 ///
 /// The tag is a digest of the body without any `server_time`, and so a weak one: a body that differs in nothing but its
-/// time has not changed.
+/// time has not changed. Unless it `counts_down`: a cache that is told 304 keeps the old body, and a page would count
+/// down from its time.
 ///
 /// # Errors
 /// JSON cannot express the value.
-pub fn cached(headers: &HeaderMap, seconds: u64, body: &impl Serialize) -> Result<Response, Problem> {
+pub fn cached(
+    headers: &HeaderMap,
+    seconds: u64,
+    counts_down: bool,
+    body: &impl Serialize,
+) -> Result<Response, Problem> {
     let body = serde_json::to_string(body).map_err(|error| Problem::internal(error.to_string()))?;
-    let tag = format!("\"{}\"", digest_id("", &without_times(&body)));
+    let digested = if counts_down { vec![body.as_str()] } else { without_times(&body) };
+    let tag = format!("\"{}\"", digest_id("", &digested));
     let not_modified = etag_matches(headers, &tag);
     let tag = format!("W/{tag}");
     let cache_headers = [(header::CACHE_CONTROL, format!("public, max-age={seconds}")), (header::ETAG, tag)];

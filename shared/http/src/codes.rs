@@ -118,7 +118,7 @@ table! {
         "Use an admin's token for admin routes. Send `customer_id` only with a service's token.";
     CONFIRMATION_NOT_ALLOWED = "confirmation_not_allowed", FORBIDDEN,
         "Customers may not confirm reservations here.",
-        "Confirm with a service's token, from the shop's back end, once the payment was taken. Nothing was recorded.";
+        "Confirm with a service's token, from the shop's back end, once the payment was taken. This request recorded nothing.";
     ROUTE_NOT_FOUND = "route_not_found", NOT_FOUND,
         "There is no such route.",
         "Fix the path.";

@@ -186,7 +186,7 @@ mod tests {
             (r#"{"lines":[],"flag":"yes"}"#, "flag", "must be true or false, not a string"),
             (r#"{"lines":[],"delta":1.5}"#, "delta", "must be a whole number, not this number"),
             (r#"{"lines":[],"delta":{}}"#, "delta", "must be a whole number, not an object"),
-            (r#"{"lines":[],"status":"sold"}"#, "status", "must be on_sale or paused"),
+            (r#"{"lines":[],"status":"sold"}"#, "status", "must be one of: on_sale, paused, archived"),
             (r#"{"lines":[],"status":1}"#, "status", "must be one of the documented values"),
             (r#"{"lines":[],"hold_seconds":1}"#, "hold_seconds", "must be a whole number from 10 to 3600"),
             (&lines("[]"), "lines[1]", "must be an object, not an array"),

@@ -215,7 +215,8 @@ pub struct ProductView {
     /// Increases with every change of the product, except of `total`.
     #[schema(minimum = 1)]
     version: u64,
-    /// The server's time of this response, for a countdown to the sale. Not part of the `ETag`.
+    /// The server's time of this response, for a countdown to the sale. Part of the `ETag` only while the start or the end
+    /// of the sale is to come.
     #[schema(value_type = schema::Time)]
     server_time: ApiTime,
 }

@@ -266,7 +266,11 @@ impl Machine for Reservations {
                 (Status::None, status) => stays(status >= 400),
                 (_, 201) => {
                     let same = state.lines.as_ref().is_none_or(|known| known == lines);
-                    state.seen(body).filter(|_| same).into_iter().collect()
+                    // The problem says that the hold has ended, and that the customer may reserve again.
+                    let over = body["status"] == "expired";
+                    let seen = if over { state.ended(tick).told(body) } else { state.seen(body) };
+                    let ends = !over || matches!(state.status, Status::Held | Status::Expired);
+                    seen.filter(|_| same && ends).into_iter().collect()
                 }
                 (_, 422) => stays(code == "idempotency_key_reused" && state.lines.as_ref() != Some(lines)),
                 _ => Vec::new(),

@@ -1,6 +1,8 @@
 //! Making a hold: one transaction, and nothing before it if the cache is warm.
 
-use holdfast_domain::{Basket, CustomerId, Product, ProductId, Refusal, Reservation, ReservationId, Timestamp, draft};
+use holdfast_domain::{
+    Basket, CustomerId, Product, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp, draft,
+};
 use serde::Deserialize;
 
 use crate::cache::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
@@ -259,21 +261,30 @@ impl Store {
         }
     }
 
-    /// Repeats the first answer, if this is the same request.
+    /// Repeats the first answer, if this is the same request. If its hold has expired, only a payment can still make an
+    /// order of it: whoever is told may reserve the same again.
     async fn replay(
         &self,
         basket: &Basket,
-        reservation: Reservation,
+        mut reservation: Reservation,
         now: Timestamp,
-        attempts: &Attempts<'_>,
+        attempts: &mut Attempts<'_>,
     ) -> Result<Reserved, Error> {
         if reservation.fingerprint != basket.fingerprint {
             return Err(Refusal::IdempotencyKeyReused.into());
         }
         // Made by an earlier try of this call, whose answer was lost: for the caller it is the first answer.
         let replayed = !(attempts.ambiguous && reservation.created_at == now);
-        let reservation = self.end_if_overdue(reservation, now, attempts.deadline()).await?;
-        Ok(Reserved { reservation, replayed })
+        let deadline = attempts.deadline();
+        loop {
+            let over = reservation.status == Status::Expired || reservation.status_at(now) == Status::Expired;
+            if !over || self.end_for_good(&reservation, now, deadline).await? {
+                return Ok(Reserved { reservation, replayed });
+            }
+            // It changed meanwhile; or it was deleted, weeks after its end.
+            let found = self.latest_reservation(&basket.reservation_id, attempts).await?;
+            reservation = found.ok_or_else(|| attempts.unavailable("reserve"))?;
+        }
     }
 }
 

@@ -404,7 +404,8 @@ async fn an_expired_hold_stays_expired_for_a_clock_that_is_behind() {
 
 #[tokio::test]
 async fn after_any_refusal_of_an_ended_hold_an_unpaid_confirmation_in_the_queue_makes_no_order() {
-    for (asks, released) in ["cancel", "extend", "pay"].into_iter().flat_map(|asks| [(asks, true), (asks, false)]) {
+    let requests = ["cancel", "extend", "pay", "reserve"];
+    for (asks, released) in requests.into_iter().flat_map(|asks| [(asks, true), (asks, false)]) {
         let (wire, shop, _) = shop(Product { late_payment_seconds: 0, ..product("tee", 2, 1) }).await;
         let alice = hold(&shop, "alice", 1, NOW).await;
         if released {
@@ -412,6 +413,12 @@ async fn after_any_refusal_of_an_ended_hold_an_unpaid_confirmation_in_the_queue_
         }
         let (id, owner) = (&alice.reservation_id, &alice.customer);
         let (told, wanted) = match asks {
+            // A replay shows it as expired: the function answers `hold_ended`.
+            "reserve" => {
+                let replay = reserve(&shop, &basket("alice", "k", &[("tee", 1)]), LATE).await.unwrap();
+                assert_eq!((replay.replayed, replay.reservation.status), (true, Status::Expired), "{released}");
+                (Err(Refusal::HoldExpired.into()), Refusal::HoldExpired)
+            }
             "cancel" => (shop.cancel(id, owner, LATE, soon()).await, Refusal::HoldExpired),
             "extend" => {
                 let seconds = holdfast_domain::HoldSeconds::DEFAULT;
