@@ -70,7 +70,8 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
         assert_eq!(released["complete"], true, "{name}: {released}");
     }
     // A second payment of the order waits for a person, who settles it.
-    let other = with_body(event("confirm/confirm"), json!({"payment_reference": "pay_124"}));
+    let paid_again = json!({"payment_reference": "pay_124", "customer_id": "alice"});
+    let other = with_body(event("confirm/confirm"), paid_again);
     cloud.http("ConfirmFunction", &other).await.is(409);
     let failed = cloud.http("AdminFunction", &event("admin/list-failed-confirmations")).await;
     let failed = failed.is(200)["items"].as_array().unwrap().clone();
