@@ -94,6 +94,9 @@ pub(crate) struct Books {
     holds: BTreeMap<String, BTreeSet<String>>,
     /// Payments that an admin refunded: reservation, when it was made, payment.
     given_back: BTreeSet<(String, i64, String)>,
+    /// The failed confirmations that an admin resolved while there was this reservation: by reservation, when it was made,
+    /// and payment. The order is that of the writes, since the clocks that date both differ.
+    resolved: BTreeMap<(String, i64, String), BTreeSet<String>>,
     /// The final answers.
     pub(crate) finality: Finality,
     /// All requests and answers.
@@ -265,9 +268,14 @@ impl Books {
             // A resolution made while there was no such reservation, or an earlier one, is not noted on this one.
             if let Some((id, Some(payment))) = self.about(&place.1)
                 && let Some(found) = self.reservations.get(&id)
-                && item["failed_customer"] == found.customer.as_str()
             {
-                self.given_back.insert((id, found.created_at.as_millis(), payment));
+                let key = (id, found.created_at.as_millis(), payment);
+                if item["failed_customer"] == found.customer.as_str() {
+                    self.given_back.insert(key.clone());
+                }
+                if item["settled_by"] != "duplicate" {
+                    self.resolved.entry(key).or_default().insert(place.1.clone());
+                }
             }
             // A duplicate is settled by whatever reads it, once an admin has resolved another of the same payment.
             let resolved_elsewhere = || {
@@ -302,6 +310,13 @@ impl Books {
     fn failed_of<'a>(&'a self, reservation: &'a str, payment: &'a str) -> impl Iterator<Item = &'a Value> {
         let all = self.failed_confirmations().map(|(_, item)| item);
         all.filter(move |item| item["reservation_id"] == reservation && item["payment_reference"] == payment)
+    }
+
+    /// Whether an admin resolved this payment of this very reservation in another failed confirmation than `failed`.
+    pub(crate) fn resolved_elsewhere(&self, failed: &str, reservation: &Value, payment: &str) -> bool {
+        let (id, made) = (reservation["reservation_id"].as_str(), reservation["created_at"].as_i64());
+        let key = (id.unwrap_or_default().to_owned(), made.unwrap_or_default(), payment.to_owned());
+        self.resolved.get(&key).is_some_and(|all| all.iter().any(|id| id != failed))
     }
 
     /// The failed confirmations that a request retries.
