@@ -63,7 +63,7 @@ impl Basket {
     /// Merges lines of the same product, since one transaction may not touch an item twice.
     ///
     /// # Errors
-    /// [`Invalid`] for no lines or too many, and for two prices of one product; [`Refusal::InvalidQuantity`] for a merged
+    /// [`Invalid`] for no lines or too many, for a price above [`MAX_PRICE_MINOR`], and for two prices of one product; [`Refusal::InvalidQuantity`] for a merged
     /// quantity outside 1 to 1,000.
     pub fn new(
         customer: CustomerId,
@@ -155,8 +155,8 @@ impl Draft {
 ///
 /// # Errors
 /// The refusals that do not depend on stock: unknown product, mixed currencies, not on sale, outside the sale window,
-/// another price than the customer saw, more than the limit for each customer in one request. The first in the order of [`Refusal`] wins, and within one kind the first
-/// product by id.
+/// another price than the customer saw, more than the limit for each customer in one request. The first in the order of
+/// [`Refusal`] wins, and within one kind the first product by id.
 pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Timestamp) -> Result<Draft, Refusal> {
     let mut lines = Vec::with_capacity(basket.lines.len());
     for (product_id, &Wish { quantity, .. }) in &basket.lines {

@@ -220,7 +220,7 @@ schema!(
         "Whether a product can be reserved. `paused`: it cannot; existing holds stay. `archived`: the same, and it is not \
          in the public list."
     )
-        .enum_values(Some(["on_sale", "paused", "archived"]))
+    .enum_values(Some(["on_sale", "paused", "archived"]))
 );
 schema!(
     /// See [`FailedState`].

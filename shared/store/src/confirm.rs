@@ -217,10 +217,8 @@ impl Store {
             condition.text = format!("{} AND {CLOSED_EARLIER}", condition.text);
         }
         let update = owe_back_update(payment, closes.then_some(seen.expires_at));
-        match self.update_reservation(&seen.reservation_id, (update, condition), attempts).await? {
-            Updated::Applied(_) => Err(Refusal::RefundRequired.into()),
-            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
-        }
+        let noted = self.update_reservation(&seen.reservation_id, (update, condition), attempts).await?;
+        refuse_once(noted, Refusal::RefundRequired)
     }
 
     /// Refuses a confirmation of an expired hold, and closes it to those without a payment.
@@ -232,8 +230,7 @@ impl Store {
     ) -> Result<ConfirmOutcome, Error> {
         match self.close_unpaid(seen, attempts).await? {
             Updated::Applied(()) if attempts.ambiguous => self.refuse_and_keep(refusal, seen, attempts).await,
-            Updated::Applied(()) => Err(refusal.into()),
-            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
+            closed => refuse_once(closed, refusal),
         }
     }
 
@@ -251,10 +248,8 @@ impl Store {
             "#status = :status AND #created_at = :created",
             vec![(":status", text(seen.status.as_str())), (":created", time(seen.created_at))],
         );
-        match self.update_reservation(&seen.reservation_id, (update, condition), attempts).await? {
-            Updated::Applied(_) => Err(refusal.into()),
-            Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
-        }
+        let kept = self.update_reservation(&seen.reservation_id, (update, condition), attempts).await?;
+        refuse_once(kept, refusal)
     }
 
     /// Closes an expired hold to confirmations without a payment, before its customer is told that it has expired: one that
@@ -405,6 +400,14 @@ impl Store {
         // The price was fixed when the hold was made; the limit is the current one.
         Self::take_lines(&mut transaction, &seen.customer, lines, wanted, |line| line.limited)?;
         Ok(transaction)
+    }
+}
+
+/// The refusal, once the write that makes it final is applied; if the reservation has changed, it is decided again.
+fn refuse_once<T>(written: Updated<T, Reservation>, refusal: Refusal) -> Result<ConfirmOutcome, Error> {
+    match written {
+        Updated::Applied(_) => Err(refusal.into()),
+        Updated::ConditionFailed(newer) => Ok(ConfirmOutcome::Changed(newer)),
     }
 }
 

@@ -277,7 +277,7 @@ impl Store {
         let replayed = !(attempts.ambiguous && reservation.created_at == now);
         let deadline = attempts.deadline();
         loop {
-            let over = reservation.status == Status::Expired || reservation.status_at(now) == Status::Expired;
+            let over = reservation.status_at(now) == Status::Expired;
             if !over || self.end_for_good(&reservation, now, deadline).await? {
                 return Ok(Reserved { reservation, replayed });
             }

@@ -9,7 +9,7 @@ use holdfast_testkit::fixtures::{
 };
 use holdfast_testkit::wire::Fault;
 
-use crate::{LATE, hold, pay, refusal, shop};
+use crate::{LATE, hold, pay, refusal, shop, stored};
 #[tokio::test]
 async fn a_late_payment_gets_the_units_of_an_overdue_hold() {
     for (product, units) in [(product("tee", 1, 1), 1), (limited(product("tee", 4, 1), 2), 2)] {
@@ -143,8 +143,7 @@ async fn a_payment_owed_back_is_kept_when_its_hold_would_be_deleted() {
         // A clock that is behind does not show it as held afterwards.
         let refused = shop.reservation(&alice.reservation_id, &alice.customer, soon()).await.unwrap();
         assert_eq!(refused.status, Status::Expired);
-        let key = keys::reservation(&alice.reservation_id).item();
-        let item = client(&wire).get_item().table_name(TABLE).set_key(Some(key)).send().await.unwrap().item.unwrap();
+        let item = stored(&wire, &alice).await;
         let ttl = item.get("ttl").map(|ttl| ttl.as_n().unwrap().parse::<i64>().unwrap());
         assert!(ttl.is_none_or(|ttl| ttl > NOW.plus_seconds(1_000 * 365 * 86_400).as_seconds()), "{ttl:?}");
         assert_eq!(books(&wire).await["tee"].available, 1);
@@ -516,14 +515,7 @@ async fn a_reservation_is_kept_while_a_try_of_a_refused_confirmation_may_still_b
         wire.step_clock(29 * 86_400_000);
         wire.fail("UpdateItem", usize::from(lost), Fault::LostBefore);
         assert_eq!(unpaid(days(29)).await, Refusal::HoldExpired);
-        let item = client(&wire)
-            .get_item()
-            .table_name(TABLE)
-            .set_key(Some(keys::reservation(&alice.reservation_id).item()))
-            .send()
-            .await
-            .unwrap();
-        let ttl: i64 = item.item.unwrap()["ttl"].as_n().unwrap().parse().unwrap();
+        let ttl: i64 = stored(&wire, &alice).await["ttl"].as_n().unwrap().parse().unwrap();
         assert_eq!(ttl >= days(59).as_seconds(), lost, "closed before: {closed}");
     }
 }

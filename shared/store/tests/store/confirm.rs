@@ -12,6 +12,8 @@ use holdfast_testkit::fixtures::{
 };
 use holdfast_testkit::wire::{Fault, Wire};
 
+use crate::stored;
+
 const LATE: Timestamp = Timestamp::from_millis(NOW.as_millis() + 600_000);
 
 /// Alice holds 2 of 3.
@@ -89,14 +91,10 @@ async fn a_refunded_payment_buys_nothing_in_any_status_of_the_reservation() {
             _ => {}
         }
         pay_back(&store, &held, "pay_1").await.unwrap();
-        let item = client(&wire)
-            .get_item()
-            .table_name(TABLE)
-            .set_key(Some(keys::reservation(&held.reservation_id).item()))
-            .send()
-            .await
-            .unwrap();
-        assert!(!item.item.unwrap().contains_key("ttl"), "{state}: if it were deleted, its key could be used again");
+        assert!(
+            !stored(&wire, &held).await.contains_key("ttl"),
+            "{state}: if it were deleted, its key could be used again"
+        );
         let before = books(&wire).await["tee"];
         assert_eq!(refusal(confirm(&store, &held, Some("pay_1"), at).await), Refusal::RefundRequired, "{state}");
         let tee = books(&wire).await["tee"];

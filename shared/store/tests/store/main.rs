@@ -10,9 +10,14 @@ mod rate;
 mod release;
 mod reserve;
 
+use std::collections::HashMap;
+
+use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{Confirmation, Failure, Product, Refusal, Reservation, Timestamp};
-use holdfast_store::{Error, Store};
-use holdfast_testkit::fixtures::{NOW, basket, confirmation, customer, payment, reserve, soon, stocked, store, table};
+use holdfast_store::{Error, Store, keys};
+use holdfast_testkit::fixtures::{
+    NOW, TABLE, basket, client, confirmation, customer, payment, reserve, soon, stocked, store, table,
+};
 use holdfast_testkit::wire::Wire;
 
 /// When a hold that was made at [`NOW`] ends.
@@ -23,6 +28,12 @@ fn refusal<T: std::fmt::Debug>(answer: Result<T, Error>) -> Refusal {
         Error::Refused(refusal) => refusal,
         other => panic!("{other:?}"),
     }
+}
+
+/// The item of a reservation.
+async fn stored(wire: &Wire, reservation: &Reservation) -> HashMap<String, AttributeValue> {
+    let key = keys::reservation(&reservation.reservation_id).item();
+    client(wire).get_item().table_name(TABLE).set_key(Some(key)).send().await.unwrap().item.unwrap()
 }
 
 /// A hold of the product `tee`.
