@@ -51,11 +51,12 @@ itself, with `{\"message\": ...}`: invalid tokens (401), its own throttle (429),
 (500, 503).
 ";
 
-const TAGS: [(&str, &str); 6] = [
+const TAGS: [(&str, &str); 7] = [
     ("Products", "Products and their stock. Public."),
     ("Reservations", "Create, read, extend, cancel and confirm reservations. For customers."),
     ("Orders", "Confirmed reservations. For customers."),
-    ("Admin: products", "Products, their stock, and all customers' reservations. For administrators."),
+    ("Admin: products", "Products and their stock. For administrators."),
+    ("Admin: reservations", "All customers' reservations and orders. For administrators."),
     ("Admin: failed confirmations", "Payments that did not become an order. For administrators."),
     ("API description", "This description. Public."),
 ];

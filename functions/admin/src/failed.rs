@@ -40,7 +40,8 @@ struct FailedView {
     customer_id: Option<String>,
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
-    /// Why it failed: the code of the refusal, `not_confirmed` (no attempt got a response) or `unreadable`.
+    /// Why it failed: the code of the refusal, `not_confirmed` (no attempt got a response), `unreadable`, or
+    /// `order_cancelled` (its order was given back).
     ///
     /// With `refund_required`, `already_confirmed` and `reservation_not_found`, the payment was not accepted.
     reason: String,
@@ -139,7 +140,7 @@ pub(crate) async fn list(
     params(("failed_confirmation_id" = schema::FailedConfirmationId, Path)),
     responses((status = 202, description = "The confirmation was re-queued.", body = FailedView)),
     security(("bearer" = [])),
-    extensions(("x-problems" = json!(["already_settled"])))
+    extensions(("x-problems" = json!(["already_settled", "reservation_cancelled"])))
 )]
 pub(crate) async fn retry(
     State(app): State<Arc<App>>,
@@ -242,8 +243,8 @@ pub(crate) async fn redrive(
         for failed in page.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
             match app.retry(&failed.id, false, deadline).await {
                 Ok(_) => retried += 1,
-                // Settled concurrently.
-                Err(FailedError::Table(Error::Refused(Refusal::AlreadySettled))) => {}
+                // Settled concurrently, or given back as an order.
+                Err(FailedError::Table(Error::Refused(Refusal::AlreadySettled | Refusal::ReservationCancelled))) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -130,6 +130,21 @@ async fn every_event_file_is_answered_with_its_success() {
                 assert_eq!((answer.status, &held["customer_id"]), (200, &json!("alice")), "{answer:?}");
                 assert_eq!(held["reservation_id"], shop.held.reservation_id.as_str());
             }
+            "get-reservation" => {
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body["customer_id"]), (200, &json!("alice")), "{answer:?}");
+            }
+            "cancel-order" => {
+                shop.send(event.clone()).await.problem(404, "reservation_not_found");
+                let (id, owner) = (&shop.held.reservation_id, &shop.held.customer);
+                let paid = confirmation(id, owner, Some(&payment("pay_1")), NOW);
+                store(&shop.wire, 2).confirm(&paid, NOW, soon()).await.unwrap();
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body["status"]), (200, &json!("cancelled")), "{answer:?}");
+                assert_eq!((&answer.body["restocked"], &answer.body["customer_id"]), (&json!(false), &json!("alice")));
+                let tee = books(&shop.wire).await["tee-black"];
+                assert_eq!((tee.available, tee.sold, tee.total), (98, 0, 98));
+            }
             "list-failed-confirmations" => {
                 let answer = shop.send(event).await;
                 let failed = &answer.body["items"][0];

@@ -10,18 +10,21 @@ use holdfast_http::Problem;
 
 /// Each path with its methods, written as axum writes them. The test compares them with the root Cargo.toml, and the local
 /// stack compares that with template.yaml.
-const PATHS: [(&str, &str); 15] = [
+const PATHS: [(&str, &str); 18] = [
     ("/reservations", "GET,POST"),
     ("/reservations/{reservation_id}", "DELETE,GET"),
     ("/reservations/{reservation_id}/extend", "POST"),
     ("/reservations/{reservation_id}/confirm", "POST"),
     ("/orders", "GET"),
     ("/orders/{order_id}", "GET"),
+    ("/orders/{order_id}/cancel", "POST"),
     ("/admin/products", "GET,POST"),
     ("/admin/products/{product_id}", "PATCH"),
     ("/admin/products/{product_id}/stock", "POST"),
     ("/admin/products/{product_id}/ledger", "GET"),
     ("/admin/reservations", "GET"),
+    ("/admin/reservations/{reservation_id}", "GET"),
+    ("/admin/orders/{order_id}/cancel", "POST"),
     ("/admin/failed-confirmations", "GET"),
     ("/admin/failed-confirmations/redrive", "POST"),
     ("/admin/failed-confirmations/{failed_confirmation_id}/retry", "POST"),

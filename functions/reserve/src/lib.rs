@@ -11,14 +11,15 @@ use holdfast_aws::clock::Clock;
 use holdfast_aws::log;
 use holdfast_aws::schedules::Schedules;
 use holdfast_domain::{
-    Basket, CustomerId, HoldSeconds, ProductId, RequestedLine, Reservation, ReservationId, Status, Timestamp,
+    Basket, CustomerId, HoldSeconds, OrderCancellation, ProductId, RequestedLine, Reservation, ReservationId, Status,
+    Timestamp,
 };
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
     Caller, Customer, Json, Key, List, ListQuery, Object, Outcome, Problem, Query, ReservationView, codes, path_id,
     schema,
 };
-use holdfast_store::{Deadline, Error, Store};
+use holdfast_store::{Deadline, Error, Listed, Store};
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 
@@ -43,7 +44,8 @@ pub struct App {
         list_reservations,
         list_orders,
         extend_reservation,
-        cancel_reservation
+        cancel_reservation,
+        cancel_order
     ),
     components(schemas(schema::IdempotencyKey))
 )]
@@ -57,6 +59,7 @@ pub fn router(app: App) -> Router {
         .route("/reservations/{reservation_id}/extend", post(extend_reservation))
         .route("/orders", get(list_orders))
         .route("/orders/{order_id}", get(get_order))
+        .route("/orders/{order_id}/cancel", post(cancel_order))
         .with_state(Arc::new(app))
 }
 
@@ -170,7 +173,7 @@ async fn get_reservation(
 
 /// Get an order
 ///
-/// An order is a confirmed reservation; it keeps its id.
+/// An order is a confirmed reservation; it keeps its id. An order that was given back is `cancelled`.
 #[utoipa::path(
     get, path = "/orders/{order_id}", operation_id = "getOrder", tag = "Orders",
     params(("order_id" = schema::ReservationId, Path), Customer),
@@ -185,7 +188,7 @@ async fn get_order(
     let id = reservation_id(id)?;
     let now = app.clock.now();
     let reservation = app.store.reservation(&id, &customer, Deadline::after(REQUEST_BUDGET)).await?;
-    if reservation.status != Status::Confirmed {
+    if !reservation.was_ordered() {
         return Err(holdfast_domain::Refusal::ReservationNotFound.into());
     }
     Ok(view(reservation, now).into_response())
@@ -221,7 +224,7 @@ async fn list_reservations(
     Query(query): Query<ListReservations>,
 ) -> Result<Response, Problem> {
     let customer = caller.customer(query.customer_id)?;
-    app.list(&customer, query.status, ListQuery::new(query.limit, query.cursor)).await
+    app.list(&customer, query.status.into(), ListQuery::new(query.limit, query.cursor)).await
 }
 
 #[derive(Deserialize)]
@@ -234,7 +237,7 @@ struct ListOrders {
 
 /// List orders
 ///
-/// Returns the customer's orders, newest first.
+/// Returns the customer's orders, newest first; also those that were given back.
 #[utoipa::path(
     get, path = "/orders", operation_id = "listOrders", tag = "Orders",
     params(Customer, ListQuery),
@@ -247,7 +250,7 @@ async fn list_orders(
     Query(query): Query<ListOrders>,
 ) -> Result<Response, Problem> {
     let customer = caller.customer(query.customer_id)?;
-    app.list(&customer, Some(Status::Confirmed), ListQuery::new(query.limit, query.cursor)).await
+    app.list(&customer, Listed::Orders, ListQuery::new(query.limit, query.cursor)).await
 }
 
 /// A request to extend a hold.
@@ -312,6 +315,55 @@ async fn cancel_reservation(
     Ok((Extension(Outcome("cancelled")), view(reservation, now)).into_response())
 }
 
+/// A request to give an order back.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = CancelOrder)]
+struct CancelOrder {
+    #[schema(value_type = schema::FreeText)]
+    reason: String,
+    /// Whether the units go back on sale. If not, they leave the stock, with an entry of the ledger.
+    restock: bool,
+    /// The customer whose order it is.
+    #[schema(value_type = schema::CustomerId)]
+    customer_id: CustomerId,
+}
+
+/// Give an order back
+///
+/// Cancels an order for its customer. Only for a service. The customer's limit is free again, and the payment is listed as a
+/// failed confirmation with the reason `order_cancelled` until an admin resolves it: refund it then. Nothing makes an order
+/// of the reservation again. Idempotent: the first reason stays.
+#[utoipa::path(
+    post, path = "/orders/{order_id}/cancel", operation_id = "cancelOrder", tag = "Orders",
+    params(("order_id" = schema::ReservationId, Path)),
+    request_body(content = CancelOrder, example = json!(
+        {"reason": "event called off", "restock": false, "customer_id": "alice"})),
+    responses((status = 200, description = "The order is cancelled.", body = ReservationView)),
+    security(("bearer" = []))
+)]
+async fn cancel_order(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Json(body): Json<CancelOrder>,
+) -> Result<Response, Problem> {
+    if !caller.service {
+        return Err(Problem::forbidden("only a service may give an order back"));
+    }
+    let command = OrderCancellation {
+        order_id: reservation_id(id)?,
+        customer: Some(body.customer_id),
+        reason: body.reason,
+        restock: body.restock,
+        actor: caller.id.into(),
+    }
+    .checked()?;
+    let now = app.clock.now();
+    let order = app.store.cancel_order(&command, now, Deadline::after(REQUEST_BUDGET)).await?;
+    Ok((Extension(Outcome("order_cancelled")), view(order, now)).into_response())
+}
+
 impl App {
     /// Makes sure that a schedule calls `expire` for the holds that end at `at`.
     async fn ensure_schedule(&self, at: Timestamp) -> Result<(), Error> {
@@ -319,11 +371,11 @@ impl App {
         answer.map_err(|unanswered| Error::Unavailable { during: unanswered.during, last: unanswered.detail })
     }
 
-    async fn list(&self, of: &CustomerId, status: Option<Status>, query: ListQuery) -> Result<Response, Problem> {
+    async fn list(&self, of: &CustomerId, listed: Listed, query: ListQuery) -> Result<Response, Problem> {
         let now = self.clock.now();
         let (limit, cursor) = (query.limit()? as usize, query.cursor()?);
         let deadline = Deadline::after(REQUEST_BUDGET);
-        let page = self.store.reservations_of(of, status, now, limit, cursor, deadline).await?;
+        let page = self.store.reservations_of(of, listed, now, limit, cursor, deadline).await?;
         Ok(Answer(List::of(page, |reservation| ReservationView::new(reservation, now))).into_response())
     }
 }

@@ -80,6 +80,10 @@ async fn every_event_file_is_answered_with_its_success() {
             "order" => (200, answer.body.clone(), "confirmed"),
             "orders" => (200, of_list(&answer), "confirmed"),
             "cancel" => (200, answer.body.clone(), "cancelled"),
+            "order-cancel" => {
+                assert_eq!((&answer.body["restocked"], shop.free().await), (&json!(true), 100));
+                (200, answer.body.clone(), "cancelled")
+            }
             "extend" => {
                 assert_eq!(answer.body["expires_at"], "2025-11-21T04:51:00.000Z");
                 (200, answer.body.clone(), "held")
@@ -482,4 +486,29 @@ async fn a_countdown_has_the_servers_time() {
     let problem = shop.create(KEY).await.problem(409, "sale_not_open");
     assert_eq!(problem["sale_starts_at"], "2025-11-21T04:41:30.000Z");
     assert_eq!(problem["server_time"], "2025-11-21T04:40:00.000Z");
+}
+
+#[tokio::test]
+async fn only_a_service_gives_a_customers_order_back_and_with_a_reason() {
+    let shop = shop().await;
+    shop.create(KEY).await;
+    let id = basket("alice", KEY, &[("tee-black", 2)]).reservation_id;
+    let alice = basket("alice", KEY, &[("tee-black", 2)]).customer;
+    shop.send(event("reserve/order-cancel")).await.problem(404, "reservation_not_found");
+    store(&shop.wire, 2).confirm(&confirmation(&id, &alice, None, NOW), NOW, soon()).await.unwrap();
+    for role in ["", "admin"] {
+        shop.send(in_role(by(event("reserve/order-cancel"), "alice"), role)).await.problem(403, "forbidden");
+    }
+    for body in [
+        json!({ "restock": true, "customer_id": "alice" }),
+        json!({ "reason": "", "restock": true, "customer_id": "alice" }),
+        json!({ "reason": "x", "customer_id": "alice" }),
+        json!({ "reason": "x", "restock": true }),
+        json!({ "reason": "x".repeat(201), "restock": true, "customer_id": "alice" }),
+    ] {
+        shop.send(with_body(event("reserve/order-cancel"), body)).await.problem(400, "invalid_request");
+    }
+    let other = json!({ "reason": "x", "restock": true, "customer_id": "bob" });
+    shop.send(with_body(event("reserve/order-cancel"), other)).await.problem(404, "reservation_not_found");
+    assert_eq!(shop.free().await, 98);
 }

@@ -79,6 +79,12 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
     let path = format!("/admin/failed-confirmations/{}/resolve", failed["failed_confirmation_id"].as_str().unwrap());
     let resolve = at(event("admin/resolve-failed-confirmation"), "POST", &path);
     assert_eq!(cloud.http("AdminFunction", &resolve).await.is(200)["state"], "resolved");
+    // Both ways to give it back: the second changes nothing.
+    cloud.http("AdminFunction", &event("admin/get-reservation")).await.is(200);
+    let given_back = cloud.http("ReserveFunction", &event("reserve/order-cancel")).await.is(200).clone();
+    assert_eq!(given_back["status"], "cancelled");
+    let again = cloud.http("AdminFunction", &event("admin/cancel-order")).await.is(200).clone();
+    assert_eq!(again["cancelled_at"], given_back["cancelled_at"]);
 }
 
 /// The schedule that the deployed `reserve` creates calls the deployed `expire`.

@@ -103,6 +103,7 @@ fn main() -> ExitCode {
             copies_of_one_adjustment_have_one_answer,
             fragmented_stock_of_two_products_is_sold_together,
             a_payment_without_a_reservation_is_recorded,
+            an_order_is_given_back_and_sold_again,
         },
         races::{
             two_hundred_callers_for_the_last_unit,

@@ -106,3 +106,60 @@ async fn adjust(api: &Api, id: &str, key: &str, body: Value) -> Answer {
     let path = format!("/admin/products/{id}/stock");
     api.raw(Method::POST, &path, Who::Admin, &[("idempotency-key", key)], Some(body.to_string())).await
 }
+
+pub(crate) async fn an_order_is_given_back_and_sold_again(api: Api) {
+    api.product("given-back", 1, json!({"max_per_customer": 1})).await;
+    let alice = api.reserve("alice", "given-back", &[("given-back", 1)]).await.id();
+    let cancel = async |who, body: Value| api.post(&format!("/orders/{alice}/cancel"), who, body).await;
+    let by_service = |customer: &str| json!({"reason": "changed her mind", "restock": true, "customer_id": customer});
+    let shop = Who::Service("shop");
+    cancel(shop, by_service("alice")).await.is(404, "reservation_not_found");
+    api.confirm("alice", &alice, Some("pay_given_back")).await.is(200, "");
+    cancel(Who::Customer("alice"), by_service("alice")).await.is(403, "forbidden");
+    cancel(shop, by_service("bob")).await.is(404, "reservation_not_found");
+    for reason in ["", " ", "\n"] {
+        let nameless = json!({"reason": reason, "restock": true, "customer_id": "alice"});
+        assert_eq!(cancel(shop, nameless).await.is(400, "invalid_request").body["field"], "reason");
+    }
+    // Beside itself, and beside a copy of the confirmation.
+    let (one, two, confirmed) = futures_util::join!(
+        cancel(shop, by_service("alice")),
+        cancel(shop, by_service("alice")),
+        api.confirm("alice", &alice, Some("pay_given_back"))
+    );
+    for given_back in [one, two] {
+        assert_eq!(given_back.is(200, "").body["status"], "cancelled");
+        assert_eq!(
+            (&given_back.body["cancel_reason"], &given_back.body["restocked"]),
+            (&json!("changed her mind"), &json!(true))
+        );
+    }
+    assert!(matches!((confirmed.status, confirmed.code()), (200, _) | (409, "refund_required")), "{confirmed:?}");
+    let book = api.book("given-back").await;
+    assert_eq!((book.available, book.sold, book.total), (1, 0, 1));
+    let order = api.get(&format!("/orders/{alice}"), Who::Customer("alice")).await;
+    assert_eq!(order.is(200, "").body["status"], "cancelled");
+    // Its payment is owed: an admin resolves it. Sent again, it buys nothing.
+    let owed = api.failed("pay_given_back").await;
+    assert_eq!((owed.len(), &owed[0]["reason"]), (1, &json!("order_cancelled")));
+    let path = format!("/admin/failed-confirmations/{}", owed[0]["failed_confirmation_id"].as_str().unwrap());
+    api.post(&format!("{path}/retry"), Who::Admin, json!({})).await.is(409, "reservation_cancelled");
+    api.post(&format!("{path}/resolve"), Who::Admin, json!({"note": "refunded"})).await.is(200, "");
+    api.confirm("alice", &alice, Some("pay_given_back")).await.is(409, "refund_required");
+    // The limit is free again, and the unit is sold again. Then an admin calls the event off: it leaves the stock.
+    let again = api.reserve("alice", "given-back-2", &[("given-back", 1)]).await.id();
+    api.confirm("alice", &again, None).await.is(200, "");
+    let off = json!({"reason": "event called off", "restock": false});
+    let path = format!("/admin/orders/{again}/cancel");
+    api.post(&path, Who::Customer("alice"), off.clone()).await.is(403, "forbidden");
+    assert_eq!(api.post(&path, Who::Admin, off).await.is(200, "").body["customer_id"], "alice");
+    let read = api.get(&format!("/admin/reservations/{again}"), Who::Admin).await;
+    assert_eq!(
+        (&read.is(200, "").body["restocked"], &read.body["cancel_reason"]),
+        (&json!(false), &json!("event called off"))
+    );
+    let book = api.book("given-back").await;
+    assert_eq!((book.available, book.sold, book.total), (0, 0, 0));
+    let ledger = api.get("/admin/products/given-back/ledger", Who::Admin).await;
+    assert_eq!((&ledger.body["items"][0]["delta"], &ledger.body["items"][0]["reference"]), (&json!(-1), &json!(again)));
+}

@@ -101,6 +101,26 @@ pub fn cancellation(reservation: &Reservation, now: Timestamp) -> CancelDecision
     }
 }
 
+/// What the cancellation of an order does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderCancelDecision {
+    /// Give it back.
+    GiveBack,
+    /// It was given back before: nothing to do.
+    Done,
+    /// Refused.
+    Refuse(Refusal),
+}
+
+/// Decides whether an order is given back. What was never an order is not found.
+pub fn order_cancellation(reservation: &Reservation) -> OrderCancelDecision {
+    match reservation.status {
+        Status::Confirmed => OrderCancelDecision::GiveBack,
+        Status::Cancelled if reservation.was_ordered() => OrderCancelDecision::Done,
+        Status::Held | Status::Cancelled | Status::Expired => OrderCancelDecision::Refuse(Refusal::ReservationNotFound),
+    }
+}
+
 /// What an extension does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExtendDecision {

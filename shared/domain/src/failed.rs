@@ -14,6 +14,9 @@ use crate::{
 /// `unreadable`.
 pub const NOT_CONFIRMED: &str = "not_confirmed";
 
+/// The reason of a payment whose order was given back. It stays, whatever is recorded of that payment afterwards.
+pub const ORDER_CANCELLED: &str = "order_cancelled";
+
 /// A message of the dead-letter queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -133,7 +136,8 @@ impl Failure {
             return RecordDecision::Settled(stored);
         }
         // While it is being retried, the refusal from before does not count any more.
-        let says_less = self.reason == NOT_CONFIRMED && stored.state == FailedState::Open;
+        let says_less =
+            self.reason == NOT_CONFIRMED && stored.state == FailedState::Open || stored.reason == ORDER_CANCELLED;
         let reason = if says_less { stored.reason } else { self.reason.clone() };
         let earlier = match (requested_at, stored.requested_at) {
             (Some(this), Some(other)) => this < other,
@@ -152,6 +156,37 @@ impl Failure {
             last_failed_at: now,
             ..stored
         })
+    }
+}
+
+impl Failure {
+    /// The payment of an order that is given back, which must be refunded; `None` if nothing was paid.
+    pub fn of_cancelled_order(order: &Reservation, now: Timestamp) -> Option<Self> {
+        let confirmation = Confirmation {
+            reservation_id: order.reservation_id.clone(),
+            customer: order.customer.clone(),
+            payment_reference: Some(order.payment_reference.clone()?),
+            requested_at: now,
+        };
+        Some(Self { confirmation: Some(confirmation), reason: ORDER_CANCELLED.to_owned(), body: String::new() })
+    }
+
+    /// What to record of it although it was settled before: it had become the order that is given back now. `None` if an
+    /// admin has resolved it, before there was a reservation: it was refunded.
+    pub fn reopened(&self, stored: Option<FailedConfirmation>, now: Timestamp) -> Option<FailedConfirmation> {
+        if stored.as_ref().is_some_and(|stored| stored.state == FailedState::Resolved) {
+            return None;
+        }
+        let unsettled = stored.map(|stored| FailedConfirmation {
+            state: FailedState::Open,
+            settled_by: None,
+            settled_at: None,
+            note: None,
+            ..stored
+        });
+        match self.record(unsettled, now) {
+            RecordDecision::Record(record) | RecordDecision::Settled(record) => Some(record),
+        }
     }
 }
 
@@ -221,9 +256,12 @@ impl FailedConfirmation {
         self.state == FailedState::Resolved && self.settled_by == other.settled_by && self.note == other.note
     }
 
-    /// Whether this reservation is the order that it asked for, so that nothing has failed any more.
+    /// Whether this reservation is the order that it asked for, so that nothing has failed any more. Not if that order was
+    /// given back, whatever an earlier read shows.
     pub fn is_settled_by(&self, reservation: &Reservation) -> bool {
-        self.is_about(reservation) && reservation.is_order_of(self.payment_reference.as_ref())
+        self.reason != ORDER_CANCELLED
+            && self.is_about(reservation)
+            && reservation.is_order_of(self.payment_reference.as_ref())
     }
 
     /// Decides an admin's retry. With `lift`, a payment that was refused as owed back is not owed any more: only for an
@@ -236,6 +274,10 @@ impl FailedConfirmation {
         }
         if reservation.is_some_and(|found| self.is_refunded_in(found)) {
             return RetryDecision::SettleAsDuplicate;
+        }
+        if self.reason == ORDER_CANCELLED {
+            // Nothing makes an order of it again.
+            return RetryDecision::Refuse(Refusal::ReservationCancelled);
         }
         let own = reservation.filter(|found| lift && self.reason != NOT_CONFIRMED && self.is_of(&found.customer));
         let owed = |payment: &&PaymentReference| own.is_some_and(|found| found.owed_back.contains(*payment));

@@ -13,6 +13,7 @@
 #![warn(clippy::missing_errors_doc)]
 
 mod adjustment;
+mod cancellation;
 mod confirmation;
 pub mod decide;
 mod draft;
@@ -27,11 +28,13 @@ pub mod text;
 mod time;
 
 pub use adjustment::Adjustment;
+pub use cancellation::{Cancellation, OrderCancellation};
 pub use confirmation::Confirmation;
 pub use decide::{CLOCK_TOLERANCE_SECONDS, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK};
 pub use draft::{Basket, BasketError, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, RequestedLine, draft};
 pub use failed::{
-    FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, RecordDecision, ResolveDecision, RetryDecision,
+    FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, ORDER_CANCELLED, RecordDecision, ResolveDecision,
+    RetryDecision,
 };
 pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
 pub use product::{

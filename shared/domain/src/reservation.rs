@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CLOCK_TOLERANCE_SECONDS, Currency, CustomerId, HoldSeconds, PaymentReference, ProductId, ReservationId, Timestamp,
+    CLOCK_TOLERANCE_SECONDS, Cancellation, Currency, CustomerId, HoldSeconds, PaymentReference, ProductId,
+    ReservationId, Timestamp,
 };
 
 /// The status of a reservation. It leaves `Held` once and never returns. After `Expired` it can still become `Confirmed`: a
@@ -17,7 +18,7 @@ pub enum Status {
     Held,
     /// Units are sold: the reservation is the order.
     Confirmed,
-    /// Cancelled by the customer: the units are released.
+    /// Cancelled by the customer, or an order that was given back: the units are released, or have left the stock.
     Cancelled,
     /// Not confirmed in time: the units are released.
     Expired,
@@ -108,6 +109,9 @@ pub struct Reservation {
     /// customer was told that the hold has expired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpaid_closed_at: Option<Timestamp>,
+    /// If it was an order that was given back: by whom, when and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancellation: Option<Cancellation>,
 }
 
 fn default_late_payment_seconds() -> u32 {
@@ -141,6 +145,7 @@ impl Reservation {
             owed_back: BTreeSet::new(),
             refunded: BTreeSet::new(),
             unpaid_closed_at: None,
+            cancellation: None,
         }
     }
 
@@ -167,6 +172,19 @@ impl Reservation {
     /// Whether it is the order of this very payment; without one, whether it is an order.
     pub fn is_order_of(&self, payment: Option<&PaymentReference>) -> bool {
         self.status == Status::Confirmed && (payment.is_none() || self.payment_reference.as_ref() == payment)
+    }
+
+    /// Whether it is an order, or was one until it was given back.
+    pub fn was_ordered(&self) -> bool {
+        self.status == Status::Confirmed || self.cancellation.is_some()
+    }
+
+    /// The order as it is once `cancellation` is carried out: its payment is owed back.
+    #[must_use]
+    pub fn given_back(&self, cancellation: Cancellation) -> Self {
+        let mut given_back = Self { status: Status::Cancelled, cancellation: Some(cancellation), ..self.clone() };
+        given_back.owed_back.extend(self.payment_reference.clone());
+        given_back
     }
 
     /// The `unpaid_closed_at` that closes it to every confirmation without a payment that was accepted by `at`, whichever

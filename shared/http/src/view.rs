@@ -70,7 +70,8 @@ impl<T> List<T> {
     "lines": [{"product_id": "tee-black", "quantity": 2, "name": "Black tee", "unit_price_minor": 2_500}],
     "total_price_minor": 5_000, "currency": "EUR", "currency_exponent": 2, "created_at": "2026-11-21T07:06:40.428Z",
     "expires_at": "2026-11-21T07:16:40.428Z", "expires_in_seconds": 600, "server_time": "2026-11-21T07:06:40.428Z",
-    "confirmed_at": null, "confirmed_late": false, "payment_reference": null,
+    "confirmed_at": null, "confirmed_late": false, "payment_reference": null, "cancelled_at": null,
+    "cancel_reason": null, "restocked": null,
 })))]
 pub struct ReservationView {
     #[schema(value_type = schema::ReservationId)]
@@ -110,6 +111,14 @@ pub struct ReservationView {
     /// The payment that confirmed it.
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
+    /// When the order was given back. Its payment must be refunded.
+    #[schema(value_type = Option<schema::Time>, required)]
+    cancelled_at: Option<ApiTime>,
+    /// Why the order was given back.
+    #[schema(value_type = Option<schema::FreeText>, required)]
+    cancel_reason: Option<String>,
+    /// Whether the units of an order that was given back are on sale again. If not, they left the stock.
+    restocked: Option<bool>,
 }
 
 /// A line of a reservation, with the product's name and price at the time of the reservation.
@@ -153,6 +162,9 @@ impl ReservationView {
             confirmed_at: reservation.confirmed_at.map(ApiTime),
             confirmed_late: reservation.confirmed_late,
             payment_reference: reservation.payment_reference.map(String::from),
+            cancelled_at: reservation.cancellation.as_ref().map(|cancellation| ApiTime(cancellation.at)),
+            restocked: reservation.cancellation.as_ref().map(|cancellation| cancellation.restocked),
+            cancel_reason: reservation.cancellation.map(|cancellation| cancellation.reason),
         }
     }
 

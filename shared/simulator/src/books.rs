@@ -69,6 +69,8 @@ pub(crate) struct Asked {
     pub(crate) payments: BTreeSet<(String, String)>,
     /// Cancellations by the owner.
     pub(crate) cancel: BTreeSet<String>,
+    /// Orders that the shop gave back.
+    pub(crate) give_back: BTreeSet<String>,
     /// Failed confirmations that an admin asked to resolve.
     pub(crate) resolve: BTreeSet<String>,
     /// Failed confirmations that an admin asked to retry.
@@ -250,7 +252,10 @@ impl Books {
     ) {
         let settled =
             |item: Option<&Value>| item.is_some_and(|item| item["state"] == "resolved" || item["state"] == "confirmed");
-        let changed = settled(before) && before != after;
+        // The payment of an order that is given back is open again.
+        let reopened = before.is_some_and(|item| item["state"] == "confirmed")
+            && after.is_some_and(|item| item["state"] == "open" && item["reason"] == "order_cancelled");
+        let changed = settled(before) && before != after && !reopened;
         self.check(now, !changed, "settled_stays_settled", || format!("{place:?}: {before:?} became {after:?}"));
         self.check(now, after.is_some(), "no_payment_is_lost", || format!("{place:?} is gone"));
         if let (Some(before), Some(after)) = (before, after) {
@@ -391,7 +396,7 @@ impl Books {
             let due = item["due_at"].as_i64() == Some(new.expires_at.as_millis()) && item["due_key"].is_string();
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
-            let kept = matches!(new.status, Status::Held | Status::Confirmed);
+            let kept = matches!(new.status, Status::Held | Status::Confirmed) || new.cancellation.is_some();
             // One whose notes were removed again may be kept as well.
             let noted = item["kept_until"].is_i64();
             let right = if item["ttl"].is_null() { kept || noted } else { !kept && remembered(item) };
@@ -424,7 +429,12 @@ impl Books {
                     if without_notes(before) == without_notes(after) {
                         self.noted(now, &id, before, after);
                     } else {
-                        let same = owed_back(before) == owed_back(after);
+                        let mut owed = owed_back(before);
+                        if old.status == Status::Confirmed && new.status == Status::Cancelled {
+                            // What paid for an order that is given back.
+                            owed.extend(old.payment_reference.as_ref().map(|payment| payment.as_str()));
+                        }
+                        let same = owed == owed_back(after);
                         self.check(now, same, "settled_stays_settled", || format!("{before} became {after}"));
                         self.transition(now, &id, &old, &new);
                     }
@@ -500,6 +510,10 @@ impl Books {
                 let since = self.calm_at.map(|calm_at| now - old.expires_at.as_millis().max(calm_at));
                 let in_time = since.is_none_or(|since| since <= BOUND_MS);
                 self.check(now, in_time, "every_hold_ends_within_its_bound", || format!("{since:?} ms: {}", became()));
+            }
+            (Status::Confirmed, Status::Cancelled) => {
+                let said = new.cancellation.is_some() && self.asked.give_back.contains(id);
+                self.check(now, said && takes(old) == takes(new), "only_the_owner", became);
             }
             (Status::Confirmed, Status::Confirmed) => {
                 let attached = Reservation { payment_reference: new.payment_reference.clone(), ..old.clone() };
@@ -741,7 +755,11 @@ impl Books {
                 Some("open") => (item["reason"] != "not_confirmed" || own.is_none()) && !(paid.is_some() && ordered),
                 // Every queue is empty: nothing would process it again.
                 Some("retrying") => false,
-                Some("confirmed") => ordered,
+                // Its order may have been given back since: then only what the owner paid is owed.
+                Some("confirmed") => {
+                    ordered
+                        || (paid.is_none() || own.is_none()) && found.is_some_and(|found| found.cancellation.is_some())
+                }
                 _ => true,
             };
             if !right {

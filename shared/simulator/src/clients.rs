@@ -68,6 +68,7 @@ impl<'a> Client<'a> {
             Step::Reserve { key, body } => _ = self.reserve(*key, body, patience).await,
             Step::Confirm { key, payment } => _ = self.confirm(*key, *payment, patience).await,
             Step::Cancel { key } => self.cancel(*key, patience).await,
+            Step::GiveBack { key, restock } => self.give_order_back(*key, *restock, patience).await,
             Step::Extend { key, seconds } => self.extend(*key, *seconds, patience).await,
             Step::Get { key } => self.get(*key).await,
             Step::List { orders } => {
@@ -338,7 +339,7 @@ impl<'a> Client<'a> {
         let Some(reply) = reply.filter(Reply::clear) else { return false };
         let mut state = world.lock();
         match reply.status {
-            200 => _ = state.promises.ordered.insert(id.clone()),
+            200 if !state.books.asked.give_back.contains(&id) => _ = state.promises.ordered.insert(id.clone()),
             202 if payment.is_none() => _ = state.promises.queued.insert(id.clone()),
             _ => {}
         }
@@ -411,6 +412,22 @@ impl<'a> Client<'a> {
             all &= self.reserve(key, &body, 0).await;
         }
         all
+    }
+
+    /// The shop's back end gives an order of this customer back.
+    async fn give_order_back(&self, key: u8, restock: bool, patience: u32) {
+        let id = self.reservation_id(key);
+        {
+            let mut state = self.cloud.world.lock();
+            state.books.asked.give_back.insert(id.clone());
+            // From now on it may be cancelled at any time.
+            state.promises.ordered.remove(&id);
+        }
+        let shop = Actor { served: true, ..self.actor.clone() };
+        let client = Client::new(self.cloud, &shop, self.products);
+        let path = format!("/orders/{id}/cancel");
+        let body = json!({ "reason": "event called off", "restock": restock });
+        client.ask(patience, Function::Reserve, "POST", &path, None, Some(&body)).await;
     }
 
     async fn cancel(&self, key: u8, patience: u32) {

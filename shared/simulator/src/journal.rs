@@ -67,6 +67,7 @@ impl Journal {
             }
             Route::Extend(id) => self.own(asked, id, single(Act::Extend)),
             Route::Cancel(id) => self.own(asked, id, single(Act::Cancel)),
+            Route::GiveBack(id) => self.own(asked, id, single(Act::GiveBack)),
             Route::Get(id) => self.own(asked, id, single(Act::Get { order: false })),
             Route::Order(id) => self.own(asked, id, single(Act::Get { order: true })),
             Route::Reservations | Route::Orders | Route::AllReservations => {
@@ -170,5 +171,7 @@ fn told(item: &Value) -> Value {
     for name in ["created_at", "expires_at"] {
         body[name] = time(name).into();
     }
+    // The model only asks whether it was given back.
+    body["cancelled_at"] = if item["cancellation"].is_object() { time("created_at").into() } else { Value::Null };
     body
 }

@@ -70,6 +70,7 @@ pub(crate) enum Route<'a> {
     Confirm(&'a str),
     Extend(&'a str),
     Cancel(&'a str),
+    GiveBack(&'a str),
     Get(&'a str),
     Order(&'a str),
     Reservations,
@@ -98,6 +99,7 @@ impl Question {
             ("GET", ["reservations"]) => Route::Reservations,
             ("GET", ["orders"]) => Route::Orders,
             ("GET", ["orders", id]) => Route::Order(id),
+            ("POST", ["orders", id, "cancel"]) => Route::GiveBack(id),
             ("GET", ["reservations", id]) => Route::Get(id),
             ("DELETE", ["reservations", id]) => Route::Cancel(id),
             ("POST", ["reservations", id, "confirm"]) => Route::Confirm(id),
@@ -152,6 +154,7 @@ pub(crate) fn judge(case: &Case<'_>) -> Broken {
         Route::Confirm(id) => case.confirm(id),
         Route::Extend(id) => case.extend(id),
         Route::Cancel(id) => case.cancel(id),
+        Route::GiveBack(id) => case.give_back(id),
         Route::Get(id) => case.get(id, false),
         Route::Order(id) => case.get(id, true),
         Route::Reservations => case.list(false),
@@ -208,7 +211,9 @@ impl<'a> Case<'a> {
         let Self { asked, reply, window, skew, .. } = self;
         let id = match asked.route() {
             Route::Reserve => asked.reservation_id(),
-            Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id) | Route::Get(id) => Some(id.to_owned()),
+            Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id) | Route::GiveBack(id) | Route::Get(id) => {
+                Some(id.to_owned())
+            }
             _ => None,
         };
         let place = id.map(|id| hold(&id));
@@ -384,6 +389,17 @@ impl<'a> Case<'a> {
         self.ended(id, true)
     }
 
+    fn give_back(&self, id: &str) -> Ruling {
+        let so = |item: &Value| item["cancellation"].is_object() && self.shows(item, &self.reply.body);
+        match (self.reply.status, self.reply.code()) {
+            (200, _) => (self.hold_once(id, |item| item.is_some_and(so)), "answers_are_the_table"),
+            (404, "reservation_not_found") => {
+                (self.hold_once(id, |item| !item.is_some_and(was_ordered)), "no_order_is_lost")
+            }
+            _ => (false, "only_documented_refusals"),
+        }
+    }
+
     /// The refusals of an extension and of a cancellation.
     fn ended(&self, id: &str, cancels: bool) -> Ruling {
         let (_, most) = self.clock();
@@ -411,7 +427,7 @@ impl<'a> Case<'a> {
 
     fn get(&self, id: &str, order: bool) -> Ruling {
         let body = &self.reply.body;
-        let is = |item: &Value| !order || item["status"] == "confirmed";
+        let is = |item: &Value| !order || was_ordered(item);
         match self.reply.status {
             200 => {
                 let right = self.hold_once(id, |item| item.is_some_and(|item| is(item) && self.shows(item, body)));
@@ -429,7 +445,7 @@ impl<'a> Case<'a> {
         };
         let right = items.iter().all(|body| {
             let id = body["reservation_id"].as_str().unwrap_or_default();
-            let is = |item: &Value| (!orders || item["status"] == "confirmed") && self.shows(item, body);
+            let is = |item: &Value| (!orders || was_ordered(item)) && self.shows(item, body);
             self.hold_once(id, |item| item.is_some_and(is))
         });
         let place = |body: &Value| (shown(&body["created_at"]), body["reservation_id"].as_str().map(str::to_owned));
@@ -440,9 +456,7 @@ impl<'a> Case<'a> {
         // All of them, except those that the index does not show yet.
         let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
         let missing = self.books.indexed_since("HOLD#", self.window.sent).any(|place| {
-            let own = |item: &Value| {
-                item["customer"] == self.asked.who.as_str() && (!orders || item["status"] == "confirmed")
-            };
+            let own = |item: &Value| item["customer"] == self.asked.who.as_str() && (!orders || was_ordered(item));
             // It was there all the time, so also when the list was made.
             let there = !self.once([place], |at| !self.item(place, at).is_some_and(own));
             there && !items.iter().any(|body| body["reservation_id"].as_str() == place.0.strip_prefix("HOLD#"))
@@ -464,6 +478,11 @@ impl<'a> Case<'a> {
         });
         (right, "answers_are_the_table")
     }
+}
+
+/// Whether it is an order, or was one until it was given back.
+fn was_ordered(item: &Value) -> bool {
+    item["status"] == "confirmed" || item["cancellation"].is_object()
 }
 
 /// Whether a payment is noted on its reservation as owed back.
@@ -525,6 +544,9 @@ fn view(item: &Value, body: &Value, now: i64) -> bool {
         && body["expires_in_seconds"] == left
         && body["confirmed_late"] == (item["confirmed_late"] == true)
         && body["payment_reference"] == item["payment_reference"]
+        && body["cancel_reason"] == item["cancellation"]["reason"]
+        && body["restocked"] == item["cancellation"]["restocked"]
+        && shown(&body["cancelled_at"]) == item["cancellation"]["at"].as_i64()
         && time("created_at")
         && time("expires_at")
         && time("confirmed_at")

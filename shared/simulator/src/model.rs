@@ -119,6 +119,8 @@ pub(crate) enum Act {
     Confirm(Option<String>),
     Extend,
     Cancel,
+    /// The shop gives an order back.
+    GiveBack,
     /// A read, of one reservation or as part of a list; with `order`, only of an order.
     Get {
         order: bool,
@@ -141,6 +143,8 @@ struct Reservation {
     until: i64,
     paid: Option<String>,
     late: bool,
+    /// Whether it was an order that was given back.
+    given_back: bool,
     owed: BTreeSet<String>,
     /// Deleted by DynamoDB's TTL: then even a write that was answered long ago may arrive again.
     cleaned_up: bool,
@@ -152,8 +156,18 @@ struct Reservation {
 impl Reservation {
     fn none() -> Self {
         let owed = BTreeSet::new();
-        let (status, until) = (Status::None, i64::MIN);
-        Self { status, lines: None, made: None, until, paid: None, late: false, owed, cleaned_up: false, closed: 0 }
+        Self {
+            status: Status::None,
+            lines: None,
+            made: None,
+            until: i64::MIN,
+            paid: None,
+            late: false,
+            given_back: false,
+            owed,
+            cleaned_up: false,
+            closed: 0,
+        }
     }
 
     /// A new hold in its place. The notes `owed` and `closed` are kept.
@@ -181,6 +195,15 @@ impl Reservation {
         Self { status: Status::Confirmed, paid: payment.cloned(), late, ..self.clone() }
     }
 
+    /// As it is once an order is given back: its payment is owed back.
+    fn returned(&self) -> Option<Self> {
+        if self.status != Status::Confirmed {
+            return (self.given_back).then(|| self.clone());
+        }
+        let returned = Self { given_back: true, ..self.is(Status::Cancelled) };
+        Some(self.paid.as_ref().map_or(returned.clone(), |paid| returned.owes(paid)))
+    }
+
     /// The same for a read. It ends nothing: a hold may be over by the reader's clock and not by another's.
     fn seen(&self, body: &Value) -> Option<Self> {
         if body["status"] == "expired" && self.status == Status::Held {
@@ -203,6 +226,7 @@ impl Reservation {
             && self.made.is_none_or(|known| known == made)
             && self.lines.as_ref().is_none_or(|known| *known == lines)
             && until >= self.until
+            && body["cancelled_at"].is_string() == self.given_back
             && body["payment_reference"].as_str() == self.paid.as_deref()
             && body["confirmed_late"] == self.late;
         same.then(|| Self { made: Some(made), until, lines: Some(lines), ..self.clone() })
@@ -314,9 +338,15 @@ impl Machine for Reservations {
                 409 if code == "reservation_cancelled" => Vec::new(),
                 _ => ended(true),
             },
+            Act::GiveBack => match reply.status {
+                200 => state.returned().and_then(|returned| returned.told(body)).into_iter().collect(),
+                _ => stays(state.status != Status::Confirmed && !state.given_back),
+            },
             Act::Get { order } => match reply.status {
                 200 => state.seen(body).into_iter().collect(),
-                _ => stays(state.status == Status::None || *order && state.status != Status::Confirmed),
+                _ => stays(
+                    state.status == Status::None || *order && state.status != Status::Confirmed && !state.given_back,
+                ),
             },
             Act::Retry(payment) => {
                 let mut lifted = state.clone();
@@ -359,10 +389,17 @@ impl Machine for Reservations {
                     made["status"] = "held".into();
                     made["payment_reference"] = Value::Null;
                     made["confirmed_late"] = false.into();
+                    made["cancelled_at"] = Value::Null;
                     state.held(lines).told(&made).into_iter().collect()
                 }
                 _ => vec![state.held(lines)],
             },
+            // An earlier try of its own may have made the order that was given back before it was answered.
+            Act::Confirm(payment) if clear.is_some_and(of_cancelled) => {
+                let mut made = if open { Self::confirm(state, payment.as_ref(), false) } else { Vec::new() };
+                made.retain(|after| after.status == Status::Confirmed);
+                made
+            }
             Act::Confirm(payment) => {
                 let queued = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 202);
                 let closed = queued && payment.is_none() && request.sent < state.closed;
@@ -376,6 +413,7 @@ impl Machine for Reservations {
                 }
                 None => vec![state.is(Status::Cancelled)],
             },
+            Act::GiveBack if state.status == Status::Confirmed => state.returned().into_iter().collect(),
             // A retry re-queues the confirmation.
             Act::Retry(payment) => {
                 let mut lifted = state.clone();
@@ -397,6 +435,7 @@ impl Machine for Reservations {
         let unclear = request.answered.as_ref().is_none_or(|(_, _, reply)| unclear(reply));
         // "Not found" says nothing about a reservation that is made later (docs/api.md, "Refunds").
         let not_found = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 404);
+        let not_found = not_found || request.answered.as_ref().is_some_and(|(_, _, reply)| of_cancelled(reply));
         unclear
             || matches!(request.act, Act::Reserve(_) | Act::Cancel)
             || not_found && matches!(request.act, Act::Confirm(_))
@@ -408,6 +447,11 @@ impl Machine for Reservations {
         }
         Vec::new()
     }
+}
+
+/// Whether a confirmation was refused as one of a cancelled reservation may be.
+fn of_cancelled(reply: &Reply) -> bool {
+    matches!(reply.code(), "refund_required" | "reservation_cancelled")
 }
 
 /// The index of the first answer about a reservation that no order of the requests explains.

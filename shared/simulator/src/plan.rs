@@ -16,6 +16,8 @@ pub(crate) enum Step {
     Confirm { key: u8, payment: Option<u8> },
     /// Cancels it.
     Cancel { key: u8 },
+    /// The shop's back end gives the order of that key back; its units go back on sale, or leave the stock.
+    GiveBack { key: u8, restock: bool },
     /// Extends it.
     Extend { key: u8, seconds: u32 },
     /// Reads it.
@@ -323,7 +325,7 @@ fn customer(
             let confirm = Step::Confirm { key, payment };
             let pay = |n| Step::Confirm { key, payment: Some(n) };
             let extend = |random: &mut fastrand::Rng| Step::Extend { key, seconds: random.u32(10..31) };
-            match random.u32(0..24) {
+            match random.u32(0..26) {
                 0..=3 => vec![confirm],
                 4 => vec![confirm, Step::Cancel { key }],
                 5 => vec![confirm, Step::Confirm { key, payment: Some(random.u8(0..2)) }],
@@ -364,6 +366,17 @@ fn customer(
                     let then = vec![pay(0), pay(1)];
                     vec![Step::Confirm { key, payment: None }, Step::AroundExpiry { key, offset_ms: -8_000, then }]
                 }
+                // Given back; at the same time as something else of the same order.
+                24 => vec![Step::GiveBack { key, restock: random.bool() }, confirm],
+                25 => {
+                    let give_back = Step::GiveBack { key, restock: random.bool() };
+                    let and =
+                        [give_back.clone(), Step::Cancel { key }, pay(random.u8(0..2))][random.usize(0..3)].clone();
+                    vec![
+                        confirm,
+                        Step::AroundExpiry { key, offset_ms: random.i64(-6_000..2_000), then: vec![give_back, and] },
+                    ]
+                }
                 // Paid, and confirmed in another customer's name.
                 23 => {
                     let instead = names[random.usize(0..names.len())].clone();
@@ -388,7 +401,8 @@ fn customer(
                 0..=2 => vec![reserve(random, key, false)],
                 3 => vec![reserve(random, key, true)],
                 4 => vec![Step::Confirm { key, payment: random.bool().then(|| random.u8(0..2)) }],
-                _ => vec![Step::Cancel { key }],
+                _ if random.bool() => vec![Step::Cancel { key }],
+                _ => vec![Step::GiveBack { key, restock: random.bool() }],
             };
             moment(random, number, steps)
         })

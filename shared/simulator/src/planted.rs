@@ -106,6 +106,7 @@ enum Deed {
     Retake,
     Adjust,
     Resolve,
+    GiveBack,
     Other,
 }
 
@@ -116,7 +117,9 @@ fn deed(call: &Call) -> Deed {
     let text = call.request.to_string();
     let begins =
         |prefix: &str| dynamo::places(&call.operation, &call.request).iter().any(|(pk, _)| pk.starts_with(prefix));
-    if begins("ADJUST#") {
+    if text.contains("#cancellation = :cancellation") {
+        Deed::GiveBack
+    } else if begins("ADJUST#") {
         Deed::Adjust
     } else if begins("FAILED") {
         Deed::Resolve
@@ -741,6 +744,49 @@ pub static ALL: &[Planted] = &[
         if function == Function::Reserve && creates && reply["statusCode"] == 409 {
             reply["statusCode"] = 201.into();
         }
+    }),
+    // ---- orders that are given back
+    asks("given-back-without-status", "an order is given back without asking whether it is one still", |call| {
+        if deed(call) == Deed::GiveBack {
+            parts(call, "LIMIT#").for_each(|part| condition(part, "#units >= :q", "attribute_exists(#units)"));
+            parts(call, "FAILED").for_each(|part| {
+                condition(part, "attribute_not_exists(#pk)", "");
+                condition(part, "#failures = :seen", "");
+            });
+        }
+        in_condition(call, Deed::GiveBack, "HOLD#", "#status = :confirmed AND ", "")
+    }),
+    asks(
+        "given-back-though-paid-since",
+        "an order is given back, and a payment that was attached meanwhile is lost",
+        |call| in_condition(call, Deed::GiveBack, "HOLD#", " AND attribute_not_exists(#payment_reference)", ""),
+    ),
+    asks(
+        "order-given-back-and-not-noted",
+        "an order is given back, and its payment is not noted as owed back",
+        |call| in_update(call, Deed::GiveBack, "HOLD#", " ADD #owed_back :owed_back", ""),
+    ),
+    asks("settled-though-given-back", "a late mark of the order hides that its payment is owed", |call| {
+        plain(call, "#settled_by = :by", " AND #reason <> :given_back", "")
+    }),
+    asks("given-back-and-not-listed", "an order is given back, and no admin sees that its payment is owed", |call| {
+        without(call, Deed::GiveBack, "FAILED")
+    }),
+    asks("given-back-without-limit", "an order is given back, and still counts against the limit", |call| {
+        without(call, Deed::GiveBack, "LIMIT#")
+    }),
+    asks("given-back-without-units", "an order is given back, and its units are on no shard", |call| {
+        without(call, Deed::GiveBack, "STOCK#")
+    }),
+    asks("written-off-without-entry", "units leave the stock with an order, and the ledger does not say so", |call| {
+        if deed(call) == Deed::GiveBack
+            && let Some(actions) = call.request["TransactItems"].as_array_mut()
+        {
+            let entry =
+                |action: &Value| action["Put"]["Item"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("LEDGER#"));
+            actions.retain(|action| !entry(action));
+        }
+        None
     }),
     says("ended-hold-as-made", "a replay of a hold that has ended is answered with 201", |_, _, reply| {
         let problem = body(reply);

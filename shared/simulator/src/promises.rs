@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_domain::Status;
+use holdfast_domain::{Reservation, Status};
 
 use crate::books::Books;
 use crate::services::Queues;
@@ -39,7 +39,8 @@ impl Promises {
         }
         for id in &self.ordered {
             let status = books.reservations.get(id).map(|reservation| reservation.status);
-            let right = status == Some(Status::Confirmed);
+            let given_back = status == Some(Status::Cancelled) && books.asked.give_back.contains(id);
+            let right = status == Some(Status::Confirmed) || given_back;
             books.expect(now, right, "no_order_is_lost", || format!("{id} was acknowledged, and is {status:?}"));
         }
         for id in self.cancelled.iter().filter(|id| !self.cleaned_up.contains(*id)) {
@@ -61,7 +62,7 @@ impl Promises {
             books.expect(now, safe, "no_payment_is_lost", || format!("{payment} for {id} was acknowledged"));
         }
         for id in &self.queued {
-            let confirmed = books.reservations.get(id).is_some_and(|r| r.status == Status::Confirmed);
+            let confirmed = books.reservations.get(id).is_some_and(Reservation::was_ordered);
             let safe = confirmed
                 || books.items.iter().any(|((pk, _), item)| pk == "FAILED" && item["reservation_id"] == id.as_str())
                 || queues.messages.iter().any(|message| names(&message.body, id, None));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dynoxide::Database;
 use futures_util::future::join_all;
 use holdfast_domain::ProductStatus::Archived;
-use holdfast_domain::{Reservation, Status, Timestamp};
+use holdfast_domain::{Reservation, Timestamp};
 use holdfast_testkit::fixtures::{CONFIRMATIONS, TABLE};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -351,7 +351,7 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
     }
     for client in clients.iter().filter(|client| !client.actor.admin) {
         let own = |found: &Reservation| found.customer.as_str() == client.actor.name;
-        let orders = ids(&|found| own(found) && found.status == Status::Confirmed);
+        let orders = ids(&|found| own(found) && found.was_ordered());
         same_list(client, Function::Reserve, "/orders", "reservation_id", orders).await;
         same_list(client, Function::Reserve, "/reservations", "reservation_id", ids(&own)).await;
     }

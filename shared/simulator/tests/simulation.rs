@@ -66,7 +66,9 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
 const SEEDS_OF_A_BUG: u64 = 60;
 
 /// Planted bugs that need more seeds: `cargo local simulate --planted all` plays them.
-const RARE: [&str; 18] = [
+const RARE: [&str; 20] = [
+    "given-back-though-paid-since",
+    "settled-though-given-back",
     "reserve-without-version-condition",
     "expiry-checked-only-on-read",
     "confirm-without-owner",

@@ -108,7 +108,10 @@ impl Store {
                     self.refuse_expired(refusal, &reservation, &mut attempts).await?
                 }
                 (ConfirmDecision::Refuse(refusal), None)
-                    if attempts.ambiguous && matches!(reservation.status, Status::Expired | Status::Cancelled) =>
+                    if attempts.ambiguous
+                        && matches!(reservation.status, Status::Expired | Status::Cancelled)
+                        // What was an order is kept for ever.
+                        && !reservation.was_ordered() =>
                 {
                     self.refuse_and_keep(refusal, &reservation, &mut attempts).await?
                 }
@@ -300,7 +303,8 @@ impl Store {
         // Read now: a payment must not be refused for good by a limit that was just lifted.
         let facts = self.facts(ids, 0, deadline).await?;
         let wanted = seen.lines.iter().map(|line| wanted(&facts, line)).collect::<Result<Vec<_>, Error>>()?;
-        let others = 1 + seen.lines.iter().filter(|line| line.limited).count();
+        // One more, so that the transaction that gives the order back fits as well.
+        let others = 2 + seen.lines.iter().filter(|line| line.limited).count();
         let takes = match self.allocate_units(&wanted, others, RefusalBasis::Read, command.now, deadline).await? {
             Allocation::Takes(takes) => takes,
             Allocation::Short(_) => return self.refuse_retake(seen, command, attempts).await,

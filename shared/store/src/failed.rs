@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{
-    Confirmation, FailedConfirmation, FailedState, Failure, RecordDecision, Refusal, Reservation, ReservationId,
-    ResolveDecision, RetryDecision, Status, Timestamp,
+    Confirmation, FailedConfirmation, FailedState, Failure, ORDER_CANCELLED, RecordDecision, Refusal, Reservation,
+    ReservationId, ResolveDecision, RetryDecision, Status, Timestamp,
 };
 
 use crate::confirm::{CLOSED_EARLIER, close_unpaid_update, owe_back_update};
@@ -36,6 +36,15 @@ fn unchanged_since(seen: &FailedConfirmation) -> Expression {
     }
     values.push((":seen", number(seen.failures)));
     Expression::new(format!("{UNSETTLED} AND #failures = :seen"), values)
+}
+
+/// The condition that nothing was recorded since `stored` was read, settled or not; `None`: that nothing is stored.
+pub(crate) fn seen_failures(stored: Option<&FailedConfirmation>) -> Expression {
+    match stored {
+        None => Expression::new("attribute_not_exists(#pk)", vec![]),
+        Some(stored) if stored.failures == 0 => Expression::new("attribute_not_exists(#failures)", vec![]),
+        Some(stored) => Expression::new("#failures = :seen", vec![(":seen", number(stored.failures))]),
+    }
 }
 
 fn resolve_update(actor: &str, note: Option<&str>, now: Timestamp) -> Expression {
@@ -400,7 +409,7 @@ fn resolution_note(seen: &FailedConfirmation, found: &Reservation, now: Timestam
 }
 
 /// The update that stores what is known of a failure.
-fn record_update(failed: &FailedConfirmation) -> Expression {
+pub(crate) fn record_update(failed: &FailedConfirmation) -> Expression {
     let mut update = "SET #id = :id, #reason = :reason, #body = :body, #state = :open, #failures = :failures, \
          #first_failed_at = :first, #last_failed_at = :last"
         .to_owned();
@@ -439,9 +448,12 @@ fn record_update(failed: &FailedConfirmation) -> Expression {
     Expression::new(update, values)
 }
 
-/// Settles one whose reservation is an order.
+/// Settles one whose reservation is an order; not if that was given back meanwhile.
 fn settle(now: Timestamp) -> Change {
-    settle_as(FailedState::Confirmed, "retry", now)
+    let (update, mut condition) = settle_as(FailedState::Confirmed, "retry", now);
+    condition.text.push_str(" AND #reason <> :given_back");
+    condition.values.push((":given_back", text(ORDER_CANCELLED)));
+    (update, condition)
 }
 
 /// The update that settles one whose payment was resolved by another one, and its condition.

@@ -23,6 +23,7 @@ mod error;
 mod failed;
 mod items;
 pub mod keys;
+mod orders;
 mod page;
 mod products;
 mod rate;
@@ -47,6 +48,7 @@ pub use error::{Deadline, Error};
 pub use page::{Cursor, Page};
 pub use rate::Admitted;
 pub use release::Swept;
+pub use reservations::Listed;
 pub use reserve::Reserved;
 pub use stock::{Adjusted, LedgerEntry};
 

@@ -13,6 +13,33 @@ use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 /// little continues in the next request.
 const MAX_READS: u32 = 10;
 
+/// Which of a customer's reservations are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// All of them.
+    All,
+    /// Those of this status.
+    Of(Status),
+    /// Orders, also those that were given back.
+    Orders,
+}
+
+impl From<Option<Status>> for Listed {
+    fn from(status: Option<Status>) -> Self {
+        status.map_or(Self::All, Self::Of)
+    }
+}
+
+impl Listed {
+    fn has(self, reservation: &Reservation, now: Timestamp) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(status) => status == reservation.status_at(now),
+            Self::Orders => reservation.was_ordered(),
+        }
+    }
+}
+
 impl Store {
     /// One of the customer's own reservations. Another customer's does not exist for them.
     ///
@@ -26,6 +53,15 @@ impl Store {
     ) -> Result<Reservation, Error> {
         let found: Option<Reservation> = self.get("reservation", keys::reservation(id), deadline).await?;
         found.filter(|found| found.customer == *customer).ok_or(Refusal::ReservationNotFound.into())
+    }
+
+    /// A reservation of any customer: for an admin.
+    ///
+    /// # Errors
+    /// As [`Store::reservation`].
+    pub async fn any_reservation(&self, id: &ReservationId, deadline: Deadline) -> Result<Reservation, Error> {
+        let found: Option<Reservation> = self.get("reservation", keys::reservation(id), deadline).await?;
+        found.ok_or(Refusal::ReservationNotFound.into())
     }
 
     /// A reservation, after waiting for transactions that are on it: for a refusal that is based on it.
@@ -127,19 +163,20 @@ impl Store {
         self.update(&keys::reservation(id), change, attempts).await?.read("reservation")
     }
 
-    /// A page of the customer's own reservations, the newest first, of one status or of all.
+    /// A page of the customer's own reservations, the newest first.
     ///
     /// # Errors
     /// `Invalid` for a cursor of another list; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn reservations_of(
         &self,
         customer: &CustomerId,
-        status: Option<Status>,
+        listed: impl Into<Listed>,
         now: Timestamp,
         limit: usize,
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<Reservation>, Error> {
+        let listed = listed.into();
         let parts = [
             (keys::CUSTOMER, Part::Is(customer.as_str())),
             (keys::CREATED_AT, Part::Number),
@@ -173,7 +210,7 @@ impl Store {
             }
             reservations.sort_by(|a, b| (b.created_at, &b.reservation_id).cmp(&(a.created_at, &a.reservation_id)));
             for reservation in reservations {
-                if status.is_none_or(|status| status == reservation.status_at(now)) {
+                if listed.has(&reservation, now) {
                     found.push(reservation);
                 }
             }

@@ -74,7 +74,8 @@ impl Store {
             };
             let wanted: Vec<Wanted<'_>> =
                 draft.lines.iter().map(|line| Wanted { product: &line.product, quantity: line.quantity }).collect();
-            let others = 1 + draft.lines.iter().filter(|line| line.product.counts_per_customer).count();
+            // The reservation and each limit; and one more, so that the transaction that gives the order back fits as well.
+            let others = 2 + draft.lines.iter().filter(|line| line.product.counts_per_customer).count();
             let takes = match self.allocate_units(&wanted, others, RefusalBasis::Cache, now, deadline).await? {
                 Allocation::Takes(takes) => takes,
                 Allocation::Short(shortages) => {

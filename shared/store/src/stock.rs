@@ -122,6 +122,13 @@ impl LedgerEntry {
     }
 }
 
+impl LedgerEntry {
+    /// An id for an entry of this time, whose other half is made of `digest`.
+    pub(crate) fn id(now: Timestamp, digest: &str) -> String {
+        entry_id(now, digest)
+    }
+}
+
 /// A ULID of this time whose other half is made of `digest`: the same command has the same id.
 fn entry_id(now: Timestamp, digest: &str) -> String {
     let millis = u64::try_from(now.as_millis()).unwrap_or_default();

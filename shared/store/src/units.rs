@@ -340,3 +340,10 @@ pub(crate) fn given_back(holds: &[Hold]) -> Vec<(Key, Change)> {
     let limits = limits.into_iter().map(|((id, customer), units)| (keys::limit(id, customer), give_limit(units)));
     shards.chain(limits).collect()
 }
+
+/// What these give back to each customer's limit, and nothing to the shards.
+pub(crate) fn limits_given_back(holds: &[Hold]) -> Vec<(Key, Change)> {
+    let mut holds = holds.to_vec();
+    holds.iter_mut().flat_map(|hold| &mut hold.lines).for_each(|line| line.takes.clear());
+    given_back(&holds)
+}

@@ -143,6 +143,9 @@ impl<'a> Case<'a> {
             (409, "already_settled") => {
                 self.failed_once(id, |item, at| item.is_some_and(|item| settled(item) || self.is_order(item, at)))
             }
+            (409, "reservation_cancelled") => {
+                self.failed_once(id, |item, _| item.is_some_and(|item| item["reason"] == "order_cancelled"))
+            }
             _ => return (false, "only_documented_refusals"),
         };
         (right, "only_true_refusals")

@@ -5,6 +5,7 @@ mod answers;
 mod confirm;
 mod failed;
 mod lists;
+mod orders;
 mod products;
 mod rate;
 mod release;

@@ -1,0 +1,49 @@
+//! An order that is given back: who decided it, when, why, and where its units go.
+
+use serde::{Deserialize, Serialize};
+
+use crate::text::{LINE_RULE, MAX_LINE, is_line};
+use crate::{CustomerId, Invalid, ReservationId, Timestamp};
+
+/// The command to cancel an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderCancellation {
+    /// The order.
+    pub order_id: ReservationId,
+    /// Its owner, where the caller may only act for them; an admin acts for anybody.
+    pub customer: Option<CustomerId>,
+    /// Why: 1 to 200 visible characters.
+    pub reason: String,
+    /// Whether the units go back on sale. If not, they leave the stock, and the ledger says so.
+    pub restock: bool,
+    /// Who decided it: the `sub` of an admin or of a service.
+    pub actor: String,
+}
+
+impl OrderCancellation {
+    /// The command itself, if its reason is one.
+    ///
+    /// # Errors
+    /// [`Invalid`] for a reason that is empty, too long or has invisible characters only.
+    pub fn checked(self) -> Result<Self, Invalid> {
+        if is_line(&self.reason, MAX_LINE) { Ok(self) } else { Err(Invalid::new("reason", LINE_RULE)) }
+    }
+
+    /// What the order records of it, if it is carried out at `now`.
+    pub fn record(&self, now: Timestamp) -> Cancellation {
+        Cancellation { at: now, by: self.actor.clone(), reason: self.reason.clone(), restocked: self.restock }
+    }
+}
+
+/// What a cancelled order records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancellation {
+    /// When.
+    pub at: Timestamp,
+    /// Who: an admin or a service.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+    /// Whether its units went back on sale. If not, they left the stock.
+    pub restocked: bool,
+}
