@@ -79,10 +79,24 @@ async fn tell(stack: &Stack, pace: Pace, print: Print<'_>) -> Result<bool> {
     let winners = story.race().await?;
     story.replays(&winners).await?;
     story.some_confirm_some_cancel(&winners).await?;
-    story.paid_too_late(&late).await?;
+    let order = story.paid_too_late(&late).await?;
+    story.given_back(&order).await?;
     story.the_rest_expires(&winners).await?;
     story.books().await?;
     Ok(story.end())
+}
+
+/// Asks again and again until there is an answer; `None` if there is none in time.
+async fn until<T>(within: Duration, ask: impl AsyncFn() -> Result<Option<T>>) -> Result<Option<T>> {
+    let limit = Instant::now() + within;
+    let mut pause = tokio::time::interval(POLL);
+    while Instant::now() < limit {
+        pause.tick().await;
+        if let Some(found) = ask().await? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 type Print<'a> = Box<dyn FnMut(&str) + Send + 'a>;
@@ -285,7 +299,8 @@ impl<'a> Story<'a> {
         self.stock("ticket", back, TICKETS - sold - back, sold).await
     }
 
-    async fn paid_too_late(&mut self, (print, mug): &(Holder, Holder)) -> Result<()> {
+    /// Returns the order of the only print.
+    async fn paid_too_late(&mut self, (print, mug): &(Holder, Holder)) -> Result<Holder> {
         self.chapter("The two who forgot pay late, after their holds have expired");
         for (holder, product, total) in [(print, "print", 1), (mug, "mug", 5)] {
             let left = self.seconds_left(holder).await?;
@@ -310,12 +325,33 @@ impl<'a> Story<'a> {
         let answer = self.confirm(print, Some("payment-forgetful")).await?;
         let refused = answer.outcome() == "409 refund_required";
         self.check(refused, "forgetful's payment cannot be accepted: refund_required", &answer);
+        self.refund(print, "payment-forgetful", "refund_required").await?;
+        Ok(quick)
+    }
 
-        let Some(failed) = self.failed_confirmation(&print.reservation_id).await? else {
+    async fn given_back(&mut self, order: &Holder) -> Result<()> {
+        self.chapter("The print is given back, and sold again");
+        let path = format!("/orders/{}/cancel", order.reservation_id);
+        let body = json!({ "reason": "returned unopened", "restock": true, "customer_id": order.customer });
+        let answer = self.api.call(Method::POST, &path, &self.shop, None, Some(&body)).await?;
+        let cancelled = answer.status == StatusCode::OK && answer.text("status") == "cancelled";
+        self.check(cancelled, "the shop cancels quick's order", &answer);
+        self.stock("print", 1, 0, 0).await?;
+        self.refund(order, "payment-quick", "order_cancelled").await?;
+
+        let patient = self.hold("patient", "print").await?;
+        let answer = self.confirm(&patient, Some("payment-patient")).await?;
+        self.check(answer.status == StatusCode::OK, "patient has bought the same print", &answer);
+        self.stock("print", 0, 0, 1).await
+    }
+
+    /// The admin finds a payment that must be refunded, and settles it.
+    async fn refund(&mut self, holder: &Holder, payment: &str, reason: &str) -> Result<()> {
+        let Some(failed) = self.failed_confirmation(&holder.reservation_id).await? else {
             self.verdict(false, "it is recorded as a failed confirmation, which the admin sees", "it is not there");
             return Ok(());
         };
-        let as_paid = failed["payment_reference"] == "payment-forgetful" && failed["reason"] == "refund_required";
+        let as_paid = failed["payment_reference"] == payment && failed["reason"] == reason;
         self.verdict(as_paid, "it is recorded as a failed confirmation, which the admin sees", &failed.to_string());
         let id = failed["failed_confirmation_id"].as_str().unwrap_or_default();
         let path = format!("/admin/failed-confirmations/{id}/resolve");
@@ -327,17 +363,12 @@ impl<'a> Story<'a> {
 
     /// The item of a reservation, once it has come through the queue.
     async fn failed_confirmation(&self, reservation_id: &str) -> Result<Option<Value>> {
-        let limit = Instant::now() + RELEASE_WITHIN;
-        let mut probe = tokio::time::interval(POLL);
-        while Instant::now() < limit {
-            probe.tick().await;
+        until(RELEASE_WITHIN, async || {
             let answer = self.api.call(Method::GET, "/admin/failed-confirmations", &self.admin, None, None).await?;
             let items = answer.body["items"].as_array().cloned().unwrap_or_default();
-            if let Some(item) = items.into_iter().find(|item| item["reservation_id"] == reservation_id) {
-                return Ok(Some(item));
-            }
-        }
-        Ok(None)
+            Ok(items.into_iter().find(|item| item["reservation_id"] == reservation_id))
+        })
+        .await
     }
 
     async fn the_rest_expires(&mut self, winners: &[Holder]) -> Result<()> {
@@ -367,30 +398,22 @@ impl<'a> Story<'a> {
     }
 
     /// Waits until `expected` units are available.
-    async fn until_available(&mut self, product: &str, expected: u64) -> Result<bool> {
-        let limit = Instant::now() + Duration::from_secs(self.pace.ticket_hold_seconds) + RELEASE_WITHIN;
-        let mut probe = tokio::time::interval(POLL);
-        while Instant::now() < limit {
-            probe.tick().await;
+    async fn until_available(&self, product: &str, expected: u64) -> Result<bool> {
+        let within = Duration::from_secs(self.pace.ticket_hold_seconds) + RELEASE_WITHIN;
+        let available = until(within, async || {
             let answer = self.api.call(Method::GET, &format!("/products/{product}"), "", None, None).await?;
-            if answer.body["available"].as_u64() == Some(expected) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+            Ok((answer.body["available"].as_u64() == Some(expected)).then_some(()))
+        });
+        Ok(available.await?.is_some())
     }
 
     /// Waits until no unit is held in the table. The API shows overdue holds as available before they are released.
-    async fn until_released(&mut self, product: &str) -> Result<bool> {
-        let limit = Instant::now() + RELEASE_WITHIN;
-        let mut probe = tokio::time::interval(POLL);
-        while Instant::now() < limit {
-            probe.tick().await;
-            if read_books(self.stack).await?.get(product).is_some_and(|book| book.held == 0) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    async fn until_released(&self, product: &str) -> Result<bool> {
+        let released = until(RELEASE_WITHIN, async || {
+            let books = read_books(self.stack).await?;
+            Ok(books.get(product).is_some_and(|book| book.held == 0).then_some(()))
+        });
+        Ok(released.await?.is_some())
     }
 
     /// Prints and counts the schedules that fired since the last call.

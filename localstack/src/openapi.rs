@@ -53,7 +53,7 @@ itself, with `{\"message\": ...}`: invalid tokens (401), its own throttle (429),
 
 const TAGS: [(&str, &str); 7] = [
     ("Products", "Products and their stock. Public."),
-    ("Reservations", "Create, read, extend, cancel and confirm reservations. For customers."),
+    ("Reservations", "Create, read, extend, change, cancel and confirm reservations. For customers."),
     ("Orders", "Confirmed reservations. For customers."),
     ("Admin: products", "Products and their stock. For administrators."),
     ("Admin: reservations", "All customers' reservations and orders. For administrators."),

@@ -44,7 +44,8 @@ def known(product_id):
 
 @schemathesis.hook
 def map_body(context, body):
-    if context.operation.definition.raw.get("operationId") == "createReservation" and isinstance(body, dict):
+    with_lines = ["createReservation", "changeLines"]
+    if context.operation.definition.raw.get("operationId") in with_lines and isinstance(body, dict):
         lines = body.get("lines")
         for line in lines if isinstance(lines, list) else []:
             if isinstance(line, dict) and "product_id" in line:

@@ -2,23 +2,24 @@
 
 use std::sync::Arc;
 
-use axum::Json as Answer;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json as Answer};
 use holdfast_domain::{
     Adjustment, Currency, DEFAULT_LATE_PAYMENT_SECONDS, HoldSeconds, Product, ProductChange, ProductId, ProductStatus,
     Stock,
 };
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
-    Admin, ApiTime, Json, Key, List, ListQuery, Problem, ProductView, Query, codes, nullable, path_id, schema,
+    Admin, ApiTime, Json, Key, List, ListQuery, Outcome, Problem, ProductView, Query, codes, nullable, path_id, schema,
 };
 use holdfast_store::{Deadline, LedgerEntry};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::App;
+use crate::reservations::ReleaseHolds;
 
 /// A request to create a product.
 #[derive(Deserialize, ToSchema)]
@@ -301,4 +302,42 @@ pub(crate) async fn ledger(
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
     let page = app.store.ledger(&id, query.limit()?, query.cursor()?, Deadline::after(REQUEST_BUDGET)).await?;
     Ok(Answer(List::of(page, EntryView::from)).into_response())
+}
+
+/// What a release of all holds has done.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ReleasedHolds)]
+pub(crate) struct ReleasedView {
+    /// Number of holds released by this call.
+    released_holds: u64,
+    /// Their units, of all products.
+    released_units: u64,
+    /// Whether every hold that the index showed was released. If not, call it again.
+    complete: bool,
+}
+
+/// Release all holds of a product
+///
+/// Cancels every hold with units of the product, also its other lines, when an event is called off. Pause or archive the
+/// product first: holds that are made during the call, or in the seconds before it, may be left; repeat it then. Orders and
+/// expired reservations stay as they are.
+#[utoipa::path(
+    post, path = "/admin/products/{product_id}/release-holds", operation_id = "releaseHolds", tag = "Admin: products",
+    params(("product_id" = schema::ProductId, Path)),
+    request_body(content = ReleaseHolds, example = json!({"reason": "event called off"})),
+    responses((status = 200, description = "What was released.", body = ReleasedView,
+        example = json!({"released_holds": 12, "released_units": 30, "complete": true}))),
+    security(("bearer" = []))
+)]
+pub(crate) async fn release_holds(
+    State(app): State<Arc<App>>,
+    Admin(admin): Admin,
+    Path(id): Path<String>,
+    Json(body): Json<ReleaseHolds>,
+) -> Result<Response, Problem> {
+    let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
+    let command = body.of(admin.into())?;
+    let swept = app.store.release_all(&id, &command, app.clock.now(), Deadline::after(REQUEST_BUDGET)).await?;
+    let view = ReleasedView { released_holds: swept.holds, released_units: swept.units, complete: swept.complete };
+    Ok((Extension(Outcome("holds_released")), Answer(view)).into_response())
 }

@@ -145,6 +145,25 @@ async fn every_event_file_is_answered_with_its_success() {
                 let tee = books(&shop.wire).await["tee-black"];
                 assert_eq!((tee.available, tee.sold, tee.total), (98, 0, 98));
             }
+            "release-reservation" => {
+                let answer = shop.send(event.clone()).await;
+                let released = &answer.body;
+                assert_eq!((answer.status, &released["status"]), (200, &json!("cancelled")), "{answer:?}");
+                assert_eq!(
+                    (&released["cancel_reason"], &released["restocked"], &released["customer_id"]),
+                    (&json!("event called off"), &json!(true), &json!("alice"))
+                );
+                assert_eq!(shop.send(event).await.body, answer.body);
+                assert_eq!(books(&shop.wire).await["tee-black"].available, 100);
+            }
+            "release-holds" => {
+                for (holds, units) in [(1, 2), (0, 0)] {
+                    let answer = shop.send(event.clone()).await;
+                    let expected = json!({ "released_holds": holds, "released_units": units, "complete": true });
+                    assert_eq!((answer.status, &answer.body), (200, &expected), "{answer:?}");
+                }
+                assert_eq!(books(&shop.wire).await["tee-black"].available, 100);
+            }
             "list-failed-confirmations" => {
                 let answer = shop.send(event).await;
                 let failed = &answer.body["items"][0];

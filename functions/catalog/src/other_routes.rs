@@ -10,10 +10,12 @@ use holdfast_http::Problem;
 
 /// Each path with its methods, written as axum writes them. The test compares them with the root Cargo.toml, and the local
 /// stack compares that with template.yaml.
-const PATHS: [(&str, &str); 18] = [
+const PATHS: [(&str, &str); 22] = [
     ("/reservations", "GET,POST"),
     ("/reservations/{reservation_id}", "DELETE,GET"),
     ("/reservations/{reservation_id}/extend", "POST"),
+    ("/reservations/{reservation_id}/lines", "PUT"),
+    ("/reservations/{reservation_id}/transfer", "POST"),
     ("/reservations/{reservation_id}/confirm", "POST"),
     ("/orders", "GET"),
     ("/orders/{order_id}", "GET"),
@@ -22,8 +24,10 @@ const PATHS: [(&str, &str); 18] = [
     ("/admin/products/{product_id}", "PATCH"),
     ("/admin/products/{product_id}/stock", "POST"),
     ("/admin/products/{product_id}/ledger", "GET"),
+    ("/admin/products/{product_id}/release-holds", "POST"),
     ("/admin/reservations", "GET"),
     ("/admin/reservations/{reservation_id}", "GET"),
+    ("/admin/reservations/{reservation_id}/release", "POST"),
     ("/admin/orders/{order_id}/cancel", "POST"),
     ("/admin/failed-confirmations", "GET"),
     ("/admin/failed-confirmations/redrive", "POST"),

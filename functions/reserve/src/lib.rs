@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Extension, Json as Answer, Router};
 use holdfast_aws::clock::Clock;
 use holdfast_aws::log;
 use holdfast_aws::schedules::Schedules;
 use holdfast_domain::{
-    Basket, CustomerId, HoldSeconds, OrderCancellation, ProductId, RequestedLine, Reservation, ReservationId, Status,
-    Timestamp,
+    Basket, CustomerId, HoldSeconds, Invalid, OrderCancellation, ProductId, RequestedLine, RequestedLines, Reservation,
+    ReservationId, Status, Timestamp,
 };
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
@@ -44,6 +44,8 @@ pub struct App {
         list_reservations,
         list_orders,
         extend_reservation,
+        change_lines,
+        transfer,
         cancel_reservation,
         cancel_order
     ),
@@ -57,6 +59,8 @@ pub fn router(app: App) -> Router {
         .route("/reservations", post(create_reservation).get(list_reservations))
         .route("/reservations/{reservation_id}", get(get_reservation).delete(cancel_reservation))
         .route("/reservations/{reservation_id}/extend", post(extend_reservation))
+        .route("/reservations/{reservation_id}/lines", put(change_lines))
+        .route("/reservations/{reservation_id}/transfer", post(transfer))
         .route("/orders", get(list_orders))
         .route("/orders/{order_id}", get(get_order))
         .route("/orders/{order_id}/cancel", post(cancel_order))
@@ -92,6 +96,16 @@ struct CreateLine {
     unit_price_minor: Option<u64>,
 }
 
+fn requested(lines: Vec<Object<CreateLine>>) -> Vec<RequestedLine> {
+    let quantity = |number: &serde_json::Number| number.as_u64().and_then(|quantity| u32::try_from(quantity).ok());
+    let line = |Object(line): Object<CreateLine>| RequestedLine {
+        quantity: quantity(&line.quantity),
+        product_id: line.product_id,
+        unit_price_minor: line.unit_price_minor,
+    };
+    lines.into_iter().map(line).collect()
+}
+
 /// Create a reservation
 ///
 /// Holds units for the customer until `expires_at`. Confirm the reservation before then, or its units are released.
@@ -116,7 +130,7 @@ struct CreateLine {
                 parameters(("reservation_id" = "$response.body#/reservation_id"))))))),
     security(("bearer" = [])),
     extensions(("x-problems" = json!([
-        "idempotency_key_reused", "invalid_quantity", "product_not_found", "currency_mismatch", "product_not_on_sale",
+        "idempotency_key_reused", "hold_transferred", "invalid_quantity", "product_not_found", "currency_mismatch", "product_not_on_sale",
         "sale_not_open", "price_changed", "customer_limit_reached", "insufficient_stock", "hold_ended"])))
 )]
 async fn create_reservation(
@@ -125,13 +139,7 @@ async fn create_reservation(
     Key(key): Key,
     Json(body): Json<Create>,
 ) -> Result<Response, Problem> {
-    let quantity = |number: &serde_json::Number| number.as_u64().and_then(|quantity| u32::try_from(quantity).ok());
-    let line = |Object(line): Object<CreateLine>| RequestedLine {
-        quantity: quantity(&line.quantity),
-        product_id: line.product_id,
-        unit_price_minor: line.unit_price_minor,
-    };
-    let lines = body.lines.into_iter().map(line).collect();
+    let lines = requested(body.lines);
     let basket = Basket::new(caller.customer(body.customer_id)?, &key, lines).map_err(Error::from)?;
     log::reservation(&basket.reservation_id);
 
@@ -292,6 +300,94 @@ async fn extend_reservation(
     let ensure_schedule = |at| app.ensure_schedule(at);
     let reservation = app.store.extend(&id, &customer, body.hold_seconds, now, deadline, ensure_schedule).await?;
     Ok((Extension(Outcome("extended")), view(reservation, now)).into_response())
+}
+
+/// A request to change a hold's lines.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = ChangeLines)]
+struct ChangeLines {
+    /// All lines of the hold as they should be. Lines of the same product are added up.
+    #[schema(value_type = Vec<CreateLine>, min_items = 1, max_items = 20)]
+    lines: Vec<Object<CreateLine>>,
+    /// The customer to act for. Required for service tokens; forbidden for others.
+    #[schema(value_type = Option<schema::CustomerId>)]
+    customer_id: Option<CustomerId>,
+}
+
+/// Change the lines of a hold
+///
+/// Replaces all lines: more or fewer units, other products. All of it is done, or nothing; the hold keeps its units until
+/// then, and it ends when it would have ended. A line that is new or grows is sold at today's price, for all of its units; a
+/// line that stays or shrinks keeps its price. Idempotent.
+#[utoipa::path(
+    put, path = "/reservations/{reservation_id}/lines", operation_id = "changeLines", tag = "Reservations",
+    params(("reservation_id" = schema::ReservationId, Path)),
+    request_body(content = ChangeLines, example = json!({"lines": [{"product_id": "tee-black", "quantity": 1}]})),
+    responses((status = 200, description = "The hold has these lines.", body = ReservationView)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!([
+        "invalid_quantity", "already_confirmed", "reservation_cancelled", "hold_expired", "product_not_found",
+        "currency_mismatch", "product_not_on_sale", "sale_not_open", "price_changed", "customer_limit_reached",
+        "insufficient_stock"])))
+)]
+async fn change_lines(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Json(body): Json<ChangeLines>,
+) -> Result<Response, Problem> {
+    let id = reservation_id(id)?;
+    let customer = caller.customer(body.customer_id)?;
+    let lines = RequestedLines::new(requested(body.lines)).map_err(Error::from)?;
+    let now = app.clock.now();
+    let reservation = app.store.change_lines(&id, &customer, &lines, now, Deadline::after(REQUEST_BUDGET)).await?;
+    Ok((Extension(Outcome("lines_changed")), view(reservation, now)).into_response())
+}
+
+/// A request to hand a hold to another customer.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = TransferReservation)]
+struct Transfer {
+    /// The customer whose hold it is.
+    #[schema(value_type = schema::CustomerId)]
+    customer_id: CustomerId,
+    /// The customer who gets it.
+    #[schema(value_type = schema::CustomerId)]
+    to_customer_id: CustomerId,
+}
+
+/// Hand a hold to another customer
+///
+/// For a guest who signs in during the checkout. Only for a service. Units, time, price and key stay with the hold; the
+/// limits of the new customer count it from now on. A confirmation that names the former customer is still accepted.
+/// Idempotent.
+#[utoipa::path(
+    post, path = "/reservations/{reservation_id}/transfer", operation_id = "transferReservation", tag = "Reservations",
+    params(("reservation_id" = schema::ReservationId, Path)),
+    request_body(content = Transfer, example = json!({"customer_id": "guest:7", "to_customer_id": "alice"})),
+    responses((status = 200, description = "The hold is the new customer's.", body = ReservationView)),
+    security(("bearer" = [])),
+    extensions(("x-problems" = json!(
+        ["already_confirmed", "reservation_cancelled", "hold_expired", "customer_limit_reached"])))
+)]
+async fn transfer(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Json(body): Json<Transfer>,
+) -> Result<Response, Problem> {
+    if !caller.service {
+        return Err(Problem::forbidden("only a service may hand a hold to another customer"));
+    }
+    let id = reservation_id(id)?;
+    if body.customer_id == body.to_customer_id {
+        return Err(Invalid::new("to_customer_id", "must be another customer").into());
+    }
+    let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
+    let reservation = app.store.transfer(&id, &body.customer_id, &body.to_customer_id, now, deadline).await?;
+    Ok((Extension(Outcome("transferred")), view(reservation, now)).into_response())
 }
 
 /// Cancel a hold

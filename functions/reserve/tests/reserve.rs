@@ -60,8 +60,13 @@ fn operations(wire: &Wire) -> Vec<String> {
 async fn every_event_file_is_answered_with_its_success() {
     for name in names("reserve") {
         let shop = shop().await;
-        let id = basket("alice", KEY, &[("tee-black", 2)]).reservation_id;
-        if name != "create" {
+        let owner = if name == "transfer" { "guest:7" } else { "alice" };
+        let id = basket(owner, KEY, &[("tee-black", 2)]).reservation_id;
+        if name == "transfer" {
+            let body = json!({ "lines": [{ "product_id": "tee-black", "quantity": 2 }], "customer_id": owner });
+            let create = in_role(with_body(event("reserve/create"), body), "service");
+            assert_eq!(shop.send(create).await.status, 201);
+        } else if name != "create" {
             assert_eq!(shop.create(KEY).await.status, 201);
         }
         if name.starts_with("order") {
@@ -88,12 +93,18 @@ async fn every_event_file_is_answered_with_its_success() {
                 assert_eq!(answer.body["expires_at"], "2025-11-21T04:51:00.000Z");
                 (200, answer.body.clone(), "held")
             }
+            "change-lines" => {
+                assert_eq!((&answer.body["lines"][0]["quantity"], shop.free().await), (&json!(3), 97));
+                (200, answer.body.clone(), "held")
+            }
+            "transfer" => (200, answer.body.clone(), "held"),
             other => panic!("events/reserve/{other}.json has no test"),
         };
         assert_eq!(answer.status, status, "{name}: {answer:?}");
         assert_eq!(reservation["reservation_id"], id.as_str(), "{name}: {answer:?}");
         assert_eq!(reservation["status"], expected, "{name}");
-        assert_eq!((&reservation["total_price_minor"], &reservation["currency"]), (&json!(5_000), &json!("EUR")));
+        let total = if name == "change-lines" { 7_500 } else { 5_000 };
+        assert_eq!((&reservation["total_price_minor"], &reservation["currency"]), (&json!(total), &json!("EUR")));
     }
 }
 
@@ -240,7 +251,7 @@ fn service(name: &str, customer: &str) -> Value {
 
 #[tokio::test]
 async fn a_service_acts_for_the_customer_that_it_names() {
-    for name in names("reserve") {
+    for name in names("reserve").into_iter().filter(|name| name != "transfer") {
         let shop = shop().await;
         let id = basket("alice", KEY, &[("tee-black", 2)]).reservation_id;
         if name != "create" {
@@ -271,8 +282,15 @@ async fn a_service_must_name_a_customer_and_others_must_not() {
     let shop = shop().await;
     assert_eq!(shop.create(KEY).await.status, 201);
     let before = shop.free().await;
-    for name in names("reserve") {
-        let nobody = in_role(by(event(&format!("reserve/{name}")), "shop-back-end"), "service");
+    for name in names("reserve").into_iter().filter(|name| name != "transfer") {
+        let mut nobody = service(&name, "alice");
+        match nobody["body"].as_str().map(|body| serde_json::from_str::<Value>(body).unwrap()) {
+            Some(mut body) => {
+                body.as_object_mut().unwrap().remove("customer_id");
+                nobody = with_body(nobody, body);
+            }
+            None => nobody = with_query(nobody, ""),
+        }
         let problem = shop.send(nobody).await.problem(400, "invalid_request");
         assert_eq!(problem["field"], "customer_id", "{name}");
         for (who, role) in [("alice", ""), ("bob", ""), ("root", "admin"), ("mallory", "services")] {
@@ -293,6 +311,31 @@ async fn a_service_must_name_a_customer_and_others_must_not() {
     }
     assert_eq!(shop.free().await, before);
     assert_eq!(shop.send(event("reserve/get")).await.body["status"], "held");
+}
+
+#[tokio::test]
+async fn only_a_service_hands_a_hold_over_and_to_another_customer() {
+    let shop = shop().await;
+    let held = shop.create(KEY).await;
+    let path = format!("/reservations/{}/transfer", held.body["reservation_id"].as_str().unwrap());
+    let ask = |role: &str, body: Value| {
+        let mut event = with_body(in_role(by(event("reserve/transfer"), "alice"), role), body);
+        event["rawPath"] = path.as_str().into();
+        event["requestContext"]["http"]["path"] = path.as_str().into();
+        event
+    };
+    let to = |from: &str, to: &str| json!({ "customer_id": from, "to_customer_id": to });
+    for role in ["", "admin", "services"] {
+        shop.send(ask(role, to("alice", "bob"))).await.problem(403, "forbidden");
+    }
+    let problem = shop.send(ask("service", to("alice", "alice"))).await.problem(400, "invalid_request");
+    assert_eq!(problem["field"], "to_customer_id");
+    shop.send(ask("service", json!({ "customer_id": "alice" }))).await.problem(400, "invalid_request");
+    shop.send(ask("service", to("bob", "carol"))).await.problem(404, "reservation_not_found");
+    assert_eq!(shop.send(event("reserve/get")).await.body["status"], "held");
+    assert_eq!(shop.send(ask("service", to("alice", "bob"))).await.status, 200);
+    shop.send(event("reserve/get")).await.problem(404, "reservation_not_found");
+    shop.create(KEY).await.problem(409, "hold_transferred");
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use holdfast_local::progress::Step;
 use holdfast_local::tools;
 use serde_json::{Value, json};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 use crate::rules::Expanded;
 
@@ -38,6 +39,8 @@ pub(crate) struct Sam {
     program: PathBuf,
     path: std::ffi::OsString,
     keeper: Arc<Keeper>,
+    /// Both processors' builds ask it for a target; it does so one at a time.
+    rustup: Mutex<()>,
 }
 
 /// A processor that functions are built for.
@@ -89,7 +92,12 @@ impl Sam {
         }
         let own = std::env::var_os("PATH").unwrap_or_default();
         folders.extend(std::env::split_paths(&own));
-        Self { program, path: std::env::join_paths(folders).expect("a PATH"), keeper: Arc::clone(keeper) }
+        Self {
+            program,
+            path: std::env::join_paths(folders).expect("a PATH"),
+            keeper: Arc::clone(keeper),
+            rustup: Mutex::default(),
+        }
     }
 
     /// template.yaml as SAM expands it.
@@ -113,20 +121,27 @@ impl Sam {
             architecture.name()
         ));
         let folder = paths::local("deploy").unwrap().join(architecture.name());
-        let mut rustup = Command::new("rustup");
-        rustup.args(["target", "add", architecture.target()]);
-        self.run(&mut rustup, "rustup", &[]).await;
+        {
+            let _alone = self.rustup.lock().await;
+            let mut rustup = Command::new("rustup");
+            rustup.args(["target", "add", architecture.target()]);
+            self.run(&mut rustup, "rustup", &[]).await;
+        }
         let build_dir = folder.display().to_string();
         let parameter = format!("Architecture={}", architecture.name());
-        self.sam(&["build", "--build-dir", &build_dir, "--parameter-overrides", &parameter], &[]).await;
+        // A target directory for each: link-time optimisation uses one core, and Cargo builds in one directory at a time.
+        let target = folder.with_extension("target").display().to_string();
+        let build = ["build", "--build-dir", &build_dir, "--parameter-overrides", &parameter];
+        let name = format!("sam-build-{}", architecture.name());
+        self.sam(&name, &build, &[("CARGO_TARGET_DIR", &target)]).await;
         step.done(&paths::shown(&folder));
         folder
     }
 
-    async fn sam(&self, arguments: &[&str], environment: &[(&str, &str)]) {
+    async fn sam(&self, name: &str, arguments: &[&str], environment: &[(&str, &str)]) {
         let mut command = Command::new(&self.program);
         command.args(arguments);
-        self.run(&mut command, &format!("sam-{}", arguments[0]), environment).await;
+        self.run(&mut command, name, environment).await;
     }
 
     /// Runs to the end, and tells on failure how its log ends.
@@ -204,7 +219,7 @@ impl Cloud {
         ];
         arguments.extend(PARAMETERS);
         arguments.extend(own.iter().map(String::as_str));
-        sam.sam(&arguments, &[("AWS_ENDPOINT_URL", &endpoint)]).await;
+        sam.sam("sam-deploy", &arguments, &[("AWS_ENDPOINT_URL", &endpoint)]).await;
         let mut cloud = Self {
             clients: Clients::new(&endpoint),
             outputs: BTreeMap::new(),

@@ -36,8 +36,6 @@ struct Shared {
     cloud: OnceCell<Cloud>,
     /// Whether it was deployed, or that failed.
     tried: AtomicBool,
-    /// One build at a time: they share a target directory and two cores.
-    build: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -60,10 +58,7 @@ impl Shared {
             let tried = self.tried.swap(true, Ordering::SeqCst);
             assert!(!tried, "not deployed; the first test that needed it says why");
             let (sam, here) = (self.sam().await, Architecture::here());
-            let built = {
-                let _alone = self.build.lock().await;
-                sam.build(here).await
-            };
+            let built = sam.build(here).await;
             Cloud::deploy(sam, &built, here, &self.keeper).await
         };
         self.cloud.get_or_init(deploy).await
@@ -73,10 +68,7 @@ impl Shared {
     async fn other_architecture(&self) {
         let other = if Architecture::here() == Architecture::X86 { Architecture::Arm } else { Architecture::X86 };
         let (sam, template) = (self.sam().await, self.template().await);
-        let built = {
-            let _alone = self.build.lock().await;
-            sam.build(other).await
-        };
+        let built = sam.build(other).await;
         for id in template.function_ids() {
             let program = built.join(id).join("bootstrap");
             assert_eq!(elf_machine(&program), other.elf_machine(), "{id}");
@@ -111,7 +103,6 @@ fn main() -> ExitCode {
         canary: OnceCell::new(),
         cloud: OnceCell::new(),
         tried: AtomicBool::new(false),
-        build: tokio::sync::Mutex::new(()),
     });
 
     let mut trials = Vec::new();

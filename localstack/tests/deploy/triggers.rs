@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_testkit::event::{at, by, event, names, with_body, with_header};
+use holdfast_testkit::event::{at, by, event, in_role, names, with_body, with_header};
 use serde_json::{Value, json};
 
 use crate::cloud::Cloud;
@@ -36,7 +36,7 @@ fn id(reservation: &Value) -> String {
 
 /// Every event of `events/`, with the deployed function of that name: each succeeds.
 pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
-    let calls: [(&str, &str, u64); 17] = [
+    let calls: [(&str, &str, u64); 18] = [
         ("AdminFunction", "admin/create-product", 201),
         ("AdminFunction", "admin/list-products", 200),
         ("AdminFunction", "admin/adjust-stock", 200),
@@ -47,6 +47,7 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
         ("ReserveFunction", "reserve/get", 200),
         ("ReserveFunction", "reserve/list", 200),
         ("ReserveFunction", "reserve/extend", 200),
+        ("ReserveFunction", "reserve/change-lines", 200),
         ("AdminFunction", "admin/list-reservations", 200),
         ("ConfirmFunction", "confirm/confirm", 200),
         ("ReserveFunction", "reserve/order", 200),
@@ -85,6 +86,22 @@ pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
     assert_eq!(given_back["status"], "cancelled");
     let again = cloud.http("AdminFunction", &event("admin/cancel-order")).await.is(200).clone();
     assert_eq!(again["cancelled_at"], given_back["cancelled_at"]);
+    // A guest's hold becomes Alice's, and an admin releases it, and then whatever else is held.
+    let create = |key: &str, customer: &str| {
+        let body = json!({"lines": [{"product_id": "tee-black", "quantity": 1}], "customer_id": customer});
+        let create = with_header(with_body(event("reserve/create"), body), "idempotency-key", key);
+        in_role(by(create, "shop-back-end"), "service")
+    };
+    let key = event("reserve/create")["headers"]["idempotency-key"].as_str().unwrap().to_owned();
+    cloud.http("ReserveFunction", &create(&key, "guest:7")).await.is(201);
+    let transferred = cloud.http("ReserveFunction", &event("reserve/transfer")).await.is(200).clone();
+    let path = format!("/admin/reservations/{}/release", id(&transferred));
+    let release = at(event("admin/release-reservation"), "POST", &path);
+    let released = cloud.http("AdminFunction", &release).await.is(200).clone();
+    assert_eq!((&released["status"], &released["customer_id"]), (&json!("cancelled"), &json!("alice")));
+    cloud.http("ReserveFunction", &create("to-be-released", "alice")).await.is(201);
+    let all = cloud.http("AdminFunction", &event("admin/release-holds")).await.is(200).clone();
+    assert_eq!(all, json!({"released_holds": 1, "released_units": 1, "complete": true}));
 }
 
 /// The schedule that the deployed `reserve` creates calls the deployed `expire`.

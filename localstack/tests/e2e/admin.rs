@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::api::{Api, Who};
+use crate::api::{Answer, Api, Who};
 
 pub(crate) async fn products_are_created_changed_and_listed(api: Api) {
     let made =
@@ -125,4 +125,74 @@ pub(crate) async fn stock_is_adjusted_once_with_a_reason(api: Api) {
     let deltas: Vec<_> = ledger.body["items"].as_array().unwrap().iter().map(|entry| entry["delta"].clone()).collect();
     assert_eq!(deltas.len(), 3);
     assert!(deltas.contains(&json!(4)) && deltas.contains(&json!(10)) && deltas.contains(&json!(-2)));
+}
+
+pub(crate) async fn reservations_are_found_by_payment_customer_product_status_and_time(api: Api) {
+    for id in ["found-a", "found-b"] {
+        api.product(id, 20, json!({})).await;
+    }
+    // A payment for two orders of one customer, and one for another's.
+    let first = api.reserve("found-alice", "first", &[("found-a", 1)]).await;
+    let second = api.reserve("found-alice", "second", &[("found-b", 1), ("found-a", 1)]).await;
+    let third = api.reserve("found-bob", "third", &[("found-a", 1)]).await;
+    let fourth = api.reserve("found-alice", "fourth", &[("found-b", 1)]).await;
+    let fifth = api.reserve("found-carol", "fifth", &[("found-a", 1)]).await;
+    for (who, reservation, payment) in [
+        ("found-alice", &first, "pay_split_basket"),
+        ("found-alice", &second, "pay_split_basket"),
+        ("found-bob", &third, "pay_found_bob"),
+    ] {
+        api.confirm(who, &reservation.is(201, "").id(), Some(payment)).await.is(200, "");
+    }
+    // One that is given back is still found by its payment.
+    let body = json!({"reason": "changed her mind", "restock": true, "customer_id": "found-alice"});
+    api.post(&format!("/orders/{}/cancel", first.id()), Who::Service("shop"), body).await.is(200, "");
+
+    let made_at = |made: &Answer| made.is(201, "").body["created_at"].as_str().unwrap().to_owned();
+    let [at_first, at_second, at_fourth, at_fifth] = [&first, &second, &fourth, &fifth].map(made_at);
+    let all = [&first, &second, &third, &fourth].map(Answer::id);
+    // The newest first.
+    for (query, expected) in [
+        ("payment_reference=pay_split_basket".to_owned(), &[1, 0][..]),
+        ("payment_reference=pay_found_bob".to_owned(), &[2]),
+        ("payment_reference=pay_unknown".to_owned(), &[]),
+        ("payment_reference=pay_split_basket&status=cancelled".to_owned(), &[0]),
+        ("payment_reference=pay_split_basket&product_id=found-b".to_owned(), &[1]),
+        ("payment_reference=pay_split_basket&customer_id=found-bob".to_owned(), &[]),
+        (format!("payment_reference=pay_split_basket&from={at_second}"), &[1]),
+        ("customer_id=found-alice".to_owned(), &[3, 1, 0]),
+        ("customer_id=found-alice&status=held".to_owned(), &[3]),
+        ("customer_id=found-alice&product_id=found-a".to_owned(), &[1, 0]),
+        (format!("customer_id=found-alice&to={at_fourth}"), &[1, 0]),
+        ("customer_id=found-nobody".to_owned(), &[]),
+        // Of all customers, of whom other tests have many more. `from` is included, `to` is not.
+        (format!("product_id=found-a&from={at_first}&to={at_fifth}"), &[2, 1, 0]),
+        (format!("product_id=found-a&status=confirmed&from={at_first}&to={at_fifth}"), &[2, 1]),
+        (format!("product_id=found-b&from={at_second}&to={at_fourth}"), &[1]),
+        (format!("product_id=found-b&from={at_fourth}&to={at_fifth}"), &[3]),
+    ] {
+        for limit in [1, 100] {
+            let found = api.listed(&format!("/admin/reservations?{query}&limit={limit}")).await;
+            let found: Vec<_> = found.iter().map(|item| item["reservation_id"].as_str().unwrap()).collect();
+            let expected: Vec<_> = expected.iter().map(|&n: &usize| all[n].as_str()).collect();
+            assert_eq!(found, expected, "{query}, by {limit}");
+        }
+    }
+    let given_back = api.listed("/admin/reservations?payment_reference=pay_split_basket&status=cancelled").await;
+    assert_eq!(
+        (&given_back[0]["customer_id"], &given_back[0]["cancel_reason"]),
+        (&json!("found-alice"), &json!("changed her mind"))
+    );
+    let of_product = api.listed("/admin/reservations?product_id=found-a&limit=100").await;
+    assert_eq!(of_product.len(), 4, "{of_product:#?}");
+    let page = api.get("/admin/reservations?limit=100", Who::Admin).await;
+    let made = page.is(200, "").body["items"].as_array().unwrap().iter().map(|item| item["created_at"].as_str());
+    // Times in this form sort like text.
+    assert!(made.is_sorted_by(|newer, older| newer >= older), "{page:#?}");
+    for field in ["from", "to"] {
+        let wrong = api.get(&format!("/admin/reservations?{field}=yesterday"), Who::Admin).await;
+        assert_eq!(wrong.is(400, "invalid_request").body["field"], field);
+    }
+    let turned = format!("/admin/reservations?from={at_fourth}&to={at_second}");
+    assert_eq!(api.get(&turned, Who::Admin).await.is(400, "invalid_request").body["field"], "to");
 }

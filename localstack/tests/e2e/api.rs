@@ -116,6 +116,10 @@ impl Api {
         self.raw(Method::GET, path, who, &[], None).await
     }
 
+    pub(crate) async fn put(&self, path: &str, who: Who<'_>, body: Value) -> Answer {
+        self.raw(Method::PUT, path, who, &[], Some(body.to_string())).await
+    }
+
     pub(crate) async fn post(&self, path: &str, who: Who<'_>, body: Value) -> Answer {
         self.raw(Method::POST, path, who, &[], Some(body.to_string())).await
     }
@@ -129,11 +133,21 @@ impl Api {
         answer
     }
 
+    /// Changes some fields of a product that has this version.
+    pub(crate) async fn patch(&self, id: &str, version: u64, mut change: Value) -> Answer {
+        change["version"] = version.into();
+        self.raw(Method::PATCH, &format!("/admin/products/{id}"), Who::Admin, &[], Some(change.to_string())).await
+    }
+
     pub(crate) async fn reserve(&self, customer: &str, key: &str, lines: &[(&str, u32)]) -> Answer {
-        let lines: Vec<_> = lines.iter().map(|(id, units)| json!({"product_id": id, "quantity": units})).collect();
-        let body = json!({ "lines": lines }).to_string();
+        let body = json!({ "lines": basket(lines) }).to_string();
         let who = Who::Customer(customer);
         self.raw(Method::POST, "/reservations", who, &[("idempotency-key", key)], Some(body)).await
+    }
+
+    /// Makes these the lines of a hold.
+    pub(crate) async fn change(&self, customer: &str, id: &str, lines: &[(&str, u32)]) -> Answer {
+        self.put(&format!("/reservations/{id}/lines"), Who::Customer(customer), json!({ "lines": basket(lines) })).await
     }
 
     /// The shop's back end confirms for the customer.
@@ -143,6 +157,16 @@ impl Api {
             body["payment_reference"] = payment.into();
         }
         self.post(&format!("/reservations/{id}/confirm"), Who::Service("shop"), body).await
+    }
+
+    /// An admin releases a hold.
+    pub(crate) async fn release(&self, id: &str, reason: &str) -> Answer {
+        self.post(&format!("/admin/reservations/{id}/release"), Who::Admin, json!({ "reason": reason })).await
+    }
+
+    /// An admin releases all holds of a product.
+    pub(crate) async fn release_holds(&self, product: &str, reason: &str) -> Answer {
+        self.post(&format!("/admin/products/{product}/release-holds"), Who::Admin, json!({ "reason": reason })).await
     }
 
     pub(crate) async fn cancel(&self, customer: &str, id: &str) -> Answer {
@@ -205,12 +229,30 @@ impl Api {
 
     /// The failed confirmations of a payment, from all pages: other tests leave some too.
     pub(crate) async fn failed(&self, payment: &str) -> Vec<Value> {
+        let mut failed = self.listed("/admin/failed-confirmations?limit=100").await;
+        failed.retain(|item| item["payment_reference"] == payment);
+        failed
+    }
+
+    /// The same, once there are any: whoever lists them takes them in from the queue, and another test may just do so.
+    pub(crate) async fn owed(&self, payment: &str) -> Vec<Value> {
+        let looking = async {
+            loop {
+                let failed = self.failed(payment).await;
+                if !failed.is_empty() {
+                    return failed;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("{payment} is nowhere"))
+    }
+
+    /// All pages of an admin's list. `path` has a query.
+    pub(crate) async fn listed(&self, path: &str) -> Vec<Value> {
         let (mut found, mut cursor) = (Vec::new(), String::new());
         loop {
-            let page = self.get(&format!("/admin/failed-confirmations?limit=100{cursor}"), Who::Admin).await;
-            page.is(200, "");
-            let items = page.body["items"].as_array().unwrap().iter();
-            found.extend(items.filter(|item| item["payment_reference"] == payment).cloned());
+            let page = self.get(&format!("{path}{cursor}"), Who::Admin).await;
+            found.extend(page.is(200, "").body["items"].as_array().unwrap().iter().cloned());
             let Some(next) = page.body["next_cursor"].as_str() else { return found };
             cursor = format!("&cursor={next}");
         }
@@ -222,4 +264,9 @@ impl Api {
         // Nothing announces that a moment has come; the extra tenth is for the round-up of the countdown.
         tokio::time::sleep(Duration::from_millis(seconds * 1_000 + 100)).await;
     }
+}
+
+/// Lines as the API takes them.
+fn basket(lines: &[(&str, u32)]) -> Vec<Value> {
+    lines.iter().map(|(id, units)| json!({"product_id": id, "quantity": units})).collect()
 }

@@ -130,6 +130,64 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
             json!({"hold_seconds": 60}),
             missing,
         ));
+        cases.push(case(
+            "change its lines",
+            Method::PUT,
+            &format!("/reservations/{id}/lines"),
+            ALICE,
+            one.clone(),
+            missing,
+        ));
+        cases.push(case(
+            "hand it to another",
+            Method::POST,
+            &format!("/reservations/{id}/transfer"),
+            SHOP,
+            json!({"customer_id": "alice", "to_customer_id": "bob"}),
+            missing,
+        ));
+        cases.push(case(
+            "release it",
+            Method::POST,
+            &format!("/admin/reservations/{id}/release"),
+            Who::Admin,
+            json!({"reason": "x"}),
+            missing,
+        ));
+    }
+    for body in [
+        json!({}),
+        json!({"lines": []}),
+        json!({"lines": [["input", 1]]}),
+        json!({"lines": vec![json!({"product_id": "input", "quantity": 1}); 21]}),
+        json!({"lines": [{"product_id": "input", "quantity": 1, "price_minor": 1}]}),
+        json!({"lines": [{"product_id": "input", "quantity": 1, "unit_price_minor": -1}]}),
+        json!({"lines": [{"product_id": "input", "quantity": 1}], "hold_seconds": 60}),
+    ] {
+        let lines = format!("/reservations/{unknown}/lines");
+        cases.push(case("lines that cannot be", Method::PUT, &lines, ALICE, body, INVALID));
+    }
+    for body in [
+        json!({"customer_id": "alice"}),
+        json!({"to_customer_id": "bob"}),
+        json!({"customer_id": "alice", "to_customer_id": ""}),
+        json!({"customer_id": "alice", "to_customer_id": "bob "}),
+        json!({"customer_id": "alice", "to_customer_id": "alice"}),
+        json!({"customer_id": "alice", "to_customer_id": "bob", "reason": "login"}),
+    ] {
+        let transfer = format!("/reservations/{unknown}/transfer");
+        cases.push(case("a transfer that cannot be", Method::POST, &transfer, SHOP, body, INVALID));
+    }
+    for path in [format!("/admin/reservations/{unknown}/release"), "/admin/products/input/release-holds".to_owned()] {
+        for body in [json!({}), json!({"reason": "\u{200b}"}), json!({"reason": "x".repeat(201)}), json!({"why": "x"})]
+        {
+            cases.push(case("a release without a reason", Method::POST, &path, Who::Admin, body, INVALID));
+        }
+    }
+    for id in ["no-such", "a%20b"] {
+        let path = format!("/admin/products/{id}/release-holds");
+        let missing = (404, "product_not_found");
+        cases.push(case("release a product", Method::POST, &path, Who::Admin, json!({"reason": "x"}), missing));
     }
     let confirm = format!("/reservations/{unknown}/confirm");
     for mut body in [
@@ -185,6 +243,19 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
             ));
         }
     }
+    for query in [
+        "payment_reference=",
+        "payment_reference=pay_1%20",
+        "customer_id=",
+        "status=sold",
+        "product_id=a%20b",
+        "from=2026-01-01",
+        "to=1763700000000",
+        "since=2026-01-01T00:00:00Z",
+    ] {
+        let path = format!("/admin/reservations?{query}");
+        cases.push(case("a search that cannot be", Method::GET, &path, Who::Admin, Value::Null, INVALID));
+    }
     // Cursors that could be, but of another list, of another type or too long for a key.
     let cursor = |key: Value| BASE64URL_NOPAD.encode(key.to_string().as_bytes());
     let longest = format!("SPRODUCT#{}", "a".repeat(1_024));
@@ -197,6 +268,9 @@ pub(crate) async fn every_field_at_its_limits_and_past_them(api: Api) {
         ("/admin/products/input/ledger", json!({"pk": "SCATALOG", "sk": "SPRODUCT#input"})),
         ("/admin/failed-confirmations", json!({"pk": "SCATALOG", "sk": "SPRODUCT#input"})),
         ("/admin/reservations", json!({"pk": "N1", "sk": "SHOLD"})),
+        ("/admin/reservations", json!({"created_at": "N1", "pk": "SCATALOG"})),
+        ("/admin/reservations", json!({"created_at": "S1", "pk": "SHOLD#x"})),
+        ("/orders", json!({"created_at": "N1", "pk": "SCATALOG"})),
         ("/orders", json!({"customer": "Salice", "created_at": "N1", "pk": "SHOLD#x", "sk": "SHOLD"})),
         ("/orders", json!({"customer": "Sroot", "created_at": "S1", "pk": "SHOLD#x", "sk": "SHOLD"})),
         ("/orders", json!({"customer": "Sroot", "created_at": "N1", "pk": "SCATALOG", "sk": "SHOLD"})),

@@ -14,7 +14,11 @@ pub(crate) async fn the_demo_passes(_: Api) {
     let passed = demo::play(options, BUSY, |line| printed.push(line.to_owned())).await;
     let printed = printed.join("\n");
     assert!(passed.unwrap_or_else(|error| panic!("{error}\n{printed}")), "{printed}");
-    for awaited in ["waiting for 85 holds to expire, about ", "waiting for their schedules to release them, about "] {
+    for awaited in [
+        "waiting for 85 holds to expire, about ",
+        "waiting for their schedules to release them, about ",
+        "The print is given back, and sold again",
+    ] {
         assert!(printed.contains(awaited), "{awaited}: {printed}");
     }
 }

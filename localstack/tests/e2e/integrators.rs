@@ -201,7 +201,7 @@ pub(crate) async fn unknown_parameters_are_refused_except_on_public_routes(api: 
         for (method, operation) in operations.as_object().unwrap() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let ask = async |query: &str, who: Who<'_>| {
-                let body = (method == Method::POST || method == Method::PATCH).then(|| "{}".to_owned());
+                let body = [Method::POST, Method::PUT, Method::PATCH].contains(&method).then(|| "{}".to_owned());
                 let path = format!("{path}{query}");
                 api.raw(method.clone(), &path, who, &[("idempotency-key", "walked")], body).await
             };
@@ -287,6 +287,9 @@ pub(crate) async fn an_unknown_route_is_a_problem(api: Api) {
         (Method::POST, "/products", 405, "method_not_allowed"),
         (Method::PUT, "/reservations", 405, "method_not_allowed"),
         (Method::PATCH, "/reservations/rsv_x/confirm", 405, "method_not_allowed"),
+        (Method::POST, "/reservations/rsv_x/lines", 405, "method_not_allowed"),
+        (Method::PUT, "/reservations/rsv_x/transfer", 405, "method_not_allowed"),
+        (Method::GET, "/admin/products/x/release-holds", 405, "method_not_allowed"),
         (Method::DELETE, "/admin/products/x", 405, "method_not_allowed"),
     ] {
         for who in [Who::Nobody, Who::Customer("alice"), Who::Token("x")] {
@@ -304,9 +307,15 @@ pub(crate) async fn an_unknown_route_is_a_problem(api: Api) {
         (Method::POST, "/reservations".to_owned(), Who::Customer("alice")),
         (Method::POST, format!("/reservations/{unknown}/confirm"), Who::Customer("alice")),
         (Method::POST, format!("/reservations/{unknown}/extend"), Who::Customer("alice")),
+        (Method::PUT, format!("/reservations/{unknown}/lines"), Who::Customer("alice")),
+        (Method::POST, format!("/reservations/{unknown}/transfer"), SHOP),
+        (Method::POST, format!("/orders/{unknown}/cancel"), SHOP),
         (Method::POST, "/admin/products".to_owned(), Who::Admin),
         (Method::PATCH, "/admin/products/x".to_owned(), Who::Admin),
         (Method::POST, "/admin/products/x/stock".to_owned(), Who::Admin),
+        (Method::POST, "/admin/products/x/release-holds".to_owned(), Who::Admin),
+        (Method::POST, format!("/admin/reservations/{unknown}/release"), Who::Admin),
+        (Method::POST, format!("/admin/orders/{unknown}/cancel"), Who::Admin),
         (Method::POST, "/admin/failed-confirmations/fc_x/resolve".to_owned(), Who::Admin),
         (Method::POST, "/admin/failed-confirmations/fc_x/retry".to_owned(), Who::Admin),
         (Method::POST, "/nowhere".to_owned(), Who::Nobody),
@@ -449,8 +458,11 @@ pub(crate) async fn only_pages_of_allowed_origins_may_call(api: Api) {
         assert!(matches!(answer.status, 200 | 204), "{path}: {answer:?}");
         assert_eq!(answer.headers["access-control-allow-origin"], ours, "{path}");
         for (name, wanted) in [
-            ("access-control-allow-methods", &["GET", "POST", "PATCH", "DELETE"]),
-            ("access-control-allow-headers", &["authorization", "content-type", "idempotency-key", "if-none-match"]),
+            ("access-control-allow-methods", &["GET", "POST", "PUT", "PATCH", "DELETE"][..]),
+            (
+                "access-control-allow-headers",
+                &["authorization", "content-type", "idempotency-key", "if-none-match"][..],
+            ),
         ] {
             let given = answer.headers[name].to_str().unwrap().to_owned();
             assert!(

@@ -16,6 +16,7 @@ mod crash;
 mod demo;
 mod described;
 mod docs;
+mod holds;
 mod integrators;
 mod life;
 mod money;
@@ -105,10 +106,20 @@ fn main() -> ExitCode {
             a_payment_without_a_reservation_is_recorded,
             an_order_is_given_back_and_sold_again,
         },
+        holds::{
+            an_admin_releases_a_hold_and_no_payment_makes_an_order_of_it,
+            an_admin_releases_all_holds_of_a_product,
+            a_basket_is_changed_while_it_is_held,
+            a_guests_hold_is_handed_to_their_account,
+        },
         races::{
+            baskets_are_changed_as_their_holds_end,
             two_hundred_callers_for_the_last_unit,
             the_same_request_fifty_times_at_once,
             several_lines_all_or_nothing_under_contention,
+            an_order_is_given_back_beside_its_own_payment_and_another,
+            all_holds_are_released_while_customers_confirm_and_extend,
+            a_product_is_archived_while_it_is_reserved,
         },
         crash::{
             peer_case_3_functions_killed_in_the_middle_of_five_hundred_reserves_lose_nothing,
@@ -171,6 +182,7 @@ fn main() -> ExitCode {
         admin::{
             products_are_created_changed_and_listed,
             stock_is_adjusted_once_with_a_reason,
+            reservations_are_found_by_payment_customer_product_status_and_time,
         },
     ];
     let broken = trials![

@@ -81,6 +81,7 @@ pub(crate) async fn peer_case_6_anothers_key_or_id_gives_nothing(api: Api) {
     api.get(&format!("/orders/{id}"), mallory).await.is(404, "reservation_not_found");
     api.confirm("mallory", &id, Some("pay_m")).await.is(404, "reservation_not_found");
     api.cancel("mallory", &id).await.is(404, "reservation_not_found");
+    api.change("mallory", &id, &[("peer-6", 9)]).await.is(404, "reservation_not_found");
     let extend = json!({"hold_seconds": 60});
     api.post(&format!("/reservations/{id}/extend"), mallory, extend).await.is(404, "reservation_not_found");
     assert_eq!(api.get(&format!("/reservations/{id}"), Who::Customer("alice")).await.body["status"], "held");
@@ -95,7 +96,11 @@ pub(crate) async fn peer_case_7_nobody_makes_themselves_admin(api: Api) {
         (Method::PATCH, "/admin/products/peer-7"),
         (Method::POST, "/admin/products/peer-7/stock"),
         (Method::GET, "/admin/products/peer-7/ledger"),
+        (Method::POST, "/admin/products/peer-7/release-holds"),
         (Method::GET, "/admin/reservations"),
+        (Method::GET, "/admin/reservations/rsv_x"),
+        (Method::POST, "/admin/reservations/rsv_x/release"),
+        (Method::POST, "/admin/orders/rsv_x/cancel"),
         (Method::GET, "/admin/failed-confirmations"),
         (Method::POST, "/admin/failed-confirmations/redrive"),
         (Method::POST, "/admin/failed-confirmations/fc_x/retry"),

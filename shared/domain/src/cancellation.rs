@@ -1,4 +1,4 @@
-//! An order that is given back: who decided it, when, why, and where its units go.
+//! An order that is given back, or a hold that an admin releases: who decided it, when, why, and where its units go.
 
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +35,31 @@ impl OrderCancellation {
     }
 }
 
-/// What a cancelled order records.
+/// The command to release a hold, or all holds of a product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HoldRelease {
+    /// Why: 1 to 200 visible characters.
+    pub reason: String,
+    /// The `sub` of the admin.
+    pub actor: String,
+}
+
+impl HoldRelease {
+    /// The command itself, if its reason is one.
+    ///
+    /// # Errors
+    /// As [`OrderCancellation::checked`].
+    pub fn checked(self) -> Result<Self, Invalid> {
+        if is_line(&self.reason, MAX_LINE) { Ok(self) } else { Err(Invalid::new("reason", LINE_RULE)) }
+    }
+
+    /// What the hold records of it, if it is carried out at `now`.
+    pub fn record(&self, now: Timestamp) -> Cancellation {
+        Cancellation { at: now, by: self.actor.clone(), reason: self.reason.clone(), restocked: true }
+    }
+}
+
+/// What a cancelled order, or a hold that an admin released, records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancellation {
     /// When.

@@ -121,6 +121,42 @@ pub fn order_cancellation(reservation: &Reservation) -> OrderCancelDecision {
     }
 }
 
+/// What the release of a hold by an admin does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReleaseDecision {
+    /// Release the units.
+    Release,
+    /// It has expired, so its units are free; but a late payment could still make an order of it: cancel it.
+    Close,
+    /// It has been cancelled before: nothing to do.
+    Done,
+    /// Refused.
+    Refuse(Refusal),
+}
+
+/// Decides whether an admin may release a hold. They need not wait for its end, and it never becomes an order afterwards.
+pub fn release(reservation: &Reservation) -> ReleaseDecision {
+    match reservation.status {
+        Status::Held => ReleaseDecision::Release,
+        Status::Expired => ReleaseDecision::Close,
+        Status::Cancelled => ReleaseDecision::Done,
+        Status::Confirmed => ReleaseDecision::Refuse(Refusal::AlreadyConfirmed { other_payment: false }),
+    }
+}
+
+/// Decides whether the lines or the owner of a hold may be changed at `now`.
+///
+/// # Errors
+/// [`Refusal::HoldExpired`], [`Refusal::ReservationCancelled`], [`Refusal::AlreadyConfirmed`].
+pub fn change(reservation: &Reservation, now: Timestamp) -> Result<(), Refusal> {
+    match reservation.status {
+        Status::Held if !reservation.overdue(now) => Ok(()),
+        Status::Held | Status::Expired => Err(Refusal::HoldExpired),
+        Status::Cancelled => Err(Refusal::ReservationCancelled),
+        Status::Confirmed => Err(Refusal::AlreadyConfirmed { other_payment: false }),
+    }
+}
+
 /// What an extension does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExtendDecision {
@@ -370,6 +406,23 @@ mod tests {
             let (no_cancel, no_extend) =
                 (CancelDecision::Refuse(confirmed.clone()), ExtendDecision::Refuse(confirmed.clone()));
             assert_eq!(decide(Status::Confirmed), (no_cancel, no_extend, ExpireDecision::Ended));
+        }
+    }
+
+    #[test]
+    fn every_status_by_release_and_change_before_at_and_after_expiry() {
+        let confirmed = Refusal::AlreadyConfirmed { other_payment: false };
+        for (now, overdue) in TIMES {
+            for (status, released, changed) in [
+                (Status::Held, ReleaseDecision::Release, if overdue { Err(Refusal::HoldExpired) } else { Ok(()) }),
+                (Status::Expired, ReleaseDecision::Close, Err(Refusal::HoldExpired)),
+                (Status::Cancelled, ReleaseDecision::Done, Err(Refusal::ReservationCancelled)),
+                (Status::Confirmed, ReleaseDecision::Refuse(confirmed.clone()), Err(confirmed.clone())),
+            ] {
+                let found = reservation(status, None);
+                assert_eq!(release(&found), released, "{status:?}");
+                assert_eq!(change(&found, Timestamp::from_millis(now)), changed, "{status:?} {now}");
+            }
         }
     }
 

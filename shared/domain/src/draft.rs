@@ -36,7 +36,11 @@ struct Wish {
     unit_price_minor: Option<u64>,
 }
 
-/// What a customer asks for: one line for each product, ordered by id.
+/// One line for each product that is asked for, ordered by id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestedLines(BTreeMap<ProductId, Wish>);
+
+/// What a customer asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Basket {
     /// The customer.
@@ -45,10 +49,10 @@ pub struct Basket {
     pub reservation_id: ReservationId,
     /// A digest of the lines: distinguishes a replay from a reused key.
     pub fingerprint: String,
-    lines: BTreeMap<ProductId, Wish>,
+    lines: RequestedLines,
 }
 
-/// Why a request makes no [`Basket`].
+/// Why a request makes no [`Basket`] or [`RequestedLines`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BasketError {
     /// It breaks a rule of the request's form.
@@ -59,17 +63,13 @@ pub enum BasketError {
     Refused(#[from] Refusal),
 }
 
-impl Basket {
+impl RequestedLines {
     /// Merges lines of the same product, since one transaction may not touch an item twice.
     ///
     /// # Errors
-    /// [`Invalid`] for no lines or too many, for a price above [`MAX_PRICE_MINOR`], and for two prices of one product; [`Refusal::InvalidQuantity`] for a merged
-    /// quantity outside 1 to 1,000.
-    pub fn new(
-        customer: CustomerId,
-        key: &IdempotencyKey,
-        lines: Vec<impl Into<RequestedLine>>,
-    ) -> Result<Self, BasketError> {
+    /// [`Invalid`] for no lines or too many, for a price above [`MAX_PRICE_MINOR`], and for two prices of one product;
+    /// [`Refusal::InvalidQuantity`] for a merged quantity outside 1 to 1,000.
+    pub fn new(lines: Vec<impl Into<RequestedLine>>) -> Result<Self, BasketError> {
         if lines.is_empty() || lines.len() > MAX_LINES {
             return Err(Invalid::new("lines", "must be 1 to 20 lines").into());
         }
@@ -92,17 +92,41 @@ impl Basket {
         if let Some((product_id, _)) = merged.iter().find(|(_, wish)| wish.quantity > MAX_QUANTITY) {
             return Err(Refusal::InvalidQuantity { product_id: product_id.clone() }.into());
         }
-        // Without prices: a page that was reloaded and names today's price still finds its order.
-        let canonical: Vec<String> =
-            merged.iter().map(|(product, wish)| format!("{} {product}", wish.quantity)).collect();
-        let fingerprint = digest_id("", &canonical.iter().map(String::as_str).collect::<Vec<_>>());
-        let reservation_id = ReservationId::derive(&customer, key);
-        Ok(Self { customer, reservation_id, fingerprint, lines: merged })
+        Ok(Self(merged))
     }
 
     /// The products asked for, in the order of their ids.
     pub fn products(&self) -> impl ExactSizeIterator<Item = &ProductId> {
-        self.lines.keys()
+        self.0.keys()
+    }
+
+    /// A digest of products and quantities. It leaves prices out: a page that was reloaded and names today's price still
+    /// finds its order.
+    fn fingerprint(&self) -> String {
+        let canonical: Vec<String> =
+            self.0.iter().map(|(product, wish)| format!("{} {product}", wish.quantity)).collect();
+        digest_id("", &canonical.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+impl Basket {
+    /// What `customer` asks for with `key`.
+    ///
+    /// # Errors
+    /// Those of [`RequestedLines::new`].
+    pub fn new(
+        customer: CustomerId,
+        key: &IdempotencyKey,
+        lines: Vec<impl Into<RequestedLine>>,
+    ) -> Result<Self, BasketError> {
+        let lines = RequestedLines::new(lines)?;
+        let reservation_id = ReservationId::derive(&customer, key);
+        Ok(Self { customer, reservation_id, fingerprint: lines.fingerprint(), lines })
+    }
+
+    /// The products asked for, in the order of their ids.
+    pub fn products(&self) -> impl ExactSizeIterator<Item = &ProductId> {
+        self.lines.products()
     }
 }
 
@@ -140,6 +164,7 @@ impl Draft {
             unit_price_minor: line.product.price_minor,
             limited: line.product.counts_per_customer,
             takes,
+            revision: 0,
         });
         let (id, customer) = (basket.reservation_id.clone(), basket.customer.clone());
         Reservation {
@@ -158,13 +183,7 @@ impl Draft {
 /// another price than the customer saw, more than the limit for each customer in one request. The first in the order of
 /// [`Refusal`] wins, and within one kind the first product by id.
 pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Timestamp) -> Result<Draft, Refusal> {
-    let mut lines = Vec::with_capacity(basket.lines.len());
-    for (product_id, &Wish { quantity, .. }) in &basket.lines {
-        let Some(product) = products.get(product_id) else {
-            return Err(Refusal::ProductNotFound { product_id: product_id.clone() });
-        };
-        lines.push(DraftLine { product: product.clone(), quantity });
-    }
+    let lines = basket.lines.drafts(products)?;
     let (Some(currency), Some(hold_seconds), Some(late_payment_seconds)) = (
         lines.first().map(|line| line.product.currency),
         lines.iter().map(|line| line.product.hold_seconds).min(),
@@ -173,32 +192,146 @@ pub fn draft(basket: &Basket, products: &BTreeMap<ProductId, Product>, now: Time
         // Cannot happen: a basket has at least one line.
         return Err(Refusal::ReservationNotFound);
     };
-    if lines.iter().any(|line| line.product.currency != currency) {
-        return Err(Refusal::CurrencyMismatch);
-    }
-    let on_sale = |line: &DraftLine| line.product.on_sale(now);
-    let paused = lines.iter().map(on_sale).find(|answer| matches!(answer, Err(Refusal::ProductNotOnSale { .. })));
-    paused.unwrap_or(Ok(()))?;
-    lines.iter().try_for_each(on_sale)?;
-    let changed = |(line, wish): (&DraftLine, &Wish)| {
-        let DraftLine { product: Product { product_id, price_minor, .. }, .. } = line;
-        let seen = wish.unit_price_minor?;
-        let price = CurrentPrice { product_id: product_id.clone(), unit_price_minor: *price_minor };
-        (seen != *price_minor).then_some(price)
-    };
-    let prices: Vec<CurrentPrice> = lines.iter().zip(basket.lines.values()).filter_map(changed).collect();
-    if !prices.is_empty() {
-        return Err(Refusal::PriceChanged { prices });
-    }
-    for DraftLine { product, quantity } in &lines {
-        if let Some(limit) = product.max_per_customer
-            && *quantity > limit
-        {
-            return Err(Refusal::CustomerLimitReached { product_id: product.product_id.clone(), limit });
-        }
-    }
+    may_be_sold(&lines.iter().collect::<Vec<_>>(), now)?;
+    let prices = lines.iter().map(|line| line.product.price_minor);
+    basket.lines.compare_prices(prices)?;
+    lines.iter().try_for_each(within_limit)?;
     let expires_at = now.plus_seconds(hold_seconds.get());
     Ok(Draft { lines, currency, hold_seconds, expires_at, late_payment_seconds })
+}
+
+impl RequestedLines {
+    /// Each line with its product, in the order of their ids, if all are of one currency.
+    fn drafts(&self, products: &BTreeMap<ProductId, Product>) -> Result<Vec<DraftLine>, Refusal> {
+        let draft = |(product_id, wish): (&ProductId, &Wish)| {
+            let product =
+                products.get(product_id).ok_or_else(|| Refusal::ProductNotFound { product_id: product_id.clone() })?;
+            Ok(DraftLine { product: product.clone(), quantity: wish.quantity })
+        };
+        let lines = self.0.iter().map(draft).collect::<Result<Vec<_>, Refusal>>()?;
+        let currency = lines.first().map(|line| line.product.currency);
+        if lines.iter().any(|line| Some(line.product.currency) != currency) {
+            return Err(Refusal::CurrencyMismatch);
+        }
+        Ok(lines)
+    }
+
+    /// Compares the prices that the customer saw, where they are named, with these: one for each product.
+    fn compare_prices(&self, prices: impl Iterator<Item = u64>) -> Result<(), Refusal> {
+        let changed = |((product_id, wish), price): ((&ProductId, &Wish), u64)| {
+            let seen = wish.unit_price_minor?;
+            (seen != price).then(|| CurrentPrice { product_id: product_id.clone(), unit_price_minor: price })
+        };
+        let prices: Vec<CurrentPrice> = self.0.iter().zip(prices).filter_map(changed).collect();
+        if prices.is_empty() { Ok(()) } else { Err(Refusal::PriceChanged { prices }) }
+    }
+}
+
+/// Whether all of these are on sale.
+fn may_be_sold(lines: &[&DraftLine], now: Timestamp) -> Result<(), Refusal> {
+    let on_sale = |line: &&DraftLine| line.product.on_sale(now);
+    let paused = lines.iter().map(on_sale).find(|answer| matches!(answer, Err(Refusal::ProductNotOnSale { .. })));
+    paused.unwrap_or(Ok(()))?;
+    lines.iter().try_for_each(on_sale)
+}
+
+/// Whether one customer may have that many.
+fn within_limit(line: &DraftLine) -> Result<(), Refusal> {
+    match line.product.max_per_customer {
+        Some(limit) if line.quantity > limit => {
+            Err(Refusal::CustomerLimitReached { product_id: line.product.product_id.clone(), limit })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The change of a hold's lines: what it keeps, takes and gives back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinesChange {
+    /// The units to take.
+    pub more: Vec<DraftLine>,
+    /// The lines whose units are given back: their surplus only.
+    pub fewer: Vec<Line>,
+    /// The hold as it is afterwards, without the units to take.
+    hold: Reservation,
+}
+
+impl LinesChange {
+    /// The hold as it is afterwards, with the shards that the units of `more` come from.
+    pub fn hold(&self, takes: &[Vec<Take>]) -> Reservation {
+        let mut hold = self.hold.clone();
+        for (more, takes) in self.more.iter().zip(takes) {
+            let of_it = |line: &&mut Line| line.product_id == more.product.product_id;
+            hold.lines.iter_mut().filter(of_it).for_each(|line| line.add(takes));
+        }
+        hold
+    }
+}
+
+/// How to give a hold these lines at `now`, given the `products` that are known; `None` if it has them already.
+///
+/// A line that is new or grows is sold as it would be by a new reservation, at today's price for all of its units: a line
+/// has one price. Whatever stays or shrinks keeps what the hold promised: its price, and that it may be bought.
+///
+/// # Errors
+/// Those of [`draft`].
+pub fn change_lines(
+    seen: &Reservation,
+    wanted: &RequestedLines,
+    products: &BTreeMap<ProductId, Product>,
+    now: Timestamp,
+) -> Result<Option<LinesChange>, Refusal> {
+    let drafts = wanted.drafts(products)?;
+    if drafts.iter().any(|line| line.product.currency != seen.currency) {
+        return Err(Refusal::CurrencyMismatch);
+    }
+    let held = |id: &ProductId| seen.lines.iter().find(|line| line.product_id == *id);
+    let grows = |line: &&DraftLine| held(&line.product.product_id).is_none_or(|held| held.quantity < line.quantity);
+    let growing: Vec<&DraftLine> = drafts.iter().filter(grows).collect();
+    may_be_sold(&growing, now)?;
+    let price = |line: &DraftLine| match held(&line.product.product_id) {
+        Some(held) if held.quantity >= line.quantity => held.unit_price_minor,
+        _ => line.product.price_minor,
+    };
+    wanted.compare_prices(drafts.iter().map(price))?;
+    growing.iter().copied().try_for_each(within_limit)?;
+
+    let same = |line: &DraftLine| held(&line.product.product_id).is_some_and(|held| held.quantity == line.quantity);
+    if drafts.len() == seen.lines.len() && drafts.iter().all(same) {
+        return Ok(None);
+    }
+    let quantity = |id: &ProductId| wanted.0.get(id).map_or(0, |wish| wish.quantity);
+    let (mut lines, mut more) = (Vec::with_capacity(drafts.len()), Vec::new());
+    for draft in &drafts {
+        let DraftLine { product, quantity } = draft;
+        let held = held(&product.product_id);
+        let kept = held.map(|held| held.kept(*quantity));
+        let has = kept.as_ref().map_or(0, |kept| kept.quantity);
+        let sold = Line {
+            product_id: product.product_id.clone(),
+            quantity: has,
+            name: product.name.clone(),
+            unit_price_minor: price(draft),
+            // Whether the units of a hold are counted is decided when it is made.
+            limited: kept.as_ref().map_or(product.counts_per_customer, |kept| kept.limited),
+            takes: kept.as_ref().map(|kept| kept.takes.clone()).unwrap_or_default(),
+            revision: 0,
+        };
+        lines.push(if has < *quantity { sold } else { kept.unwrap_or(sold) });
+        if has < *quantity {
+            more.push(DraftLine { product: product.clone(), quantity: quantity - has });
+        }
+    }
+    let revision = seen.revision() + 1;
+    lines.iter_mut().for_each(|line| line.revision = revision);
+    let fewer = seen.lines.iter().filter_map(|line| line.surplus(quantity(&line.product_id))).collect();
+    let late_payment_seconds = drafts.iter().map(|line| line.product.late_payment_seconds);
+    let hold = Reservation {
+        lines,
+        late_payment_seconds: late_payment_seconds.min().unwrap_or_default().min(seen.late_payment_seconds),
+        ..seen.clone()
+    };
+    Ok(Some(LinesChange { more, fewer, hold }))
 }
 
 #[cfg(test)]

@@ -238,12 +238,12 @@ impl FailedConfirmation {
     pub fn is_about(&self, reservation: &Reservation) -> bool {
         let made = reservation.created_at;
         let its_hold = self.requested_at.is_none_or(|at| made <= at.plus_seconds(CLOCK_TOLERANCE_SECONDS));
-        self.payment_reference.is_some() || (self.is_of(&reservation.customer) && its_hold)
+        self.payment_reference.is_some() || (self.is_of_owner(reservation) && its_hold)
     }
 
-    /// Whether this customer was named in the confirmation.
-    pub fn is_of(&self, customer: &CustomerId) -> bool {
-        self.customer.as_ref() == Some(customer)
+    /// Whether the customer who was named in the confirmation owns the reservation, or did before it was handed over.
+    fn is_of_owner(&self, reservation: &Reservation) -> bool {
+        self.customer.as_ref().is_some_and(|customer| reservation.has_been_of(customer))
     }
 
     /// Whether its payment was resolved by another failed confirmation of this reservation.
@@ -279,7 +279,7 @@ impl FailedConfirmation {
             // Nothing makes an order of it again.
             return RetryDecision::Refuse(Refusal::ReservationCancelled);
         }
-        let own = reservation.filter(|found| lift && self.reason != NOT_CONFIRMED && self.is_of(&found.customer));
+        let own = reservation.filter(|found| lift && self.reason != NOT_CONFIRMED && self.is_of_owner(found));
         let owed = |payment: &&PaymentReference| own.is_some_and(|found| found.owed_back.contains(*payment));
         RetryDecision::Retry { lift: self.payment_reference.as_ref().filter(owed).cloned() }
     }

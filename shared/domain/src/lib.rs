@@ -3,7 +3,8 @@
 //! Outside input is parsed once, at the edge, into one of these types: that a value exists proves that it is valid. Every
 //! business decision is made here, so the adapters around it are straight lines:
 //!
-//! - [`draft`](fn@draft) decides whether a hold may be made, and at what price,
+//! - [`draft`](fn@draft) decides whether a hold may be made, and at what price; [`change_lines`], what it keeps and takes
+//!   when its lines change,
 //! - [`shards::choose`] decides which shards of the stock serve a quantity,
 //! - [`decide`] has what a command does to a reservation: one function for each command,
 //! - [`Failure::record`], [`FailedConfirmation::retry`] and [`FailedConfirmation::resolve`] decide what becomes of a
@@ -28,10 +29,13 @@ pub mod text;
 mod time;
 
 pub use adjustment::Adjustment;
-pub use cancellation::{Cancellation, OrderCancellation};
+pub use cancellation::{Cancellation, HoldRelease, OrderCancellation};
 pub use confirmation::Confirmation;
 pub use decide::{CLOCK_TOLERANCE_SECONDS, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK};
-pub use draft::{Basket, BasketError, Draft, DraftLine, MAX_LINES, MAX_QUANTITY, RequestedLine, draft};
+pub use draft::{
+    Basket, BasketError, Draft, DraftLine, LinesChange, MAX_LINES, MAX_QUANTITY, RequestedLine, RequestedLines,
+    change_lines, draft,
+};
 pub use failed::{
     FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, ORDER_CANCELLED, RecordDecision, ResolveDecision,
     RetryDecision,

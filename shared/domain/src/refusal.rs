@@ -12,6 +12,9 @@ pub enum Refusal {
     /// The key was used before, with another request.
     #[error("this Idempotency-Key was used before with another request")]
     IdempotencyKeyReused,
+    /// The hold of this key was handed to another customer.
+    #[error("the hold of this Idempotency-Key was handed to another customer")]
+    HoldTransferred,
     /// A quantity that is not a whole number from 1 to 1,000, after lines of one product were merged.
     #[error("the quantity of {product_id} must be a whole number from 1 to 1000")]
     InvalidQuantity {
@@ -132,6 +135,7 @@ impl Refusal {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::IdempotencyKeyReused => "idempotency_key_reused",
+            Self::HoldTransferred => "hold_transferred",
             Self::InvalidQuantity { .. } => "invalid_quantity",
             Self::ProductNotFound { .. } => "product_not_found",
             Self::CurrencyMismatch => "currency_mismatch",
@@ -159,6 +163,7 @@ impl Refusal {
         match self {
             Self::RefundRequired | Self::AlreadyConfirmed { other_payment: true } | Self::ReservationNotFound => true,
             Self::IdempotencyKeyReused
+            | Self::HoldTransferred
             | Self::InvalidQuantity { .. }
             | Self::ProductNotFound { .. }
             | Self::CurrencyMismatch

@@ -18,7 +18,8 @@ pub enum Status {
     Held,
     /// Units are sold: the reservation is the order.
     Confirmed,
-    /// Cancelled by the customer, or an order that was given back: the units are released, or have left the stock.
+    /// Cancelled by the customer, released by an admin, or an order that was given back: the units are released, or have left
+    /// the stock.
     Cancelled,
     /// Not confirmed in time: the units are released.
     Expired,
@@ -61,6 +62,46 @@ pub struct Line {
     pub limited: bool,
     /// The shards that the units were taken from and are released to: `quantity` units in total.
     pub takes: Vec<Take>,
+    /// How often the lines or the owner of the hold were changed; the same in every line. The index `due` has the lines, so
+    /// whoever read them there can tell whether they are still the hold's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub revision: u32,
+}
+
+impl Line {
+    /// This line at another quantity, released to its first shard: what a change leaves of it needs one action of a
+    /// transaction, not one for each shard that the units came from.
+    fn on_one_shard(&self, quantity: u32) -> Self {
+        let shard = self.takes.first().map_or(0, |take| take.shard);
+        let takes = if quantity == 0 { Vec::new() } else { vec![Take { shard, units: quantity }] };
+        Self { quantity, takes, ..self.clone() }
+    }
+
+    /// The part of this line that a change keeps.
+    pub(crate) fn kept(&self, quantity: u32) -> Self {
+        self.on_one_shard(self.quantity.min(quantity))
+    }
+
+    /// The part of this line that a change gives back.
+    pub(crate) fn surplus(&self, quantity: u32) -> Option<Self> {
+        self.quantity.checked_sub(quantity).filter(|&units| units > 0).map(|units| self.on_one_shard(units))
+    }
+
+    /// Adds units of the same product.
+    pub fn add(&mut self, takes: &[Take]) {
+        for &take in takes {
+            self.quantity += take.units;
+            match self.takes.iter_mut().find(|known| known.shard == take.shard) {
+                Some(known) => known.units += take.units,
+                None => self.takes.push(take),
+            }
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde requires")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A reservation as it is stored.
@@ -70,6 +111,10 @@ pub struct Reservation {
     pub reservation_id: ReservationId,
     /// Its owner.
     pub customer: CustomerId,
+    /// Its former owners: a service handed it to another customer. A payment that was begun in the name of one of them still
+    /// confirms it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub formerly: BTreeSet<CustomerId>,
     /// One line for each product.
     pub lines: Vec<Line>,
     /// The currency of every line.
@@ -109,7 +154,7 @@ pub struct Reservation {
     /// customer was told that the hold has expired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpaid_closed_at: Option<Timestamp>,
-    /// If it was an order that was given back: by whom, when and why.
+    /// If it was an order that was given back, or a hold that an admin released: by whom, when and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancellation: Option<Cancellation>,
 }
@@ -131,6 +176,7 @@ impl Reservation {
         Self {
             reservation_id,
             customer,
+            formerly: BTreeSet::new(),
             lines,
             currency,
             status: Status::Held,
@@ -176,7 +222,26 @@ impl Reservation {
 
     /// Whether it is an order, or was one until it was given back.
     pub fn was_ordered(&self) -> bool {
-        self.status == Status::Confirmed || self.cancellation.is_some()
+        self.confirmed_at.is_some()
+    }
+
+    /// Whether it is, or was, this customer's.
+    pub fn has_been_of(&self, customer: &CustomerId) -> bool {
+        self.customer == *customer || self.formerly.contains(customer)
+    }
+
+    /// How often its lines or its owner were changed.
+    pub fn revision(&self) -> u32 {
+        self.lines.first().map_or(0, |line| line.revision)
+    }
+
+    /// The hold as it is once it is handed to another customer.
+    #[must_use]
+    pub fn transferred(&self, to: &CustomerId) -> Self {
+        let mut transferred = Self { customer: to.clone(), ..self.clone() };
+        transferred.formerly.insert(self.customer.clone());
+        transferred.lines.iter_mut().for_each(|line| line.revision += 1);
+        transferred
     }
 
     /// The order as it is once `cancellation` is carried out: its payment is owed back.
@@ -220,6 +285,7 @@ pub(crate) mod tests {
             unit_price_minor,
             limited: false,
             takes: vec![Take { shard: 0, units: quantity }],
+            revision: 0,
         };
         let reservation_id = ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap());
         let currency = "EUR".to_owned().try_into().unwrap();

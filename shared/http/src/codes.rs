@@ -177,6 +177,9 @@ table! {
         "The reservation of this `Idempotency-Key` has expired or was cancelled.",
         "Nothing is held. To reserve again, use a new key; `reservation` is the one that ended.",
         [member("reservation", MemberValue::Reservation, "The reservation that this key made.")];
+    HOLD_TRANSFERRED = "hold_transferred", CONFLICT,
+        "The hold of this key was handed to another customer.",
+        "No second hold is made. Continue for the new customer, or reserve again with a new key.";
     EXTENSION_LIMIT_REACHED = "extension_limit_reached", CONFLICT,
         "All extensions together may be at most twice the original hold.",
         "Extend the hold until `latest` at most.",

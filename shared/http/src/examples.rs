@@ -55,6 +55,7 @@ fn ended() -> Option<ReservationView> {
         unit_price_minor: 2_500,
         limited: true,
         takes: Vec::new(),
+        revision: 0,
     };
     let (currency, made) = (Currency::in_force("EUR").ok()?, Timestamp::from_millis(1_795_244_800_428));
     let id = ReservationId::derive(&customer, &key);
@@ -70,7 +71,8 @@ pub(crate) fn refusal_after(refusal: Option<&Refusal>) -> Option<Refusal> {
     let now = Timestamp::from_millis(1_795_244_200_428);
     Some(match refusal {
         None => Refusal::IdempotencyKeyReused,
-        Some(Refusal::IdempotencyKeyReused) => Refusal::InvalidQuantity { product_id },
+        Some(Refusal::IdempotencyKeyReused) => Refusal::HoldTransferred,
+        Some(Refusal::HoldTransferred) => Refusal::InvalidQuantity { product_id },
         Some(Refusal::InvalidQuantity { .. }) => Refusal::ProductNotFound { product_id },
         Some(Refusal::ProductNotFound { .. }) => Refusal::CurrencyMismatch,
         Some(Refusal::CurrencyMismatch) => Refusal::ProductNotOnSale { product_id },

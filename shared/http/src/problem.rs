@@ -219,6 +219,7 @@ impl From<Refusal> for Problem {
         let problem = |code| Self::new(code, refusal.to_string());
         match &refusal {
             Refusal::IdempotencyKeyReused => problem(&codes::IDEMPOTENCY_KEY_REUSED),
+            Refusal::HoldTransferred => problem(&codes::HOLD_TRANSFERRED),
             Refusal::InvalidQuantity { product_id } => problem(&codes::INVALID_QUANTITY).about(product_id),
             Refusal::ProductNotFound { product_id } => problem(&codes::PRODUCT_NOT_FOUND).about(product_id),
             Refusal::CurrencyMismatch => problem(&codes::CURRENCY_MISMATCH),

@@ -111,13 +111,13 @@ pub struct ReservationView {
     /// The payment that confirmed it.
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
-    /// When the order was given back. Its payment must be refunded.
+    /// When an order was given back (its payment must be refunded), or a hold was released by an admin.
     #[schema(value_type = Option<schema::Time>, required)]
     cancelled_at: Option<ApiTime>,
-    /// Why the order was given back.
+    /// Why.
     #[schema(value_type = Option<schema::FreeText>, required)]
     cancel_reason: Option<String>,
-    /// Whether the units of an order that was given back are on sale again. If not, they left the stock.
+    /// Whether the units are on sale again. If not, they left the stock.
     restocked: Option<bool>,
 }
 

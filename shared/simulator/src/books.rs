@@ -4,19 +4,21 @@
 //! The books follow the table item by item, and do not know why the functions wrote something: only the state before,
 //! the state after, and what customers and admins had requested by then.
 
+mod changes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use holdfast_domain::{Product, Reservation, Status};
+use holdfast_domain::{CustomerId, Line, Product, Reservation, Status};
 use holdfast_store::LedgerEntry;
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use crate::dynamo::Place;
+use crate::dynamo::{Place, plain_item};
 use crate::journal::Journal;
 use crate::judge::failed::failed_place;
 use crate::judge::finality::{Finality, Payment};
-use crate::judge::{Question, Route, hold, owed_back};
+use crate::judge::{Question, Route, hold, lines, owed_back, revision};
 use crate::past::{Moment, Past};
 
 /// The maximum skew of an environment's clock.
@@ -54,27 +56,94 @@ struct Shard {
 }
 
 /// What an index shows of an item.
-#[derive(Debug, Clone, Copy)]
-struct Shown {
+#[derive(Debug)]
+pub(crate) struct Shown {
     due_at: Option<i64>,
-    created_at: Option<i64>,
+    pub(crate) created_at: Option<i64>,
+    revision: i64,
+    pub(crate) customer: Option<String>,
+    pub(crate) payment: Option<String>,
+    /// The units of each product.
+    units: BTreeMap<String, i64>,
+}
+
+impl Shown {
+    fn of(item: &Value) -> Self {
+        let item = plain_item(item);
+        let text = |name: &str| item[name].as_str().map(str::to_owned);
+        let units = lines(&item).into_iter().map(|(id, units)| (id, i64::try_from(units).unwrap_or(i64::MAX)));
+        Self {
+            due_at: item["due_at"].as_i64(),
+            created_at: item["created_at"].as_i64(),
+            revision: revision(&item),
+            customer: text("customer"),
+            payment: text("payment_reference"),
+            units: units.collect(),
+        }
+    }
 }
 
 /// What was requested so far.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
-    /// Confirmations by the owner: the reservation, and the time of the first request.
-    pub(crate) confirm: BTreeMap<String, i64>,
+    /// Confirmations: the reservation and the customer who was named, and the time of the first request.
+    confirm: BTreeMap<(String, String), i64>,
     /// Payments that the owner named: reservation and payment.
     pub(crate) payments: BTreeSet<(String, String)>,
-    /// Cancellations by the owner.
-    pub(crate) cancel: BTreeSet<String>,
+    /// Cancellations of holds: the reservation and the customer.
+    pub(crate) cancel: BTreeSet<(String, String)>,
+    /// Changes of lines.
+    pub(crate) lines: BTreeSet<AskedLines>,
+    /// Holds that the shop handed over: the reservation, from whom, and to whom.
+    pub(crate) hand_over: BTreeSet<(String, String, String)>,
+    /// Holds that an admin released.
+    pub(crate) release: BTreeSet<String>,
+    /// Products whose holds an admin released.
+    pub(crate) release_all: BTreeSet<String>,
     /// Orders that the shop gave back.
     pub(crate) give_back: BTreeSet<String>,
     /// Failed confirmations that an admin asked to resolve.
     pub(crate) resolve: BTreeSet<String>,
     /// Failed confirmations that an admin asked to retry.
     pub(crate) retry: BTreeSet<String>,
+}
+
+/// A change of lines: the reservation, the customer, and each product with its units.
+pub(crate) type AskedLines = (String, String, Vec<(String, u64)>);
+
+impl Asked {
+    /// Records a confirmation in a customer's name.
+    pub(crate) fn confirmed_by(&mut self, id: &str, customer: &str, now: i64) {
+        self.confirm.entry((id.to_owned(), customer.to_owned())).or_insert(now);
+    }
+
+    /// Whether the shop handed a hold to this customer, or tried to.
+    pub(crate) fn handed_to(&self, id: &str, customer: &str) -> bool {
+        self.hand_over.iter().any(|(of, _, to)| of == id && to == customer)
+    }
+
+    /// When a reservation was first confirmed in the name of its customer or of a former one.
+    fn first_confirmed(&self, id: &str, reservation: &Reservation) -> Option<i64> {
+        let asked = |owner: &str| self.confirm.get(&(id.to_owned(), owner.to_owned())).copied();
+        owners(reservation).filter_map(asked).min()
+    }
+
+    /// Whether an admin released a hold, alone or with all others of one of its products.
+    fn released(&self, id: &str, reservation: &Reservation) -> bool {
+        self.release.contains(id)
+            || reservation.lines.iter().any(|line| self.release_all.contains(line.product_id.as_str()))
+    }
+}
+
+/// A reservation's customer, and its former ones.
+fn owners(reservation: &Reservation) -> impl Iterator<Item = &str> {
+    [&reservation.customer].into_iter().chain(&reservation.formerly).map(CustomerId::as_str)
+}
+
+/// The products and quantities of a reservation.
+fn quantities(reservation: &Reservation) -> Vec<(String, u64)> {
+    let line = |line: &Line| (line.product_id.to_string(), u64::from(line.quantity));
+    reservation.lines.iter().map(line).collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
 /// The books.
@@ -94,6 +163,8 @@ pub(crate) struct Books {
     shown: BTreeMap<Place, Vec<(Moment, Option<Shown>)>>,
     /// Every reservation that a product ever had.
     holds: BTreeMap<String, BTreeSet<String>>,
+    /// The lines of the request that made each reservation, by its id and when it was made.
+    first: BTreeMap<(String, i64), Vec<(String, u64)>>,
     /// Payments that an admin refunded: reservation, when it was made, payment.
     given_back: BTreeSet<(String, i64, String)>,
     /// The failed confirmations that an admin resolved while there was this reservation: by reservation, when it was made,
@@ -163,6 +234,9 @@ impl Books {
         }
         for id in &touched.made {
             self.made(now, id);
+        }
+        for (id, old) in &touched.revised {
+            self.revised(now, id, old);
         }
         for id in &touched.ends_later {
             self.reminded(now, id, schedules);
@@ -275,7 +349,7 @@ impl Books {
                 && let Some(found) = self.reservations.get(&id)
             {
                 let key = (id, found.created_at.as_millis(), payment);
-                if item["failed_customer"] == found.customer.as_str() {
+                if owners(found).any(|owner| item["failed_customer"] == owner) {
                     self.given_back.insert(key.clone());
                 }
                 if item["settled_by"] != "duplicate" {
@@ -396,7 +470,7 @@ impl Books {
             let due = item["due_at"].as_i64() == Some(new.expires_at.as_millis()) && item["due_key"].is_string();
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
-            let kept = matches!(new.status, Status::Held | Status::Confirmed) || new.cancellation.is_some();
+            let kept = new.status == Status::Held || new.was_ordered();
             // One whose notes were removed again may be kept as well.
             let noted = item["kept_until"].is_i64();
             let right = if item["ttl"].is_null() { kept || noted } else { !kept && remembered(item) };
@@ -413,6 +487,7 @@ impl Books {
             (None, Some(new)) => {
                 let held = new.status == Status::Held;
                 self.check(now, held, "a_hold_ends_once", || format!("{id} began as {before:?} {new:?}"));
+                self.first.insert((id.clone(), new.created_at.as_millis()), quantities(&new));
                 touched.made.push(id.clone());
                 touched.ends_later.push(id);
             }
@@ -424,6 +499,11 @@ impl Books {
             (Some(old), Some(new)) => {
                 if old.expires_at != new.expires_at {
                     touched.ends_later.push(id.clone());
+                }
+                if changes::is_revision(&old, &new) {
+                    let products = old.lines.iter().chain(&new.lines).map(|line| line.product_id.to_string());
+                    touched.relined.extend(products);
+                    touched.revised.push((id.clone(), old.clone()));
                 }
                 if let (Some(before), Some(after)) = (before, after) {
                     if without_notes(before) == without_notes(after) {
@@ -469,17 +549,24 @@ impl Books {
                 let lines: Vec<_> = r
                     .lines
                     .iter()
-                    .map(|l| (l.product_id.clone(), l.quantity, l.name.clone(), l.unit_price_minor, l.limited))
+                    .map(|l| {
+                        (l.product_id.clone(), l.quantity, l.name.clone(), l.unit_price_minor, l.limited, l.revision)
+                    })
                     .collect();
-                (r.customer.clone(), r.created_at, r.hold_seconds, r.fingerprint.clone(), r.currency, lines)
+                let owners: Vec<&str> = owners(r).collect();
+                let owners = owners.join(" ");
+                (owners, r.created_at, r.hold_seconds, r.fingerprint.clone(), r.currency, lines)
             };
             facts(a) == facts(b)
         };
         let became = || format!("{old:?} became {new:?}");
-        self.check(now, same(old, new), "one_key_one_reservation", became);
+        let revised = changes::is_revision(old, new);
+        self.check(now, revised || same(old, new), "one_key_one_reservation", became);
         let takes = |r: &Reservation| r.lines.iter().map(|line| line.takes.clone()).collect::<Vec<_>>();
-        let asked_at = self.asked.confirm.get(id).copied();
+        let asked_at = self.asked.first_confirmed(id, new);
         match (old.status, new.status) {
+            // Checked once the rest of the write is known.
+            (Status::Held, Status::Held) if revised => {}
             (Status::Held, Status::Held) => {
                 let latest = old.created_at.plus_seconds(3 * old.hold_seconds.get());
                 let longer = new.expires_at > old.expires_at && new.expires_at <= latest;
@@ -501,8 +588,19 @@ impl Books {
                 self.check(now, right, "no_confirm_after_the_end", became);
             }
             (Status::Held, Status::Cancelled) => {
-                let right = self.asked.cancel.contains(id) && takes(old) == takes(new);
-                self.check(now, right, "only_the_owner", became);
+                let asked = match &new.cancellation {
+                    None => self.asked.cancel.contains(&(id.to_owned(), old.customer.to_string())),
+                    Some(_) => self.asked.released(id, old),
+                };
+                self.check(now, asked && takes(old) == takes(new), "only_the_owner", became);
+            }
+            // An admin released a hold that had expired: no late payment makes an order of it any more.
+            (Status::Expired, Status::Cancelled) => {
+                let asked = new.cancellation.is_some() && self.asked.release.contains(id);
+                self.check(now, asked && takes(old) == takes(new), "only_the_owner", became);
+            }
+            (Status::Cancelled, Status::Confirmed) if old.cancellation.is_some() && !old.was_ordered() => {
+                self.check(now, false, "a_released_hold_never_confirms", became);
             }
             (Status::Held, Status::Expired) => {
                 let over = old.expires_at.as_millis() <= now + SKEW_MS;
@@ -528,7 +626,8 @@ impl Books {
             let known = paid.clone().is_none_or(|paid| self.asked.payments.contains(&paid));
             self.check(now, known, "only_the_owner", || format!("nobody paid like that: {new:?}"));
             if let Some((id, payment)) = paid {
-                let broken = self.finality.must_not_buy(&(id, new.customer.to_string(), payment));
+                let owners: Vec<&str> = owners(new).collect();
+                let broken = self.finality.must_not_buy(&id, &payment, &owners);
                 let promise = broken.as_ref().map_or("what_is_owed_back_buys_nothing", |(promise, _)| *promise);
                 self.check(now, broken.is_none(), promise, || format!("{broken:?}: {}", became()));
             }
@@ -599,7 +698,9 @@ impl Books {
         for ((product, shard), &moved) in &touched.on_shard {
             // Consolidation moves units between shards, while nothing else of the product changes.
             let gathered = touched.reservations == 0 && touched.moved(product) == 0;
-            let adjusted = touched.totals.contains(product) || gathered;
+            // A change of lines releases what a line keeps to its first shard.
+            let relined = touched.relined.contains(product) && touched.moved(product) == 0;
+            let adjusted = touched.totals.contains(product) || gathered || relined;
             *by_product.entry(product).or_default() += moved;
             self.check(now, adjusted || moved == 0, "units_have_their_shard", || {
                 format!("{moved} units of {product} moved onto shard {shard}")
@@ -669,6 +770,12 @@ impl Books {
         shards.map(|(number, _)| (format!("STOCK#{product}#{number}"), "STOCK".to_owned())).collect()
     }
 
+    /// The lines of the request that made this reservation.
+    pub(crate) fn first_lines(&self, item: &Value) -> Option<&[(String, u64)]> {
+        let made = (item["reservation_id"].as_str()?.to_owned(), item["created_at"].as_i64()?);
+        self.first.get(&made).map(Vec::as_slice)
+    }
+
     /// Every reservation that a product ever had.
     pub(crate) fn holds_of(&self, product: &str) -> impl Iterator<Item = &str> {
         self.holds.get(product).into_iter().flatten().map(String::as_str)
@@ -687,36 +794,42 @@ impl Books {
 
     /// Records that the indexes show an item from now on, or not any more.
     pub(crate) fn shows(&mut self, place: &Place, item: Option<&Value>) {
-        let number = |item: &Value, name: &str| item[name]["N"].as_str().and_then(|digits| digits.parse().ok());
-        let shown = item.map(|item| Shown { due_at: number(item, "due_at"), created_at: number(item, "created_at") });
         let at = self.past.now();
-        self.shown.entry(place.clone()).or_default().push((at, shown));
+        self.shown.entry(place.clone()).or_default().push((at, item.map(Shown::of)));
     }
 
     /// What the indexes showed of an item at any of these moments, including changes within the first one.
-    fn shown(&self, place: &Place, from: Moment, to: Moment) -> impl Iterator<Item = Option<Shown>> {
+    fn shown(&self, place: &Place, from: Moment, to: Moment) -> impl Iterator<Item = Option<&Shown>> {
         let all = self.shown.get(place).map(Vec::as_slice).unwrap_or_default();
         let first = all.partition_point(|(at, _)| *at < from).saturating_sub(1);
-        all[first..].iter().take_while(move |(at, _)| *at <= to).map(|(_, shown)| *shown)
+        all[first..].iter().take_while(move |(at, _)| *at <= to).map(|(_, shown)| shown.as_ref())
     }
 
-    /// The items of a kind that the indexes have shown since a moment, without interruption.
-    pub(crate) fn indexed_since<'a>(&'a self, kind: &'a str, at: Moment) -> impl Iterator<Item = &'a Place> {
+    /// The items of a kind that the indexes have shown since a moment, without interruption, and always so that this holds.
+    pub(crate) fn indexed_since<'a>(
+        &'a self,
+        kind: &'a str,
+        at: Moment,
+        so: impl Fn(&Place, &Shown) -> bool,
+    ) -> impl Iterator<Item = &'a Place> {
         let all = self.shown.range((kind.to_owned(), String::new())..);
         let of_kind = all.take_while(move |(place, _)| place.0.starts_with(kind));
         of_kind
-            .filter(move |(_, shown)| {
+            .filter(move |(place, shown)| {
                 // A change within that moment may have come after the request.
                 let first = shown.partition_point(|(since, _)| *since < at);
-                first > 0 && shown[first - 1..].iter().all(|(_, shown)| shown.is_some())
+                first > 0
+                    && shown[first - 1..].iter().all(|(_, shown)| shown.as_ref().is_some_and(|shown| so(place, shown)))
             })
             .map(|(place, _)| place)
     }
 
-    /// The end that the index `due` showed for this very hold during a whole moment, if it did throughout.
+    /// The end that the index `due` showed for this very hold, with its lines and for its customer, during a whole moment,
+    /// if it did throughout.
     pub(crate) fn due(&self, id: &str, item: &Value, at: Moment) -> Option<i64> {
-        let due = |shown: Option<Shown>| {
-            let shown = shown.filter(|shown| shown.created_at == item["created_at"].as_i64())?;
+        let due = |shown: Option<&Shown>| {
+            let made = item["created_at"].as_i64();
+            let shown = shown.filter(|shown| shown.created_at == made && shown.revision == revision(item))?;
             shown.due_at
         };
         let before = self.shown.get(&hold(id))?.first().is_some_and(|(since, _)| *since < at);
@@ -724,9 +837,13 @@ impl Books {
         all.filter(|_| before)?.into_iter().max()
     }
 
-    /// The ends that the index `due` showed for it at any of these moments.
-    pub(crate) fn dues(&self, id: &str, from: Moment, to: Moment) -> Vec<i64> {
-        self.shown(&hold(id), from, to).filter_map(|shown| shown?.due_at).collect()
+    /// The ends that the index `due` showed for it at any of these moments, each with its units of a product then.
+    pub(crate) fn dues(&self, id: &str, product: &str, from: Moment, to: Moment) -> Vec<(i64, i64)> {
+        let due = |shown: Option<&Shown>| {
+            let shown = shown?;
+            Some((shown.due_at?, shown.units.get(product).copied().unwrap_or_default()))
+        };
+        self.shown(&hold(id), from, to).filter_map(due).collect()
     }
 
     /// Whether a payment for a reservation belongs to its order, or to a failed confirmation.
@@ -744,8 +861,9 @@ impl Books {
         for (_, item) in self.failed_confirmations() {
             let found = item["reservation_id"].as_str().and_then(|id| self.reservations.get(id));
             let paid = item["payment_reference"].as_str();
-            // A payment belongs to its reservation, whichever customer was named with it.
-            let own = found.filter(|found| item["failed_customer"] == found.customer.as_str());
+            // A payment belongs to its reservation, whichever customer was named with it; a confirmation without one, to
+            // that of its customer, or of a former one.
+            let own = found.filter(|found| owners(found).any(|owner| item["failed_customer"] == owner));
             let order = found.filter(|found| (paid.is_some() || own.is_some()) && found.status == Status::Confirmed);
             let ordered = order.is_some_and(|order| {
                 paid.is_none_or(|paid| order.payment_reference.as_ref().is_some_and(|known| known.as_str() == paid))
@@ -755,10 +873,12 @@ impl Books {
                 Some("open") => (item["reason"] != "not_confirmed" || own.is_none()) && !(paid.is_some() && ordered),
                 // Every queue is empty: nothing would process it again.
                 Some("retrying") => false,
-                // Its order may have been given back since: then only what the owner paid is owed.
+                // Its order may have been given back since: then only what was paid in its customer's name is owed there.
                 Some("confirmed") => {
-                    ordered
-                        || (paid.is_none() || own.is_none()) && found.is_some_and(|found| found.cancellation.is_some())
+                    let named = found.is_some_and(|found| item["failed_customer"] == found.customer.as_str());
+                    let given_back =
+                        found.is_some_and(|found| found.status == Status::Cancelled && found.was_ordered());
+                    ordered || (paid.is_none() || !named) && given_back
                 }
                 _ => true,
             };
@@ -797,6 +917,10 @@ struct Touched {
     /// Number of reservations.
     reservations: usize,
     made: Vec<String>,
+    /// Holds whose lines or owner have changed, each as it was.
+    revised: Vec<(String, Reservation)>,
+    /// The products of those, before and after.
+    relined: BTreeSet<String>,
     /// Holds whose end is new or has changed.
     ends_later: Vec<String>,
     /// Reservations whose payment, or an admin's decision about it, may have changed.

@@ -15,9 +15,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::cloud::{Cloud, Function};
 pub(crate) use crate::judge::Reply;
-use crate::judge::{Case, Question, Route, judge, shown};
+use crate::judge::{Case, Question, Route, judge, shown, wanted};
 use crate::past::Window;
-use crate::plan::{Actor, Change, Moment, ProductPlan, SHARED, Settle, Step};
+use crate::plan::{Actor, Change, Moment, ProductPlan, SHARED, Search, Settle, Step};
 use crate::world::millis;
 
 /// How long API Gateway waits for a function, in milliseconds.
@@ -40,6 +40,8 @@ struct Memory {
     unanswered: Vec<(u8, String)>,
     /// The bodies that were sent with each key.
     bodies: BTreeMap<u8, Vec<Vec<(usize, u32)>>>,
+    /// The customer that the hold of a key was handed to.
+    handed: BTreeMap<u8, String>,
 }
 
 impl<'a> Client<'a> {
@@ -70,6 +72,10 @@ impl<'a> Client<'a> {
             Step::Cancel { key } => self.cancel(*key, patience).await,
             Step::GiveBack { key, restock } => self.give_order_back(*key, *restock, patience).await,
             Step::Extend { key, seconds } => self.extend(*key, *seconds, patience).await,
+            Step::ChangeLines { key, body } => self.change_lines(*key, body, patience).await,
+            Step::HandOver { key, to } => self.hand_over(*key, to, patience).await,
+            Step::Release { victim, key } => self.release(victim, *key, patience).await,
+            Step::ReleaseAll { product } => self.release_all(*product, patience).await,
             Step::Get { key } => self.get(*key).await,
             Step::List { orders } => {
                 let path = if *orders { "/orders" } else { "/reservations" };
@@ -100,11 +106,11 @@ impl<'a> Client<'a> {
             Step::Change { product, what } => self.change(*product, *what, patience).await,
             Step::Failed { then } => self.failed(*then).await,
             Step::Audit { ledger } => {
-                let path = match ledger {
-                    Some(product) => format!("/admin/products/{}/ledger", self.products[*product].id),
-                    None => "/admin/reservations".to_owned(),
-                };
+                let path = format!("/admin/products/{}/ledger", self.products[*ledger].id);
                 self.ask(patience, Function::Admin, "GET", &path, None, None).await;
+            }
+            Step::Find { search } => {
+                self.ask(patience, Function::Admin, "GET", &self.search(search), None, None).await;
             }
         }
     }
@@ -255,8 +261,24 @@ impl<'a> Client<'a> {
         reservation_id(&self.actor.name, key)
     }
 
-    /// Reserves. Returns whether there was a clear answer.
-    async fn reserve(&self, key: u8, body: &[(usize, u32)], patience: u32) -> bool {
+    /// Who acts for the hold of a key: once it was handed to another customer, the shop's back end in their name.
+    fn owner(&self, key: u8) -> Actor {
+        match self.memory().handed.get(&key) {
+            Some(to) => Actor { name: to.clone(), served: true, ..self.actor.clone() },
+            None => self.actor.clone(),
+        }
+    }
+
+    /// An admin, whoever this is.
+    fn admin(&self) -> Actor {
+        if self.actor.admin {
+            return self.actor.clone();
+        }
+        Actor { name: "admin".to_owned(), admin: true, served: false, ..self.actor.clone() }
+    }
+
+    /// The lines of a request about the hold of a key.
+    fn lines(&self, key: u8, body: &[(usize, u32)]) -> Value {
         let line = |&(product, quantity): &(usize, u32)| {
             let product = &self.products[product];
             let mut line = json!({ "product_id": product.id, "quantity": quantity });
@@ -266,10 +288,14 @@ impl<'a> Client<'a> {
             }
             line
         };
-        let lines: Vec<Value> = body.iter().map(line).collect();
+        json!({ "lines": body.iter().map(line).collect::<Vec<_>>() })
+    }
+
+    /// Reserves. Returns whether there was a clear answer.
+    async fn reserve(&self, key: u8, body: &[(usize, u32)], patience: u32) -> bool {
         let id = self.reservation_id(key);
         self.memory().bodies.entry(key).or_default().push(body.to_vec());
-        let sent = json!({ "lines": lines });
+        let sent = self.lines(key, body);
         let (method, path, name) = ("POST", "/reservations", self.key(key));
         let Some(reply) = self.ask(patience, Function::Reserve, method, path, Some(&name), Some(&sent)).await else {
             return false;
@@ -279,6 +305,8 @@ impl<'a> Client<'a> {
             if let Some(ends) = shown(&reply.body["expires_at"]) {
                 self.memory().expires_at.insert(key, ends);
             }
+            // Only its customer is told so.
+            self.memory().handed.remove(&key);
             let mut state = self.cloud.world.lock();
             let first = state.promises.reserved.insert(id.clone(), made.clone());
             let recreated = state.promises.cleaned_up.contains(&id);
@@ -290,8 +318,7 @@ impl<'a> Client<'a> {
 
     /// The `n`-th payment for the reservation of a key.
     fn payment(&self, key: u8, n: u8) -> String {
-        let of = if n < SHARED { key.to_string() } else { "all".to_owned() };
-        format!("pay-{}-{of}-{n}", self.actor.name)
+        payment(&self.actor.name, key, n)
     }
 
     /// The shop's back end confirms with this customer's payment, and names another customer: the reservation is not
@@ -301,29 +328,40 @@ impl<'a> Client<'a> {
             return;
         }
         let (id, payment) = (self.reservation_id(key), self.payment(key, payment));
-        self.cloud.world.lock().books.asked.payments.insert((id.clone(), payment.clone()));
+        {
+            let now = self.cloud.world.now();
+            let mut state = self.cloud.world.lock();
+            state.books.asked.payments.insert((id.clone(), payment.clone()));
+            state.books.asked.confirmed_by(&id, instead, now);
+        }
         let wrong = Actor { name: instead.to_owned(), served: true, ..self.actor.clone() };
         let client = Client::new(self.cloud, &wrong, self.products);
         let path = format!("/reservations/{id}/confirm");
         let body = json!({ "payment_reference": payment });
         let reply = client.ask(patience, Function::Confirm, "POST", &path, None, Some(&body)).await;
         let Some(reply) = reply.filter(Reply::clear) else { return };
-        self.cloud.world.lock().promises.payments.insert((id, payment));
-        self.expect(matches!(reply.status, 404 | 202), "only_the_owner", || {
-            format!("in the name of {instead}: {reply:?}")
-        });
+        let mut state = self.cloud.world.lock();
+        state.promises.payments.insert((id.clone(), payment));
+        // Unless the shop handed it to that customer.
+        let right = matches!(reply.status, 404 | 202) || state.books.asked.handed_to(&id, instead);
+        drop(state);
+        self.expect(right, "only_the_owner", || format!("in the name of {instead}: {reply:?}"));
     }
 
     /// Confirms, after making a payment if there is one. Returns whether there was a clear answer.
     async fn confirm(&self, key: u8, payment: Option<u8>, patience: u32) -> bool {
         let id = self.reservation_id(key);
+        // Of a hold that was handed over, half of the payments were begun before, in the former customer's name.
+        let begun_before = payment.map_or(key > 0, |n| n.is_multiple_of(2));
+        let actor = if begun_before { self.actor.clone() } else { self.owner(key) };
+        let client = Client::new(self.cloud, &actor, self.products);
         let payment = payment.map(|n| self.payment(key, n));
         let world = &self.cloud.world;
         {
             let now = world.now();
             let mut state = world.lock();
             let asked = &mut state.books.asked;
-            asked.confirm.entry(id.clone()).or_insert(now);
+            asked.confirmed_by(&id, &actor.name, now);
             if let Some(payment) = &payment {
                 asked.payments.insert((id.clone(), payment.clone()));
                 let taken = (key, payment.clone());
@@ -335,7 +373,7 @@ impl<'a> Client<'a> {
         }
         let body = payment.as_ref().map_or(json!({}), |payment| json!({ "payment_reference": payment }));
         let path = format!("/reservations/{id}/confirm");
-        let reply = self.ask(patience, Function::Confirm, "POST", &path, None, Some(&body)).await;
+        let reply = client.ask(patience, Function::Confirm, "POST", &path, None, Some(&body)).await;
         let Some(reply) = reply.filter(Reply::clear) else { return false };
         let mut state = world.lock();
         match reply.status {
@@ -423,7 +461,7 @@ impl<'a> Client<'a> {
             // From now on it may be cancelled at any time.
             state.promises.ordered.remove(&id);
         }
-        let shop = Actor { served: true, ..self.actor.clone() };
+        let shop = Actor { served: true, ..self.owner(key) };
         let client = Client::new(self.cloud, &shop, self.products);
         let path = format!("/orders/{id}/cancel");
         let body = json!({ "reason": "event called off", "restock": restock });
@@ -431,10 +469,11 @@ impl<'a> Client<'a> {
     }
 
     async fn cancel(&self, key: u8, patience: u32) {
-        let id = self.reservation_id(key);
-        self.cloud.world.lock().books.asked.cancel.insert(id.clone());
+        let (id, owner) = (self.reservation_id(key), self.owner(key));
+        let client = Client::new(self.cloud, &owner, self.products);
+        self.cloud.world.lock().books.asked.cancel.insert((id.clone(), owner.name.clone()));
         let path = format!("/reservations/{id}");
-        let reply = self.ask(patience, Function::Reserve, "DELETE", &path, None, None).await;
+        let reply = client.ask(patience, Function::Reserve, "DELETE", &path, None, None).await;
         let mut state = self.cloud.world.lock();
         if reply.is_some_and(|reply| reply.status == 200) && state.books.reservations.contains_key(&id) {
             state.promises.cancelled.insert(id);
@@ -442,10 +481,11 @@ impl<'a> Client<'a> {
     }
 
     async fn extend(&self, key: u8, seconds: u32, patience: u32) {
-        let id = self.reservation_id(key);
+        let (id, owner) = (self.reservation_id(key), self.owner(key));
+        let client = Client::new(self.cloud, &owner, self.products);
         let path = format!("/reservations/{id}/extend");
         let body = json!({ "hold_seconds": seconds });
-        let reply = self.ask(patience, Function::Reserve, "POST", &path, None, Some(&body)).await;
+        let reply = client.ask(patience, Function::Reserve, "POST", &path, None, Some(&body)).await;
         let Some(reply) = reply.filter(|reply| reply.status == 200) else { return };
         let until = shown(&reply.body["expires_at"]).unwrap_or_default();
         let mut state = self.cloud.world.lock();
@@ -456,10 +496,90 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// Gives the hold these lines.
+    async fn change_lines(&self, key: u8, body: &[(usize, u32)], patience: u32) {
+        let (id, owner) = (self.reservation_id(key), self.owner(key));
+        let client = Client::new(self.cloud, &owner, self.products);
+        let sent = self.lines(key, body);
+        self.cloud.world.lock().books.asked.lines.insert((id.clone(), owner.name.clone(), wanted(&sent)));
+        let path = format!("/reservations/{id}/lines");
+        client.ask(patience, Function::Reserve, "PUT", &path, None, Some(&sent)).await;
+    }
+
+    /// The shop's back end hands the hold to another customer, as when a guest signs in.
+    async fn hand_over(&self, key: u8, to: &str, patience: u32) {
+        let (id, shop) = (self.reservation_id(key), Actor { served: true, ..self.owner(key) });
+        if shop.name == to {
+            return;
+        }
+        let client = Client::new(self.cloud, &shop, self.products);
+        self.cloud.world.lock().books.asked.hand_over.insert((id.clone(), shop.name.clone(), to.to_owned()));
+        let path = format!("/reservations/{id}/transfer");
+        let body = json!({ "to_customer_id": to });
+        let reply = client.ask(patience, Function::Reserve, "POST", &path, None, Some(&body)).await;
+        if reply.is_some_and(|reply| reply.status == 200) {
+            self.memory().handed.insert(key, to.to_owned());
+        }
+    }
+
+    /// An admin releases a customer's hold, and then reads it.
+    async fn release(&self, victim: &str, key: u8, patience: u32) {
+        let (id, admin) = (reservation_id(victim, key), self.admin());
+        let client = Client::new(self.cloud, &admin, self.products);
+        self.cloud.world.lock().books.asked.release.insert(id.clone());
+        let path = format!("/admin/reservations/{id}");
+        let (release, body) = (format!("{path}/release"), json!({ "reason": "event called off" }));
+        let reply = client.ask(patience, Function::Admin, "POST", &release, None, Some(&body)).await;
+        {
+            let mut state = self.cloud.world.lock();
+            if reply.is_some_and(|reply| reply.status == 200) && state.books.reservations.contains_key(&id) {
+                state.promises.released.insert(id);
+            }
+        }
+        client.ask(0, Function::Admin, "GET", &path, None, None).await;
+    }
+
+    /// An admin releases all holds of a product, until it is complete.
+    async fn release_all(&self, product: usize, patience: u32) {
+        let (id, admin) = (&self.products[product].id, self.admin());
+        let client = Client::new(self.cloud, &admin, self.products);
+        self.cloud.world.lock().books.asked.release_all.insert(id.clone());
+        let path = format!("/admin/products/{id}/release-holds");
+        let body = json!({ "reason": "event called off" });
+        for _ in 0..=patience {
+            let reply = client.ask(patience, Function::Admin, "POST", &path, None, Some(&body)).await;
+            if reply.is_none_or(|reply| reply.body["complete"] != false) {
+                return;
+            }
+        }
+    }
+
+    /// The path of a list of reservations.
+    fn search(&self, search: &Search) -> String {
+        let text = |name: &str, text: &str| format!("{name}={text}");
+        let at = |name: &str, ms: i64| instant(NOW.as_millis() + ms).map(|at| text(name, &at));
+        let filters = [
+            search.customer.as_ref().map(|customer| text("customer_id", customer)),
+            search.payment.as_ref().map(|(name, key, n)| text("payment_reference", &payment(name, *key, *n))),
+            search.status.map(|status| text("status", status)),
+            search.product.map(|product| text("product_id", &self.products[product].id)),
+            search.made.and_then(|(from, _)| at("from", from)),
+            search.made.and_then(|(_, to)| at("to", to)),
+        ];
+        let filters: Vec<String> = filters.into_iter().flatten().collect();
+        let sign = if filters.is_empty() { "" } else { "?" };
+        format!("/admin/reservations{sign}{}", filters.join("&"))
+    }
+
+    /// Reads it, also in the name of the customer that it was handed to.
     async fn get(&self, key: u8) {
-        let id = self.reservation_id(key);
+        let (id, owner) = (self.reservation_id(key), self.owner(key));
+        let other = Client::new(self.cloud, &owner, self.products);
         for path in [format!("/reservations/{id}"), format!("/orders/{id}")] {
             self.ask(1, Function::Reserve, "GET", &path, None, None).await;
+            if owner.name != self.actor.name {
+                other.ask(1, Function::Reserve, "GET", &path, None, None).await;
+            }
         }
     }
 
@@ -468,18 +588,32 @@ impl<'a> Client<'a> {
         if victim == self.actor.name {
             return;
         }
-        let path = format!("/reservations/{}", reservation_id(victim, key));
-        let (confirm, extend) = (format!("{path}/confirm"), format!("{path}/extend"));
-        let body = json!({ "hold_seconds": 60 });
+        let (id, me) = (reservation_id(victim, key), &self.actor.name);
+        let path = format!("/reservations/{id}");
+        let (confirm, extend, change) = (format!("{path}/confirm"), format!("{path}/extend"), format!("{path}/lines"));
+        let (body, lines) = (json!({ "hold_seconds": 60 }), self.lines(0, &[(0, 1)]));
+        {
+            let now = self.cloud.world.now();
+            let mut state = self.cloud.world.lock();
+            let asked = &mut state.books.asked;
+            // The shop may hand it to this customer while a request is on its way.
+            asked.confirmed_by(&id, me, now);
+            asked.cancel.insert((id.clone(), me.clone()));
+            asked.lines.insert((id.clone(), me.clone(), wanted(&lines)));
+        }
         let replies = [
             self.ask(0, Function::Confirm, "POST", &confirm, None, Some(&json!({}))).await,
             self.ask(0, Function::Reserve, "POST", &extend, None, Some(&body)).await,
+            self.ask(0, Function::Reserve, "PUT", &change, None, Some(&lines)).await,
             self.ask(0, Function::Reserve, "GET", &path, None, None).await,
             self.ask(0, Function::Reserve, "DELETE", &path, None, None).await,
         ];
+        if self.cloud.world.lock().books.asked.handed_to(&id, me) {
+            return;
+        }
         for reply in replies.into_iter().flatten() {
             let right = !reply.clear() || reply.status == 404 || reply.status == 202;
-            self.expect(right, "only_the_owner", || format!("{} of {victim}: {reply:?}", self.actor.name));
+            self.expect(right, "only_the_owner", || format!("{me} of {victim}: {reply:?}"));
         }
     }
 
@@ -583,6 +717,12 @@ impl<'a> Client<'a> {
 fn instant(ms: i64) -> Option<String> {
     let time = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()?;
     time.format(&time::format_description::well_known::Rfc3339).ok()
+}
+
+/// A customer's `n`-th payment for the reservation of a key.
+fn payment(customer: &str, key: u8, n: u8) -> String {
+    let of = if n < SHARED { key.to_string() } else { "all".to_owned() };
+    format!("pay-{customer}-{of}-{n}")
 }
 
 fn reservation_id(customer: &str, key: u8) -> String {

@@ -24,8 +24,8 @@ struct Key {
 pub(crate) struct Journal {
     tick: u64,
     reservations: BTreeMap<String, Vec<Request<Act>>>,
-    /// The customer of each reservation.
-    owners: BTreeMap<String, String>,
+    /// The products whose holds an admin released, each with the tick of the request.
+    released: Vec<(u64, String)>,
     /// By product and key.
     adjustments: BTreeMap<(String, String), Key>,
     /// When each ledger entry was written.
@@ -54,29 +54,40 @@ impl Journal {
         let tick = self.tick();
         let answered = |reply: &Reply| answer.map(|(now, _)| (tick, now, reply.clone()));
         let body = &asked.body;
-        let single = |act: Act| Request { act, sent, answered: answer.and_then(|(_, reply)| answered(reply)) };
+        let who = || asked.who.clone();
+        let single =
+            |act: Act| Request { who: who(), act, sent, answered: answer.and_then(|(_, reply)| answered(reply)) };
         match asked.route() {
             Route::Reserve => {
                 let Some(id) = asked.reservation_id() else { return };
-                self.owners.insert(id.clone(), asked.who.clone());
                 self.about(id, single(Act::Reserve(wanted(body))));
             }
             Route::Confirm(id) => {
                 let payment = body["payment_reference"].as_str().map(str::to_owned);
-                self.own(asked, id, single(Act::Confirm(payment)));
+                self.about(id.to_owned(), single(Act::Confirm(payment)));
             }
-            Route::Extend(id) => self.own(asked, id, single(Act::Extend)),
-            Route::Cancel(id) => self.own(asked, id, single(Act::Cancel)),
-            Route::GiveBack(id) => self.own(asked, id, single(Act::GiveBack)),
-            Route::Get(id) => self.own(asked, id, single(Act::Get { order: false })),
-            Route::Order(id) => self.own(asked, id, single(Act::Get { order: true })),
+            Route::Extend(id) => self.about(id.to_owned(), single(Act::Extend)),
+            Route::Cancel(id) => self.about(id.to_owned(), single(Act::Cancel)),
+            Route::ChangeLines(id) => self.about(id.to_owned(), single(Act::ChangeLines(wanted(body)))),
+            Route::HandOver(id) => {
+                let to = body["to_customer_id"].as_str().unwrap_or_default().to_owned();
+                self.about(id.to_owned(), single(Act::HandOver(to)));
+            }
+            Route::Release(id) => self.about(id.to_owned(), single(Act::Release)),
+            Route::ReleaseAll(product) => self.released.push((sent, product.to_owned())),
+            Route::GiveBack(id) => self.about(id.to_owned(), single(Act::GiveBack)),
+            Route::Get(id) => self.about(id.to_owned(), single(Act::Get { order: false })),
+            Route::Order(id) => self.about(id.to_owned(), single(Act::Get { order: true })),
+            Route::AnyReservation(id) => self.about(id.to_owned(), single(Act::Look)),
             Route::Reservations | Route::Orders | Route::AllReservations => {
+                let by_admin = asked.route() == Route::AllReservations;
                 let items = answer.iter().flat_map(|(_, reply)| reply.body["items"].as_array()).flatten();
                 let looks: Vec<_> =
                     items.filter_map(|item| Some((item["reservation_id"].as_str()?.to_owned(), item))).collect();
                 for (id, item) in looks {
                     let answered = answered(&Reply { status: 200, body: item.clone() });
-                    self.about(id, Request { act: Act::Get { order: false }, sent, answered });
+                    let act = if by_admin { Act::Look } else { Act::Get { order: false } };
+                    self.about(id, Request { who: who(), act, sent, answered });
                 }
             }
             Route::Retry(_) | Route::Resolve(_) => {
@@ -87,7 +98,7 @@ impl Journal {
             Route::Adjust(product) => {
                 let key = (product.to_owned(), asked.key.clone().unwrap_or_default());
                 let answered = answer.and_then(|(_, reply)| answered(reply));
-                let request = Request { act: body.clone(), sent, answered };
+                let request = Request { who: who(), act: body.clone(), sent, answered };
                 self.adjustments.entry(key).or_default().requests.push(request);
             }
             _ => {}
@@ -96,14 +107,6 @@ impl Journal {
 
     fn about(&mut self, id: String, request: Request<Act>) {
         self.reservations.entry(id).or_default().push(request);
-    }
-
-    /// Records a request, unless the reservation is another customer's: then it does not exist for the caller, and the
-    /// answer says nothing about it.
-    fn own(&mut self, asked: &Question, id: &str, request: Request<Act>) {
-        if self.owners.get(id).is_none_or(|owner| *owner == asked.who) {
-            self.about(id.to_owned(), request);
-        }
     }
 
     /// Records that an adjustment was refused, and the moment at which that was true.
@@ -122,7 +125,7 @@ impl Journal {
         let (sent, tick) = (self.tick(), self.tick());
         let reply = Reply { status: 200, body: Value::Null };
         let answered = Some((tick, now, reply));
-        self.about(id.to_owned(), Request { act: Act::CleanUp, sent, answered });
+        self.about(id.to_owned(), Request { who: String::new(), act: Act::CleanUp, sent, answered });
     }
 
     /// At the end, when nothing runs any more: reads the table, and checks that the model explains every answer.
@@ -134,8 +137,14 @@ impl Journal {
                 Some(item) => Reply { status: 200, body: told(item) },
                 None => Reply { status: 404, body: json!({ "code": "reservation_not_found" }) },
             };
+            // As a request without an answer: it released some of the holds, at any time.
+            let released = self.released.iter().map(|(sent, product)| {
+                let act = Act::ReleaseAll(product.clone());
+                Request { who: String::new(), act, sent: *sent, answered: None }
+            });
+            requests.extend(released);
             let answered = Some((tick, now, reply));
-            requests.push(Request { act: Act::Get { order: false }, sent, answered });
+            requests.push(Request { who: String::new(), act: Act::Look, sent, answered });
             if let Some(at) = model::reservation(requests) {
                 wrong.push(format!("{id}: no order explains {:?} after {:?}", requests[at], &requests[..at]));
             }
@@ -168,10 +177,11 @@ fn told(item: &Value) -> Value {
     };
     let mut body = item.clone();
     body["confirmed_late"] = (item["confirmed_late"] == true).into();
-    for name in ["created_at", "expires_at"] {
+    for name in ["created_at", "expires_at", "confirmed_at"] {
         body[name] = time(name).into();
     }
-    // The model only asks whether it was given back.
+    body["customer_id"] = item["customer"].clone();
+    // The model only asks whether it was given back or released.
     body["cancelled_at"] = if item["cancellation"].is_object() { time("created_at").into() } else { Value::Null };
     body
 }

@@ -6,10 +6,12 @@
 //! clock of the environment that answered. Two things may be a second older than the request, because docs/api.md says
 //! so: "sold out", and what a product's facts forbid. Nothing else is excused.
 
+mod changes;
 pub(crate) mod failed;
 pub(crate) mod finality;
 mod stock;
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use holdfast_domain::{CustomerId, IdempotencyKey, ReservationId};
@@ -17,7 +19,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::books::{Books, SKEW_MS};
+use crate::books::{Books, SKEW_MS, Shown};
 use crate::dynamo::Place;
 use crate::past::{Moment, Window};
 
@@ -70,6 +72,10 @@ pub(crate) enum Route<'a> {
     Confirm(&'a str),
     Extend(&'a str),
     Cancel(&'a str),
+    ChangeLines(&'a str),
+    HandOver(&'a str),
+    Release(&'a str),
+    ReleaseAll(&'a str),
     GiveBack(&'a str),
     Get(&'a str),
     Order(&'a str),
@@ -82,6 +88,7 @@ pub(crate) enum Route<'a> {
     Adjust(&'a str),
     Ledger(&'a str),
     AllReservations,
+    AnyReservation(&'a str),
     Failed,
     Retry(&'a str),
     Resolve(&'a str),
@@ -104,13 +111,18 @@ impl Question {
             ("DELETE", ["reservations", id]) => Route::Cancel(id),
             ("POST", ["reservations", id, "confirm"]) => Route::Confirm(id),
             ("POST", ["reservations", id, "extend"]) => Route::Extend(id),
+            ("PUT", ["reservations", id, "lines"]) => Route::ChangeLines(id),
+            ("POST", ["reservations", id, "transfer"]) => Route::HandOver(id),
             ("GET", ["products"] | ["admin", "products"]) => Route::Products,
             ("GET", ["products", id]) => Route::Product(id),
             ("POST", ["admin", "products"]) => Route::Create,
             ("PATCH", ["admin", "products", id]) => Route::Change(id),
             ("POST", ["admin", "products", id, "stock"]) => Route::Adjust(id),
             ("GET", ["admin", "products", id, "ledger"]) => Route::Ledger(id),
+            ("POST", ["admin", "products", id, "release-holds"]) => Route::ReleaseAll(id),
             ("GET", ["admin", "reservations"]) => Route::AllReservations,
+            ("GET", ["admin", "reservations", id]) => Route::AnyReservation(id),
+            ("POST", ["admin", "reservations", id, "release"]) => Route::Release(id),
             ("GET", ["admin", "failed-confirmations"]) => Route::Failed,
             ("POST", ["admin", "failed-confirmations", "redrive"]) => Route::Redrive,
             ("POST", ["admin", "failed-confirmations", id, "retry"]) => Route::Retry(id),
@@ -154,12 +166,17 @@ pub(crate) fn judge(case: &Case<'_>) -> Broken {
         Route::Confirm(id) => case.confirm(id),
         Route::Extend(id) => case.extend(id),
         Route::Cancel(id) => case.cancel(id),
+        Route::ChangeLines(id) => case.change_lines(id),
+        Route::HandOver(id) => case.hand_over(id),
+        Route::Release(id) => case.release(id),
+        Route::ReleaseAll(id) => case.release_all(id),
         Route::GiveBack(id) => case.give_back(id),
         Route::Get(id) => case.get(id, false),
         Route::Order(id) => case.get(id, true),
         Route::Reservations => case.list(false),
         Route::Orders => case.list(true),
         Route::AllReservations => case.all_reservations(),
+        Route::AnyReservation(id) => case.any_reservation(id),
         Route::Product(id) => case.product(id),
         Route::Products => case.products(),
         Route::Create => case.create(),
@@ -188,11 +205,20 @@ impl<'a> Case<'a> {
         self.books.past.moments(places, self.window.sent, self.window.answered).into_iter().any(so)
     }
 
-    /// Whether this holds for a reservation at a moment of the window; `None`: there is none, or it is another
-    /// customer's.
-    fn hold_once(&self, id: &str, so: impl Fn(Option<&Value>) -> bool) -> bool {
+    /// Whether this holds for a reservation of any customer at a moment of the window; `None`: there is none.
+    fn any_once(&self, id: &str, so: impl Fn(Option<&Value>) -> bool) -> bool {
         let place = hold(id);
-        self.once([&place], |at| so(self.item(&place, at).filter(|item| item["customer"] == self.asked.who.as_str())))
+        self.once([&place], |at| so(self.item(&place, at)))
+    }
+
+    /// The same for the caller; `None`: there is none, or it is another customer's.
+    fn hold_once(&self, id: &str, so: impl Fn(Option<&Value>) -> bool) -> bool {
+        self.any_once(id, |item| so(item.filter(|item| item["customer"] == self.asked.who.as_str())))
+    }
+
+    /// The same for a confirmation: a payment that was begun before the hold was handed over names the former customer.
+    fn payable_once(&self, id: &str, so: impl Fn(Option<&Value>) -> bool) -> bool {
+        self.any_once(id, |item| so(item.filter(|item| has_been_of(item, &self.asked.who))))
     }
 
     /// The earliest and the latest time that the environment may have read from its clock for this request.
@@ -211,9 +237,15 @@ impl<'a> Case<'a> {
         let Self { asked, reply, window, skew, .. } = self;
         let id = match asked.route() {
             Route::Reserve => asked.reservation_id(),
-            Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id) | Route::GiveBack(id) | Route::Get(id) => {
-                Some(id.to_owned())
-            }
+            Route::Confirm(id)
+            | Route::Extend(id)
+            | Route::Cancel(id)
+            | Route::ChangeLines(id)
+            | Route::HandOver(id)
+            | Route::Release(id)
+            | Route::GiveBack(id)
+            | Route::Get(id)
+            | Route::AnyReservation(id) => Some(id.to_owned()),
             _ => None,
         };
         let place = id.map(|id| hold(&id));
@@ -241,6 +273,11 @@ impl<'a> Case<'a> {
         self.server_time(body).is_some_and(|now| view(item, body, now))
     }
 
+    /// The same for an answer to an admin, which names the customer.
+    fn shows_admin(&self, item: &Value, body: &Value) -> bool {
+        item["customer"] == body["customer_id"] && self.shows(item, body)
+    }
+
     fn reserve(&self) -> Ruling {
         let Some(id) = self.asked.reservation_id() else { return (false, "only_documented_refusals") };
         let wanted = wanted(&self.asked.body);
@@ -248,33 +285,46 @@ impl<'a> Case<'a> {
         match (self.reply.status, code) {
             (201, _) => {
                 let body = &self.reply.body;
-                let so = |item: &Value| lines(item) == wanted && self.shows(item, body);
+                let so = |item: &Value| self.is_request_of(item, &wanted) && self.shows(item, body);
                 let right = self.hold_once(&id, |item| item.is_some_and(so));
-                if right && !at_the_price_seen(&self.asked.body, body) {
+                // Lines that were changed since have the prices of then.
+                let as_made = |item: &Value| revision(item) == 0 && self.shows(item, body);
+                if right
+                    && self.hold_once(&id, |item| item.is_some_and(as_made))
+                    && !at_the_price_seen(&self.asked.body, body)
+                {
                     return (false, "a_hold_has_the_price_that_the_customer_saw");
                 }
                 (right, "answers_are_the_table")
             }
             (422, "idempotency_key_reused") => {
-                let right = self.hold_once(&id, |item| item.is_some_and(|item| lines(item) != wanted));
+                let right = self.any_once(&id, |item| item.is_some_and(|item| !self.is_request_of(item, &wanted)));
                 (right, "one_key_one_outcome")
             }
+            (409, "hold_transferred") => {
+                let who = self.asked.who.as_str();
+                let handed = |item: &Value| {
+                    item["customer"] != who && has_been_of(item, who) && self.is_request_of(item, &wanted)
+                };
+                (self.any_once(&id, |item| item.is_some_and(handed)), "one_key_one_outcome")
+            }
             // An existing reservation takes precedence over any other reason to refuse a request.
-            _ if !self.hold_once(&id, |item| item.is_none()) => (false, "an_owner_is_never_refused"),
+            _ if !self.any_once(&id, |item| item.is_none()) => (false, "an_owner_is_never_refused"),
             (409, "insufficient_stock") => {
                 (self.sold_out(&wanted, Some(&self.reply.body["lines"])), "never_sold_out_while_units_are_free")
             }
-            (409, "customer_limit_reached") => (self.limited(&id, &wanted), "only_true_refusals"),
+            (409, "customer_limit_reached") => (self.limited(&wanted, &self.asked.who), "only_true_refusals"),
             (409, "product_not_on_sale" | "sale_not_open") => (self.not_on_sale(&wanted), "only_true_refusals"),
-            (404, "product_not_found") => {
-                let place = stock::product_place(self.reply.body["product_id"].as_str().unwrap_or_default());
-                let asked = wanted.iter().any(|(id, _)| self.reply.body["product_id"] == id.as_str());
-                (asked && self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals")
-            }
-            (409, "price_changed") => (self.another_price(), "only_true_refusals"),
-            (422, "currency_mismatch") => (self.mixed(&wanted), "only_true_refusals"),
+            (404, "product_not_found") => (self.unknown(&wanted), "only_true_refusals"),
+            (409, "price_changed") => (self.another_price(|_| None), "only_true_refusals"),
+            (422, "currency_mismatch") => (self.mixed(&wanted, None), "only_true_refusals"),
             _ => (false, "only_documented_refusals"),
         }
+    }
+
+    /// Whether a reservation was made by a request for these lines, whatever its lines are now.
+    fn is_request_of(&self, item: &Value, wanted: &[(String, u64)]) -> bool {
+        self.books.first_lines(item) == Some(wanted)
     }
 
     fn confirm(&self, id: &str) -> Ruling {
@@ -285,14 +335,14 @@ impl<'a> Case<'a> {
             (200, _) => {
                 let paid = |item: &Value| payment.is_none_or(|payment| item["payment_reference"] == payment);
                 let so = |item: &Value| item["status"] == "confirmed" && paid(item) && self.shows(item, body);
-                (self.hold_once(id, |item| item.is_some_and(so)), "answers_are_the_table")
+                (self.payable_once(id, |item| item.is_some_and(so)), "answers_are_the_table")
             }
             // The promises check that it is kept somewhere.
             (202, _) => (body["status"] == "queued" && body["reservation_id"] == id, "answers_are_the_table"),
-            (404, "reservation_not_found") => (self.hold_once(id, |item| item.is_none()), "no_reservation_is_lost"),
+            (404, "reservation_not_found") => (self.payable_once(id, |item| item.is_none()), "no_reservation_is_lost"),
             (409, "refund_required") => {
                 let Some(payment) = payment else { return (false, "only_true_refusals") };
-                if !self.hold_once(id, |item| item.is_some_and(|item| owed(item, payment))) {
+                if !self.payable_once(id, |item| item.is_some_and(|item| owed(item, payment))) {
                     return (false, "a_refund_is_written_down_first");
                 }
                 (self.owed_for_a_reason(id, payment), "only_true_refusals")
@@ -302,12 +352,12 @@ impl<'a> Case<'a> {
                     let known = item["payment_reference"].as_str();
                     item["status"] == "confirmed" && payment.is_some() && known.is_some() && known != payment
                 };
-                let right = body["refund_required"] == true && self.hold_once(id, |item| item.is_some_and(other));
+                let right = body["refund_required"] == true && self.payable_once(id, |item| item.is_some_and(other));
                 (right, "only_true_refusals")
             }
             (409, "reservation_cancelled") => {
                 let cancelled = |item: &Value| item["status"] == "cancelled";
-                (payment.is_none() && self.hold_once(id, |item| item.is_some_and(cancelled)), "only_true_refusals")
+                (payment.is_none() && self.payable_once(id, |item| item.is_some_and(cancelled)), "only_true_refusals")
             }
             (410, "hold_expired") => {
                 let expired = |item: &Value| {
@@ -319,7 +369,7 @@ impl<'a> Case<'a> {
                         _ => false,
                     }
                 };
-                (payment.is_none() && self.hold_once(id, |item| item.is_some_and(expired)), "only_true_refusals")
+                (payment.is_none() && self.payable_once(id, |item| item.is_some_and(expired)), "only_true_refusals")
             }
             _ => (false, "only_documented_refusals"),
         }
@@ -341,7 +391,7 @@ impl<'a> Case<'a> {
         // A copy of the request may have noted it, by the clock of another environment: other holds are over for one
         // clock and not for another.
         let any_clock = Case { skew: None, ..*self };
-        self.hold_once(id, |item| {
+        self.payable_once(id, |item| {
             let Some(item) = item else { return false };
             let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
             let late = item["late_payment_seconds"].as_i64().unwrap_or_default() * 1_000;
@@ -390,7 +440,8 @@ impl<'a> Case<'a> {
     }
 
     fn give_back(&self, id: &str) -> Ruling {
-        let so = |item: &Value| item["cancellation"].is_object() && self.shows(item, &self.reply.body);
+        let so =
+            |item: &Value| was_ordered(item) && item["cancellation"].is_object() && self.shows(item, &self.reply.body);
         match (self.reply.status, self.reply.code()) {
             (200, _) => (self.hold_once(id, |item| item.is_some_and(so)), "answers_are_the_table"),
             (404, "reservation_not_found") => {
@@ -448,41 +499,101 @@ impl<'a> Case<'a> {
             let is = |item: &Value| (!orders || was_ordered(item)) && self.shows(item, body);
             self.hold_once(id, |item| item.is_some_and(is))
         });
-        let place = |body: &Value| (shown(&body["created_at"]), body["reservation_id"].as_str().map(str::to_owned));
-        let sorted = items.windows(2).all(|two| place(&two[0]) > place(&two[1]));
-        if !right || !sorted {
+        if !right || !newest_first(items) {
             return (false, "answers_are_the_table");
         }
-        // All of them, except those that the index does not show yet.
-        let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
-        let missing = self.books.indexed_since("HOLD#", self.window.sent).any(|place| {
-            let own = |item: &Value| item["customer"] == self.asked.who.as_str() && (!orders || was_ordered(item));
-            // It was there all the time, so also when the list was made.
-            let there = !self.once([place], |at| !self.item(place, at).is_some_and(own));
-            there && !items.iter().any(|body| body["reservation_id"].as_str() == place.0.strip_prefix("HOLD#"))
-        });
-        (!whole || !missing, "no_reservation_is_lost")
+        let who = self.asked.who.as_str();
+        let own = |item: &Value| item["customer"] == who && (!orders || was_ordered(item));
+        let missing = self.leaves_out(items, own, |shown| shown.customer.as_deref() == Some(who));
+        (!missing, "no_reservation_is_lost")
     }
 
-    /// All reservations.
+    /// All reservations, or those for which every filter holds.
     fn all_reservations(&self) -> Ruling {
         let Some(items) = self.reply.body["items"].as_array().filter(|_| self.reply.status == 200) else {
             return (false, "only_documented_refusals");
         };
+        let filter = |name: &str| self.asked.query(name);
+        let (customer, payment, product) = (filter("customer_id"), filter("payment_reference"), filter("product_id"));
+        let time = |name: &str| filter(name).and_then(|text| shown(&Value::from(text)));
+        let (status, from, to) = (filter("status"), time("from"), time("to"));
+        let matches = |item: &Value| {
+            let made = item["created_at"].as_i64();
+            customer.is_none_or(|customer| item["customer"] == customer)
+                && payment.is_none_or(|payment| item["payment_reference"] == payment)
+                && product.is_none_or(|product| lines(item).iter().any(|(id, _)| id == product))
+                && from.is_none_or(|from| made >= Some(from))
+                && to.is_none_or(|to| made < Some(to))
+        };
         let right = items.iter().all(|body| {
-            let place = hold(body["reservation_id"].as_str().unwrap_or_default());
-            self.once([&place], |at| {
-                self.item(&place, at)
-                    .is_some_and(|item| item["customer"] == body["customer_id"] && self.shows(item, body))
-            })
+            let id = body["reservation_id"].as_str().unwrap_or_default();
+            let so = |item: &Value| matches(item) && self.shows_admin(item, body);
+            status.is_none_or(|status| body["status"] == status) && self.any_once(id, |item| item.is_some_and(so))
         });
-        (right, "answers_are_the_table")
+        if !right || !newest_first(items) {
+            return (false, "answers_are_the_table");
+        }
+        let sought = |item: &Value| matches(item) && status.is_none_or(|status| self.surely_is(item, status));
+        let missing = self.leaves_out(items, sought, |shown| {
+            customer.is_none_or(|customer| shown.customer.as_deref() == Some(customer))
+                && payment.is_none_or(|payment| shown.payment.as_deref() == Some(payment))
+        });
+        (!missing, "the_lists_are_the_table")
+    }
+
+    /// Whether a list that says that it is whole lacks a reservation that belonged to it all the time, so also when the list
+    /// was made, and that its index has shown `by` the list's key.
+    fn leaves_out(&self, items: &[Value], belongs: impl Fn(&Value) -> bool, by: impl Fn(&Shown) -> bool) -> bool {
+        let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
+        let sent = self.window.sent;
+        let shows = |place: &Place, shown: &Shown| {
+            // Not an earlier one under its key, which was deleted.
+            let made = self.item(place, sent).and_then(|item| item["created_at"].as_i64());
+            by(shown) && shown.created_at == made
+        };
+        whole
+            && self.books.indexed_since("HOLD#", sent, shows).any(|place| {
+                let there = !self.once([place], |at| !self.item(place, at).is_some_and(&belongs));
+                there && !items.iter().any(|body| body["reservation_id"].as_str() == place.0.strip_prefix("HOLD#"))
+            })
+    }
+
+    /// Whether a reservation has this status by every clock that may have been asked.
+    fn surely_is(&self, item: &Value, status: &str) -> bool {
+        let (least, most) = self.clock();
+        let ends = item["expires_at"].as_i64().unwrap_or_default();
+        match status {
+            "held" => item["status"] == "held" && ends > most,
+            "expired" => item["status"] == "expired" || item["status"] == "held" && ends <= least,
+            _ => item["status"] == status,
+        }
     }
 }
 
 /// Whether it is an order, or was one until it was given back.
 fn was_ordered(item: &Value) -> bool {
-    item["status"] == "confirmed" || item["cancellation"].is_object()
+    item["confirmed_at"].is_i64()
+}
+
+/// Whether a reservation is this customer's, or was until it was handed to another one.
+pub(crate) fn has_been_of(item: &Value, customer: &str) -> bool {
+    owners(item).any(|owner| owner == customer)
+}
+
+/// A reservation's customer, and its former ones.
+pub(crate) fn owners(item: &Value) -> impl Iterator<Item = &str> {
+    let former = item["formerly"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    item["customer"].as_str().into_iter().chain(former)
+}
+
+/// How often a reservation's lines or its owner were changed.
+pub(crate) fn revision(item: &Value) -> i64 {
+    item["lines"][0]["revision"].as_i64().unwrap_or_default()
+}
+
+fn newest_first(items: &[Value]) -> bool {
+    let place = |body: &Value| (Reverse(shown(&body["created_at"])), body["reservation_id"].as_str().map(str::to_owned));
+    items.windows(2).all(|two| place(&two[0]) < place(&two[1]))
 }
 
 /// Whether a payment is noted on its reservation as owed back.

@@ -17,6 +17,8 @@ use crate::judge::{Reply, shown, wanted};
 /// A request about one reservation or adjustment. Ticks give the order where milliseconds do not.
 #[derive(Debug, Clone)]
 pub(crate) struct Request<A> {
+    /// In whose name it was sent: the customer's, even if a service acts for them; or the admin's.
+    pub(crate) who: String,
     pub(crate) act: A,
     pub(crate) sent: u64,
     /// The answer, with its tick and its time; absent if there was none.
@@ -119,12 +121,22 @@ pub(crate) enum Act {
     Confirm(Option<String>),
     Extend,
     Cancel,
+    /// The hold gets these lines.
+    ChangeLines(Vec<(String, u64)>),
+    /// The shop hands the hold to this customer.
+    HandOver(String),
+    /// An admin releases the hold.
+    Release,
+    /// An admin releases all holds of this product: this one may be among them.
+    ReleaseAll(String),
     /// The shop gives an order back.
     GiveBack,
-    /// A read, of one reservation or as part of a list; with `order`, only of an order.
+    /// A customer's read, of one reservation or as part of a list; with `order`, only of an order.
     Get {
         order: bool,
     },
+    /// An admin's read, which shows every customer's.
+    Look,
     /// An admin retries a failed confirmation.
     Retry(Option<String>),
     /// An admin resolves a failed confirmation.
@@ -136,6 +148,11 @@ pub(crate) enum Act {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Reservation {
     status: Status,
+    /// Its customer, and those before.
+    owner: String,
+    formerly: BTreeSet<String>,
+    /// The lines of the request that made it, by which a repetition is told from another request.
+    first: Option<Vec<(String, u64)>>,
     lines: Option<Vec<(String, u64)>>,
     /// When it was made, if known.
     made: Option<i64>,
@@ -145,6 +162,8 @@ struct Reservation {
     late: bool,
     /// Whether it was an order that was given back.
     given_back: bool,
+    /// Whether it was a hold that an admin released.
+    released: bool,
     owed: BTreeSet<String>,
     /// Deleted by DynamoDB's TTL: then even a write that was answered long ago may arrive again.
     cleaned_up: bool,
@@ -158,12 +177,16 @@ impl Reservation {
         let owed = BTreeSet::new();
         Self {
             status: Status::None,
+            owner: String::new(),
+            formerly: BTreeSet::new(),
+            first: None,
             lines: None,
             made: None,
             until: i64::MIN,
             paid: None,
             late: false,
             given_back: false,
+            released: false,
             owed,
             cleaned_up: false,
             closed: 0,
@@ -171,9 +194,42 @@ impl Reservation {
     }
 
     /// A new hold in its place. The notes `owed` and `closed` are kept.
-    fn held(&self, lines: &[(String, u64)]) -> Self {
+    fn held(&self, owner: &str, lines: &[(String, u64)]) -> Self {
         let Self { owed, cleaned_up, closed, .. } = self.clone();
-        Self { status: Status::Held, lines: Some(lines.to_vec()), owed, cleaned_up, closed, ..Self::none() }
+        let (first, lines) = (Some(lines.to_vec()), Some(lines.to_vec()));
+        let held = Self { status: Status::Held, owner: owner.to_owned(), first, lines, ..Self::none() };
+        Self { owed, cleaned_up, closed, ..held }
+    }
+
+    /// Whether there is one for this customer.
+    fn is_of(&self, customer: &str) -> bool {
+        self.status != Status::None && self.owner == customer
+    }
+
+    /// Whether it may be confirmed in this customer's name.
+    fn has_been_of(&self, customer: &str) -> bool {
+        self.status != Status::None && (self.owner == customer || self.formerly.contains(customer))
+    }
+
+    /// The hold with these lines.
+    fn with(&self, lines: &[(String, u64)]) -> Self {
+        Self { lines: Some(lines.to_vec()), ..self.clone() }
+    }
+
+    /// The hold of another customer.
+    fn handed(&self, to: &str) -> Self {
+        let mut handed = Self { owner: to.to_owned(), ..self.clone() };
+        handed.formerly.insert(self.owner.clone());
+        handed
+    }
+
+    /// As it is once an admin releases it; `None` for an order.
+    fn let_go(&self) -> Option<Self> {
+        match self.status {
+            Status::Held | Status::Expired => Some(Self { released: true, ..self.is(Status::Cancelled) }),
+            Status::Cancelled => Some(self.clone()),
+            Status::None | Status::Confirmed => None,
+        }
     }
 
     fn is(&self, status: Status) -> Self {
@@ -223,10 +279,13 @@ impl Reservation {
         };
         let (made, until, lines) = (shown(&body["created_at"])?, shown(&body["expires_at"])?, wanted(body));
         let same = self.status == status
+            // Only admins are told.
+            && body["customer_id"].as_str().is_none_or(|owner| owner == self.owner)
             && self.made.is_none_or(|known| known == made)
             && self.lines.as_ref().is_none_or(|known| *known == lines)
             && until >= self.until
-            && body["cancelled_at"].is_string() == self.given_back
+            && body["cancelled_at"].is_string() == (self.given_back || self.released)
+            && (status != Status::Cancelled || body["confirmed_at"].is_string() == self.given_back)
             && body["payment_reference"].as_str() == self.paid.as_deref()
             && body["confirmed_late"] == self.late;
         same.then(|| Self { made: Some(made), until, lines: Some(lines), ..self.clone() })
@@ -272,11 +331,13 @@ impl Machine for Reservations {
         if !reply.clear() {
             return vec![state.clone()];
         }
-        let (body, code) = (&reply.body, reply.code());
+        let (body, code, who) = (&reply.body, reply.code(), request.who.as_str());
         let tick = request.answered.as_ref().map_or(0, |(tick, ..)| *tick);
+        let (own, payable) = (state.is_of(who), state.has_been_of(who));
         let stays = |so: bool| if so { vec![state.clone()] } else { Vec::new() };
-        let ended = |so: bool| match (state.status, code) {
-            (Status::None, "reservation_not_found") => stays(true),
+        let ended = |there: bool, so: bool| match (state.status, code) {
+            (_, "reservation_not_found") => stays(!there),
+            _ if !there => Vec::new(),
             (Status::Confirmed, "already_confirmed") => stays(so),
             (Status::Cancelled, "reservation_cancelled") => stays(true),
             // Once reported, it stays so.
@@ -284,22 +345,28 @@ impl Machine for Reservations {
             _ => Vec::new(),
         };
         match &request.act {
+            // For anybody but its customer there is no such reservation.
+            Act::Extend | Act::Cancel | Act::ChangeLines(_) | Act::GiveBack | Act::Get { .. } if !own => {
+                stays(code == "reservation_not_found")
+            }
             Act::Reserve(lines) => match (state.status, reply.status) {
-                (Status::None, 201) => state.held(lines).told(body).into_iter().collect(),
-                (Status::None, 422) if code == "idempotency_key_reused" => Vec::new(),
+                (Status::None, 201) => state.held(who, lines).told(body).into_iter().collect(),
+                (Status::None, _) if matches!(code, "idempotency_key_reused" | "hold_transferred") => Vec::new(),
                 (Status::None, status) => stays(status >= 400),
+                (_, 409) if code == "hold_transferred" => stays(!own && state.first.as_ref() == Some(lines)),
                 (_, 201) => {
-                    let same = state.lines.as_ref().is_none_or(|known| known == lines);
+                    let same = own && state.first.as_ref().is_none_or(|known| known == lines);
                     // The problem says that the hold has ended, and that the customer may reserve again.
                     let over = body["status"] == "expired";
                     let seen = if over { state.ended(tick).told(body) } else { state.seen(body) };
                     let ends = !over || matches!(state.status, Status::Held | Status::Expired);
                     seen.filter(|_| same && ends).into_iter().collect()
                 }
-                (_, 422) => stays(code == "idempotency_key_reused" && state.lines.as_ref() != Some(lines)),
+                (_, 422) => stays(code == "idempotency_key_reused" && state.first.as_ref() != Some(lines)),
                 _ => Vec::new(),
             },
             Act::Confirm(payment) => match (reply.status, code, payment) {
+                (200, ..) if !payable => Vec::new(),
                 (200, ..) => {
                     let again = state.status == Status::Confirmed
                         && payment.as_ref().is_none_or(|payment| state.paid.as_ref() == Some(payment));
@@ -310,24 +377,25 @@ impl Machine for Reservations {
                 }
                 (202, ..) => stays(true),
                 (409, "refund_required", Some(payment)) => match state.status {
+                    _ if !payable => Vec::new(),
                     _ if state.owed.contains(payment) => stays(true),
                     Status::Held | Status::Expired => vec![state.ended(tick).owes(payment)],
                     Status::Cancelled => vec![state.owes(payment)],
                     Status::None | Status::Confirmed => Vec::new(),
                 },
                 (409, "already_confirmed", Some(payment)) => {
-                    let other =
-                        state.status == Status::Confirmed && state.paid.as_ref().is_some_and(|paid| paid != payment);
+                    let ordered = payable && state.status == Status::Confirmed;
+                    let other = ordered && state.paid.as_ref().is_some_and(|paid| paid != payment);
                     if other { vec![state.owes(payment)] } else { Vec::new() }
                 }
-                (404, _, Some(_)) => stays(state.status == Status::None),
-                (404 | 409 | 410, _, None) => ended(false),
+                (404, _, Some(_)) => stays(!payable),
+                (404 | 409 | 410, _, None) => ended(payable, false),
                 _ => Vec::new(),
             },
             Act::Extend => match reply.status {
                 200 => state.told(body).filter(|state| state.status == Status::Held).into_iter().collect(),
                 409 if code == "extension_limit_reached" => stays(state.status == Status::Held),
-                _ => ended(true),
+                _ => ended(own, true),
             },
             Act::Cancel => match reply.status {
                 200 => {
@@ -336,7 +404,40 @@ impl Machine for Reservations {
                     cancelled.and_then(|cancelled| cancelled.told(body)).into_iter().collect()
                 }
                 409 if code == "reservation_cancelled" => Vec::new(),
-                _ => ended(true),
+                _ => ended(own, true),
+            },
+            Act::ChangeLines(wanted) => match (reply.status, code) {
+                (200, _) if state.status == Status::Held => state.with(wanted).told(body).into_iter().collect(),
+                (200, _) => Vec::new(),
+                (_, "reservation_not_found" | "hold_expired" | "reservation_cancelled" | "already_confirmed") => {
+                    ended(own, true)
+                }
+                // Something else that it cannot have: that changes nothing.
+                _ => stays(state.status == Status::Held),
+            },
+            Act::HandOver(to) => {
+                // By an earlier request.
+                let done = state.is_of(to) && state.formerly.contains(who);
+                match (reply.status, code) {
+                    (200, _) if own && state.status == Status::Held => {
+                        state.handed(to).told(body).into_iter().collect()
+                    }
+                    (200, _) if done => state.seen(body).into_iter().collect(),
+                    (200, _) => Vec::new(),
+                    (_, "customer_limit_reached") => stays(own && state.status == Status::Held),
+                    _ => ended(own || done, true),
+                }
+            }
+            Act::Release => match (reply.status, state.status, code) {
+                (200, ..) => state.let_go().and_then(|let_go| let_go.told(body)).into_iter().collect(),
+                (_, Status::None, "reservation_not_found") | (_, Status::Confirmed, "already_confirmed") => stays(true),
+                _ => Vec::new(),
+            },
+            // Its answer says nothing about a single hold.
+            Act::ReleaseAll(_) => stays(true),
+            Act::Look => match reply.status {
+                200 => state.seen(body).into_iter().collect(),
+                _ => stays(state.status == Status::None),
             },
             Act::GiveBack => match reply.status {
                 200 => state.returned().and_then(|returned| returned.told(body)).into_iter().collect(),
@@ -344,9 +445,7 @@ impl Machine for Reservations {
             },
             Act::Get { order } => match reply.status {
                 200 => state.seen(body).into_iter().collect(),
-                _ => stays(
-                    state.status == Status::None || *order && state.status != Status::Confirmed && !state.given_back,
-                ),
+                _ => stays(*order && state.status != Status::Confirmed && !state.given_back),
             },
             Act::Retry(payment) => {
                 let mut lifted = state.clone();
@@ -377,23 +476,24 @@ impl Machine for Reservations {
 
     fn haunts(&self, state: &Reservation, request: &Request<Act>, open: bool) -> Vec<Reservation> {
         let clear = request.answered.as_ref().map(|(_, _, reply)| reply).filter(|reply| reply.clear());
+        let who = request.who.as_str();
+        let own = state.is_of(who);
+        // Repeated until it is answered: a try whose answer was lost may have been followed by another request's.
+        let tries = own && state.status == Status::Held && clear.is_none_or(|reply| open && may_follow_a_try(reply));
         match &request.act {
             Act::Reserve(lines) if state.status == Status::None => match clear {
                 // A try whose answer was lost made it; a later try shows what has become of it since.
                 Some(reply) if !state.cleaned_up => {
-                    let changed = matches!(reply.body["status"].as_str(), Some("confirmed" | "cancelled"));
-                    if !open || reply.status != 201 || !changed {
+                    let ended = matches!(reply.body["status"].as_str(), Some("confirmed" | "cancelled" | "expired"));
+                    let changed = reply.status == 201 && (ended || wanted(&reply.body) != *lines);
+                    if !open || !changed && reply.code() != "hold_transferred" {
                         return Vec::new();
                     }
-                    let mut made = reply.body.clone();
-                    made["status"] = "held".into();
-                    made["payment_reference"] = Value::Null;
-                    made["confirmed_late"] = false.into();
-                    made["cancelled_at"] = Value::Null;
-                    state.held(lines).told(&made).into_iter().collect()
+                    vec![Reservation { made: shown(&reply.body["created_at"]), ..state.held(who, lines) }]
                 }
-                _ => vec![state.held(lines)],
+                _ => vec![state.held(who, lines)],
             },
+            Act::Confirm(_) if !state.has_been_of(who) => Vec::new(),
             // An earlier try of its own may have made the order that was given back before it was answered.
             Act::Confirm(payment) if clear.is_some_and(of_cancelled) => {
                 let mut made = if open { Self::confirm(state, payment.as_ref(), false) } else { Vec::new() };
@@ -405,7 +505,7 @@ impl Machine for Reservations {
                 let closed = queued && payment.is_none() && request.sent < state.closed;
                 Self::confirm(state, payment.as_ref(), closed)
             }
-            Act::Cancel if state.status == Status::Held => match clear {
+            Act::Cancel if own && state.status == Status::Held => match clear {
                 // After a clean-up it may arrive again, and finds no hold but the one that it cancelled.
                 Some(reply) => {
                     let again = (state.cleaned_up && reply.status == 200).then(|| state.is(Status::Cancelled));
@@ -413,7 +513,16 @@ impl Machine for Reservations {
                 }
                 None => vec![state.is(Status::Cancelled)],
             },
-            Act::GiveBack if state.status == Status::Confirmed => state.returned().into_iter().collect(),
+            Act::ChangeLines(wanted) if tries => vec![state.with(wanted)],
+            Act::HandOver(to) if tries => vec![state.handed(to)],
+            Act::Release if matches!(state.status, Status::Held | Status::Expired) => {
+                state.let_go().into_iter().collect()
+            }
+            Act::ReleaseAll(product) if state.status == Status::Held => {
+                let has = state.lines.iter().flatten().any(|(id, _)| id == product);
+                if has { state.let_go().into_iter().collect() } else { Vec::new() }
+            }
+            Act::GiveBack if own && state.status == Status::Confirmed => state.returned().into_iter().collect(),
             // A retry re-queues the confirmation.
             Act::Retry(payment) => {
                 let mut lifted = state.clone();
@@ -437,7 +546,7 @@ impl Machine for Reservations {
         let not_found = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 404);
         let not_found = not_found || request.answered.as_ref().is_some_and(|(_, _, reply)| of_cancelled(reply));
         unclear
-            || matches!(request.act, Act::Reserve(_) | Act::Cancel)
+            || matches!(request.act, Act::Reserve(_) | Act::Cancel | Act::ChangeLines(_) | Act::HandOver(_))
             || not_found && matches!(request.act, Act::Confirm(_))
     }
 
@@ -452,6 +561,13 @@ impl Machine for Reservations {
 /// Whether a confirmation was refused as one of a cancelled reservation may be.
 fn of_cancelled(reply: &Reply) -> bool {
     matches!(reply.code(), "refund_required" | "reservation_cancelled")
+}
+
+/// Whether a change of a hold has this answer also where an earlier try of its own was applied and its answer lost. What it
+/// cannot have is only said where no try may be applied any more.
+fn may_follow_a_try(reply: &Reply) -> bool {
+    let codes = ["reservation_not_found", "hold_expired", "reservation_cancelled", "already_confirmed"];
+    reply.status == 200 || codes.contains(&reply.code())
 }
 
 /// The index of the first answer about a reservation that no order of the requests explains.
@@ -514,11 +630,13 @@ mod tests {
         Reply { status, body }
     }
 
-    /// Requests with the ticks at which they were sent and answered.
+    /// A customer's requests, with the ticks at which they were sent and answered.
     fn asked<A>(requests: Vec<(A, u64, u64, Reply)>) -> Vec<Request<A>> {
-        let request =
-            |(act, sent, tick, reply)| Request { act, sent, answered: Some((tick, 1_763_700_010_000, reply)) };
-        requests.into_iter().map(request).collect()
+        requests.into_iter().map(|request| by("alice", request)).collect()
+    }
+
+    fn by<A>(who: &str, (act, sent, tick, reply): (A, u64, u64, Reply)) -> Request<A> {
+        Request { who: who.to_owned(), act, sent, answered: Some((tick, 1_763_700_010_000, reply)) }
     }
 
     fn shows(status: &str, payment: Option<&str>, late: bool) -> Reply {
@@ -608,6 +726,108 @@ mod tests {
         let replay = (wanted, 2, 4, reply(201, shows("confirmed", None, false).body));
         assert_eq!(reservation(&asked(vec![queued, replay.clone()])), None);
         assert_eq!(reservation(&asked(vec![replay])), Some(0));
+    }
+
+    fn two() -> Vec<(String, u64)> {
+        vec![("p".to_owned(), 2)]
+    }
+
+    fn with_two(status: u64) -> Reply {
+        let mut body = shows("held", None, false).body;
+        body["lines"][0]["quantity"] = 2.into();
+        reply(status, body)
+    }
+
+    #[test]
+    fn after_a_change_of_lines_the_first_request_is_answered_with_the_present_lines() {
+        let change = |sent, tick| (Act::ChangeLines(two()), sent, tick, with_two(200));
+        let (wanted, ..) = reserved();
+        let again = |reply| (wanted.clone(), 5, 6, reply);
+        let told = |reply| reservation(&asked(vec![reserved(), change(3, 4), again(reply)]));
+        assert_eq!(told(with_two(201)), None);
+        assert_eq!(told(shows("held", None, false)), Some(2));
+        // The lines that it has now are not those of its key.
+        let other = (Act::Reserve(two()), 5, 6, refused(422, "idempotency_key_reused"));
+        assert_eq!(reservation(&asked(vec![reserved(), change(3, 4), other])), None);
+        // What was refused has changed nothing, and what has ended is not changed.
+        let short = (Act::ChangeLines(two()), 3, 4, refused(409, "insufficient_stock"));
+        let look = |sent, tick, body| (Act::Get { order: false }, sent, tick, reply(200, body));
+        assert_eq!(
+            reservation(&asked(vec![reserved(), short.clone(), look(5, 6, shows("held", None, false).body)])),
+            None
+        );
+        assert_eq!(reservation(&asked(vec![reserved(), short, look(5, 6, with_two(200).body)])), Some(2));
+        let cancel = (Act::Cancel, 3, 4, reply(200, shows("cancelled", None, false).body));
+        assert_eq!(reservation(&asked(vec![reserved(), cancel, change(5, 6)])), Some(2));
+    }
+
+    #[test]
+    fn changes_of_lines_at_once_come_one_after_another() {
+        let three = {
+            let mut reply = with_two(200);
+            reply.body["lines"][0]["quantity"] = 3.into();
+            reply
+        };
+        let changes = |last: &Reply| {
+            asked(vec![
+                reserved(),
+                (Act::ChangeLines(two()), 3, 5, with_two(200)),
+                (Act::ChangeLines(vec![("p".to_owned(), 3)]), 4, 6, three.clone()),
+                (Act::Get { order: false }, 7, 8, last.clone()),
+            ])
+        };
+        for last in [with_two(200), three.clone()] {
+            assert_eq!(reservation(&changes(&last)), None);
+        }
+        assert_eq!(reservation(&changes(&reply(200, shows("held", None, false).body))), Some(3));
+    }
+
+    #[test]
+    fn a_hold_that_was_handed_over_is_the_new_customers_and_may_be_paid_in_the_former_ones_name() {
+        let held = || reply(200, shows("held", None, false).body);
+        let not_found = || refused(404, "reservation_not_found");
+        let handed = |sent, tick| by("alice", (Act::HandOver("bob".to_owned()), sent, tick, held()));
+        let get = |who: &str, reply| by(who, (Act::Get { order: false }, 5, 6, reply));
+        let (wanted, ..) = reserved();
+        let replay = |reply| by("alice", (wanted.clone(), 5, 6, reply));
+        let after = |request| reservation(&[by("alice", reserved()), handed(3, 4), request]);
+        assert_eq!(after(get("bob", held())), None);
+        assert_eq!(after(get("alice", not_found())), None);
+        assert_eq!(after(get("alice", held())), Some(2));
+        assert_eq!(after(get("bob", not_found())), Some(2));
+        assert_eq!(after(handed(5, 6)), None);
+        assert_eq!(after(replay(refused(409, "hold_transferred"))), None);
+        assert_eq!(after(replay(shows("held", None, false))), Some(2));
+        assert_eq!(after(by("alice", (Act::Cancel, 5, 6, reply(200, shows("cancelled", None, false).body)))), Some(2));
+        for (who, explained) in [("alice", true), ("bob", true), ("carol", false)] {
+            let paid = by(who, (pays(), 5, 6, shows("confirmed", Some("pay"), false)));
+            assert_eq!(after(paid).is_none(), explained, "{who}");
+        }
+        // Before, it is the first customer's.
+        let early = by("bob", (Act::Extend, 3, 4, not_found()));
+        assert_eq!(reservation(&[by("alice", reserved()), early, handed(5, 6)]), None);
+    }
+
+    #[test]
+    fn what_an_admin_has_released_never_becomes_an_order() {
+        let mut body = shows("cancelled", None, false).body;
+        body["cancelled_at"] = "2025-11-21T04:40:05Z".into();
+        let released = || by("admin", (Act::Release, 3, 4, reply(200, body.clone())));
+        let after =
+            |act: Act, told| reservation(&[by("alice", reserved()), released(), by("alice", (act, 5, 6, told))]);
+        assert_eq!(after(pays(), refused(409, "refund_required")), None);
+        assert_eq!(after(Act::Confirm(None), refused(409, "reservation_cancelled")), None);
+        assert_eq!(after(pays(), shows("confirmed", Some("pay"), true)), Some(2));
+        assert_eq!(after(Act::Cancel, reply(200, body.clone())), None);
+        // Also if it had expired, and whoever releases all holds of its product.
+        let expired = by("alice", (Act::Extend, 3, 4, refused(410, "hold_expired")));
+        let late = by("admin", (Act::Release, 5, 6, reply(200, body.clone())));
+        assert_eq!(reservation(&[by("alice", reserved()), expired, late]), None);
+        for (product, explained) in [("p", true), ("other", false)] {
+            let all = Request { who: String::new(), act: Act::ReleaseAll(product.to_owned()), sent: 3, answered: None };
+            let look = by("admin", (Act::Look, 5, 6, reply(200, body.clone())));
+            assert_eq!(reservation(&[by("alice", reserved()), all, look]).is_none(), explained, "{product}");
+        }
     }
 
     #[test]

@@ -20,6 +20,10 @@ pub(crate) enum Step {
     GiveBack { key: u8, restock: bool },
     /// Extends it.
     Extend { key: u8, seconds: u32 },
+    /// Gives the hold of that key these lines.
+    ChangeLines { key: u8, body: Vec<(usize, u32)> },
+    /// The shop's back end hands the hold of that key to another customer.
+    HandOver { key: u8, to: String },
     /// Reads it.
     Get { key: u8 },
     /// Lists the customer's own reservations, or orders.
@@ -43,8 +47,27 @@ pub(crate) enum Step {
     Change { product: usize, what: Change },
     /// An admin lists failed confirmations, and then retries, resolves or redrives, or does nothing.
     Failed { then: Settle },
-    /// An admin lists reservations, or reads a ledger.
-    Audit { ledger: Option<usize> },
+    /// An admin reads a ledger.
+    Audit { ledger: usize },
+    /// An admin searches for reservations.
+    Find { search: Search },
+    /// An admin releases the hold that a customer made with that key.
+    Release { victim: String, key: u8 },
+    /// An admin releases all holds of a product.
+    ReleaseAll { product: usize },
+}
+
+/// What an admin searches for: reservations for which all of this holds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Search {
+    pub(crate) customer: Option<String>,
+    /// Whose payment, for which key, and its number.
+    pub(crate) payment: Option<(String, u8, u8)>,
+    pub(crate) status: Option<&'static str>,
+    pub(crate) product: Option<usize>,
+    /// When it was made, in milliseconds after the start of the history: at the first of these times or later, and before
+    /// the second.
+    pub(crate) made: Option<(i64, i64)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -152,9 +175,14 @@ impl Plan {
         let mut per_mille = troubles(&mut random, part);
         let mut number = 0;
         let customers = random.usize(2..=4);
-        let mut actors = vec![admin("admin", &mut random, &products, &mut number)];
+        let served: Vec<bool> = (0..customers).map(|_| random.u32(0..6) == 0).collect();
+        // A back end acts for customers, and for guests, who have no token of their own.
+        let name =
+            |n: usize| if served[n] && n.is_multiple_of(2) { format!("guest:{n}") } else { format!("customer-{n}") };
+        let names: Vec<String> = (0..customers).map(name).collect();
+        let mut actors = vec![admin("admin", &names, &mut random, &products, &mut number)];
         if random.u32(0..3) == 0 {
-            actors.push(admin("admin-2", &mut random, &products, &mut number));
+            actors.push(admin("admin-2", &names, &mut random, &products, &mut number));
         }
         let makers = actors.len();
         for product in (0..products.len()).filter(|&product| products[product].late) {
@@ -170,11 +198,6 @@ impl Plan {
                 actor.moments.insert(0, moment);
             }
         }
-        let served: Vec<bool> = (0..customers).map(|_| random.u32(0..6) == 0).collect();
-        // A back end acts for customers, and for guests, who have no token of their own.
-        let name =
-            |n: usize| if served[n] && n.is_multiple_of(2) { format!("guest:{n}") } else { format!("customer-{n}") };
-        let names: Vec<String> = (0..customers).map(name).collect();
         for (n, &served) in served.iter().enumerate() {
             let plan = customer(n, &names, &mut random, &products, &mut number);
             actors.push(Actor { served, ..plan });
@@ -299,6 +322,27 @@ fn customer(
         let body = if other { body(random, products) } else { bodies[usize::from(key)].clone() };
         Step::Reserve { key, body }
     };
+    let change = |random: &mut fastrand::Rng, key: u8| {
+        let same = random.u32(0..5) == 0;
+        let body = if same { bodies[usize::from(key)].clone() } else { body(random, products) };
+        Step::ChangeLines { key, body }
+    };
+    let hand_over = |random: &mut fastrand::Rng, key: u8| {
+        // To any other: there are at least two.
+        let to = (n + random.usize(1..names.len())) % names.len();
+        Step::HandOver { key, to: names[to].clone() }
+    };
+    // Something that happens to a hold while another request changes it.
+    let beside = |random: &mut fastrand::Rng, key: u8| match random.u32(0..10) {
+        0 | 1 => Step::Confirm { key, payment: Some(random.u8(0..2)) },
+        2 => Step::Confirm { key, payment: None },
+        3 => Step::Cancel { key },
+        4 => Step::Extend { key, seconds: random.u32(10..31) },
+        5 | 6 => change(random, key),
+        7 => hand_over(random, key),
+        8 => Step::Release { victim: names[n].clone(), key },
+        _ => Step::ReleaseAll { product: random.usize(0..products.len()) },
+    };
     let moment = |random: &mut fastrand::Rng, number: &mut usize, steps: Vec<Step>| {
         *number += 1;
         let wait_ms = [0, random.u64(0..50), random.u64(0..3_000), random.u64(0..15_000)][random.usize(0..4)];
@@ -325,7 +369,7 @@ fn customer(
             let confirm = Step::Confirm { key, payment };
             let pay = |n| Step::Confirm { key, payment: Some(n) };
             let extend = |random: &mut fastrand::Rng| Step::Extend { key, seconds: random.u32(10..31) };
-            match random.u32(0..26) {
+            match random.u32(0..32) {
                 0..=3 => vec![confirm],
                 4 => vec![confirm, Step::Cancel { key }],
                 5 => vec![confirm, Step::Confirm { key, payment: Some(random.u8(0..2)) }],
@@ -377,6 +421,33 @@ fn customer(
                         Step::AroundExpiry { key, offset_ms: random.i64(-6_000..2_000), then: vec![give_back, and] },
                     ]
                 }
+                // With other lines; at the same time as something else of the same hold, or another change.
+                26 => vec![change(random, key), change(random, key)],
+                27 => {
+                    let change = change(random, key);
+                    let and = beside(random, key);
+                    let offset_ms = [-30_000, random.i64(-6_000..1_000)][random.usize(0..2)];
+                    vec![Step::AroundExpiry { key, offset_ms, then: vec![change, and] }]
+                }
+                // Handed to another customer, who goes on with it.
+                28 => vec![hand_over(random, key), beside(random, key)],
+                29 => {
+                    let then = vec![hand_over(random, key), beside(random, key)];
+                    let offset_ms = [-30_000, random.i64(-6_000..1_000)][random.usize(0..2)];
+                    vec![Step::AroundExpiry { key, offset_ms, then }]
+                }
+                // Released by an admin, before or after its end, and paid all the same.
+                30 => {
+                    let then = vec![Step::Release { victim: names[n].clone(), key }, beside(random, key)];
+                    vec![Step::AroundExpiry { key, offset_ms: random.i64(-8_000..70_000), then }]
+                }
+                31 => {
+                    let then = vec![pay(random.u8(0..2))];
+                    vec![
+                        Step::Release { victim: names[n].clone(), key },
+                        Step::AroundExpiry { key, offset_ms: random.i64(-6_000..40_000), then },
+                    ]
+                }
                 // Paid, and confirmed in another customer's name.
                 23 => {
                     let instead = names[random.usize(0..names.len())].clone();
@@ -395,14 +466,21 @@ fn customer(
     let afterwards = (0..random.usize(0..=3))
         .map(|at| {
             let key = random.u8(0..keys);
-            let steps = match random.u32(0..6) {
+            let steps = match random.u32(0..8) {
                 // Everything once more, unchanged.
                 0..=2 if at == 0 => (0..keys).map(|key| reserve(random, key, false)).collect(),
                 0..=2 => vec![reserve(random, key, false)],
                 3 => vec![reserve(random, key, true)],
                 4 => vec![Step::Confirm { key, payment: random.bool().then(|| random.u8(0..2)) }],
-                _ if random.bool() => vec![Step::Cancel { key }],
-                _ => vec![Step::GiveBack { key, restock: random.bool() }],
+                5 if random.bool() => vec![Step::Cancel { key }],
+                5 => vec![Step::GiveBack { key, restock: random.bool() }],
+                // A hold that has ended long ago: released, and paid; or changed.
+                6 => {
+                    let release = Step::Release { victim: names[n].clone(), key };
+                    vec![release, Step::Confirm { key, payment: Some(random.u8(0..2)) }]
+                }
+                _ if random.bool() => vec![change(random, key)],
+                _ => vec![hand_over(random, key)],
             };
             moment(random, number, steps)
         })
@@ -410,10 +488,37 @@ fn customer(
     Actor { name: names[n].clone(), admin: false, served: false, moments: all, afterwards }
 }
 
-fn admin(name: &str, random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usize) -> Actor {
+/// One search in two has one filter only.
+fn search(names: &[String], random: &mut fastrand::Rng, products: &[ProductPlan]) -> Search {
+    let only = random.bool().then(|| random.u32(0..6));
+    let has = |at: u32, random: &mut fastrand::Rng| match only {
+        Some(only) => only == at,
+        None => random.u32(0..3) == 0,
+    };
+    let name = |random: &mut fastrand::Rng| names[random.usize(0..names.len())].clone();
+    let from = random.i64(-5_000..60_000);
+    Search {
+        customer: has(0, random).then(|| name(random)),
+        payment: has(1, random).then(|| {
+            let number = [0, 1, SHARED][random.usize(0..3)];
+            (name(random), random.u8(0..3), number)
+        }),
+        status: has(2, random).then(|| ["held", "expired", "cancelled", "confirmed"][random.usize(0..4)]),
+        product: has(3, random).then(|| random.usize(0..products.len())),
+        made: has(4, random).then(|| (from, from + random.i64(1..60_000))),
+    }
+}
+
+fn admin(
+    name: &str,
+    names: &[String],
+    random: &mut fastrand::Rng,
+    products: &[ProductPlan],
+    number: &mut usize,
+) -> Actor {
     let step = |random: &mut fastrand::Rng| {
         let product = random.usize(0..products.len());
-        match random.u32(0..12) {
+        match random.u32(0..16) {
             0..=3 => {
                 let delta = [-3, -1, 1, 4][random.usize(0..4)];
                 let adjust = Step::Adjust { key: random.u8(0..3), product, delta, expecting: random.u32(0..3) == 0 };
@@ -436,7 +541,15 @@ fn admin(name: &str, random: &mut fastrand::Rng, products: &[ProductPlan], numbe
             8..=10 => Step::Failed {
                 then: [Settle::Nothing, Settle::Retry, Settle::Resolve, Settle::Redrive][random.usize(0..4)],
             },
-            _ => Step::Audit { ledger: random.bool().then_some(product) },
+            11 if random.bool() => Step::Audit { ledger: product },
+            11 | 12 => Step::Find { search: search(names, random, products) },
+            13 | 14 => {
+                let release =
+                    Step::Release { victim: names[random.usize(0..names.len())].clone(), key: random.u8(0..3) };
+                if random.bool() { Step::Meet { then: vec![release] } } else { release }
+            }
+            _ if random.bool() => Step::ReleaseAll { product },
+            _ => Step::Meet { then: vec![Step::ReleaseAll { product }] },
         }
     };
     let mut moment = |random: &mut fastrand::Rng| {

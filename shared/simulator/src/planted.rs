@@ -107,6 +107,8 @@ enum Deed {
     Adjust,
     Resolve,
     GiveBack,
+    ChangeLines,
+    HandOver,
     Other,
 }
 
@@ -117,8 +119,12 @@ fn deed(call: &Call) -> Deed {
     let text = call.request.to_string();
     let begins =
         |prefix: &str| dynamo::places(&call.operation, &call.request).iter().any(|(pk, _)| pk.starts_with(prefix));
-    if text.contains("#cancellation = :cancellation") {
+    if text.contains("#cancellation = :cancellation") && text.contains("#status = :confirmed") {
         Deed::GiveBack
+    } else if text.contains("#formerly :from") {
+        Deed::HandOver
+    } else if text.contains("SET #lines = :lines") {
+        Deed::ChangeLines
     } else if begins("ADJUST#") {
         Deed::Adjust
     } else if begins("FAILED") {
@@ -202,6 +208,35 @@ fn without(call: &mut Call, of: Deed, prefix: &str) -> Pretended {
             let pk = part.and_then(|part| part["Key"]["pk"]["S"].as_str());
             !pk.is_some_and(|pk| pk.starts_with(prefix))
         });
+    }
+    None
+}
+
+/// Removes the actions whose update contains `marker`, for keys that begin with `prefix`.
+fn without_update(call: &mut Call, of: Deed, prefix: &str, marker: &str) -> Pretended {
+    if deed(call) == of
+        && let Some(actions) = call.request["TransactItems"].as_array_mut()
+    {
+        actions.retain(|action| {
+            let update = &action["Update"];
+            let there = update["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with(prefix));
+            !(there && update["UpdateExpression"].as_str().is_some_and(|update| update.contains(marker)))
+        });
+    }
+    None
+}
+
+/// The condition that a hold's lines and owner are still those that were read: of one that never changed, and of another.
+const UNCHANGED: [&str; 2] = [" AND attribute_not_exists(#lines[0].#revision)", " AND #lines[0].#revision = :revision"];
+
+/// Such a write does not ask whether the hold's lines and owner are still those that were read. Nor whether the limit that
+/// it gives back is counted, which would stop it as well.
+fn without_revision(call: &mut Call, of: Deed) -> Pretended {
+    if deed(call) == of {
+        parts(call, "LIMIT#").for_each(|part| condition(part, "#units >= :q", "attribute_exists(#units)"));
+        for unchanged in UNCHANGED {
+            parts(call, "HOLD#").for_each(|part| condition(part, unchanged, ""));
+        }
     }
     None
 }
@@ -343,7 +378,7 @@ pub static ALL: &[Planted] = &[
     }),
     // ---- the end of a hold
     asks("release-without-status", "a release does not ask whether the hold is still held", |call| {
-        in_condition(call, Deed::Release, "HOLD#", "#status = :held AND ", "")
+        in_condition(call, Deed::Release, "HOLD#", " AND #status = :held", "")
     }),
     asks("expiry-checked-only-on-read", "expire looks at the time when it reads, and not when it writes", |call| {
         in_condition(call, Deed::Release, "HOLD#", " AND #expires_at <= :now", "")
@@ -400,7 +435,7 @@ pub static ALL: &[Planted] = &[
         plain(call, CONFIRMS, " AND #expires_at > :at", "")
     }),
     asks("confirm-without-owner", "confirm does not ask whose reservation it is", |call| {
-        plain(call, CONFIRMS, "#customer = :customer AND ", "")
+        plain(call, CONFIRMS, "(#customer = :customer OR contains(#formerly, :customer)) AND ", "")
     }),
     asks("confirmed-stays-due", "an order stays in the index of holds", |call| {
         plain_update(call, CONFIRMS, "#due_key, #due_at, ", "")
@@ -787,6 +822,98 @@ pub static ALL: &[Planted] = &[
             actions.retain(|action| !entry(action));
         }
         None
+    }),
+    // ---- holds that change, or that an admin releases
+    asks("released-as-it-was-read", "a release gives back the units that the hold had when it was read", |call| {
+        without_revision(call, Deed::Release)
+    }),
+    asks("late-with-the-lines-that-were-read", "a late confirmation undoes a change of lines", |call| {
+        for unchanged in UNCHANGED {
+            plain(call, "#confirmed_late = :late", unchanged, "");
+        }
+        None
+    }),
+    asks("changed-as-it-was-read", "a change of lines does not ask whether there was another one meanwhile", |call| {
+        without_revision(call, Deed::ChangeLines)
+    }),
+    asks("changed-though-ended", "the lines of a hold are changed although it has ended meanwhile", |call| {
+        in_condition(call, Deed::ChangeLines, "HOLD#", " AND #status = :held", "")
+    }),
+    asks("changed-without-limit", "a change of lines does not count the units that it takes and gives back", |call| {
+        without(call, Deed::ChangeLines, "LIMIT#")
+    }),
+    asks(
+        "changed-and-nothing-given-back",
+        "a change of lines keeps the units that the hold does not have any more",
+        |call| without_update(call, Deed::ChangeLines, "STOCK#", "#available + :q"),
+    ),
+    asks("changed-and-nothing-taken", "a change of lines adds units that it does not take from the stock", |call| {
+        without_update(call, Deed::ChangeLines, "STOCK#", "#available - :q")
+    }),
+    asks("changed-and-takes-more-than-there-is", "a change of lines takes units without `available >= :q`", |call| {
+        in_condition(call, Deed::ChangeLines, "STOCK#", "#available >= :q AND ", "")
+    }),
+    asks("changed-and-payable-for-longer", "a change of lines gives payments more time than the hold had", |call| {
+        if deed(call) == Deed::ChangeLines {
+            parts(call, "HOLD#").for_each(|part| number(part, ":late", |seconds| seconds + 1));
+        }
+        None
+    }),
+    says("change-says-yes", "a change of lines that is refused is answered with 200", |function, event, reply| {
+        let changes = event["rawPath"].as_str().is_some_and(|path| path.ends_with("/lines"));
+        if function == Function::Reserve && changes && reply["statusCode"] == 409 {
+            reply["statusCode"] = 200.into();
+        }
+    }),
+    asks("handed-over-as-it-was-read", "a hold is handed over although it has changed meanwhile", |call| {
+        without_revision(call, Deed::HandOver)
+    }),
+    asks("handed-over-though-ended", "a hold is handed over although it has ended meanwhile", |call| {
+        in_condition(call, Deed::HandOver, "HOLD#", " AND #status = :held", "")
+    }),
+    asks("handed-over-and-still-counted", "a hold that was handed over counts for its former customer, too", |call| {
+        without_update(call, Deed::HandOver, "LIMIT#", "#units - :q")
+    }),
+    asks("handed-over-and-not-counted", "a hold that was handed over does not count for its new customer", |call| {
+        without_update(call, Deed::HandOver, "LIMIT#", "ADD #units :q")
+    }),
+    asks("handed-over-and-forgotten", "a hold that was handed over does not know its former customer", |call| {
+        in_update(call, Deed::HandOver, "HOLD#", " ADD #formerly :from", "")
+    }),
+    asks("expired-and-not-released", "an admin releases an expired hold, and nothing is written", |call| {
+        let closes = "SET #status = :cancelled, #cancellation = :cancellation";
+        plain_update(call, closes, closes, "SET #status = :expired")
+    }),
+    Planted {
+        name: "released-and-confirmed",
+        what: "a late payment makes an order of a hold that an admin released",
+        asks: Some(|call| in_condition(call, Deed::Retake, "HOLD#", "#status = :expired AND ", "")),
+        hears: Some(|call, _, body| {
+            if let Some(item) = body.get_mut("Item")
+                && call.by.starts_with("confirm")
+                && item["cancellation"].is_object()
+                && item["confirmed_at"].is_null()
+            {
+                item["status"] = json!({ "S": "expired" });
+            }
+        }),
+        says: None,
+        ignores: None,
+        reads: None,
+    },
+    hears("released-but-for-the-others", "a release of all holds finds only the first of them", |call, _, body| {
+        let all = call.by.starts_with("admin") && call.request["IndexName"] == "due";
+        if all && let Some(items) = body["Items"].as_array_mut() {
+            items.truncate(1);
+        }
+    }),
+    hears("listed-from-one-partition", "a list of reservations reads one partition of its index", |call, _, body| {
+        let values = call.request["ExpressionAttributeValues"].as_object();
+        let mut values = values.into_iter().flatten().filter_map(|(_, value)| value["S"].as_str());
+        if call.operation == "Query" && values.any(|value| value.starts_with("MADE#") && value != "MADE#0") {
+            body["Items"] = json!([]);
+            body.as_object_mut().map(|body| body.remove("LastEvaluatedKey"));
+        }
     }),
     says("ended-hold-as-made", "a replay of a hold that has ended is answered with 201", |_, _, reply| {
         let problem = body(reply);

@@ -16,6 +16,8 @@ pub(crate) struct Promises {
     pub(crate) ordered: BTreeSet<String>,
     /// Cancellations.
     pub(crate) cancelled: BTreeSet<String>,
+    /// Holds that an admin released.
+    pub(crate) released: BTreeSet<String>,
     /// Extended holds, each with its earliest end.
     pub(crate) extended: BTreeMap<String, i64>,
     /// Payments whose receipt was acknowledged to the customer.
@@ -47,6 +49,13 @@ impl Promises {
             let status = books.reservations.get(id).map(|reservation| reservation.status);
             let right = status == Some(Status::Cancelled);
             books.expect(now, right, "a_hold_ends_once", || format!("{id} was cancelled, and is {status:?}"));
+        }
+        for id in self.released.iter().filter(|id| !self.cleaned_up.contains(*id)) {
+            let status = books.reservations.get(id).map(|reservation| reservation.status);
+            let right = status == Some(Status::Cancelled);
+            books.expect(now, right, "a_released_hold_never_confirms", || {
+                format!("{id} was released, and is {status:?}")
+            });
         }
         for (id, &until) in &self.extended {
             let Some(reservation) = books.reservations.get(id) else { continue };

@@ -1,5 +1,6 @@
 //! One history, from its seed to its end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use dynoxide::Database;
@@ -17,6 +18,7 @@ use crate::cloud::{Cloud, Function};
 use crate::dynamo::{self, databases};
 use crate::events::{poll, schedule, sweep};
 use crate::faults::{Fault, Faults, PerFault};
+use crate::judge::shown;
 use crate::plan::{Actor, HOUR_MS, Part, Plan, ProductPlan, WEEKS};
 use crate::planted::Planted;
 use crate::world::{Service, State, World, millis};
@@ -331,6 +333,22 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
         world.lock().books.reservations.iter().filter(|(_, found)| of(found)).map(|(id, _)| id.clone()).collect()
     };
     same_list(admin, Function::Admin, "/admin/reservations", "reservation_id", ids(&|_| true)).await;
+    for client in clients.iter().filter(|client| !client.actor.admin) {
+        let path = format!("/admin/reservations?customer_id={}", client.actor.name);
+        let own = ids(&|found| found.customer.as_str() == client.actor.name);
+        same_list(admin, Function::Admin, &path, "reservation_id", own).await;
+    }
+    let payments: BTreeSet<String> = {
+        let state = world.lock();
+        let paid = state.books.reservations.values().filter_map(|found| found.payment_reference.as_ref());
+        paid.map(ToString::to_string).collect()
+    };
+    // Not all of them, since each takes time to simulate.
+    for payment in payments.iter().take(3) {
+        let path = format!("/admin/reservations?payment_reference={payment}");
+        let paid = |found: &Reservation| found.payment_reference.as_ref().is_some_and(|own| own.as_str() == payment);
+        same_list(admin, Function::Admin, &path, "reservation_id", ids(&paid)).await;
+    }
     let failed = world.lock().books.failed_confirmations().map(|(id, _)| id.clone()).collect();
     same_list(admin, Function::Admin, "/admin/failed-confirmations", "failed_confirmation_id", failed).await;
     let all: Vec<String> = products.iter().map(|product| product.id.clone()).collect();
@@ -359,20 +377,28 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
 
 /// Checks that a list of the API, page by page, has exactly these ids.
 async fn same_list(client: &Client<'_>, function: Function, path: &str, id: &str, mut expected: Vec<String>) {
-    let mut listed = Vec::new();
-    // One list in small pages, the others in large ones: every page takes time to simulate.
-    let limit = if path == "/orders" { 1 } else { 100 };
-    let mut page = format!("{path}?limit={limit}");
+    let (mut listed, mut made) = (Vec::new(), Vec::new());
+    // Some lists in small pages, the others in large ones: every page takes time to simulate.
+    let limit = match path {
+        "/orders" => 1,
+        "/admin/reservations" => 5,
+        _ => 100,
+    };
+    let sign = if path.contains('?') { '&' } else { '?' };
+    let mut page = format!("{path}{sign}limit={limit}");
     loop {
         let reply = client.ask(0, function, "GET", &page, None, None).await;
         let Some(reply) = answered(client, reply) else { return };
-        let ids = reply.body["items"].as_array().into_iter().flatten();
-        listed.extend(ids.filter_map(|item| item[id].as_str().map(str::to_owned)));
+        let items = reply.body["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        listed.extend(items.iter().filter_map(|item| item[id].as_str().map(str::to_owned)));
+        made.extend(items.iter().filter_map(|item| shown(&item["created_at"])));
         match reply.body["next_cursor"].as_str() {
-            Some(cursor) => page = format!("{path}?limit={limit}&cursor={cursor}"),
+            Some(cursor) => page = format!("{path}{sign}limit={limit}&cursor={cursor}"),
             None => break,
         }
     }
+    let newest_first = id != "reservation_id" || made.is_sorted_by(|one, next| one >= next);
+    expect(client, newest_first, "the_lists_are_the_table", || format!("{path}: {listed:?} made at {made:?}"));
     listed.sort();
     expected.sort();
     expect(client, listed == expected, "the_lists_are_the_table", || format!("{path}: {listed:?}, has {expected:?}"));

@@ -66,7 +66,16 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
 const SEEDS_OF_A_BUG: u64 = 60;
 
 /// Planted bugs that need more seeds: `cargo local simulate --planted all` plays them.
-const RARE: [&str; 20] = [
+const RARE: [&str; 29] = [
+    "released-as-it-was-read",
+    "late-with-the-lines-that-were-read",
+    "changed-though-ended",
+    "handed-over-as-it-was-read",
+    "handed-over-though-ended",
+    "expired-and-not-released",
+    "released-and-confirmed",
+    "released-but-for-the-others",
+    "changed-and-takes-more-than-there-is",
     "given-back-though-paid-since",
     "settled-though-given-back",
     "reserve-without-version-condition",
@@ -115,6 +124,7 @@ fn a_planted_bug_is_caught_by_the_promise_that_it_breaks() {
         ("restore-twice", "every_unit_is_somewhere"),
         ("trusts-the-environment", "no_hold_without_its_reminder"),
         ("confirmed-stays-due", "index_due_has_the_holds"),
+        ("changed-and-payable-for-longer", "a_change_of_lines_is_whole"),
         ("reserve-says-yes", "answers_are_the_table"),
     ] {
         let planted = Planted::named(name).unwrap();

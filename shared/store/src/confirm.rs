@@ -16,7 +16,6 @@ use holdfast_domain::{
 use crate::cache::CachedProduct;
 use crate::error::Attempts;
 use crate::items::{self, forever, text, time, ttl};
-use crate::reserve::{LimitSnapshot, limit_keys};
 use crate::transact::{Outcome, Reason, Transaction, contention_error};
 use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
 use crate::update::{Expression, Updated};
@@ -86,9 +85,9 @@ impl Store {
             }
             let reservation = match seen {
                 Some(reservation) => reservation,
-                None => self.reservation(id, customer, deadline).await?,
+                None => self.any_reservation(id, deadline).await?,
             };
-            if reservation.customer != *customer {
+            if !reservation.has_been_of(customer) {
                 return Err(Refusal::ReservationNotFound.into());
             }
             outcome = match (decide::confirmation(&reservation, confirmation, now), command.payment()) {
@@ -148,7 +147,7 @@ impl Store {
     ) -> Result<ConfirmOutcome, Error> {
         let id = &command.confirmation.reservation_id;
         let condition = unless_settled(
-            "#customer = :customer AND #status = :held AND #expires_at > :at AND #created_at <= :latest",
+            "(#customer = :customer OR contains(#formerly, :customer)) AND #status = :held AND #expires_at > :at AND #created_at <= :latest",
             vec![
                 (":customer", text(command.confirmation.customer.as_str())),
                 (":held", text(Status::Held.as_str())),
@@ -168,16 +167,11 @@ impl Store {
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
     ) -> Result<ConfirmOutcome, Error> {
-        let condition = unless_settled(
-            // If it was extended meanwhile, the confirmation is in time.
-            "#status = :held AND #created_at = :seen AND #expires_at = :expires",
-            vec![
-                (":held", text(Status::Held.as_str())),
-                (":seen", time(seen.created_at)),
-                (":expires", time(seen.expires_at)),
-            ],
-            command,
-        );
+        let Expression { text: unchanged, mut values } = items::unchanged(seen.created_at, seen.revision());
+        values.extend([(":held", text(Status::Held.as_str())), (":expires", time(seen.expires_at))]);
+        // If it was extended meanwhile, the confirmation is in time.
+        let condition = format!("#status = :held AND #expires_at = :expires AND {unchanged}");
+        let condition = unless_settled(&condition, values, command);
         let update = confirm_update(command, Some(&seen.lines))?;
         let updated = self.update_reservation(&seen.reservation_id, (update, condition), attempts).await?;
         Ok(updated.into())
@@ -368,20 +362,9 @@ impl Store {
         command: Command<'_>,
         attempts: &mut Attempts<'_>,
     ) -> Result<ConfirmOutcome, Error> {
-        let customer = Some(&seen.customer);
-        let swept = self.release_overdue_of(&[wanted.product], customer, command.now, attempts.deadline()).await?;
-        if swept.holds > 0 {
+        if self.over_limit(seen, &seen.customer, wanted, command.now, attempts).await?.is_none() {
             attempts.count();
             return Ok(ConfirmOutcome::Changed(None));
-        }
-        if !swept.complete {
-            return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
-        }
-        let keys = limit_keys(&seen.reservation_id, &wanted.product.product_id, &seen.customer);
-        let now = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
-        if now.reservation.as_ref() != Some(seen) || now.limit_exceeded_by(wanted.quantity).is_none() {
-            attempts.count();
-            return Ok(ConfirmOutcome::Changed(now.reservation));
         }
         self.refuse_retake(seen, command, attempts).await
     }
@@ -415,8 +398,8 @@ fn refuse_once<T>(written: Updated<T, Reservation>, refusal: Refusal) -> Result<
     }
 }
 
-/// The units of a line that must be taken again.
-fn wanted<'a>(facts: &'a BTreeMap<ProductId, Product>, line: &Line) -> Result<Wanted<'a>, Error> {
+/// The units of a line that must be taken again, or counted for another customer.
+pub(crate) fn wanted<'a>(facts: &'a BTreeMap<ProductId, Product>, line: &Line) -> Result<Wanted<'a>, Error> {
     let product = facts.get(&line.product_id).ok_or_else(|| Error::internal("product", "it is not there"))?;
     Ok(Wanted { product, quantity: line.quantity })
 }

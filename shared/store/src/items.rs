@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{self, Key};
+use crate::update::Expression;
 use crate::{Error, Item};
 
 /// How long an ended hold, and with it its Idempotency-Key, is kept before DynamoDB may delete it. Orders are kept forever.
@@ -30,7 +31,31 @@ pub(crate) struct Hold {
     pub(crate) due_at: Timestamp,
 }
 
+/// The condition, besides those on its status and time, that a reservation is the one that was read: the same hold (another
+/// one may have its key, once DynamoDB has deleted it) with the same lines and owner.
+pub(crate) fn unchanged(created_at: Timestamp, revision: u32) -> Expression {
+    let mut values = vec![(":created", time(created_at))];
+    let revised = match revision {
+        0 => "attribute_not_exists(#lines[0].#revision)",
+        _ => {
+            values.push((":revision", number(revision)));
+            "#lines[0].#revision = :revision"
+        }
+    };
+    Expression::new(format!("#created_at = :created AND {revised}"), values)
+}
+
 impl Hold {
+    /// How often its lines or its owner were changed.
+    pub(crate) fn revision(&self) -> u32 {
+        self.lines.first().map_or(0, |line| line.revision)
+    }
+
+    /// This much of a reservation.
+    pub(crate) fn part(reservation: &Reservation, lines: Vec<Line>) -> Self {
+        Self { lines, ..Self::from(reservation) }
+    }
+
     pub(crate) fn reservation_id(&self) -> Result<ReservationId, Error> {
         self.pk
             .strip_prefix(keys::HOLD_PREFIX)
@@ -99,9 +124,10 @@ pub(crate) fn product(product: &Product) -> Result<Item, Error> {
     write("product", &keys::product(&product.product_id), product)
 }
 
-/// A reservation's item. It is in the index `due` only while it is held.
+/// A reservation's item. It is in the index `made`, and only while it is held in the index `due`.
 pub(crate) fn reservation(reservation: &Reservation, due_partitions: u32) -> Result<Item, Error> {
     let mut item = write("reservation", &keys::reservation(&reservation.reservation_id), reservation)?;
+    item.insert(keys::MADE_KEY.to_owned(), text(keys::made_partition(&reservation.reservation_id)));
     if reservation.status == Status::Held {
         item.insert(keys::DUE_KEY.to_owned(), text(keys::due_partition(&reservation.reservation_id, due_partitions)));
         item.insert(keys::DUE_AT.to_owned(), time(reservation.expires_at));
@@ -124,6 +150,7 @@ mod tests {
             unit_price_minor: 2_500,
             limited: false,
             takes: vec![Take { shard: 3, units: 2 }],
+            revision: 0,
         };
         let (currency, now) = ("EUR".to_owned().try_into().unwrap(), Timestamp::from_millis(1_763_700_000_123));
         Reservation {

@@ -27,6 +27,18 @@ pub const CUSTOMER: &str = "customer";
 /// Its sort key.
 pub const CREATED_AT: &str = "created_at";
 
+/// The index of all reservations, by when they were made.
+pub const MADE_INDEX: &str = "made";
+/// Its partition key. Its sort key is [`CREATED_AT`].
+pub const MADE_KEY: &str = "made_key";
+/// The number of its partitions: each takes about a thousand new reservations a second.
+pub const MADE_PARTITIONS: u32 = 8;
+
+/// The index of the orders of each payment, by when they were made. Its sort key is [`CREATED_AT`].
+pub const PAYMENT_INDEX: &str = "payment";
+/// Its partition key.
+pub const PAYMENT: &str = "payment_reference";
+
 /// The index of failed confirmations, by state and age.
 pub const FAILED_INDEX: &str = "failed";
 /// Its partition key: an attribute that only failed confirmations have.
@@ -48,7 +60,7 @@ pub struct Index {
 }
 
 /// All of them. Tests compare `template.yaml` with this, and create their tables by it.
-pub const INDEXES: [Index; 3] = [
+pub const INDEXES: [Index; 5] = [
     Index {
         name: DUE_INDEX,
         partition_key: DUE_KEY,
@@ -57,6 +69,8 @@ pub const INDEXES: [Index; 3] = [
         includes: &[CUSTOMER, "lines", CREATED_AT, "expires_at", "status"],
     },
     Index { name: CUSTOMER_INDEX, partition_key: CUSTOMER, sort_key: CREATED_AT, includes: &[] },
+    Index { name: MADE_INDEX, partition_key: MADE_KEY, sort_key: CREATED_AT, includes: &[] },
+    Index { name: PAYMENT_INDEX, partition_key: PAYMENT, sort_key: CREATED_AT, includes: &[] },
     Index { name: FAILED_INDEX, partition_key: FAILED_STATE, sort_key: FIRST_FAILED_AT, includes: &[] },
 ];
 
@@ -135,9 +149,24 @@ pub fn failed(id: &str) -> Key {
 
 /// The partition of the index `due` that a reservation's hold is in.
 pub fn due_partition(id: &ReservationId, partitions: u32) -> String {
+    due_key(part_of(id, partitions))
+}
+
+/// The partition of the index `made` that a reservation is in.
+pub fn made_partition(id: &ReservationId) -> String {
+    made_key(part_of(id, MADE_PARTITIONS))
+}
+
+/// The `k`-th partition of the index `made`.
+pub fn made_key(k: u32) -> String {
+    format!("MADE#{k}")
+}
+
+/// A number below `parts` for a reservation, evenly distributed.
+fn part_of(id: &ReservationId, parts: u32) -> u32 {
     // The id is a digest, so its characters are evenly distributed, and base32 has a multiple of 8 of them.
     let last = id.as_str().bytes().rev().nth(1).unwrap_or_default();
-    due_key(u32::from(last) % partitions.max(1))
+    u32::from(last) % parts.max(1)
 }
 
 /// The `k`-th partition of the index `due`.

@@ -12,12 +12,13 @@
 //! - `update`, `transact`: conditional updates of one item, and transactions with their cancellation reasons by position
 //! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
 //! - `cache`: what an environment remembers of products and their stock
-//! - `reserve`, `confirm`, `release`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
+//! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
 //!   or a few related ones
 #![warn(clippy::missing_errors_doc)]
 
 mod cache;
 mod catalog;
+mod changes;
 mod confirm;
 mod error;
 mod failed;
@@ -48,7 +49,7 @@ pub use error::{Deadline, Error};
 pub use page::{Cursor, Page};
 pub use rate::Admitted;
 pub use release::Swept;
-pub use reservations::Listed;
+pub use reservations::{Listed, Search};
 pub use reserve::Reserved;
 pub use stock::{Adjusted, LedgerEntry};
 
@@ -124,6 +125,20 @@ impl Store {
                 Err(error) => attempts.pause(call_error("GetItem", &error)).await?,
             }
         }
+    }
+
+    /// A page of a list that is one query.
+    async fn page<T: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        request: QueryFluentBuilder,
+        limit: u32,
+        deadline: Deadline,
+    ) -> Result<Page<T>, Error> {
+        let request = request.limit(i32::try_from(limit).unwrap_or(i32::MAX));
+        let (found, next) = self.query(request, deadline).await?;
+        let items = found.into_iter().map(|item| items::read(what, item)).collect::<Result<_, _>>()?;
+        Ok(Page { items, next: next.map(Cursor::new) })
     }
 
     /// One page of a query, and where the next one starts.

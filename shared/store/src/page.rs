@@ -54,7 +54,7 @@ impl Cursor {
         if self.0.len() == parts.len() && parts.iter().all(fits) { Ok(self.0) } else { Err(Self::invalid()) }
     }
 
-    const fn invalid() -> Invalid {
+    pub(crate) const fn invalid() -> Invalid {
         Invalid::new("cursor", "must be the next_cursor of an earlier page of this list")
     }
 

@@ -43,11 +43,8 @@ impl Store {
             .expression_attribute_values(":catalog", text(keys::CATALOG))
             .expression_attribute_values(":prefix", text(keys::PRODUCT_PREFIX))
             .consistent_read(true)
-            .limit(i32::try_from(limit).unwrap_or(i32::MAX))
             .set_exclusive_start_key(start);
-        let (found, next) = self.query(request, deadline).await?;
-        let products = found.into_iter().map(|item| items::read("product", item));
-        Ok(Page { items: products.collect::<Result<_, _>>()?, next: next.map(Cursor::new) })
+        self.page("product", request, limit, deadline).await
     }
 
     /// Creates a product with its stock, and the first entry of its ledger.

@@ -1,18 +1,21 @@
-//! Ending holds and releasing their units: cancelled by the customer, or expired. (One protocol, hence the length.)
+//! Ending holds and releasing their units: cancelled by the customer, released by an admin, or expired. (One protocol, hence
+//! the length.)
 //!
 //! A hold ends once: its reservation leaves `held` in the transaction that moves the units, under the condition that it
-//! is held and is the same hold that was read (`created_at`). Otherwise a late copy of a release could release a new
-//! hold under the same key, made after the first was deleted.
+//! is held and is what was read (`created_at` and the lines' `revision`). Otherwise a late copy of a release could release a
+//! new hold under the same key, made after the first was deleted, or give back units that it no longer has.
 
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use holdfast_domain::decide::{self, CancelDecision};
-use holdfast_domain::{CustomerId, Product, Refusal, Reservation, ReservationId, Status, Timestamp};
+use holdfast_domain::decide::{self, CancelDecision, ReleaseDecision};
+use holdfast_domain::{
+    Cancellation, CustomerId, HoldRelease, Product, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp,
+};
 
 use crate::cache::{CachedProduct, ReadTime};
 use crate::error::Attempts;
-use crate::items::{self, Hold, text, time, ttl};
+use crate::items::{self, Hold, text, time, ttl, unchanged};
 use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
 use crate::units::given_back;
 use crate::update::{Expression, Updated};
@@ -43,8 +46,11 @@ pub struct Swept {
 
 /// How a hold ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum End<'a> {
+    /// By its customer.
     Cancelled,
+    /// By an admin, who need not know when it ends.
+    Released(&'a Cancellation),
     Expired,
 }
 
@@ -93,6 +99,114 @@ impl Store {
                 return Err(self.attempts(deadline).unavailable("cancel"));
             }
         }
+    }
+
+    /// Releases a hold for an admin, who calls an event off: no payment makes an order of it afterwards. Repeating it changes
+    /// nothing: the first reason stays.
+    ///
+    /// # Errors
+    /// [`Refusal::ReservationNotFound`], [`Refusal::AlreadyConfirmed`].
+    pub async fn release_hold(
+        &self,
+        id: &ReservationId,
+        command: &HoldRelease,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Reservation, Error> {
+        let record = command.record(now);
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let seen = self.any_reservation(id, deadline).await?;
+            match decide::release(&seen) {
+                ReleaseDecision::Refuse(refusal) => return Err(refusal.into()),
+                ReleaseDecision::Done => return Ok(seen),
+                ReleaseDecision::Close => {
+                    if let Updated::Applied(closed) = self.close_expired(&seen, &record, &mut attempts).await? {
+                        return Ok(closed);
+                    }
+                }
+                ReleaseDecision::Release => {
+                    self.release(vec![Hold::from(&seen)], End::Released(&record), now, deadline).await?;
+                    for line in &seen.lines {
+                        self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
+                    }
+                }
+            }
+            // Read what became of it: it may have changed meanwhile.
+            if deadline.passed() {
+                return Err(attempts.unavailable("release"));
+            }
+        }
+    }
+
+    /// Cancels a hold that has expired, and whose units are free.
+    async fn close_expired(
+        &self,
+        seen: &Reservation,
+        record: &Cancellation,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Updated<Reservation>, Error> {
+        let update = Expression::new(
+            "SET #status = :cancelled, #cancellation = :cancellation",
+            vec![
+                (":cancelled", text(Status::Cancelled.as_str())),
+                (":cancellation", items::value("cancellation", record)?),
+            ],
+        );
+        let condition = Expression::new(
+            "#status = :expired AND #created_at = :created",
+            vec![(":expired", text(Status::Expired.as_str())), (":created", time(seen.created_at))],
+        );
+        self.update_reservation(&seen.reservation_id, (update, condition), attempts).await
+    }
+
+    /// Releases every hold that has units of a product, with its other lines, for an admin who calls an event off. Those
+    /// that the index `due` does not show yet are left: nobody may reserve the product meanwhile.
+    ///
+    /// # Errors
+    /// [`Refusal::ProductNotFound`]; otherwise as [`Store::release_overdue`]. Running out of time is not an error: see
+    /// [`Swept::complete`].
+    pub async fn release_all(
+        &self,
+        id: &ProductId,
+        command: &HoldRelease,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Swept, Error> {
+        let facts = self.facts([id].into_iter(), 0, deadline).await?;
+        let product = facts.get(id).ok_or_else(|| Refusal::ProductNotFound { product_id: id.clone() })?;
+        let record = command.record(now);
+        let end_of_time = Timestamp::from_millis(i64::MAX);
+        let mut swept = Swept { complete: true, ..Swept::default() };
+        let mut failed = None;
+        'sweep: for k in 0..self.due_partitions {
+            // At once, since a hold that is released leaves the index.
+            let holds = match self.due_holds_of(&[product], k, end_of_time, deadline).await {
+                Ok(holds) => holds,
+                Err(Error::Unavailable { .. }) => {
+                    swept.complete = false;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            for batch in batches(holds) {
+                if deadline.passed() {
+                    swept.complete = false;
+                    break 'sweep;
+                }
+                let (part, error) =
+                    self.release_each(batch, End::Released(&record), now, deadline.sooner(BATCH_BUDGET)).await;
+                // One that has changed since it was read may still be held.
+                swept.complete &= part.ended_before == 0 && error.is_none();
+                swept.add(part);
+                match error {
+                    None | Some(Error::Unavailable { .. }) => {}
+                    Some(error) => _ = failed.get_or_insert(error),
+                }
+            }
+        }
+        self.with_cached(id, CachedProduct::invalidate_stock);
+        failed.map_or(Ok(swept), Err)
     }
 
     /// Before the customer is told that it has expired: releases an overdue hold, and closes an expired one to unpaid
@@ -292,7 +406,7 @@ impl Store {
     async fn release_each(
         &self,
         holds: Vec<Hold>,
-        end: End,
+        end: End<'_>,
         now: Timestamp,
         deadline: Deadline,
     ) -> (Swept, Option<Error>) {
@@ -317,12 +431,13 @@ impl Store {
     async fn release(
         &self,
         mut holds: Vec<Hold>,
-        end: End,
+        end: End<'_>,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Swept, Error> {
         let mut attempts = self.attempts(deadline);
         let mut swept = Swept::default();
+        let mut changed = Vec::new();
         while !holds.is_empty() {
             let transaction = self.release_transaction(&holds, end, now)?;
             let reasons = match self.transact(&transaction, &mut attempts).await? {
@@ -330,7 +445,10 @@ impl Store {
                     log_released(&holds, end);
                     swept.holds += holds.len() as u64;
                     swept.units += units(&holds);
-                    break;
+                    // Each alone: with other lines, they might not fit a transaction together.
+                    holds = changed.pop().into_iter().collect();
+                    swept.ended_before -= holds.len() as u64;
+                    continue;
                 }
                 Outcome::TryAgain => continue,
                 Outcome::Cancelled(reasons) => reasons,
@@ -339,7 +457,10 @@ impl Store {
             let mut lacking = false;
             for (action, reason) in &reasons {
                 match (action, reason) {
-                    (&Action::Hold(at), Reason::Condition(_)) => ended[at] = true,
+                    (&Action::Hold(at), Reason::Condition(item)) => {
+                        ended[at] = true;
+                        changed.extend(held_with_other_lines(&holds[at], item.as_ref(), end)?);
+                    }
                     (Action::Units, Reason::Condition(_)) => lacking = true,
                     (_, Reason::Conflict | Reason::Throttled) => {}
                 }
@@ -359,50 +480,67 @@ impl Store {
             swept.ended_before += ended.iter().filter(|&&ended| ended).count() as u64;
             let mut ended = ended.into_iter();
             holds.retain(|_| !ended.next().unwrap_or(false));
+            if holds.is_empty() {
+                holds = changed.pop().into_iter().collect();
+                swept.ended_before -= holds.len() as u64;
+            }
         }
         Ok(swept)
     }
 
-    /// Which of these are no longer held, or are other holds now.
+    /// Which of these are no longer held, or have changed.
     async fn which_have_ended(&self, holds: &[Hold], attempts: &mut Attempts<'_>) -> Result<Vec<bool>, Error> {
         let keys = holds.iter().map(|hold| Ok(keys::reservation(&hold.reservation_id()?)));
         let found = self.snapshot(&keys.collect::<Result<Vec<_>, Error>>()?, attempts).await?;
         let ended = holds.iter().zip(found).map(|(hold, item)| {
             let found = item.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
-            let same = |found: &Reservation| found.status == Status::Held && found.created_at == hold.created_at;
+            let same = |found: &Reservation| {
+                found.status == Status::Held
+                    && found.created_at == hold.created_at
+                    && found.revision() == hold.revision()
+            };
             Ok(!found.as_ref().is_some_and(same))
         });
         ended.collect()
     }
 
-    fn release_transaction(&self, holds: &[Hold], end: End, now: Timestamp) -> Result<Transaction<'_, Action>, Error> {
+    fn release_transaction(
+        &self,
+        holds: &[Hold],
+        end: End<'_>,
+        now: Timestamp,
+    ) -> Result<Transaction<'_, Action>, Error> {
         let mut transaction = Transaction::new(&self.table);
         for (at, hold) in holds.iter().enumerate() {
             let status = match end {
-                End::Cancelled => Status::Cancelled,
+                End::Cancelled | End::Released(_) => Status::Cancelled,
                 End::Expired => Status::Expired,
             };
-            let mut condition = "#status = :held AND #created_at = :seen".to_owned();
-            let mut values = vec![(":held", text(Status::Held.as_str())), (":seen", time(hold.created_at))];
+            let mut condition = unchanged(hold.created_at, hold.revision());
+            condition.text.push_str(" AND #status = :held");
+            condition.values.push((":held", text(Status::Held.as_str())));
+            // Some are kept for longer: see `kept_until`.
+            let mut set = "SET #status = :end, #ttl = if_not_exists(#kept_until, :ttl)".to_owned();
+            let mut values = vec![(":end", text(status.as_str())), (":ttl", ttl(now))];
             // It may have been extended since it was read.
             match end {
                 End::Expired => {
-                    condition.push_str(" AND #expires_at <= :now");
-                    values.push((":now", time(now)));
+                    condition.text.push_str(" AND #expires_at <= :now");
+                    condition.values.push((":now", time(now)));
                 }
                 // The answer shows the hold as it was read.
                 End::Cancelled => {
-                    condition.push_str(" AND #expires_at = :expires");
-                    values.push((":expires", time(hold.due_at)));
+                    condition.text.push_str(" AND #expires_at = :expires");
+                    condition.values.push((":expires", time(hold.due_at)));
+                }
+                End::Released(cancellation) => {
+                    set.push_str(", #cancellation = :cancellation");
+                    values.push((":cancellation", items::value("cancellation", cancellation)?));
                 }
             }
-            // Some are kept for longer: see `kept_until`.
-            let update = Expression::new(
-                "SET #status = :end, #ttl = if_not_exists(#kept_until, :ttl) REMOVE #due_key, #due_at",
-                vec![(":end", text(status.as_str())), (":ttl", ttl(now))],
-            );
+            let update = Expression::new(format!("{set} REMOVE #due_key, #due_at"), values);
             let key = keys::reservation(&hold.reservation_id()?);
-            transaction.update(Action::Hold(at), &key, (update, Expression::new(condition, values)))?;
+            transaction.update(Action::Hold(at), &key, (update, condition))?;
         }
         for (key, change) in given_back(holds) {
             transaction.update(Action::Units, &key, change)?;
@@ -411,14 +549,26 @@ impl Store {
     }
 }
 
-/// Names each hold that has expired, so that a search for its reservation shows how it ended. A cancelled one is named by
-/// its request.
-fn log_released(holds: &[Hold], end: End) {
-    if let End::Expired = end {
-        for hold in holds {
-            let units: u32 = hold.lines.iter().map(|line| line.quantity).sum();
-            let id = hold.reservation_id().ok();
-            tracing::info!(reservation_id = id.as_ref().map(ReservationId::as_str), units, "hold expired");
+/// The hold as it is now, if it is still held and its lines or its owner were changed since it was read from an index.
+fn held_with_other_lines(read: &Hold, item: Option<&Item>, end: End<'_>) -> Result<Option<Hold>, Error> {
+    // Others decide again: a customer's answer shows the hold, and an admin may have asked for those of one product.
+    let Some(item) = item.filter(|_| end == End::Expired) else { return Ok(None) };
+    let now: Reservation = items::read("reservation", item.clone())?;
+    let changed = now.status == Status::Held && now.created_at == read.created_at && now.revision() != read.revision();
+    Ok(changed.then(|| Hold::from(&now)))
+}
+
+/// Names each hold that has expired or that an admin released, so that a search for its reservation shows how it ended. A
+/// cancelled one is named by its request.
+fn log_released(holds: &[Hold], end: End<'_>) {
+    for hold in holds {
+        let units: u32 = hold.lines.iter().map(|line| line.quantity).sum();
+        let id = hold.reservation_id().ok();
+        let reservation_id = id.as_ref().map(ReservationId::as_str);
+        match end {
+            End::Cancelled => {}
+            End::Expired => tracing::info!(reservation_id, units, "hold expired"),
+            End::Released(_) => tracing::info!(reservation_id, units, "hold released"),
         }
     }
 }
@@ -482,6 +632,7 @@ mod tests {
             unit_price_minor: 1,
             limited: false,
             takes,
+            revision: 0,
         };
         let reservation_id = ReservationId::derive(&customer, &IdempotencyKey::try_from(format!("k{n}")).unwrap());
         let (currency, now) = ("EUR".to_owned().try_into().unwrap(), Timestamp::from_millis(0));

@@ -1,16 +1,23 @@
 //! Reading reservations, listing them, and extending their holds.
 
-use holdfast_domain::decide::{self, ExtendDecision};
-use holdfast_domain::{CustomerId, HoldSeconds, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
-use crate::error::{Attempts, call_error};
-use crate::items::{self, text, time};
+use futures_util::future::join_all;
+use holdfast_domain::decide::{self, ExtendDecision};
+use holdfast_domain::{
+    CustomerId, HoldSeconds, Invalid, PaymentReference, ProductId, Refusal, Reservation, ReservationId, Status,
+    Timestamp,
+};
+
+use crate::error::Attempts;
+use crate::items::{self, number, text, time};
 use crate::page::Part;
 use crate::update::{Change, Expression, Updated};
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
-/// The most pages of an index or of the table that one request reads to fill its own page. A list whose filter matches
-/// little continues in the next request.
+/// How often one request reads the index to fill its page. A list whose filter matches little continues in the next
+/// request.
 const MAX_READS: u32 = 10;
 
 /// Which of a customer's reservations are listed.
@@ -138,8 +145,10 @@ impl Store {
             remind(until).await?;
             let update = Expression::new("SET #expires_at = :until, #due_at = :until", vec![(":until", time(until))]);
             let condition = Expression::new(
-                "#status = :held AND #created_at = :created AND #expires_at = :seen",
+                // It may have been handed to another customer since it was read.
+                "#status = :held AND #created_at = :created AND #expires_at = :seen AND #customer = :customer",
                 vec![
+                    (":customer", text(customer.as_str())),
                     (":held", text(Status::Held.as_str())),
                     (":created", time(reservation.created_at)),
                     (":seen", time(reservation.expires_at)),
@@ -177,112 +186,187 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Page<Reservation>, Error> {
         let listed = listed.into();
-        let parts = [
-            (keys::CUSTOMER, Part::Is(customer.as_str())),
-            (keys::CREATED_AT, Part::Number),
-            (keys::PK, Part::Begins(keys::HOLD_PREFIX)),
-            (keys::SK, Part::Is(keys::HOLD)),
-        ];
-        let mut start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
-        let request = self
-            .client
-            .query()
-            .index_name(keys::CUSTOMER_INDEX)
-            .key_condition_expression("#customer = :customer")
-            .expression_attribute_names("#customer", keys::CUSTOMER)
-            .expression_attribute_values(":customer", text(customer.as_str()))
-            .scan_index_forward(false);
-        let mut found: Vec<Reservation> = Vec::new();
-        for _ in 0..MAX_READS {
-            // Not more than still fit: the page then ends at a key from the index. An index has no defined order among
-            // equal sort keys, so after any other key a reservation of the same millisecond could be missed.
-            let fits = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
-            let (index, next) =
-                self.query(request.clone().limit(fits).set_exclusive_start_key(start), deadline).await?;
-            start = next;
-            let mut page = Vec::new();
-            for key in index {
-                page.push(key_of(&key)?);
-            }
-            let mut reservations = Vec::new();
-            for item in self.get_many(page, deadline).await? {
-                reservations.push(items::read::<Reservation>("reservation", item)?);
-            }
-            reservations.sort_by(|a, b| (b.created_at, &b.reservation_id).cmp(&(a.created_at, &a.reservation_id)));
-            for reservation in reservations {
-                if listed.has(&reservation, now) {
-                    found.push(reservation);
-                }
-            }
-            if start.is_none() || found.len() >= limit {
-                break;
-            }
-        }
-        Ok(Page { items: found, next: start.map(Cursor::new) })
+        let search = Search { customer: Some(customer.clone()), ..Search::default() };
+        self.newest(&search, |found| listed.has(found, now), limit, cursor, deadline).await
     }
 
-    /// A page of all reservations, in no order: for an admin. There is no index for it, so it scans the table.
+    /// A page of all reservations that match, the newest first: for an admin.
     ///
     /// # Errors
     /// As [`Store::reservations_of`].
     pub async fn reservations(
         &self,
-        status: Option<Status>,
-        product: Option<&ProductId>,
+        search: &Search,
         now: Timestamp,
         limit: usize,
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<Reservation>, Error> {
-        let parts = [(keys::PK, Part::Begins("")), (keys::SK, Part::Begins(""))];
-        let mut start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
-        let mut attempts = self.attempts(deadline);
+        let of_status = |found: &Reservation| search.status.is_none_or(|status| status == found.status_at(now));
+        self.newest(search, of_status, limit, cursor, deadline).await
+    }
+
+    /// A page of what `search` finds, and `also` holds for, the newest first.
+    async fn newest(
+        &self,
+        search: &Search,
+        also: impl Fn(&Reservation) -> bool,
+        limit: usize,
+        cursor: Option<Cursor>,
+        deadline: Deadline,
+    ) -> Result<Page<Reservation>, Error> {
+        let mut after = cursor.map(Position::of).transpose()?;
         let mut found: Vec<Reservation> = Vec::new();
-        let mut reads = 0;
-        while reads < MAX_READS {
-            let request = self
-                .client
-                .scan()
-                .table_name(&self.table)
-                .filter_expression("begins_with(#pk, :prefix)")
-                .expression_attribute_names("#pk", keys::PK)
-                .expression_attribute_values(":prefix", text(keys::HOLD_PREFIX))
-                .consistent_read(true)
-                .set_exclusive_start_key(start.clone());
-            let answer = match attempts.call(request.send()).await? {
-                Ok(answer) => answer,
-                Err(error) => {
-                    attempts.pause(call_error("Scan", &error)).await?;
-                    continue;
-                }
-            };
-            reads += 1;
-            for item in answer.items.unwrap_or_default() {
-                let reservation: Reservation = items::read("reservation", item)?;
-                let of_product = product.is_none_or(|id| reservation.lines.iter().any(|line| line.product_id == *id));
-                if of_product && status.is_none_or(|status| status == reservation.status_at(now)) {
-                    found.push(reservation);
-                }
+        for _ in 0..MAX_READS {
+            let fits = limit.saturating_sub(found.len());
+            let partitions = search.partitions();
+            let parts = partitions.iter().map(|part| self.positions(part, search, after.as_ref(), fits, deadline));
+            let (mut positions, mut more) = (Vec::new(), false);
+            for part in join_all(parts).await {
+                let (part, continues) = part?;
+                positions.extend(part);
+                more |= continues;
             }
-            start = answer.last_evaluated_key;
-            if start.is_none() || found.len() >= limit {
+            positions.sort_unstable();
+            more |= positions.len() > fits;
+            positions.truncate(fits);
+            let keys = positions.iter().map(|Position(_, pk)| keys::Key { pk: pk.clone(), sk: keys::HOLD.to_owned() });
+            let mut items = BTreeMap::new();
+            for item in self.get_many(keys.collect(), deadline).await? {
+                let reservation: Reservation = items::read("reservation", item)?;
+                items.insert(keys::reservation(&reservation.reservation_id).pk, reservation);
+            }
+            for Position(Reverse(made), pk) in &positions {
+                // An index lags: it may still show what the reservation has been.
+                let is = |one: &Reservation| one.created_at.as_millis() == *made && search.has(one) && also(one);
+                found.extend(items.remove(pk).filter(is));
+            }
+            after = positions.pop().or(after);
+            if !more {
+                return Ok(Page { items: found, next: None });
+            }
+            if found.len() >= limit {
                 break;
             }
         }
-        if found.len() > limit {
-            // The scan returned more than fits on the page: the next page starts after the last one shown. A table's
-            // keys are unique, so nothing is missed.
-            found.truncate(limit);
-            start = found.last().map(|last| keys::reservation(&last.reservation_id).item());
+        Ok(Page { items: found, next: after.map(Position::cursor) })
+    }
+
+    /// The newest reservations in one partition of an index, at least `fits` of them if there are so many, and whether there
+    /// may be more. An index has no defined order among reservations of the same millisecond, so that is read to its end.
+    async fn positions(
+        &self,
+        part: &Partition,
+        search: &Search,
+        after: Option<&Position>,
+        fits: usize,
+        deadline: Deadline,
+    ) -> Result<(Vec<Position>, bool), Error> {
+        let from = search.from.map_or(0, Timestamp::as_millis);
+        let to = search.to.map_or(i64::MAX, |to| to.as_millis().saturating_sub(1));
+        let to = after.map_or(to, |Position(Reverse(made), _)| to.min(*made));
+        if from > to {
+            return Ok((Vec::new(), false));
         }
-        Ok(Page { items: found, next: start.map(Cursor::new) })
+        let request = self
+            .client
+            .query()
+            .index_name(part.index)
+            .key_condition_expression("#key = :key AND #created_at BETWEEN :from AND :to")
+            .expression_attribute_names("#key", part.attribute)
+            .expression_attribute_names("#created_at", keys::CREATED_AT)
+            .expression_attribute_values(":key", text(part.value.clone()))
+            .expression_attribute_values(":from", number(from))
+            .expression_attribute_values(":to", number(to))
+            .scan_index_forward(false)
+            .limit(i32::try_from(fits + 1).unwrap_or(i32::MAX));
+        let (mut positions, mut start) = (Vec::new(), None);
+        loop {
+            let (page, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
+            for item in page {
+                let position = Position::in_index(&item);
+                let position = position.ok_or_else(|| Error::internal(part.index, "an item without a key"))?;
+                if after.is_none_or(|after| position > *after) {
+                    positions.push(position);
+                }
+            }
+            let whole = match (fits.checked_sub(1).and_then(|last| positions.get(last)), positions.last()) {
+                (Some(Position(made, _)), Some(Position(oldest, _))) => oldest.0 < made.0,
+                _ => false,
+            };
+            if next.is_none() || whole {
+                return Ok((positions, next.is_some()));
+            }
+            start = next;
+        }
     }
 }
 
-fn key_of(item: &Item) -> Result<keys::Key, Error> {
-    let part = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).cloned();
-    match (part(keys::PK), part(keys::SK)) {
-        (Some(pk), Some(sk)) => Ok(keys::Key { pk, sk }),
-        _ => Err(Error::internal("index customer", "an item without a key")),
+/// What an admin searches for: reservations for which all of this holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Search {
+    /// Of this customer, by the index `customer`.
+    pub customer: Option<CustomerId>,
+    /// Orders of this payment, by the index `payment`; also those that were given back.
+    pub payment: Option<PaymentReference>,
+    /// With this status.
+    pub status: Option<Status>,
+    /// With units of this product.
+    pub product: Option<ProductId>,
+    /// Made at this time or later.
+    pub from: Option<Timestamp>,
+    /// Made before this time.
+    pub to: Option<Timestamp>,
+}
+
+/// One partition of an index whose sort key is when a reservation was made.
+struct Partition {
+    index: &'static str,
+    attribute: &'static str,
+    value: String,
+}
+
+impl Search {
+    /// The partitions of the index with the fewest reservations to read.
+    fn partitions(&self) -> Vec<Partition> {
+        let partition = |index, attribute, value: String| Partition { index, attribute, value };
+        if let Some(payment) = &self.payment {
+            return vec![partition(keys::PAYMENT_INDEX, keys::PAYMENT, payment.to_string())];
+        }
+        if let Some(customer) = &self.customer {
+            return vec![partition(keys::CUSTOMER_INDEX, keys::CUSTOMER, customer.to_string())];
+        }
+        (0..keys::MADE_PARTITIONS).map(|k| partition(keys::MADE_INDEX, keys::MADE_KEY, keys::made_key(k))).collect()
+    }
+
+    /// Whether a reservation is one of these, but for its status.
+    fn has(&self, found: &Reservation) -> bool {
+        self.customer.as_ref().is_none_or(|customer| found.customer == *customer)
+            && self.payment.as_ref().is_none_or(|payment| found.payment_reference.as_ref() == Some(payment))
+            && self.product.as_ref().is_none_or(|id| found.lines.iter().any(|line| line.product_id == *id))
+    }
+}
+
+/// The place of a reservation in a list: when it was made, the newest first, and its partition key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Position(Reverse<i64>, String);
+
+impl Position {
+    /// The place that a cursor names.
+    fn of(cursor: Cursor) -> Result<Self, Invalid> {
+        let parts = [(keys::CREATED_AT, Part::Number), (keys::PK, Part::Begins(keys::HOLD_PREFIX))];
+        let key = cursor.into_key(&parts)?;
+        Self::in_index(&key).ok_or(Cursor::invalid())
+    }
+
+    /// The place of an item of an index.
+    fn in_index(item: &Item) -> Option<Self> {
+        let made = item.get(keys::CREATED_AT)?.as_n().ok()?.parse().ok()?;
+        Some(Self(Reverse(made), item.get(keys::PK)?.as_s().ok()?.clone()))
+    }
+
+    fn cursor(self) -> Cursor {
+        let Self(Reverse(made), pk) = self;
+        Cursor::new([(keys::CREATED_AT.to_owned(), number(made)), (keys::PK.to_owned(), text(pk))].into())
     }
 }

@@ -21,9 +21,9 @@ pub struct Reserved {
     pub replayed: bool,
 }
 
-/// What a cancelled reserve means, in order of precedence.
-enum Verdict {
-    /// The reservation exists: it has precedence over everything.
+/// What a cancelled transaction that takes units means, in order of precedence.
+pub(crate) enum Verdict {
+    /// The reservation exists, or has changed: that has precedence over everything.
     Exists(Option<Item>),
     /// The facts behind the draft are out of date.
     Stale,
@@ -151,12 +151,8 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Reserved>, Error> {
         let (product_id, deadline) = (&wanted.product.product_id, attempts.deadline());
-        let swept = self.release_overdue_of(&[wanted.product], Some(&basket.customer), now, deadline).await?;
-        if swept.holds > 0 {
+        if self.released_for(wanted.product, &basket.customer, now, deadline).await? {
             return Ok(None);
-        }
-        if !swept.complete {
-            return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }
         let keys = limit_keys(&basket.reservation_id, product_id, &basket.customer);
         let seen = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
@@ -177,6 +173,41 @@ impl Store {
                 Err(attempts.refuse(refusal))
             }
         }
+    }
+
+    /// Releases the customer's overdue holds of a product before a refusal for its limit. Returns whether there were any, so
+    /// that there may be room now.
+    async fn released_for(
+        &self,
+        product: &Product,
+        customer: &CustomerId,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        let swept = self.release_overdue_of(&[product], Some(customer), now, deadline).await?;
+        if swept.holds == 0 && !swept.complete {
+            return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
+        }
+        Ok(swept.holds > 0)
+    }
+
+    /// The limit that `customer` would exceed with these units of a reservation, all overdue holds released, if that has not
+    /// changed since it was `seen`.
+    pub(crate) async fn over_limit(
+        &self,
+        seen: &Reservation,
+        customer: &CustomerId,
+        wanted: Wanted<'_>,
+        now: Timestamp,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Option<u32>, Error> {
+        if self.released_for(wanted.product, customer, now, attempts.deadline()).await? {
+            return Ok(None);
+        }
+        let keys = limit_keys(&seen.reservation_id, &wanted.product.product_id, customer);
+        let now = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
+        let unchanged = now.reservation.as_ref() == Some(seen);
+        Ok(now.limit_exceeded_by(wanted.quantity).filter(|_| unchanged))
     }
 
     /// The transaction. Each condition is one promise: the shard has the units and knows no newer product, the
@@ -203,7 +234,7 @@ impl Store {
     }
 
     /// What the reasons mean, in order of precedence. What they say about the stock goes into the cache.
-    fn interpret(&self, wanted: &[Wanted<'_>], reasons: &[(TakeAction, Reason)]) -> Result<Verdict, Error> {
+    pub(crate) fn interpret(&self, wanted: &[Wanted<'_>], reasons: &[(TakeAction, Reason)]) -> Result<Verdict, Error> {
         let mut stale = false;
         let mut short = false;
         let mut limit = None;
@@ -231,8 +262,9 @@ impl Store {
                     let home = self.random_below(product.shards);
                     self.with_cached(&product.product_id, |cached| cached.move_home(home));
                 }
-                // It may exist: the other reasons are not enough for a refusal.
-                (TakeAction::Reservation, Reason::Conflict | Reason::Throttled) => hidden = true,
+                // It may exist, or have changed: the other reasons are not enough for a refusal.
+                (TakeAction::Reservation, Reason::Conflict | Reason::Throttled)
+                | (TakeAction::Given, Reason::Condition(_)) => hidden = true,
                 (_, Reason::Conflict | Reason::Throttled) => {}
             }
         }
@@ -274,6 +306,9 @@ impl Store {
         if reservation.fingerprint != basket.fingerprint {
             return Err(Refusal::IdempotencyKeyReused.into());
         }
+        if reservation.customer != basket.customer {
+            return Err(Refusal::HoldTransferred.into());
+        }
         // Made by an earlier try of this call, whose answer was lost: for the caller it is the first answer.
         let replayed = !(attempts.ambiguous && reservation.created_at == now);
         let deadline = attempts.deadline();
@@ -290,19 +325,19 @@ impl Store {
 }
 
 /// The keys of the items that a refusal for a customer's limit is based on.
-pub(crate) fn limit_keys(id: &ReservationId, product: &ProductId, customer: &CustomerId) -> [keys::Key; 3] {
+fn limit_keys(id: &ReservationId, product: &ProductId, customer: &CustomerId) -> [keys::Key; 3] {
     [keys::reservation(id), keys::product(product), keys::limit(product, customer)]
 }
 
 /// The items under those keys, at one instant.
-pub(crate) struct LimitSnapshot {
-    pub(crate) reservation: Option<Reservation>,
-    pub(crate) product: Option<Product>,
+struct LimitSnapshot {
+    reservation: Option<Reservation>,
+    product: Option<Product>,
     counted: u64,
 }
 
 impl LimitSnapshot {
-    pub(crate) fn read(items: Vec<Option<Item>>) -> Result<Self, Error> {
+    fn read(items: Vec<Option<Item>>) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct LimitItem {
             units: u64,
@@ -318,7 +353,7 @@ impl LimitSnapshot {
     }
 
     /// The limit, if `quantity` more would exceed it.
-    pub(crate) fn limit_exceeded_by(&self, quantity: u32) -> Option<u32> {
+    fn limit_exceeded_by(&self, quantity: u32) -> Option<u32> {
         let limit = self.product.as_ref()?.max_per_customer?;
         (self.counted + u64::from(quantity) > u64::from(limit)).then_some(limit)
     }

@@ -315,11 +315,8 @@ impl Store {
             .expression_attribute_values(":ledger", text(partition))
             .consistent_read(true)
             .scan_index_forward(false)
-            .limit(i32::try_from(limit).unwrap_or(i32::MAX))
             .set_exclusive_start_key(start);
-        let (found, next) = self.query(request, deadline).await?;
-        let entries = found.into_iter().map(|item| items::read("ledger", item));
-        Ok(Page { items: entries.collect::<Result<_, _>>()?, next: next.map(Cursor::new) })
+        self.page("ledger", request, limit, deadline).await
     }
 }
 

@@ -49,8 +49,15 @@ pub(crate) enum RefusalBasis {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TakeAction {
     Reservation,
-    Shard { line: usize, take: Take },
-    Limit { line: usize },
+    Shard {
+        line: usize,
+        take: Take,
+    },
+    Limit {
+        line: usize,
+    },
+    /// Units or a limit that the reservation gives back in the same transaction.
+    Given,
 }
 
 /// What the cached stock says about a basket.

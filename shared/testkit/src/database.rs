@@ -1,5 +1,7 @@
 //! The database behind a wire: dynoxide with the table of `template.yaml`, called by DynamoDB's JSON.
 
+use std::collections::BTreeMap;
+
 use dynoxide::{Database, DynoxideError};
 use holdfast_store::keys::{self, Index};
 use serde::{Serialize, de::DeserializeOwned};
@@ -16,7 +18,8 @@ pub fn database(table: &str, indexes: &[Index]) -> Result<Database, DynoxideErro
             { "AttributeName": sort_key, "KeyType": "RANGE" },
         ])
     };
-    let mut attributes = vec![(keys::PK, "S"), (keys::SK, "S")];
+    // Each once, also one that several indexes use.
+    let mut attributes = BTreeMap::from([(keys::PK, "S"), (keys::SK, "S")]);
     attributes.extend(indexes.iter().flat_map(|index| [(index.partition_key, "S"), (index.sort_key, "N")]));
     let attribute = |(name, kind): (&str, &str)| json!({ "AttributeName": name, "AttributeType": kind });
     let mut request = json!({

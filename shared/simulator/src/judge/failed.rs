@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Case, Ruling, hold, owed, shown};
+use super::{Case, Ruling, has_been_of, hold, owed, shown};
 use crate::dynamo::Place;
 use crate::past::Moment;
 
@@ -17,10 +17,10 @@ pub(crate) fn settled(item: &Value) -> bool {
 
 impl<'a> Case<'a> {
     /// The reservation of a failed confirmation: with a payment, whichever customer was named; else only that
-    /// customer's own.
+    /// customer's own, or one that was.
     fn about(&self, item: &Value, at: Moment) -> Option<&'a Value> {
         let found = self.item(&hold(item["reservation_id"].as_str()?), at)?;
-        (item["payment_reference"].is_string() || found["customer"] == item["failed_customer"]).then_some(found)
+        (item["payment_reference"].is_string() || names_an_owner(item, found)).then_some(found)
     }
 
     /// Whether the reservation is the order that was requested: then there is nothing left to settle. Without a
@@ -85,7 +85,7 @@ impl<'a> Case<'a> {
                 refused.and_then(|item| Some((item, self.about(item, at)?, item["payment_reference"].as_str()?)));
             owing.is_none_or(|(item, found, payment)| {
                 // One that names another customer lifts nothing of the owner's.
-                found["customer"] != item["failed_customer"] || !owed(found, payment)
+                !names_an_owner(item, found) || !owed(found, payment)
             })
         });
         if lifted { (shown, "answers_are_the_table") } else { (false, "a_retry_lifts_the_refusal") }
@@ -163,13 +163,18 @@ impl<'a> Case<'a> {
             let unanswered = |item: &Value| item["state"] == "open" && item["reason"] == "not_confirmed";
             let place = failed_place(id);
             let always = !self.once([&place], |at| !self.item(&place, at).is_some_and(unanswered));
-            always && self.books.indexed_since("FAILED", self.window.sent).any(|shown| *shown == place)
+            always && self.books.indexed_since("FAILED", self.window.sent, |_, _| true).any(|shown| *shown == place)
         });
         // One that another admin retries at the same time may be open all the time.
         let skipped = |retried: usize| over.count() > retried;
         let right = usize::try_from(retried).is_ok_and(|retried| retried <= all.len() && (more || !skipped(retried)));
         (right, "answers_are_the_table")
     }
+}
+
+/// Whether a failed confirmation names a reservation's customer, or a former one.
+fn names_an_owner(item: &Value, found: &Value) -> bool {
+    item["failed_customer"].as_str().is_some_and(|customer| has_been_of(found, customer))
 }
 
 /// Whether an answer shows this failed confirmation in every field.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Broken, Case, Route, hold, shown};
+use super::{Broken, Case, Route, has_been_of, hold, owners, shown};
 use crate::past::Moment;
 
 /// The final answers so far.
@@ -37,12 +37,21 @@ impl Finality {
         lifts.filter(|(since, _)| *since == asked).for_each(|(_, until)| *until = Some(at));
     }
 
-    /// Why a payment must not make an order now, and the promise that an order would break.
-    pub(crate) fn must_not_buy(&self, payment: &Payment) -> Broken {
-        let (asked, promise) = self.owed.get(payment)?;
-        let lifts = self.lifted.get(payment).map(Vec::as_slice).unwrap_or_default();
-        let lifted = lifts.iter().any(|(_, until)| until.is_none_or(|until| until >= *asked));
-        (!lifted).then(|| (*promise, format!("{payment:?} was to be given back, and no admin had it tried again")))
+    /// The latest answer that a payment is owed back, in whichever of these customers' names.
+    fn owed(&self, id: &str, payment: &str, owners: &[&str]) -> Option<(Moment, &'static str)> {
+        keys(id, payment, owners).filter_map(|key| self.owed.get(&key)).max_by_key(|(asked, _)| *asked).copied()
+    }
+
+    /// Why a payment must not make an order of a reservation now, and the promise that an order would break. `owners`: the
+    /// customer, and the former ones.
+    pub(crate) fn must_not_buy(&self, id: &str, payment: &str, owners: &[&str]) -> Broken {
+        let (asked, promise) = self.owed(id, payment, owners)?;
+        let mut lifts = keys(id, payment, owners).filter_map(|key| self.lifted.get(&key)).flatten();
+        let lifted = lifts.any(|(_, until)| until.is_none_or(|until| until >= asked));
+        (!lifted).then(|| {
+            let detail = format!("{payment} for {id} was to be given back, and no admin had it tried again");
+            (promise, detail)
+        })
     }
 
     /// Judges an answer by earlier ones, and records what is final in it.
@@ -68,7 +77,11 @@ impl Finality {
                 self.over.entry(key).or_insert(case.window.answered);
             }
         }
-        let (Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id)) = case.asked.route() else { return None };
+        let (Route::Confirm(id) | Route::Extend(id) | Route::Cancel(id) | Route::ChangeLines(id) | Route::HandOver(id)) =
+            case.asked.route()
+        else {
+            return None;
+        };
         if matches!(case.reply.code(), "hold_expired" | "reservation_cancelled") {
             let place = hold(id);
             let moments = case.books.past.moments([&place], case.window.sent, case.window.answered);
@@ -93,15 +106,17 @@ impl Finality {
             // and settled if it becomes an order then; docs/api.md says when to refund it.
             _ => None,
         };
-        if case.reply.status == 200 && self.owed.get(&key).is_some_and(|(asked, _)| *asked < case.window.sent) {
-            let (promise, broken) = self.must_not_buy(&key)?;
+        let item = case.books.items.get(&hold(id));
+        let all: Vec<&str> = item.into_iter().flat_map(owners).chain([case.asked.who.as_str()]).collect();
+        if case.reply.status == 200 && self.owed(id, payment, &all).is_some_and(|(asked, _)| asked < case.window.sent) {
+            let (promise, broken) = self.must_not_buy(id, payment, &all)?;
             return Some((promise, format!("{broken}: {}", case.told())));
         }
         if let Some(promise) = promise {
             self.owed.insert(key.clone(), (case.window.sent, promise));
-            let order = case.books.items.get(&hold(id)).filter(|item| is_order_of(item, &key));
+            let order = item.filter(|item| is_order_of(item, &key));
             if order.is_some()
-                && let Some((promise, broken)) = self.must_not_buy(&key)
+                && let Some((promise, broken)) = self.must_not_buy(id, payment, &all)
             {
                 return Some((promise, format!("{broken}, and it is an order: {}", case.told())));
             }
@@ -110,9 +125,12 @@ impl Finality {
     }
 }
 
-/// Whether a reservation is the order of a payment.
+/// A payment for a reservation, in each of these customers' names.
+fn keys<'a>(id: &'a str, payment: &'a str, owners: &'a [&'a str]) -> impl Iterator<Item = Payment> + 'a {
+    owners.iter().map(move |owner| (id.to_owned(), (*owner).to_owned(), payment.to_owned()))
+}
+
+/// Whether a reservation is the order of a payment, in whichever of its customers' names.
 pub(crate) fn is_order_of(item: &Value, (_, customer, payment): &Payment) -> bool {
-    item["status"] == "confirmed"
-        && item["customer"] == customer.as_str()
-        && item["payment_reference"] == payment.as_str()
+    item["status"] == "confirmed" && has_been_of(item, customer) && item["payment_reference"] == payment.as_str()
 }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::changes::counted;
 use super::{Case, Ruling, hold, lines, shown};
 use crate::dynamo::Place;
 use crate::past::{MEMORY_MS, Moment};
@@ -49,13 +50,9 @@ impl<'a> Case<'a> {
 
     /// Whether what an expired reservation would need is not available: units, or room under its customer's limit.
     pub(super) fn out_of_reach(&self, item: &Value) -> bool {
-        let wanted = lines(item);
-        let limited =
-            item["lines"].as_array().into_iter().flatten().filter(|line| line["limited"] == true).any(|line| {
-                let (id, quantity) = (line["product_id"].as_str().unwrap_or_default(), line["quantity"].as_i64());
-                self.over_limit(id, quantity.unwrap_or_default(), None)
-            });
-        limited || self.sold_out(&wanted, None)
+        let owner = item["customer"].as_str().unwrap_or_default();
+        let limited = counted(item).iter().any(|(id, quantity)| self.over_limit(id, owner, units(*quantity), None));
+        limited || self.sold_out(&lines(item), None)
     }
 
     /// The fewest units available at any one moment: those on the shards, and those that must be released first.
@@ -94,8 +91,8 @@ impl<'a> Case<'a> {
 
     /// Whether a customer's units, without those that are overdue, plus this quantity exceed a limit that the product
     /// had (`told`, if the answer names it).
-    fn over_limit(&self, product: &str, quantity: i64, told: Option<i64>) -> bool {
-        let place = (format!("LIMIT#{product}#{}", self.asked.who), "LIMIT".to_owned());
+    fn over_limit(&self, product: &str, customer: &str, quantity: i64, told: Option<i64>) -> bool {
+        let place = (format!("LIMIT#{product}#{customer}"), "LIMIT".to_owned());
         let limits = self.facts(product, self.window.remembered);
         let limits = limits.iter().filter_map(|facts| facts["max_per_customer"].as_i64());
         let mut limits = limits.filter(|limit| told.is_none_or(|told| told == *limit)).peekable();
@@ -104,7 +101,7 @@ impl<'a> Case<'a> {
                 let holds: Vec<Place> = self.books.holds_of(product).map(hold).collect();
                 self.once(holds.iter().chain([&place]), |at| {
                     let counted = self.item(&place, at).and_then(|item| item["units"].as_i64()).unwrap_or_default();
-                    counted - self.overdue(product, Some(&self.asked.who), at) + quantity > limit
+                    counted - self.overdue(product, Some(customer), at) + quantity > limit
                 })
             })
     }
@@ -129,14 +126,19 @@ impl<'a> Case<'a> {
         lines.iter().filter_map(of).collect::<Vec<_>>().join("; ")
     }
 
-    pub(super) fn limited(&self, id: &str, wanted: &[(String, u64)]) -> bool {
+    /// Whether these units would exceed the limit that the answer names.
+    pub(super) fn limited(&self, wanted: &[(String, u64)], customer: &str) -> bool {
         let (product, limit) = (self.reply.body["product_id"].as_str(), self.reply.body["max_per_customer"].as_i64());
         let (Some(product), Some(limit)) = (product, limit) else { return false };
-        let own = hold(id);
         let quantity = wanted.iter().find(|(other, _)| other == product).map(|(_, quantity)| units(*quantity));
-        // The limit is reached, and the reservation does not exist: `reserve` has already checked the latter.
-        quantity.is_some_and(|quantity| self.over_limit(product, quantity, Some(limit)))
-            && self.once([&own], |at| self.item(&own, at).is_none())
+        quantity.is_some_and(|quantity| self.over_limit(product, customer, quantity, Some(limit)))
+    }
+
+    /// Whether the product that the answer names is one of these, and did not exist.
+    pub(super) fn unknown(&self, wanted: &[(String, u64)]) -> bool {
+        let Some(id) = self.reply.body["product_id"].as_str() else { return false };
+        let place = product_place(id);
+        wanted.iter().any(|(other, _)| other == id) && self.once([&place], |at| self.item(&place, at).is_none())
     }
 
     /// Whether the product that the answer names was not on sale, by facts at most a second old.
@@ -157,8 +159,8 @@ impl<'a> Case<'a> {
     }
 
     /// Whether the answer names a product whose price differs from the one that the customer saw, each with the price that it
-    /// had during the request: a price is never refused on cached facts.
-    pub(super) fn another_price(&self) -> bool {
+    /// had during the request: a price is never refused on cached facts. `kept`: the price of a line that keeps it.
+    pub(super) fn another_price(&self, kept: impl Fn(&str) -> Option<u64>) -> bool {
         let asked = |id: &Value| {
             let lines = self.asked.body["lines"].as_array().into_iter().flatten();
             lines.filter(|line| line["product_id"] == *id).find_map(|line| line["unit_price_minor"].as_u64())
@@ -166,18 +168,20 @@ impl<'a> Case<'a> {
         let differs = |told: &Value| {
             let (id, price) = (told["product_id"].as_str().unwrap_or_default(), told["unit_price_minor"].as_u64());
             let facts = self.facts(id, self.window.sent);
-            price.is_some()
-                && asked(&told["product_id"]).is_some_and(|seen| Some(seen) != price)
-                && facts.iter().any(|facts| facts["price_minor"].as_u64() == price)
+            let right = match kept(id) {
+                Some(kept) => Some(kept) == price,
+                None => facts.iter().any(|facts| facts["price_minor"].as_u64() == price),
+            };
+            price.is_some() && right && asked(&told["product_id"]).is_some_and(|seen| Some(seen) != price)
         };
         self.reply.body["lines"].as_array().is_some_and(|told| !told.is_empty() && told.iter().all(differs))
     }
 
-    /// Whether these products have more than one currency.
-    pub(super) fn mixed(&self, wanted: &[(String, u64)]) -> bool {
+    /// Whether these products, and a hold in `currency` if there is one, have more than one currency.
+    pub(super) fn mixed(&self, wanted: &[(String, u64)], currency: Option<&str>) -> bool {
         let currencies = wanted.iter().flat_map(|(id, _)| self.facts(id, self.window.remembered));
         let currencies: std::collections::BTreeSet<_> =
-            currencies.filter_map(|facts| facts["currency"].as_str()).collect();
+            currencies.filter_map(|facts| facts["currency"].as_str()).chain(currency).collect();
         currencies.len() > 1
     }
 
@@ -262,12 +266,13 @@ impl<'a> Case<'a> {
                         && self.books.due(id, item, from) == item["expires_at"].as_i64()
                 })
             });
-            let shown = self.books.dues(id, from, self.window.answered);
-            let ever = shown.iter().any(|due| right(*due, if over { last } else { first }));
+            // With the lines that it had then: they may have been changed since.
+            let shown = self.books.dues(id, product, from, self.window.answered).into_iter();
+            let ever = shown.filter(|(due, _)| right(*due, if over { last } else { first })).map(|(_, units)| units);
             let units =
                 moments.iter().rev().find_map(|at| self.item(&place, *at)).map_or(0, |item| taken(item, product));
             bounds.0 += if always { units } else { 0 };
-            bounds.1 += if ever { units } else { 0 };
+            bounds.1 += ever.max().unwrap_or_default();
         }
         bounds
     }

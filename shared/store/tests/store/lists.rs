@@ -2,44 +2,92 @@
 
 use std::collections::BTreeSet;
 
-use aws_sdk_dynamodb::types::AttributeValue;
-use data_encoding::BASE64URL_NOPAD;
-use holdfast_domain::Status;
-use holdfast_store::{Cursor, Error, keys};
+use holdfast_domain::{OrderCancellation, Reservation, Status};
+use holdfast_store::{Cursor, Error, Search};
 use holdfast_testkit::fixtures::{
-    NOW, TABLE, basket, client, customer, product, product_id, reserve, soon, stocked, store, table,
+    NOW, basket, confirmation, customer, payment, product, product_id, reserve, soon, stocked, store, table,
 };
-use holdfast_testkit::wire::Call;
-use serde_json::{Value, json};
 
 use crate::products::tee;
+
 #[tokio::test]
-async fn the_list_of_all_reservations_reads_ten_pages_in_one_request_and_continues_in_the_next() {
-    let wire = table();
-    stocked(&wire, &[product("tee", 40, 1)]).await;
-    let store = store(&wire, 1);
-    for n in 0..20 {
-        reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap();
+async fn a_list_whose_filter_matches_little_reads_ten_times_in_one_request_and_continues_in_the_next() {
+    let (wire, store) = tee(40, 1).await;
+    for n in 0..25 {
+        reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW.plus_seconds(n + 1)).await.unwrap();
     }
-    // Three of these fill the megabyte that DynamoDB reads for one page.
-    for n in 0..45 {
-        let mut item = keys::failed(&format!("fc_{n}")).item();
-        item.insert(keys::PK.to_owned(), AttributeValue::S(format!("OTHER#{n}")));
-        item.insert("body".to_owned(), AttributeValue::S("x".repeat(380_000)));
-        client(&wire).put_item().table_name(TABLE).set_item(Some(item)).send().await.unwrap();
-    }
-    let (mut seen, mut cursor, mut most) = (0, None, 0);
+    let cancelled = reserve(&store, &basket("bob", "k", &[("tee", 1)]), NOW).await.unwrap().reservation;
+    store.cancel(&cancelled.reservation_id, &cancelled.customer, NOW, soon()).await.unwrap();
+    let search = Search { status: Some(Status::Cancelled), ..Search::default() };
+    let (mut requests, mut seen, mut cursor) = (0, 0, None);
     loop {
         wire.take_calls();
-        let page = store.reservations(None, None, NOW, 50, cursor, soon()).await.unwrap();
-        most = most.max(wire.take_calls().len());
+        let page = store.reservations(&search, NOW, 1, cursor, soon()).await.unwrap();
+        let calls = wire.take_calls();
+        assert!(calls.iter().all(|call| call.operation != "Scan"));
+        assert!(calls.iter().filter(|call| call.operation == "BatchGetItem").count() <= 10);
+        requests += 1;
         seen += page.items.len();
         cursor = page.next;
         if cursor.is_none() {
             break;
         }
     }
-    assert_eq!((seen, most), (20, 10));
+    assert_eq!((requests, seen), (3, 1));
+}
+
+#[tokio::test]
+async fn an_admin_finds_reservations_by_payment_customer_product_status_and_time() {
+    let wire = table();
+    stocked(&wire, &[product("tee", 9, 1), product("cap", 9, 1)]).await;
+    let store = store(&wire, 1);
+    let make = async |who: &str, key: &str, id: &str, after: i64| {
+        let at = NOW.plus_seconds(after);
+        reserve(&store, &basket(who, key, &[(id, 1)]), at).await.unwrap().reservation
+    };
+    let pay = async |held: &Reservation, paid: &str| {
+        let command = confirmation(&held.reservation_id, &held.customer, Some(&payment(paid)), held.created_at);
+        store.confirm(&command, held.created_at, soon()).await.unwrap();
+    };
+    // One payment for two reservations is legal: a basket that was split.
+    let (one, two, three) =
+        (make("alice", "a", "tee", 0).await, make("bob", "b", "tee", 1).await, make("alice", "c", "cap", 2).await);
+    pay(&one, "pay_1").await;
+    pay(&two, "pay_1").await;
+    let found = async |search: Search| {
+        let page = store.reservations(&search, NOW.plus_seconds(3), 10, None, soon()).await.unwrap();
+        assert_eq!(page.next, None);
+        page.items.into_iter().map(|found| found.reservation_id).collect::<Vec<_>>()
+    };
+    let ids = |all: &[&Reservation]| all.iter().map(|one| one.reservation_id.clone()).collect::<Vec<_>>();
+    let any = Search::default;
+    let at = |after| Some(NOW.plus_seconds(after));
+    for (search, wanted) in [
+        (any(), ids(&[&three, &two, &one])),
+        (Search { payment: Some(payment("pay_1")), ..any() }, ids(&[&two, &one])),
+        (Search { payment: Some(payment("pay_1")), customer: Some(customer("bob")), ..any() }, ids(&[&two])),
+        (Search { payment: Some(payment("pay_2")), ..any() }, ids(&[])),
+        (Search { customer: Some(customer("alice")), ..any() }, ids(&[&three, &one])),
+        (Search { product: Some(product_id("tee")), ..any() }, ids(&[&two, &one])),
+        (Search { status: Some(Status::Held), ..any() }, ids(&[&three])),
+        (Search { status: Some(Status::Confirmed), product: Some(product_id("cap")), ..any() }, ids(&[])),
+        (Search { from: at(1), ..any() }, ids(&[&three, &two])),
+        (Search { to: at(2), ..any() }, ids(&[&two, &one])),
+        (Search { from: at(1), to: at(2), ..any() }, ids(&[&two])),
+        (Search { from: at(2), to: at(2), ..any() }, ids(&[])),
+    ] {
+        assert_eq!(found(search.clone()).await, wanted, "{search:?}");
+    }
+    // An order that is given back keeps its payment.
+    let command = OrderCancellation {
+        order_id: one.reservation_id.clone(),
+        customer: None,
+        reason: "called off".to_owned(),
+        restock: true,
+        actor: "root".to_owned(),
+    };
+    store.cancel_order(&command, NOW, soon()).await.unwrap();
+    assert_eq!(found(Search { payment: Some(payment("pay_1")), ..any() }).await, ids(&[&two, &one]));
 }
 
 #[tokio::test]
@@ -63,11 +111,8 @@ async fn a_page_of_one_status_is_full_while_there_is_more() {
     let (first, next) = page("alice", None).await;
     assert_eq!((first, next.is_some()), (vec![4, 2], true));
     assert_eq!(page("alice", next).await.0, [1, 0]);
-    // A page that is full at the last key of the index has a cursor: the next page is empty.
-    let (last, next) = page("bob", None).await;
-    assert_eq!((last, page("bob", next).await), (vec![2, 0], (vec![], None)));
-    // All eight fit on one page of the table.
-    let all = store.reservations(None, None, NOW, 8, None, soon()).await.unwrap();
+    assert_eq!(page("bob", None).await, (vec![2, 0], None));
+    let all = store.reservations(&Search::default(), NOW, 8, None, soon()).await.unwrap();
     assert_eq!((all.items.len(), all.next), (8, None));
 }
 
@@ -123,14 +168,19 @@ async fn lists_come_in_pages_and_miss_nothing() {
     let overdue =
         store.reservations_of(&customer("alice"), Some(Status::Expired), later, 50, None, soon()).await.unwrap();
     assert_eq!(overdue.items.len(), 3, "by the clock they have expired, though nobody has released them");
+    // A cursor is a place in time: another customer's shows nothing of theirs. One of another list is refused.
     let bobs = store.reservations_of(&customer("bob"), None, NOW, 2, None, soon()).await.unwrap().next.unwrap();
-    let stolen = store.reservations_of(&customer("alice"), None, NOW, 2, Some(bobs), soon()).await.unwrap_err();
-    assert!(matches!(stolen, Error::Invalid(_)));
+    let own = store.reservations_of(&customer("alice"), None, NOW, 20, Some(bobs), soon()).await.unwrap().items;
+    assert!(!own.is_empty() && own.iter().all(|found| found.customer == customer("alice")));
+    let of_products = store.products(3, None, soon()).await.unwrap().next;
+    let refused = store.reservations_of(&customer("alice"), None, NOW, 2, of_products, soon()).await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid(_)));
 
     let mut all = 0;
     let mut cursor = None;
+    let held = Search { status: Some(Status::Held), ..Search::default() };
     loop {
-        let page = store.reservations(Some(Status::Held), None, NOW, 3, cursor, soon()).await.unwrap();
+        let page = store.reservations(&held, NOW, 3, cursor, soon()).await.unwrap();
         assert!(page.items.len() <= 3);
         all += page.items.len();
         cursor = page.next;
@@ -139,27 +189,17 @@ async fn lists_come_in_pages_and_miss_nothing() {
         }
     }
     assert_eq!(all, 10);
-    let of_one = store.reservations(None, Some(&product_id("p3")), NOW, 50, None, soon()).await.unwrap();
+    let p3 = Search { product: Some(product_id("p3")), ..Search::default() };
+    let of_one = store.reservations(&p3, NOW, 50, None, soon()).await.unwrap();
     assert_eq!(of_one.items.len(), 2);
 }
 
-/// The key at which the last query ended, in the form of a cursor.
-fn end_of_last_query(calls: &[Call]) -> Option<Value> {
-    let query = calls.iter().rfind(|call| call.operation == "Query").unwrap();
-    let key = query.response.as_ref().unwrap().get("LastEvaluatedKey")?.as_object().unwrap();
-    let parts = key.iter().map(|(name, value)| {
-        let (kind, text) = value.as_object().unwrap().iter().next().unwrap();
-        (name.clone(), json!(format!("{kind}{}", text.as_str().unwrap())))
-    });
-    Some(Value::Object(parts.collect()))
-}
-
-/// An index has no defined order among equal sort keys: a page can only continue from a key that a query returned. The
-/// tests' database has a fixed order, and would not show a mistake: so each cursor is compared with that key.
+/// An index has no defined order among equal sort keys. The tests' database orders them by their keys; lists do so the other
+/// way round, so that a page that ends within a millisecond which was not read to its end would show here.
 #[tokio::test]
 async fn a_list_of_equal_timestamps_misses_nothing_at_any_page_size() {
     const MADE: usize = 13;
-    let (wire, store) = tee(20, 1).await;
+    let (_, store) = tee(20, 1).await;
     let mut held = BTreeSet::new();
     for n in 0..MADE {
         let made = reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap().reservation;
@@ -179,9 +219,6 @@ async fn a_list_of_equal_timestamps_misses_nothing_at_any_page_size() {
                 assert!(page.items.len() <= limit);
                 seen.extend(page.items.into_iter().map(|found| found.reservation_id));
                 cursor = page.next;
-                let said = cursor.as_ref().map(|next| BASE64URL_NOPAD.decode(next.encode().as_bytes()).unwrap());
-                let said: Option<Value> = said.map(|said| serde_json::from_slice(&said).unwrap());
-                assert_eq!(said, end_of_last_query(&wire.take_calls()), "{status:?}, {limit} a page");
                 if cursor.is_none() {
                     break;
                 }

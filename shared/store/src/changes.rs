@@ -1,0 +1,207 @@
+//! Changes of a live hold: what it holds, and for whom.
+//!
+//! Each is one transaction under the condition that the hold is what was read. It counts itself in the lines' `revision`, on
+//! which every write conditions that gives their units back.
+
+use aws_sdk_dynamodb::types::AttributeValue;
+use holdfast_domain::{CustomerId, Line, Refusal, RequestedLines, Reservation, ReservationId, Status, Timestamp};
+use holdfast_domain::{change_lines, decide};
+
+use crate::cache::CachedProduct;
+use crate::confirm;
+use crate::error::Attempts;
+use crate::items::{self, Hold, number, text, time, unchanged};
+use crate::reserve::Verdict;
+use crate::transact::{Outcome, Transaction, contention_error};
+use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted, given_back, limits_given_back};
+use crate::update::Expression;
+use crate::{Deadline, Error, Store, keys};
+
+impl Store {
+    /// Gives a hold these lines. Its time goes on, and it keeps what it has until it gets all of it. Repeating it changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Refusal::ReservationNotFound`], [`Refusal::HoldExpired`], [`Refusal::ReservationCancelled`],
+    /// [`Refusal::AlreadyConfirmed`], and those of a reserve that are about products, the limit and stock.
+    pub async fn change_lines(
+        &self,
+        id: &ReservationId,
+        customer: &CustomerId,
+        lines: &RequestedLines,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Reservation, Error> {
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let seen = self.reservation(id, customer, deadline).await?;
+            if !self.may_change(&seen, now, deadline).await? {
+                continue;
+            }
+            // Read now: a customer may have seen a price that is newer than the cache.
+            let facts = self.facts(lines.products(), 0, deadline).await?;
+            let change = match change_lines(&seen, lines, &facts, now) {
+                Ok(Some(change)) => change,
+                Ok(None) => return Ok(seen),
+                Err(refusal) => {
+                    self.refuse_unless_changed(&seen, refusal, &mut attempts).await?;
+                    continue;
+                }
+            };
+            let wanted: Vec<Wanted<'_>> =
+                change.more.iter().map(|line| Wanted { product: &line.product, quantity: line.quantity }).collect();
+            let given = given_back(&[Hold::part(&seen, change.fewer.clone())]);
+            // The reservation, each limit, what is given back, and the shard of each line that is kept: so the transaction
+            // fits, and so do those that end the hold, or give the order back, which needs one more.
+            let kept = change.hold(&[]).lines;
+            let others = 2 + given.len() + kept.iter().map(|line| 1 + usize::from(line.limited)).sum::<usize>();
+            let takes = match self.allocate_units(&wanted, others, RefusalBasis::Read, now, deadline).await? {
+                Allocation::Takes(takes) => takes,
+                Allocation::Short(shortages) => {
+                    let refusal = Refusal::InsufficientStock { shortages };
+                    self.refuse_unless_changed(&seen, refusal, &mut attempts).await?;
+                    continue;
+                }
+            };
+            let changed = change.hold(&takes);
+            let mut transaction = Transaction::new(&self.table);
+            let set = "SET #lines = :lines, #late_payment_seconds = :late";
+            let values = vec![(":late", number(changed.late_payment_seconds))];
+            Self::revise(&mut transaction, &seen, &changed, Expression::new(set, values))?;
+            let taken = |(more, takes): (&Wanted<'_>, _)| {
+                let line = changed.lines.iter().find(|line| line.product_id == more.product.product_id)?;
+                Some(Line { quantity: more.quantity, takes, ..line.clone() })
+            };
+            let taken: Vec<Line> = wanted.iter().zip(takes).filter_map(taken).collect();
+            Self::take_lines(&mut transaction, customer, &taken, &wanted, |_| true)?;
+            for (key, change) in given {
+                transaction.update(TakeAction::Given, &key, change)?;
+            }
+            if self.apply(&transaction, &seen, customer, &wanted, now, &mut attempts).await? {
+                for line in &taken {
+                    self.with_cached(&line.product_id, |cached| {
+                        line.takes.iter().for_each(|take| cached.subtract(take.shard, take.units));
+                    });
+                }
+                for line in &change.fewer {
+                    // Units are free: this environment must not answer "sold out" from its cache.
+                    self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
+                }
+                return Ok(changed);
+            }
+        }
+    }
+
+    /// Hands a hold to another customer, whose limits count it from now on. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`Refusal::ReservationNotFound`], [`Refusal::HoldExpired`], [`Refusal::ReservationCancelled`],
+    /// [`Refusal::AlreadyConfirmed`], [`Refusal::CustomerLimitReached`].
+    pub async fn transfer(
+        &self,
+        id: &ReservationId,
+        from: &CustomerId,
+        to: &CustomerId,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<Reservation, Error> {
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let seen = self.any_reservation(id, deadline).await?;
+            if seen.customer == *to && seen.formerly.contains(from) {
+                return Ok(seen);
+            }
+            if seen.customer != *from {
+                return Err(Refusal::ReservationNotFound.into());
+            }
+            if !self.may_change(&seen, now, deadline).await? {
+                continue;
+            }
+            let counted: Vec<Line> = seen.lines.iter().filter(|line| line.limited).cloned().collect();
+            let facts = self.facts(counted.iter().map(|line| &line.product_id), 0, deadline).await?;
+            let wanted = counted.iter().map(|line| confirm::wanted(&facts, line)).collect::<Result<Vec<_>, Error>>()?;
+            let transferred = seen.transferred(to);
+            let mut transaction = Transaction::new(&self.table);
+            let set = "SET #lines = :lines, #customer = :to ADD #formerly :from";
+            let former = AttributeValue::Ss(vec![from.to_string()]);
+            let values = vec![(":to", text(to.as_str())), (":from", former)];
+            Self::revise(&mut transaction, &seen, &transferred, Expression::new(set, values))?;
+            // Its units stay where they are.
+            let counted: Vec<Line> = counted.into_iter().map(|line| Line { takes: Vec::new(), ..line }).collect();
+            Self::take_lines(&mut transaction, to, &counted, &wanted, |_| false)?;
+            for (key, change) in limits_given_back(&[Hold::from(&seen)]) {
+                transaction.update(TakeAction::Given, &key, change)?;
+            }
+            if self.apply(&transaction, &seen, to, &wanted, now, &mut attempts).await? {
+                return Ok(transferred);
+            }
+        }
+    }
+
+    /// Whether a hold may be changed; if not, it is refused, or has to be read again.
+    async fn may_change(&self, seen: &Reservation, now: Timestamp, deadline: Deadline) -> Result<bool, Error> {
+        match decide::change(seen, now) {
+            Ok(()) => Ok(true),
+            Err(Refusal::HoldExpired) if !self.end_for_good(seen, now, deadline).await? => Ok(false),
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// Adds the update of the hold itself: `set`, with the lines as they are then.
+    fn revise(
+        transaction: &mut Transaction<'_, TakeAction>,
+        seen: &Reservation,
+        changed: &Reservation,
+        mut set: Expression,
+    ) -> Result<(), Error> {
+        set.values.push((":lines", items::value("lines", &changed.lines)?));
+        let mut condition = unchanged(seen.created_at, seen.revision());
+        // It may have been extended since it was read: the answer shows its end.
+        condition.text.push_str(" AND #status = :held AND #expires_at = :expires");
+        condition.values.extend([(":held", text(Status::Held.as_str())), (":expires", time(seen.expires_at))]);
+        transaction.update(TakeAction::Reservation, &keys::reservation(&seen.reservation_id), (set, condition))
+    }
+
+    /// Applies a change of a hold, and returns whether it was applied. If not, decide again.
+    async fn apply(
+        &self,
+        transaction: &Transaction<'_, TakeAction>,
+        seen: &Reservation,
+        customer: &CustomerId,
+        wanted: &[Wanted<'_>],
+        now: Timestamp,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<bool, Error> {
+        match self.transact(transaction, attempts).await? {
+            Outcome::Applied => return Ok(true),
+            Outcome::TryAgain => {}
+            Outcome::Cancelled(reasons) => match self.interpret(wanted, &reasons)? {
+                Verdict::Limit { line } => {
+                    let wanted = wanted[line];
+                    if let Some(limit) = self.over_limit(seen, customer, wanted, now, attempts).await? {
+                        let product_id = wanted.product.product_id.clone();
+                        return Err(attempts.refuse(Refusal::CustomerLimitReached { product_id, limit }));
+                    }
+                    attempts.count();
+                }
+                Verdict::Contention => attempts.pause(contention_error(&reasons)).await?,
+                Verdict::Exists(_) | Verdict::Stale | Verdict::Short => attempts.count(),
+            },
+        }
+        if attempts.deadline().passed() { Err(attempts.unavailable("change")) } else { Ok(false) }
+    }
+
+    /// Refuses a change, if the hold is still what the refusal is based on; else it is decided again.
+    async fn refuse_unless_changed(
+        &self,
+        seen: &Reservation,
+        refusal: Refusal,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<(), Error> {
+        if self.latest_reservation(&seen.reservation_id, attempts).await?.as_ref() == Some(seen) {
+            return Err(attempts.refuse(refusal));
+        }
+        attempts.count();
+        if attempts.deadline().passed() { Err(attempts.unavailable("change")) } else { Ok(()) }
+    }
+}
