@@ -241,9 +241,9 @@ impl FailedConfirmation {
         self.payment_reference.is_some() || (self.is_of_owner(reservation) && its_hold)
     }
 
-    /// Whether the customer who was named in the confirmation owns the reservation, or did before it was handed over.
+    /// Whether the customer who was named in the confirmation owns the reservation, or is the guest who did.
     fn is_of_owner(&self, reservation: &Reservation) -> bool {
-        self.customer.as_ref().is_some_and(|customer| reservation.has_been_of(customer))
+        self.customer.as_ref().is_some_and(|customer| reservation.may_be_confirmed_for(customer))
     }
 
     /// Whether its payment was resolved by another failed confirmation of this reservation.
@@ -275,7 +275,8 @@ impl FailedConfirmation {
         if reservation.is_some_and(|found| self.is_refunded_in(found)) {
             return RetryDecision::SettleAsDuplicate;
         }
-        if self.reason == ORDER_CANCELLED {
+        let given_back = |found: &Reservation| found.status == crate::Status::Cancelled && found.was_ordered();
+        if self.reason == ORDER_CANCELLED || reservation.is_some_and(given_back) {
             // Nothing makes an order of it again.
             return RetryDecision::Refuse(Refusal::ReservationCancelled);
         }

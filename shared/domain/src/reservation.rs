@@ -111,8 +111,7 @@ pub struct Reservation {
     pub reservation_id: ReservationId,
     /// Its owner.
     pub customer: CustomerId,
-    /// Its former owners: a service handed it to another customer. A payment that was begun in the name of one of them still
-    /// confirms it.
+    /// Its former owners: a service handed it to another customer. A payment that was begun by a guest still confirms it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub formerly: BTreeSet<CustomerId>,
     /// One line for each product.
@@ -225,9 +224,10 @@ impl Reservation {
         self.confirmed_at.is_some()
     }
 
-    /// Whether it is, or was, this customer's.
-    pub fn has_been_of(&self, customer: &CustomerId) -> bool {
-        self.customer == *customer || self.formerly.contains(customer)
+    /// Whether a confirmation may name this customer: the owner, or the guest who was. No token is a guest's, so only a shop's
+    /// back end can name one; a user who handed it to another user has nothing to do with it any more.
+    pub fn may_be_confirmed_for(&self, customer: &CustomerId) -> bool {
+        self.customer == *customer || customer.is_guest() && self.formerly.contains(customer)
     }
 
     /// How often its lines or its owner were changed.

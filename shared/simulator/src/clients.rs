@@ -68,6 +68,10 @@ impl<'a> Client<'a> {
     async fn take(&self, step: &Step, patience: u32) {
         match step {
             Step::Reserve { key, body } => _ = self.reserve(*key, body, patience).await,
+            Step::Reserved { key, body, then } => {
+                self.reserve(*key, body, patience).await;
+                join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
+            }
             Step::Confirm { key, payment } => _ = self.confirm(*key, *payment, patience).await,
             Step::Cancel { key } => self.cancel(*key, patience).await,
             Step::GiveBack { key, restock } => self.give_order_back(*key, *restock, patience).await,

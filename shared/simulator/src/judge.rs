@@ -218,7 +218,7 @@ impl<'a> Case<'a> {
 
     /// The same for a confirmation: a payment that was begun before the hold was handed over names the former customer.
     fn payable_once(&self, id: &str, so: impl Fn(Option<&Value>) -> bool) -> bool {
-        self.any_once(id, |item| so(item.filter(|item| has_been_of(item, &self.asked.who))))
+        self.any_once(id, |item| so(item.filter(|item| may_be_confirmed_for(item, &self.asked.who))))
     }
 
     /// The earliest and the latest time that the environment may have read from its clock for this request.
@@ -580,6 +580,11 @@ pub(crate) fn has_been_of(item: &Value, customer: &str) -> bool {
     owners(item).any(|owner| owner == customer)
 }
 
+/// Whether a confirmation may name this customer: the owner, or the guest who was.
+pub(crate) fn may_be_confirmed_for(item: &Value, customer: &str) -> bool {
+    item["customer"] == customer || customer.starts_with("guest:") && has_been_of(item, customer)
+}
+
 /// A reservation's customer, and its former ones.
 pub(crate) fn owners(item: &Value) -> impl Iterator<Item = &str> {
     let former = item["formerly"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -592,7 +597,8 @@ pub(crate) fn revision(item: &Value) -> i64 {
 }
 
 fn newest_first(items: &[Value]) -> bool {
-    let place = |body: &Value| (Reverse(shown(&body["created_at"])), body["reservation_id"].as_str().map(str::to_owned));
+    let place =
+        |body: &Value| (Reverse(shown(&body["created_at"])), body["reservation_id"].as_str().map(str::to_owned));
     items.windows(2).all(|two| place(&two[0]) < place(&two[1]))
 }
 

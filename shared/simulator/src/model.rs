@@ -206,9 +206,10 @@ impl Reservation {
         self.status != Status::None && self.owner == customer
     }
 
-    /// Whether it may be confirmed in this customer's name.
-    fn has_been_of(&self, customer: &str) -> bool {
-        self.status != Status::None && (self.owner == customer || self.formerly.contains(customer))
+    /// Whether it may be confirmed in this customer's name: the owner's, or that of the guest who was.
+    fn may_be_confirmed_for(&self, customer: &str) -> bool {
+        let guest = customer.starts_with("guest:") && self.formerly.contains(customer);
+        self.status != Status::None && (self.owner == customer || guest)
     }
 
     /// The hold with these lines.
@@ -333,7 +334,7 @@ impl Machine for Reservations {
         }
         let (body, code, who) = (&reply.body, reply.code(), request.who.as_str());
         let tick = request.answered.as_ref().map_or(0, |(tick, ..)| *tick);
-        let (own, payable) = (state.is_of(who), state.has_been_of(who));
+        let (own, payable) = (state.is_of(who), state.may_be_confirmed_for(who));
         let stays = |so: bool| if so { vec![state.clone()] } else { Vec::new() };
         let ended = |there: bool, so: bool| match (state.status, code) {
             (_, "reservation_not_found") => stays(!there),
@@ -493,7 +494,7 @@ impl Machine for Reservations {
                 }
                 _ => vec![state.held(who, lines)],
             },
-            Act::Confirm(_) if !state.has_been_of(who) => Vec::new(),
+            Act::Confirm(_) if !state.may_be_confirmed_for(who) => Vec::new(),
             // An earlier try of its own may have made the order that was given back before it was answered.
             Act::Confirm(payment) if clear.is_some_and(of_cancelled) => {
                 let mut made = if open { Self::confirm(state, payment.as_ref(), false) } else { Vec::new() };

@@ -11,6 +11,8 @@ use crate::faults::Fault;
 pub(crate) enum Step {
     /// Reserves with the customer's `key`-th key; requests with one key may have different bodies.
     Reserve { key: u8, body: Vec<(usize, u32)> },
+    /// Reserves, and does all of `then` once there is an answer.
+    Reserved { key: u8, body: Vec<(usize, u32)>, then: Vec<Step> },
     /// Confirms the reservation of that key, with the `payment`-th payment for it if any; from [`SHARED`] on, a payment
     /// is for several reservations.
     Confirm { key: u8, payment: Option<u8> },
@@ -163,6 +165,8 @@ pub struct Part {
 
 /// The least duration of a long outage.
 pub(crate) const HOUR_MS: u64 = 3_600_000;
+/// The number of the key of a customer's first hold that is made for one moment.
+const FRESH: u8 = 10;
 /// The number of a customer's first payment for several reservations.
 pub(crate) const SHARED: u8 = 100;
 /// Longer than an ended reservation is kept, in seconds.
@@ -322,9 +326,10 @@ fn customer(
         let body = if other { body(random, products) } else { bodies[usize::from(key)].clone() };
         Step::Reserve { key, body }
     };
-    let change = |random: &mut fastrand::Rng, key: u8| {
+    // To other lines, or to those of its first request, which is number `first`.
+    let change = |random: &mut fastrand::Rng, first: u8, key: u8| {
         let same = random.u32(0..5) == 0;
-        let body = if same { bodies[usize::from(key)].clone() } else { body(random, products) };
+        let body = if same { bodies[usize::from(first)].clone() } else { body(random, products) };
         Step::ChangeLines { key, body }
     };
     let hand_over = |random: &mut fastrand::Rng, key: u8| {
@@ -338,7 +343,7 @@ fn customer(
         2 => Step::Confirm { key, payment: None },
         3 => Step::Cancel { key },
         4 => Step::Extend { key, seconds: random.u32(10..31) },
-        5 | 6 => change(random, key),
+        5 | 6 => change(random, 0, key),
         7 => hand_over(random, key),
         8 => Step::Release { victim: names[n].clone(), key },
         _ => Step::ReleaseAll { product: random.usize(0..products.len()) },
@@ -349,7 +354,7 @@ fn customer(
         Moment { number: *number - 1, wait_ms, steps, patience: random.u32(0..4) }
     };
     let mut all = Vec::new();
-    for at in 0..moments {
+    for at in 0..u8::try_from(moments).unwrap_or_default() {
         let key = random.u8(0..keys);
         let payment = random.bool().then(|| random.u8(0..2));
         let first = at == 0 || random.u32(0..3) == 0;
@@ -421,20 +426,33 @@ fn customer(
                         Step::AroundExpiry { key, offset_ms: random.i64(-6_000..2_000), then: vec![give_back, and] },
                     ]
                 }
-                // With other lines; at the same time as something else of the same hold, or another change.
-                26 => vec![change(random, key), change(random, key)],
-                27 => {
-                    let change = change(random, key);
-                    let and = beside(random, key);
-                    let offset_ms = [-30_000, random.i64(-6_000..1_000)][random.usize(0..2)];
-                    vec![Step::AroundExpiry { key, offset_ms, then: vec![change, and] }]
+                // A new hold, with other lines at once; at the same time as something else of it, or another change.
+                26 | 27 => {
+                    let key = FRESH + at;
+                    let offset_ms = random.i64(-6_000..1_000);
+                    let then = match random.u32(0..4) {
+                        0 => vec![change(random, 0, key), change(random, 0, key)],
+                        1 => {
+                            let then = vec![Step::Confirm { key, payment: Some(0) }];
+                            vec![change(random, 0, key), Step::AroundExpiry { key, offset_ms: offset_ms * 2, then }]
+                        }
+                        2 => vec![change(random, 0, key), beside(random, key)],
+                        _ => {
+                            let then = vec![change(random, 0, key), beside(random, key)];
+                            vec![Step::AroundExpiry { key, offset_ms, then }]
+                        }
+                    };
+                    vec![Step::Reserved { key, body: body(random, products), then }]
                 }
                 // Handed to another customer, who goes on with it.
                 28 => vec![hand_over(random, key), beside(random, key)],
                 29 => {
-                    let then = vec![hand_over(random, key), beside(random, key)];
-                    let offset_ms = [-30_000, random.i64(-6_000..1_000)][random.usize(0..2)];
-                    vec![Step::AroundExpiry { key, offset_ms, then }]
+                    let key = FRESH + at;
+                    let mut then = vec![hand_over(random, key), beside(random, key)];
+                    if random.bool() {
+                        then = vec![Step::AroundExpiry { key, offset_ms: random.i64(-6_000..1_000), then }];
+                    }
+                    vec![Step::Reserved { key, body: body(random, products), then }]
                 }
                 // Released by an admin, before or after its end, and paid all the same.
                 30 => {
@@ -479,7 +497,7 @@ fn customer(
                     let release = Step::Release { victim: names[n].clone(), key };
                     vec![release, Step::Confirm { key, payment: Some(random.u8(0..2)) }]
                 }
-                _ if random.bool() => vec![change(random, key)],
+                _ if random.bool() => vec![change(random, key, key)],
                 _ => vec![hand_over(random, key)],
             };
             moment(random, number, steps)

@@ -435,7 +435,8 @@ pub static ALL: &[Planted] = &[
         plain(call, CONFIRMS, " AND #expires_at > :at", "")
     }),
     asks("confirm-without-owner", "confirm does not ask whose reservation it is", |call| {
-        plain(call, CONFIRMS, "(#customer = :customer OR contains(#formerly, :customer)) AND ", "")
+        plain(call, CONFIRMS, "(#customer = :customer OR contains(#formerly, :customer)) AND ", "");
+        plain(call, CONFIRMS, "#customer = :customer AND ", "")
     }),
     asks("confirmed-stays-due", "an order stays in the index of holds", |call| {
         plain_update(call, CONFIRMS, "#due_key, #due_at, ", "")

@@ -33,6 +33,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
         let mut attempts = self.attempts(deadline);
+        let mut tried = None;
         loop {
             let seen = self.reservation(id, customer, deadline).await?;
             if !self.may_change(&seen, now, deadline).await? {
@@ -51,18 +52,28 @@ impl Store {
             let wanted: Vec<Wanted<'_>> =
                 change.more.iter().map(|line| Wanted { product: &line.product, quantity: line.quantity }).collect();
             let given = given_back(&[Hold::part(&seen, change.fewer.clone())]);
-            // The reservation, each limit, what is given back, and the shard of each line that is kept: so the transaction
-            // fits, and so do those that end the hold, or give the order back, which needs one more.
+            // The transaction must fit, and so must those that end the hold as it is then, or give the order back, which
+            // needs one more.
             let kept = change.hold(&[]).lines;
-            let others = 2 + given.len() + kept.iter().map(|line| 1 + usize::from(line.limited)).sum::<usize>();
+            let counted = change.more.iter().filter(|line| line.product.counts_per_customer).count();
+            let of_kept = kept.iter().map(|line| line.takes.len() + usize::from(line.limited)).sum::<usize>();
+            let others = (1 + given.len() + counted).max(2 + of_kept);
             let takes = match self.allocate_units(&wanted, others, RefusalBasis::Read, now, deadline).await? {
                 Allocation::Takes(takes) => takes,
-                Allocation::Short(shortages) => {
+                Allocation::Short(mut shortages) => {
+                    // In the terms of the request: with what the hold has.
+                    for line in &seen.lines {
+                        for short in shortages.iter_mut().filter(|short| short.product_id == line.product_id) {
+                            short.requested += line.quantity;
+                            short.available += u64::from(line.quantity);
+                        }
+                    }
                     let refusal = Refusal::InsufficientStock { shortages };
                     self.refuse_unless_changed(&seen, refusal, &mut attempts).await?;
                     continue;
                 }
             };
+            Self::only_once(&mut tried, &seen, &attempts)?;
             let changed = change.hold(&takes);
             let mut transaction = Transaction::new(&self.table);
             let set = "SET #lines = :lines, #late_payment_seconds = :late";
@@ -106,10 +117,11 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
         let mut attempts = self.attempts(deadline);
+        let mut tried = None;
         loop {
             let seen = self.any_reservation(id, deadline).await?;
             if seen.customer == *to && seen.formerly.contains(from) {
-                return Ok(seen);
+                return self.end_if_overdue(seen, now, deadline).await;
             }
             if seen.customer != *from {
                 return Err(Refusal::ReservationNotFound.into());
@@ -120,14 +132,22 @@ impl Store {
             let counted: Vec<Line> = seen.lines.iter().filter(|line| line.limited).cloned().collect();
             let facts = self.facts(counted.iter().map(|line| &line.product_id), 0, deadline).await?;
             let wanted = counted.iter().map(|line| confirm::wanted(&facts, line)).collect::<Result<Vec<_>, Error>>()?;
+            Self::only_once(&mut tried, &seen, &attempts)?;
             let transferred = seen.transferred(to);
             let mut transaction = Transaction::new(&self.table);
             let set = "SET #lines = :lines, #customer = :to ADD #formerly :from";
             let former = AttributeValue::Ss(vec![from.to_string()]);
             let values = vec![(":to", text(to.as_str())), (":from", former)];
             Self::revise(&mut transaction, &seen, &transferred, Expression::new(set, values))?;
-            // Its units stay where they are.
-            let counted: Vec<Line> = counted.into_iter().map(|line| Line { takes: Vec::new(), ..line }).collect();
+            // Its units stay where they are. A shard knows whether an admin has changed the limit since.
+            for (line, wanted) in counted.iter().zip(&wanted) {
+                if let Some(take) = line.takes.first() {
+                    let known = vec![(":v", number(wanted.product.version))];
+                    let condition = Expression::new("#product_version <= :v", known);
+                    transaction.check(TakeAction::Given, &keys::shard(&line.product_id, take.shard), condition)?;
+                }
+            }
+            let counted: Vec<Line> = counted.iter().map(|line| Line { takes: Vec::new(), ..line.clone() }).collect();
             Self::take_lines(&mut transaction, to, &counted, &wanted, |_| false)?;
             for (key, change) in limits_given_back(&[Hold::from(&seen)]) {
                 transaction.update(TakeAction::Given, &key, change)?;
@@ -136,6 +156,16 @@ impl Store {
                 return Ok(transferred);
             }
         }
+    }
+
+    /// Stops a change of which an earlier try may have been applied, and another change since: once more, it would undo that
+    /// one. `tried` has the revision that the earlier try was based on.
+    fn only_once(tried: &mut Option<u32>, seen: &Reservation, attempts: &Attempts<'_>) -> Result<(), Error> {
+        let before = tried.replace(seen.revision());
+        if attempts.ambiguous && before.is_some_and(|before| before != seen.revision()) {
+            return Err(attempts.unavailable("change"));
+        }
+        Ok(())
     }
 
     /// Whether a hold may be changed; if not, it is refused, or has to be read again.

@@ -87,8 +87,9 @@ impl Store {
                 Some(reservation) => reservation,
                 None => self.any_reservation(id, deadline).await?,
             };
-            if !reservation.has_been_of(customer) {
-                return Err(Refusal::ReservationNotFound.into());
+            if !reservation.may_be_confirmed_for(customer) {
+                // It may become theirs, before an earlier try is applied.
+                return Err(attempts.refuse(Refusal::ReservationNotFound));
             }
             outcome = match (decide::confirmation(&reservation, confirmation, now), command.payment()) {
                 (ConfirmDecision::Done, _) => return Ok(reservation),
@@ -146,8 +147,14 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<ConfirmOutcome, Error> {
         let id = &command.confirmation.reservation_id;
+        // See `Reservation::may_be_confirmed_for`.
+        let owner = if command.confirmation.customer.is_guest() {
+            "(#customer = :customer OR contains(#formerly, :customer))"
+        } else {
+            "#customer = :customer"
+        };
         let condition = unless_settled(
-            "(#customer = :customer OR contains(#formerly, :customer)) AND #status = :held AND #expires_at > :at AND #created_at <= :latest",
+            &format!("{owner} AND #status = :held AND #expires_at > :at AND #created_at <= :latest"),
             vec![
                 (":customer", text(command.confirmation.customer.as_str())),
                 (":held", text(Status::Held.as_str())),

@@ -194,7 +194,10 @@ impl Store {
                     transaction.update((), &key, resolution_note(&seen, found, now.max(self.clock.now())))?;
                 }
                 // One that is made meanwhile must record it.
-                (None, Some(missing)) => transaction.expect_none((), &keys::reservation(missing))?,
+                (None, Some(missing)) => {
+                    let none = Expression::new("attribute_not_exists(#pk)", vec![]);
+                    transaction.check((), &keys::reservation(missing), none)?;
+                }
                 _ => {}
             }
             if self.transact_or_wait("failed confirmation", &transaction, &mut attempts).await? {

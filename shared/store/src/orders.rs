@@ -110,8 +110,17 @@ impl Store {
             let key = keys::failed(&owed.id());
             let stored: Option<FailedConfirmation> = self.get("failed confirmation", key.clone(), deadline).await?;
             let unchanged = seen_failures(stored.as_ref());
-            // One that an admin resolved, before there was a reservation, was refunded: it says so for ever.
-            if let Some(open) = owed.reopened(stored, now) {
+            // One that an admin resolved, before there was a reservation, was refunded: it says so for ever. So does one that
+            // names a former owner.
+            let mut open = owed.reopened(stored, now);
+            for former in &order.formerly {
+                let named = Reservation { customer: former.clone(), ..order.clone() };
+                let Some(failure) = Failure::of_cancelled_order(&named, now) else { continue };
+                let key = keys::failed(&failure.id());
+                let stored: Option<FailedConfirmation> = self.get("failed confirmation", key, deadline).await?;
+                open = open.filter(|_| failure.reopened(stored, now).is_some());
+            }
+            if let Some(open) = open {
                 let mut update = record_update(&open);
                 update.text.push_str(" REMOVE #settled_by, #settled_at, #note");
                 transaction.update((), &key, (update, unchanged))?;

@@ -182,7 +182,11 @@ impl Store {
         'sweep: for k in 0..self.due_partitions {
             // At once, since a hold that is released leaves the index.
             let holds = match self.due_holds_of(&[product], k, end_of_time, deadline).await {
-                Ok(holds) => holds,
+                Ok((holds, unreadable)) => {
+                    swept.complete &= unreadable.is_none();
+                    failed = failed.or(unreadable);
+                    holds
+                }
                 Err(Error::Unavailable { .. }) => {
                     swept.complete = false;
                     break;
@@ -321,7 +325,7 @@ impl Store {
         let mut holds = Vec::new();
         for part in join_all(partitions).await {
             match part {
-                Ok(part) => holds.extend(part),
+                Ok((part, _)) => holds.extend(part),
                 Err(Error::Unavailable { .. }) => swept.complete = false,
                 Err(error) => return Err(error),
             }
@@ -349,24 +353,26 @@ impl Store {
         Ok(swept)
     }
 
-    /// The holds of these products in one partition of the index that end by `horizon`.
+    /// The holds of these products in one partition of the index that end by `horizon`, and the error of one that cannot be
+    /// read.
     async fn due_holds_of(
         &self,
         products: &[&Product],
         k: u32,
         horizon: Timestamp,
         deadline: Deadline,
-    ) -> Result<Vec<Hold>, Error> {
+    ) -> Result<(Vec<Hold>, Option<Error>), Error> {
         let wanted = |hold: &Hold| {
             hold.lines.iter().any(|line| products.iter().any(|product| product.product_id == line.product_id))
         };
-        let (mut found, mut start) = (Vec::new(), None);
+        let (mut found, mut unreadable, mut start) = (Vec::new(), None, None);
         loop {
             let page = self.overdue_page(k, horizon, start, deadline).await?;
             found.extend(page.holds.into_iter().filter(wanted));
+            unreadable = unreadable.or(page.unreadable);
             start = page.next;
             if start.is_none() {
-                return Ok(found);
+                return Ok((found, unreadable));
             }
         }
     }
@@ -454,12 +460,17 @@ impl Store {
                 Outcome::Cancelled(reasons) => reasons,
             };
             let mut ended = vec![false; holds.len()];
-            let mut lacking = false;
+            let (mut lacking, mut own) = (false, 0);
             for (action, reason) in &reasons {
                 match (action, reason) {
                     (&Action::Hold(at), Reason::Condition(item)) => {
                         ended[at] = true;
                         changed.extend(held_with_other_lines(&holds[at], item.as_ref(), end)?);
+                        if released_before(item.as_ref(), end)? {
+                            log_released(&holds[at..=at], end);
+                            swept.add(Swept { holds: 1, units: units(&holds[at..=at]), ..Swept::default() });
+                            own += 1;
+                        }
                     }
                     (Action::Units, Reason::Condition(_)) => lacking = true,
                     (_, Reason::Conflict | Reason::Throttled) => {}
@@ -469,7 +480,10 @@ impl Store {
                 // A hold that has ended has released its units before. A conflict may hide that, and so may the
                 // different instants of the conditions: read the holds to see whether units are really missing.
                 if lacking && !reasons.iter().any(|(_, reason)| reason.hides_condition()) {
-                    ended = self.which_have_ended(&holds, &mut attempts).await?;
+                    for (at, item) in self.which_have_ended(&holds, &mut attempts).await? {
+                        ended[at] = true;
+                        changed.extend(held_with_other_lines(&holds[at], item.as_ref(), end)?);
+                    }
                     if !ended.contains(&true) {
                         return Err(Error::internal("release", "a shard or a limit of the hold does not exist"));
                     }
@@ -477,7 +491,7 @@ impl Store {
                     attempts.pause(contention_error(&reasons)).await?;
                 }
             }
-            swept.ended_before += ended.iter().filter(|&&ended| ended).count() as u64;
+            swept.ended_before += ended.iter().filter(|&&ended| ended).count() as u64 - own;
             let mut ended = ended.into_iter();
             holds.retain(|_| !ended.next().unwrap_or(false));
             if holds.is_empty() {
@@ -488,20 +502,25 @@ impl Store {
         Ok(swept)
     }
 
-    /// Which of these are no longer held, or have changed.
-    async fn which_have_ended(&self, holds: &[Hold], attempts: &mut Attempts<'_>) -> Result<Vec<bool>, Error> {
+    /// Which of these are no longer held, or have changed, and what they are now.
+    async fn which_have_ended(
+        &self,
+        holds: &[Hold],
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Vec<(usize, Option<Item>)>, Error> {
         let keys = holds.iter().map(|hold| Ok(keys::reservation(&hold.reservation_id()?)));
         let found = self.snapshot(&keys.collect::<Result<Vec<_>, Error>>()?, attempts).await?;
-        let ended = holds.iter().zip(found).map(|(hold, item)| {
-            let found = item.map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
-            let same = |found: &Reservation| {
-                found.status == Status::Held
-                    && found.created_at == hold.created_at
-                    && found.revision() == hold.revision()
+        let mut ended = Vec::new();
+        for (at, (hold, item)) in holds.iter().zip(found).enumerate() {
+            let now = item.clone().map(|item| items::read::<Reservation>("reservation", item)).transpose()?;
+            let same = |now: &Reservation| {
+                now.status == Status::Held && now.created_at == hold.created_at && now.revision() == hold.revision()
             };
-            Ok(!found.as_ref().is_some_and(same))
-        });
-        ended.collect()
+            if !now.as_ref().is_some_and(same) {
+                ended.push((at, item));
+            }
+        }
+        Ok(ended)
     }
 
     fn release_transaction(
@@ -556,6 +575,13 @@ fn held_with_other_lines(read: &Hold, item: Option<&Item>, end: End<'_>) -> Resu
     let now: Reservation = items::read("reservation", item.clone())?;
     let changed = now.status == Status::Held && now.created_at == read.created_at && now.revision() != read.revision();
     Ok(changed.then(|| Hold::from(&now)))
+}
+
+/// Whether it was this very release by an admin that ended it: a try whose answer was lost.
+fn released_before(item: Option<&Item>, end: End<'_>) -> Result<bool, Error> {
+    let (Some(item), End::Released(record)) = (item, end) else { return Ok(false) };
+    let now: Reservation = items::read("reservation", item.clone())?;
+    Ok(now.cancellation.as_ref() == Some(record))
 }
 
 /// Names each hold that has expired or that an admin released, so that a search for its reservation shows how it ended. A

@@ -303,16 +303,16 @@ impl Store {
         now: Timestamp,
         attempts: &mut Attempts<'_>,
     ) -> Result<Reserved, Error> {
-        if reservation.fingerprint != basket.fingerprint {
-            return Err(Refusal::IdempotencyKeyReused.into());
-        }
-        if reservation.customer != basket.customer {
-            return Err(Refusal::HoldTransferred.into());
-        }
         // Made by an earlier try of this call, whose answer was lost: for the caller it is the first answer.
         let replayed = !(attempts.ambiguous && reservation.created_at == now);
         let deadline = attempts.deadline();
         loop {
+            if reservation.fingerprint != basket.fingerprint {
+                return Err(Refusal::IdempotencyKeyReused.into());
+            }
+            if reservation.customer != basket.customer {
+                return Err(Refusal::HoldTransferred.into());
+            }
             let over = reservation.status_at(now) == Status::Expired;
             if !over || self.end_for_good(&reservation, now, deadline).await? {
                 return Ok(Reserved { reservation, replayed });

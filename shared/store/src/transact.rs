@@ -17,7 +17,7 @@ use aws_sdk_dynamodb::types::{
 
 use crate::error::{Attempts, CallError, call_error};
 use crate::keys::Key;
-use crate::update::{Change, names, values};
+use crate::update::{Change, Expression, names, values};
 use crate::{Error, Item, Store};
 
 /// The code of a reason: another transaction was on the item.
@@ -97,14 +97,14 @@ impl<'a, A: Clone> Transaction<'a, A> {
         Ok(())
     }
 
-    /// Stops the transaction if there is an item with this key.
-    pub(crate) fn expect_none(&mut self, means: A, key: &Key) -> Result<(), Error> {
-        let condition = "attribute_not_exists(#pk)";
+    /// Stops the transaction unless the condition holds for the item with this key.
+    pub(crate) fn check(&mut self, means: A, key: &Key, condition: Expression) -> Result<(), Error> {
         let check = ConditionCheck::builder()
             .table_name(self.table)
             .set_key(Some(key.item()))
-            .condition_expression(condition)
-            .set_expression_attribute_names(Some(names(&[condition])))
+            .condition_expression(&condition.text)
+            .set_expression_attribute_names(Some(names(&[&condition.text])))
+            .set_expression_attribute_values(Some(values([condition])).filter(|values| !values.is_empty()))
             .build()
             .map_err(incomplete)?;
         self.actions.push((means, TransactWriteItem::builder().condition_check(check).build()));

@@ -315,9 +315,12 @@ pub(crate) fn take_units(units: u32, version: Option<u64>) -> Change {
 /// The update that counts `quantity` more units of a customer, and the condition that they stay within `limit`.
 pub(crate) fn take_limit(quantity: u32, limit: u32) -> Change {
     let room = number(i64::from(limit) - i64::from(quantity));
+    // Whoever has none yet may still want too many.
+    let condition =
+        if quantity > limit { "#units <= :room" } else { "attribute_not_exists(#units) OR #units <= :room" };
     (
         Expression::new("ADD #units :q", vec![(":q", number(quantity))]),
-        Expression::new("attribute_not_exists(#units) OR #units <= :room", vec![(":room", room)]),
+        Expression::new(condition, vec![(":room", room)]),
     )
 }
 

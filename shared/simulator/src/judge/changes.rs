@@ -24,7 +24,20 @@ impl Case<'_> {
                 (right, "answers_are_the_table")
             }
             (409, "insufficient_stock") => {
-                let right = refused(&|_, more| self.sold_out(more, Some(&body["lines"])));
+                // It is told in the terms of the request: with what the hold has.
+                let told = |item: &Value| {
+                    let has = lines(item);
+                    let mut told = body["lines"].clone();
+                    for line in told.as_array_mut().into_iter().flatten() {
+                        let of_it = |(id, _): &&(String, u64)| line["product_id"] == id.as_str();
+                        let has = has.iter().find(of_it).map_or(0, |(_, has)| *has);
+                        for name in ["requested", "available"] {
+                            line[name] = line[name].as_u64().and_then(|units| units.checked_sub(has)).into();
+                        }
+                    }
+                    told
+                };
+                let right = refused(&|item, more| self.sold_out(more, Some(&told(item))));
                 (right, "never_sold_out_while_units_are_free")
             }
             (409, "customer_limit_reached") => {

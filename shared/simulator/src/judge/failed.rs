@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Case, Ruling, has_been_of, hold, owed, shown};
+use super::{Case, Ruling, hold, may_be_confirmed_for, owed, shown};
 use crate::dynamo::Place;
 use crate::past::Moment;
 
@@ -143,9 +143,14 @@ impl<'a> Case<'a> {
             (409, "already_settled") => {
                 self.failed_once(id, |item, at| item.is_some_and(|item| settled(item) || self.is_order(item, at)))
             }
-            (409, "reservation_cancelled") => {
-                self.failed_once(id, |item, _| item.is_some_and(|item| item["reason"] == "order_cancelled"))
-            }
+            (409, "reservation_cancelled") => self.failed_once(id, |item, at| {
+                let given_back = |item: &Value| {
+                    let place = hold(item["reservation_id"].as_str().unwrap_or_default());
+                    let found = self.item(&place, at);
+                    found.is_some_and(|found| found["status"] == "cancelled" && super::was_ordered(found))
+                };
+                item.is_some_and(|item| item["reason"] == "order_cancelled" || given_back(item))
+            }),
             _ => return (false, "only_documented_refusals"),
         };
         (right, "only_true_refusals")
@@ -174,7 +179,7 @@ impl<'a> Case<'a> {
 
 /// Whether a failed confirmation names a reservation's customer, or a former one.
 fn names_an_owner(item: &Value, found: &Value) -> bool {
-    item["failed_customer"].as_str().is_some_and(|customer| has_been_of(found, customer))
+    item["failed_customer"].as_str().is_some_and(|customer| may_be_confirmed_for(found, customer))
 }
 
 /// Whether an answer shows this failed confirmation in every field.

@@ -102,6 +102,9 @@ async fn what_cannot_be_had_changes_nothing() {
     let refused = refusal(change(&shop, &held, &[("tee", 1), ("cap", 2)]).await);
     let Refusal::InsufficientStock { shortages } = &refused else { panic!("{refused:?}") };
     assert_eq!((shortages[0].product_id.as_str(), shortages[0].requested, shortages[0].available), ("cap", 2, 1));
+    let refused = refusal(change(&shop, &held, &[("tee", 4)]).await);
+    let Refusal::InsufficientStock { shortages } = &refused else { panic!("{refused:?}") };
+    assert_eq!((shortages[0].requested, shortages[0].available), (4, 3), "with what the hold has");
     assert_eq!(refusal(change(&shop, &held, &[("tee", 5)]).await).code(), "customer_limit_reached");
     assert_eq!(refusal(change(&shop, &held, &[("tee", 2), ("hat", 1)]).await).code(), "product_not_found");
     assert_eq!(shop.any_reservation(&held.reservation_id, soon()).await.unwrap(), held);
@@ -252,6 +255,45 @@ async fn a_hold_of_crumbs_is_changed_in_one_transaction() {
     assert_eq!((units(&wire, "a").await, units(&wire, "c").await), ((64, 0, 0, 64), (3, 0, 0, 3)));
 }
 
+#[tokio::test]
+async fn a_full_basket_of_limited_products_is_replaced_by_another() {
+    let wire = table();
+    let ids: Vec<String> = (0..40).map(|n| format!("p{n:02}")).collect();
+    let products: Vec<Product> = ids.iter().map(|id| limited(product(id, 4, 1), 4)).collect();
+    stocked(&wire, &products).await;
+    let store = store(&wire, 1);
+    let basket_of = |of: &[usize], units| of.iter().map(|&n| (ids[n].as_str(), units)).collect::<Vec<(&str, u32)>>();
+    let (old, new): (Vec<usize>, Vec<usize>) = ((0..20).collect(), (20..40).collect());
+    let held = reserve(&store, &basket("alice", "k", &basket_of(&old, 2)), NOW).await.unwrap().reservation;
+    let but_one = [basket_of(&old[..19], 3), basket_of(&new[..1], 1)].concat();
+    for wanted in [basket_of(&new, 2), but_one, basket_of(&old, 4)] {
+        assert_eq!(quantities(&change(&store, &held, &wanted).await.unwrap()), wanted.iter().copied().collect());
+    }
+}
+
+#[tokio::test]
+async fn a_change_whose_answer_was_lost_does_not_undo_a_later_one() {
+    let (wire, shop, other) = two_products().await;
+    let held = hold(&shop, "alice", 3, NOW).await;
+    // Applied, and its answer is lost; another change is acknowledged before the first one is decided again.
+    wire.fail("TransactWriteItems", 4, Fault::LostAfter);
+    let mut reads = 0;
+    let gate = wire.gate(move |call| {
+        reads += usize::from(call.operation == "GetItem" && call.request.to_string().contains("HOLD#"));
+        reads == 2
+    });
+    let (first, ()) = join(change(&shop, &held, &[("tee", 1)]), async {
+        gate.arrived().await;
+        wire.clear_faults();
+        change(&other, &held, &[("cap", 5)]).await.unwrap();
+        gate.open();
+    })
+    .await;
+    assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
+    let now = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
+    assert_eq!(quantities(&now), [("cap", 5)].into());
+}
+
 async fn transfer(store: &Store, held: &Reservation, to: &str) -> Result<Reservation, Error> {
     store.transfer(&held.reservation_id, &held.customer, &customer(to), NOW, soon()).await
 }
@@ -291,6 +333,18 @@ async fn a_guests_hold_is_handed_to_an_account_with_its_limit() {
         (counted(&wire, "tee", "guest:8").await, counted(&wire, "tee", "alice").await),
         ("2".into(), "2".into())
     );
+    // Nor more than the limit to somebody who never had any: it was lowered since.
+    let lower = holdfast_domain::ProductChange { max_per_customer: Some(Some(1)), ..Default::default() };
+    shop.change_product(&product_id("tee"), 1, lower, soon()).await.unwrap();
+    let limit = Refusal::CustomerLimitReached { product_id: product_id("tee"), limit: 1 };
+    assert_eq!(refusal(transfer(&shop, &second, "nobody-yet").await), limit);
+    // A user who hands it to another user has nothing to do with it any more.
+    let users = reserve(&shop, &basket("uma", "k", &[("tee", 1)]), NOW).await.unwrap().reservation;
+    transfer(&shop, &users, "victor").await.unwrap();
+    for paid in [Some("pay_2"), None] {
+        let hers = confirmation(&users.reservation_id, &users.customer, paid.map(payment).as_ref(), NOW);
+        assert_eq!(refusal(shop.confirm(&hers, NOW, soon()).await), Refusal::ReservationNotFound);
+    }
     // Nor is anything handed over that has ended.
     assert_eq!(refusal(transfer(&shop, &order, "bob").await).code(), "already_confirmed");
     let (id, from, to) = (&second.reservation_id, &second.customer, customer("bob"));
@@ -369,6 +423,12 @@ async fn all_holds_of_a_product_are_released_and_no_others() {
     assert_eq!((units(&wire, "tee").await, units(&wire, "cap").await), ((5, 0, 1, 6), (4, 2, 0, 6)));
     let again = other.release_all(&product_id("tee"), &called_off(), NOW, soon()).await.unwrap();
     assert_eq!((again.holds, again.complete), (0, true));
+    // They are counted although the answer to the write was lost.
+    let more = reserve(&shop, &basket("erin", "k", &[("tee", 2)]), NOW).await.unwrap().reservation;
+    wire.fail("TransactWriteItems", 4, Fault::LostAfter);
+    let swept = other.release_all(&product_id("tee"), &called_off(), NOW, soon()).await.unwrap();
+    assert_eq!((swept.holds, swept.units), (1, 2));
+    assert_eq!(status(&more).await, Status::Cancelled);
     let unknown = other.release_all(&product_id("hat"), &called_off(), NOW, soon()).await;
     assert_eq!(refusal(unknown).code(), "product_not_found");
 }
