@@ -361,8 +361,7 @@ struct Transfer {
 /// Hand a hold to another customer
 ///
 /// For a guest who signs in during the checkout. Only for a service. Units, time, price and key stay with the hold; the
-/// limits of the new customer count it from now on. A confirmation that names the former customer is still accepted.
-/// Idempotent.
+/// limits of the new customer count it from now on. A confirmation that names the guest is still accepted. Idempotent.
 #[utoipa::path(
     post, path = "/reservations/{reservation_id}/transfer", operation_id = "transferReservation", tag = "Reservations",
     params(("reservation_id" = schema::ReservationId, Path)),

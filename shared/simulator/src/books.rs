@@ -9,7 +9,7 @@ mod changes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use holdfast_domain::{CustomerId, Line, Product, Reservation, Status};
+use holdfast_domain::{CustomerId, Line, PaymentReference, Product, Reservation, Status};
 use holdfast_store::LedgerEntry;
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -512,7 +512,7 @@ impl Books {
                         let mut owed = owed_back(before);
                         if old.status == Status::Confirmed && new.status == Status::Cancelled {
                             // What paid for an order that is given back.
-                            owed.extend(old.payment_reference.as_ref().map(|payment| payment.as_str()));
+                            owed.extend(old.payment_reference.as_ref().map(PaymentReference::as_str));
                         }
                         let same = owed == owed_back(after);
                         self.check(now, same, "settled_stays_settled", || format!("{before} became {after}"));

@@ -784,29 +784,36 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_that_was_handed_over_is_the_new_customers_and_may_be_paid_in_the_former_ones_name() {
+    fn a_hold_that_was_handed_over_is_the_new_customers_and_may_be_paid_in_the_guests_name() {
         let held = || reply(200, shows("held", None, false).body);
         let not_found = || refused(404, "reservation_not_found");
-        let handed = |sent, tick| by("alice", (Act::HandOver("bob".to_owned()), sent, tick, held()));
+        let handed = |sent, tick| by("guest:a", (Act::HandOver("bob".to_owned()), sent, tick, held()));
         let get = |who: &str, reply| by(who, (Act::Get { order: false }, 5, 6, reply));
         let (wanted, ..) = reserved();
-        let replay = |reply| by("alice", (wanted.clone(), 5, 6, reply));
-        let after = |request| reservation(&[by("alice", reserved()), handed(3, 4), request]);
+        let replay = |reply| by("guest:a", (wanted.clone(), 5, 6, reply));
+        let after = |request| reservation(&[by("guest:a", reserved()), handed(3, 4), request]);
         assert_eq!(after(get("bob", held())), None);
-        assert_eq!(after(get("alice", not_found())), None);
-        assert_eq!(after(get("alice", held())), Some(2));
+        assert_eq!(after(get("guest:a", not_found())), None);
+        assert_eq!(after(get("guest:a", held())), Some(2));
         assert_eq!(after(get("bob", not_found())), Some(2));
         assert_eq!(after(handed(5, 6)), None);
         assert_eq!(after(replay(refused(409, "hold_transferred"))), None);
         assert_eq!(after(replay(shows("held", None, false))), Some(2));
-        assert_eq!(after(by("alice", (Act::Cancel, 5, 6, reply(200, shows("cancelled", None, false).body)))), Some(2));
-        for (who, explained) in [("alice", true), ("bob", true), ("carol", false)] {
+        assert_eq!(
+            after(by("guest:a", (Act::Cancel, 5, 6, reply(200, shows("cancelled", None, false).body)))),
+            Some(2)
+        );
+        for (who, explained) in [("guest:a", true), ("bob", true), ("carol", false)] {
             let paid = by(who, (pays(), 5, 6, shows("confirmed", Some("pay"), false)));
             assert_eq!(after(paid).is_none(), explained, "{who}");
         }
         // Before, it is the first customer's.
         let early = by("bob", (Act::Extend, 3, 4, not_found()));
-        assert_eq!(reservation(&[by("alice", reserved()), early, handed(5, 6)]), None);
+        assert_eq!(reservation(&[by("guest:a", reserved()), early, handed(5, 6)]), None);
+        // A user who hands it to another user has nothing to do with it any more.
+        let users = [by("alice", reserved()), by("alice", (Act::HandOver("bob".to_owned()), 3, 4, held()))];
+        let paid = by("alice", (pays(), 5, 6, shows("confirmed", Some("pay"), false)));
+        assert_eq!(reservation(&[users.as_slice(), &[paid]].concat()), Some(2));
     }
 
     #[test]

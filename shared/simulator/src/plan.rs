@@ -430,19 +430,25 @@ fn customer(
                 26 | 27 => {
                     let key = FRESH + at;
                     let offset_ms = random.i64(-6_000..1_000);
+                    let body = body(random, products);
+                    // Other lines may not be there; fewer units always are.
+                    let fewer = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
+                    let change = [Step::ChangeLines { key, body: fewer }, change(random, 0, key)];
+                    let [first, _] = change.clone();
                     let then = match random.u32(0..4) {
-                        0 => vec![change(random, 0, key), change(random, 0, key)],
+                        0 => change.to_vec(),
                         1 => {
                             let then = vec![Step::Confirm { key, payment: Some(0) }];
-                            vec![change(random, 0, key), Step::AroundExpiry { key, offset_ms: offset_ms * 2, then }]
+                            let [_, second] = change;
+                            vec![second, Step::AroundExpiry { key, offset_ms: offset_ms * 2, then }]
                         }
-                        2 => vec![change(random, 0, key), beside(random, key)],
+                        2 => vec![first, beside(random, key)],
                         _ => {
-                            let then = vec![change(random, 0, key), beside(random, key)];
+                            let then = vec![first, beside(random, key)];
                             vec![Step::AroundExpiry { key, offset_ms, then }]
                         }
                     };
-                    vec![Step::Reserved { key, body: body(random, products), then }]
+                    vec![Step::Reserved { key, body, then }]
                 }
                 // Handed to another customer, who goes on with it.
                 28 => vec![hand_over(random, key), beside(random, key)],

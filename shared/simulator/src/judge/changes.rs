@@ -4,12 +4,15 @@ use serde_json::Value;
 
 use super::{Case, Ruling, at_the_price_seen, has_been_of, hold, lines, stock, wanted};
 
+/// Whether a refusal is true of a hold, given the units that it lacks of each product.
+type Growing<'a> = dyn Fn(&Value, &[(String, u64)]) -> bool + 'a;
+
 impl Case<'_> {
     pub(super) fn change_lines(&self, id: &str) -> Ruling {
         let (body, wanted) = (&self.reply.body, wanted(&self.asked.body));
         let (least, _) = self.clock();
         // A refusal for want of something is only true of a hold that could be changed, and of what it has too little of.
-        let refused = |so: &dyn Fn(&Value, &[(String, u64)]) -> bool| {
+        let refused = |so: &Growing<'_>| {
             let held = |item: &Value| item["status"] == "held" && item["expires_at"].as_i64() > Some(least);
             let so = |item: &Value| held(item) && so(item, &growth(item, &wanted));
             self.hold_once(id, |item| item.is_some_and(so))
