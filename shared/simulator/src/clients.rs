@@ -644,7 +644,8 @@ impl<'a> Client<'a> {
         let name = format!("adjust-{key}");
         let total = self.cloud.world.lock().books.current(id).map(|product| product.total);
         let mut body = json!({ "delta": delta, "reason": "count" });
-        if expecting {
+        // Without a product there is nothing to expect; null is the same request as leaving it out.
+        if let Some(total) = total.filter(|_| expecting) {
             body["expected_total"] = json!(total);
         }
         let path = format!("/admin/products/{id}/stock");
