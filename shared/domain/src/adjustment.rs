@@ -1,6 +1,6 @@
 //! The command to adjust a product's stock.
 
-use crate::text::{LINE_RULE, MAX_LINE, is_line};
+use crate::text::{LINE_RULE, MAX_LINE, check_line, is_line};
 use crate::{IdempotencyKey, Invalid, MAX_TOTAL, ProductId, digest_id};
 
 /// Change a product's total: stock came in, or was lost, or was counted.
@@ -31,9 +31,7 @@ impl Adjustment {
         if self.delta == 0 || self.delta.unsigned_abs() > MAX_TOTAL {
             return Err(Invalid::new("delta", "must be a whole number from -1000000000 to 1000000000, and not 0"));
         }
-        if !is_line(&self.reason, MAX_LINE) {
-            return Err(Invalid::new("reason", LINE_RULE));
-        }
+        check_line("reason", &self.reason)?;
         if self.reference.as_deref().is_some_and(|reference| !is_line(reference, MAX_LINE)) {
             return Err(Invalid::new("reference", LINE_RULE));
         }

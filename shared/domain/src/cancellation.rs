@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::text::{LINE_RULE, MAX_LINE, is_line};
+use crate::text::check_line;
 use crate::{CustomerId, Invalid, ReservationId, Timestamp};
 
 /// The command to cancel an order.
@@ -26,7 +26,7 @@ impl OrderCancellation {
     /// # Errors
     /// [`Invalid`] for a reason that is empty, too long or has invisible characters only.
     pub fn checked(self) -> Result<Self, Invalid> {
-        if is_line(&self.reason, MAX_LINE) { Ok(self) } else { Err(Invalid::new("reason", LINE_RULE)) }
+        check_line("reason", &self.reason).map(|()| self)
     }
 
     /// What the order records of it, if it is carried out at `now`.
@@ -50,7 +50,7 @@ impl HoldRelease {
     /// # Errors
     /// As [`OrderCancellation::checked`].
     pub fn checked(self) -> Result<Self, Invalid> {
-        if is_line(&self.reason, MAX_LINE) { Ok(self) } else { Err(Invalid::new("reason", LINE_RULE)) }
+        check_line("reason", &self.reason).map(|()| self)
     }
 
     /// What the hold records of it, if it is carried out at `now`.

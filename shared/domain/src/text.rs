@@ -1,5 +1,7 @@
 //! Free text: names, reasons, references, notes.
 
+use crate::Invalid;
+
 use std::ops::RangeInclusive;
 
 /// Characters that are invisible although they are neither white space nor control characters: Unicode's `Default_Ignorable_Code_Point`
@@ -40,6 +42,14 @@ pub const LINE_RULE: &str = "must be 1 to 200 characters, some of them visible, 
 /// Whether it is one line of readable text: visible, at most `max_characters`, none of them a control character.
 pub fn is_line(text: &str, max_characters: usize) -> bool {
     text.chars().count() <= max_characters && !text.chars().any(char::is_control) && is_visible(text)
+}
+
+/// Checks that the value of `field` is one line of at most [`MAX_LINE`] characters.
+///
+/// # Errors
+/// [`Invalid`] with [`LINE_RULE`].
+pub fn check_line(field: &'static str, text: &str) -> Result<(), Invalid> {
+    if is_line(text, MAX_LINE) { Ok(()) } else { Err(Invalid::new(field, LINE_RULE)) }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::cache::CachedProduct;
 use crate::confirm::owe_back_update;
 use crate::failed::{record_update, seen_failures};
 use crate::items::{self, Hold, number, text, time};
-use crate::stock::LedgerEntry;
+use crate::stock::{LedgerEntry, entry_id};
 use crate::transact::Transaction;
 use crate::units::{given_back, limits_given_back};
 use crate::update::Expression;
@@ -146,7 +146,7 @@ impl Store {
             let product = products.get(id).ok_or_else(|| Error::internal("product", "it is not there"))?;
             let Some(total_after) = product.total.checked_sub(u64::from(line.quantity)) else { return Ok(false) };
             let entry = LedgerEntry {
-                entry_id: LedgerEntry::id(now, &digest_id("", &[order.reservation_id.as_str(), id.as_str()])),
+                entry_id: entry_id(now, &digest_id("", &[order.reservation_id.as_str(), id.as_str()])),
                 delta: -i64::from(line.quantity),
                 total_after,
                 reason: command.reason.clone(),

@@ -252,7 +252,7 @@ impl Store {
         Ok(Page { items: found, next: after.map(Position::cursor) })
     }
 
-    /// The newest reservations in one partition of an index, at least `fits` of them if there are so many, and whether there
+    /// The newest reservations in one partition of an index, at least `fits` of them if the partition has them, and whether there
     /// may be more. An index has no defined order among reservations of the same millisecond, so that is read to its end.
     async fn positions(
         &self,

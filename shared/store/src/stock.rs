@@ -122,15 +122,8 @@ impl LedgerEntry {
     }
 }
 
-impl LedgerEntry {
-    /// An id for an entry of this time, whose other half is made of `digest`.
-    pub(crate) fn id(now: Timestamp, digest: &str) -> String {
-        entry_id(now, digest)
-    }
-}
-
 /// A ULID of this time whose other half is made of `digest`: the same command has the same id.
-fn entry_id(now: Timestamp, digest: &str) -> String {
+pub(crate) fn entry_id(now: Timestamp, digest: &str) -> String {
     let millis = u64::try_from(now.as_millis()).unwrap_or_default();
     let random = digest.bytes().take(16).fold(0_u128, |bits, byte| (bits << 5) | u128::from(byte & 31));
     Ulid::from_parts(millis, random).to_string()
