@@ -177,6 +177,8 @@ pub(crate) struct Books {
     /// When faults stopped.
     pub(crate) calm_at: Option<i64>,
     ledger: BTreeMap<String, Vec<LedgerEntry>>,
+    /// The number of holds that admins released.
+    pub(crate) released_holds: u64,
     pub(crate) asked: Asked,
     /// Number of single checks.
     pub(crate) checks: u64,
@@ -593,6 +595,7 @@ impl Books {
                     Some(_) => self.asked.released(id, old),
                 };
                 self.check(now, asked && takes(old) == takes(new), "only_the_owner", became);
+                self.released_holds += u64::from(new.cancellation.is_some());
             }
             // An admin released a hold that had expired: no late payment makes an order of it any more.
             (Status::Expired, Status::Cancelled) => {

@@ -68,8 +68,9 @@ impl<'a> Client<'a> {
     async fn take(&self, step: &Step, patience: u32) {
         match step {
             Step::Reserve { key, body } => _ = self.reserve(*key, body, patience).await,
-            Step::Reserved { key, body, then } => {
-                self.reserve(*key, body, patience).await;
+            Step::Then { first, then } => {
+                // Boxed, since it is recursive.
+                Box::pin(self.take(first, patience)).await;
                 join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
             }
             Step::Confirm { key, payment } => _ = self.confirm(*key, *payment, patience).await,
@@ -95,7 +96,6 @@ impl<'a> Client<'a> {
                 let ends = self.memory().expires_at.get(key).copied();
                 let wait = ends.map_or(0, |ends| ends + offset_ms - self.cloud.world.now());
                 sleep(millis(wait.clamp(0, 120_000).unsigned_abs())).await;
-                // Boxed, since it is recursive.
                 join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
             }
             Step::Meet { then } => {
@@ -108,7 +108,7 @@ impl<'a> Client<'a> {
                 self.adjust(*key, *product, *delta, *expecting, patience).await;
             }
             Step::Change { product, what } => self.change(*product, *what, patience).await,
-            Step::Failed { then } => self.failed(*then).await,
+            Step::Failed { then } => Client::new(self.cloud, &self.admin(), self.products).failed(*then).await,
             Step::Audit { ledger } => {
                 let path = format!("/admin/products/{}/ledger", self.products[*ledger].id);
                 self.ask(patience, Function::Admin, "GET", &path, None, None).await;
@@ -552,6 +552,14 @@ impl<'a> Client<'a> {
         let body = json!({ "reason": "event called off" });
         for _ in 0..=patience {
             let reply = client.ask(patience, Function::Admin, "POST", &path, None, Some(&body)).await;
+            if let Some(holds) = reply.as_ref().and_then(|reply| reply.body["released_holds"].as_u64()) {
+                let mut state = self.cloud.world.lock();
+                state.promises.released_holds += holds;
+                let (told, done) = (state.promises.released_holds, state.books.released_holds);
+                state.books.expect(self.cloud.world.now(), told <= done, "a_hold_ends_once", || {
+                    format!("admins were told of {told} released holds, and there were {done}")
+                });
+            }
             if reply.is_none_or(|reply| reply.body["complete"] != false) {
                 return;
             }

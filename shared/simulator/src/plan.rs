@@ -11,8 +11,8 @@ use crate::faults::Fault;
 pub(crate) enum Step {
     /// Reserves with the customer's `key`-th key; requests with one key may have different bodies.
     Reserve { key: u8, body: Vec<(usize, u32)> },
-    /// Reserves, and does all of `then` once there is an answer.
-    Reserved { key: u8, body: Vec<(usize, u32)>, then: Vec<Step> },
+    /// Takes a step, and all of `then` at once when there is an answer.
+    Then { first: Box<Step>, then: Vec<Step> },
     /// Confirms the reservation of that key, with the `payment`-th payment for it if any; from [`SHARED`] on, a payment
     /// is for several reservations.
     Confirm { key: u8, payment: Option<u8> },
@@ -57,6 +57,12 @@ pub(crate) enum Step {
     Release { victim: String, key: u8 },
     /// An admin releases all holds of a product.
     ReleaseAll { product: usize },
+}
+
+impl Step {
+    fn then(self, then: Vec<Step>) -> Step {
+        Step::Then { first: Box::new(self), then }
+    }
 }
 
 /// What an admin searches for: reservations for which all of this holds.
@@ -167,6 +173,8 @@ pub struct Part {
 pub(crate) const HOUR_MS: u64 = 3_600_000;
 /// The number of the key of a customer's first hold that is made for one moment.
 const FRESH: u8 = 10;
+/// What is added to such a key for a second hold.
+const AGAIN: u8 = 20;
 /// The number of a customer's first payment for several reservations.
 pub(crate) const SHARED: u8 = 100;
 /// Longer than an ended reservation is kept, in seconds.
@@ -374,7 +382,7 @@ fn customer(
             let confirm = Step::Confirm { key, payment };
             let pay = |n| Step::Confirm { key, payment: Some(n) };
             let extend = |random: &mut fastrand::Rng| Step::Extend { key, seconds: random.u32(10..31) };
-            match random.u32(0..32) {
+            match random.u32(0..37) {
                 0..=3 => vec![confirm],
                 4 => vec![confirm, Step::Cancel { key }],
                 5 => vec![confirm, Step::Confirm { key, payment: Some(random.u8(0..2)) }],
@@ -448,7 +456,7 @@ fn customer(
                             vec![Step::AroundExpiry { key, offset_ms, then }]
                         }
                     };
-                    vec![Step::Reserved { key, body, then }]
+                    vec![Step::Reserve { key, body }.then(then)]
                 }
                 // Handed to another customer, who goes on with it.
                 28 => vec![hand_over(random, key), beside(random, key)],
@@ -458,7 +466,7 @@ fn customer(
                     if random.bool() {
                         then = vec![Step::AroundExpiry { key, offset_ms: random.i64(-6_000..1_000), then }];
                     }
-                    vec![Step::Reserved { key, body: body(random, products), then }]
+                    vec![Step::Reserve { key, body: body(random, products) }.then(then)]
                 }
                 // Released by an admin, before or after its end, and paid all the same.
                 30 => {
@@ -471,6 +479,33 @@ fn customer(
                         Step::Release { victim: names[n].clone(), key },
                         Step::AroundExpiry { key, offset_ms: random.i64(-6_000..40_000), then },
                     ]
+                }
+                // An order without a payment that is given back while one is attached.
+                32 => {
+                    let key = FRESH + at;
+                    let then =
+                        vec![Step::GiveBack { key, restock: random.bool() }, Step::Confirm { key, payment: Some(0) }];
+                    let order = Step::Confirm { key, payment: None }.then(then);
+                    vec![Step::Reserve { key, body: body(random, products) }.then(vec![order])]
+                }
+                33 | 34 => vec![sold_out(random, products, FRESH + at)],
+                // Handed over, or paid late by an environment whose clock is ahead, while its lines change.
+                35 => {
+                    let key = FRESH + at;
+                    let body = body(random, products);
+                    let fewer = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
+                    vec![
+                        Step::Reserve { key, body }
+                            .then(vec![hand_over(random, key), Step::ChangeLines { key, body: fewer }]),
+                    ]
+                }
+                36 => {
+                    let key = FRESH + at;
+                    let body = body(random, products);
+                    let fewer = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
+                    let then = vec![Step::ChangeLines { key, body: fewer }, Step::Confirm { key, payment: Some(0) }];
+                    let around = Step::AroundExpiry { key, offset_ms: random.i64(-2_000..1_000), then };
+                    vec![Step::Reserve { key, body }.then(vec![around])]
                 }
                 // Paid, and confirmed in another customer's name.
                 23 => {
@@ -510,6 +545,31 @@ fn customer(
         })
         .collect();
     Actor { name: names[n].clone(), admin: false, served: false, moments: all, afterwards }
+}
+
+/// A customer takes all units of a product, lets the hold end, and takes them again with another key. Then the first hold
+/// is paid late, as the other is cancelled: by two copies of the payment at once; or by one that is refused, retried by an
+/// admin, and given back as soon as it is an order.
+fn sold_out(random: &mut fastrand::Rng, products: &[ProductPlan], key: u8) -> Step {
+    let product = random.usize(0..products.len());
+    let plan = &products[product];
+    let all = u32::try_from(plan.total).unwrap_or(u32::MAX).min(plan.limit.unwrap_or(u32::MAX));
+    let (other, all) = (key + AGAIN, vec![(product, all)]);
+    let (pay, cancel) = (Step::Confirm { key, payment: Some(0) }, Step::Cancel { key: other });
+    let again = random.i64(200..3_000);
+    let then = if random.bool() {
+        vec![pay.clone(), pay, cancel]
+    } else {
+        let give_back = |random: &mut fastrand::Rng| {
+            let then = vec![Step::GiveBack { key, restock: true }];
+            Step::AroundExpiry { key, offset_ms: again + random.i64(300..4_000), then }
+        };
+        let mut then = vec![Step::Failed { then: Settle::Retry }];
+        then.extend((0..12).map(|_| give_back(random)));
+        vec![pay.then(vec![cancel.then(then)])]
+    };
+    let then = vec![Step::Reserve { key: other, body: all.clone() }.then(then)];
+    Step::Reserve { key, body: all }.then(vec![Step::AroundExpiry { key, offset_ms: again, then }])
 }
 
 /// One search in two has one filter only.

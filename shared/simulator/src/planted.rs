@@ -902,6 +902,21 @@ pub static ALL: &[Planted] = &[
         ignores: None,
         reads: None,
     },
+    hears(
+        "released-by-whoever-it-was",
+        "two requests of admins each count a hold that one of them released",
+        |call, _, body| {
+            let actions = call.request["TransactItems"].as_array();
+            let mut tokens =
+                actions.into_iter().flatten().map(|action| &action["Update"]["ExpressionAttributeValues"][":token"]);
+            let Some(token) = tokens.find(|token| token.is_object()) else { return };
+            for reason in body["CancellationReasons"].as_array_mut().into_iter().flatten() {
+                if let Some(by) = reason["Item"].get_mut("released_by") {
+                    *by = token.clone();
+                }
+            }
+        },
+    ),
     hears("released-but-for-the-others", "a release of all holds finds only the first of them", |call, _, body| {
         let all = call.by.starts_with("admin") && call.request["IndexName"] == "due";
         if all && let Some(items) = body["Items"].as_array_mut() {

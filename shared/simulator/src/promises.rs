@@ -18,6 +18,8 @@ pub(crate) struct Promises {
     pub(crate) cancelled: BTreeSet<String>,
     /// Holds that an admin released.
     pub(crate) released: BTreeSet<String>,
+    /// The number of holds that admins who released all of a product's were told of.
+    pub(crate) released_holds: u64,
     /// Extended holds, each with its earliest end.
     pub(crate) extended: BTreeMap<String, i64>,
     /// Payments whose receipt was acknowledged to the customer.

@@ -31,6 +31,9 @@ const LOOK_AHEAD_MS: i64 = 1_000;
 /// The holds read in one query.
 const HOLDS_PER_PAGE: i32 = 200;
 
+/// The attribute with the token of the request of an admin that released a hold.
+const RELEASED_BY: &str = "released_by";
+
 /// The result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -50,8 +53,17 @@ enum End<'a> {
     /// By its customer.
     Cancelled,
     /// By an admin, who need not know when it ends.
-    Released(&'a Cancellation),
+    Released(&'a AdminRelease),
     Expired,
+}
+
+/// One request of an admin that releases holds.
+#[derive(Debug, PartialEq, Eq)]
+struct AdminRelease {
+    record: Cancellation,
+    /// Tells it from the request of another admin, or from its own repetition, with the same reason in the same
+    /// millisecond: each hold is counted in one answer.
+    token: String,
 }
 
 /// The meaning of an action in a release.
@@ -113,7 +125,7 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Reservation, Error> {
-        let record = command.record(now);
+        let release = self.admin_release(command, now);
         let mut attempts = self.attempts(deadline);
         loop {
             let seen = self.any_reservation(id, deadline).await?;
@@ -121,12 +133,12 @@ impl Store {
                 ReleaseDecision::Refuse(refusal) => return Err(refusal.into()),
                 ReleaseDecision::Done => return Ok(seen),
                 ReleaseDecision::Close => {
-                    if let Updated::Applied(closed) = self.close_expired(&seen, &record, &mut attempts).await? {
+                    if let Updated::Applied(closed) = self.close_expired(&seen, &release.record, &mut attempts).await? {
                         return Ok(closed);
                     }
                 }
                 ReleaseDecision::Release => {
-                    self.release(vec![Hold::from(&seen)], End::Released(&record), now, deadline).await?;
+                    self.release(vec![Hold::from(&seen)], End::Released(&release), now, deadline).await?;
                     for line in &seen.lines {
                         self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
                     }
@@ -137,6 +149,11 @@ impl Store {
                 return Err(attempts.unavailable("release"));
             }
         }
+    }
+
+    fn admin_release(&self, command: &HoldRelease, now: Timestamp) -> AdminRelease {
+        let token = [(); 2].map(|()| format!("{:08x}", self.random_below(u32::MAX))).concat();
+        AdminRelease { record: command.record(now), token }
     }
 
     /// Cancels a hold that has expired, and whose units are free.
@@ -175,7 +192,7 @@ impl Store {
     ) -> Result<Swept, Error> {
         let facts = self.facts([id].into_iter(), 0, deadline).await?;
         let product = facts.get(id).ok_or_else(|| Refusal::ProductNotFound { product_id: id.clone() })?;
-        let record = command.record(now);
+        let release = self.admin_release(command, now);
         let end_of_time = Timestamp::from_millis(i64::MAX);
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
@@ -199,7 +216,7 @@ impl Store {
                     break 'sweep;
                 }
                 let (part, error) =
-                    self.release_each(batch, End::Released(&record), now, deadline.sooner(BATCH_BUDGET)).await;
+                    self.release_each(batch, End::Released(&release), now, deadline.sooner(BATCH_BUDGET)).await;
                 // One that has changed since it was read may still be held.
                 swept.complete &= part.ended_before == 0 && error.is_none();
                 swept.add(part);
@@ -466,7 +483,7 @@ impl Store {
                     (&Action::Hold(at), Reason::Condition(item)) => {
                         ended[at] = true;
                         changed.extend(held_with_other_lines(&holds[at], item.as_ref(), end)?);
-                        if released_before(item.as_ref(), end)? {
+                        if released_before(item.as_ref(), end) {
                             log_released(&holds[at..=at], end);
                             swept.add(Swept { holds: 1, units: units(&holds[at..=at]), ..Swept::default() });
                             own += 1;
@@ -552,9 +569,10 @@ impl Store {
                     condition.text.push_str(" AND #expires_at = :expires");
                     condition.values.push((":expires", time(hold.due_at)));
                 }
-                End::Released(cancellation) => {
-                    set.push_str(", #cancellation = :cancellation");
-                    values.push((":cancellation", items::value("cancellation", cancellation)?));
+                End::Released(AdminRelease { record, token }) => {
+                    set.push_str(", #cancellation = :cancellation, #released_by = :token");
+                    values.push((":cancellation", items::value("cancellation", record)?));
+                    values.push((":token", text(token)));
                 }
             }
             let update = Expression::new(format!("{set} REMOVE #due_key, #due_at"), values);
@@ -577,11 +595,10 @@ fn held_with_other_lines(read: &Hold, item: Option<&Item>, end: End<'_>) -> Resu
     Ok(changed.then(|| Hold::from(&now)))
 }
 
-/// Whether it was this very release by an admin that ended it: a try whose answer was lost.
-fn released_before(item: Option<&Item>, end: End<'_>) -> Result<bool, Error> {
-    let (Some(item), End::Released(record)) = (item, end) else { return Ok(false) };
-    let now: Reservation = items::read("reservation", item.clone())?;
-    Ok(now.cancellation.as_ref() == Some(record))
+/// Whether it was this very request of an admin that ended it, by a try whose answer was lost.
+fn released_before(item: Option<&Item>, end: End<'_>) -> bool {
+    let (Some(item), End::Released(release)) = (item, end) else { return false };
+    item.get(RELEASED_BY) == Some(&text(&release.token))
 }
 
 /// Names each hold that has expired or that an admin released, so that a search for its reservation shows how it ended. A

@@ -434,6 +434,24 @@ async fn all_holds_of_a_product_are_released_and_no_others() {
 }
 
 #[tokio::test]
+async fn a_hold_is_counted_by_the_request_that_released_it_and_by_no_other() {
+    let (wire, shop, other) = two_products().await;
+    hold(&shop, "alice", 2, NOW).await;
+    let all = async |store: &Store| store.release_all(&product_id("tee"), &called_off(), NOW, soon()).await.unwrap();
+    let gate = wire.gate(|call| call.operation == "TransactWriteItems");
+    let (late, first) = join(all(&shop), async {
+        gate.arrived().await;
+        // The same admin at the same instant, with the same reason: as a request that is sent twice.
+        let first = all(&other).await;
+        gate.open();
+        first
+    })
+    .await;
+    assert_eq!([first, late].map(|swept| (swept.holds, swept.units)), [(1, 2), (0, 0)]);
+    assert_eq!((late.ended_before, late.complete), (1, false));
+}
+
+#[tokio::test]
 async fn a_hold_that_changes_while_all_are_released_is_not_reported_as_released() {
     let (wire, shop, other) = two_products().await;
     let held = hold(&shop, "alice", 2, NOW).await;
