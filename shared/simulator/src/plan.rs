@@ -503,8 +503,12 @@ fn customer(
                     let key = FRESH + at;
                     let body = body(random, products);
                     let fewer = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
-                    let then = vec![Step::ChangeLines { key, body: fewer }, Step::Confirm { key, payment: Some(0) }];
-                    let around = Step::AroundExpiry { key, offset_ms: random.i64(-2_000..1_000), then };
+                    let late = |random: &mut fastrand::Rng| {
+                        let then = vec![pay(0)];
+                        Step::AroundExpiry { key, offset_ms: random.i64(0..120), then }
+                    };
+                    let then = vec![Step::ChangeLines { key, body: fewer }, late(random), late(random)];
+                    let around = Step::AroundExpiry { key, offset_ms: random.i64(-150..20), then };
                     vec![Step::Reserve { key, body }.then(vec![around])]
                 }
                 // Paid, and confirmed in another customer's name.
