@@ -1,6 +1,6 @@
 //! The command to adjust a product's stock.
 
-use crate::text::{LINE_RULE, MAX_LINE, check_line, is_line};
+use crate::text::check_line;
 use crate::{IdempotencyKey, Invalid, MAX_TOTAL, ProductId, digest_id};
 
 /// Change a product's total: stock came in, or was lost, or was counted.
@@ -32,8 +32,8 @@ impl Adjustment {
             return Err(Invalid::new("delta", "must be a whole number from -1000000000 to 1000000000, and not 0"));
         }
         check_line("reason", &self.reason)?;
-        if self.reference.as_deref().is_some_and(|reference| !is_line(reference, MAX_LINE)) {
-            return Err(Invalid::new("reference", LINE_RULE));
+        if let Some(reference) = &self.reference {
+            check_line("reference", reference)?;
         }
         Ok(self)
     }

@@ -1,8 +1,8 @@
 //! Free text: names, reasons, references, notes.
 
-use crate::Invalid;
-
 use std::ops::RangeInclusive;
+
+use crate::Invalid;
 
 /// Characters that are invisible although they are neither white space nor control characters: Unicode's `Default_Ignorable_Code_Point`
 /// (zero-width and direction marks, fillers, variation selectors, tags) and the empty Braille cell.
