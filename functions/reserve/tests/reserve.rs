@@ -1,4 +1,5 @@
-//! The function `reserve` over the real SDKs: its routes, and the schedule before every hold.
+//! The function `reserve` over the real SDKs: its routes, and the schedule before every hold. (One shop fixture for all, hence
+//! the length.)
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use axum::Router;

@@ -61,17 +61,22 @@ impl<'a> Client<'a> {
     pub(crate) async fn live(&self, moments: &[Moment]) {
         for moment in moments {
             sleep(millis(moment.wait_ms)).await;
-            join_all(moment.steps.iter().map(|step| self.take(step, moment.patience))).await;
+            self.take_all(&moment.steps, moment.patience).await;
         }
+    }
+
+    /// Takes these steps, all at once.
+    async fn take_all(&self, steps: &[Step], patience: u32) {
+        // Boxed, since a step may have steps of its own.
+        join_all(steps.iter().map(|step| Box::pin(self.take(step, patience)))).await;
     }
 
     async fn take(&self, step: &Step, patience: u32) {
         match step {
             Step::Reserve { key, body } => _ = self.reserve(*key, body, patience).await,
             Step::Then { first, then } => {
-                // Boxed, since it is recursive.
-                Box::pin(self.take(first, patience)).await;
-                join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
+                self.take_all(std::slice::from_ref(first), patience).await;
+                self.take_all(then, patience).await;
             }
             Step::Confirm { key, payment } => _ = self.confirm(*key, *payment, patience).await,
             Step::Cancel { key } => self.cancel(*key, patience).await,
@@ -96,12 +101,12 @@ impl<'a> Client<'a> {
                 let ends = self.memory().expires_at.get(key).copied();
                 let wait = ends.map_or(0, |ends| ends + offset_ms - self.cloud.world.now());
                 sleep(millis(wait.clamp(0, 120_000).unsigned_abs())).await;
-                join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
+                self.take_all(then, patience).await;
             }
             Step::Meet { then } => {
                 let past = self.cloud.world.at().rem_euclid(10_000).unsigned_abs();
                 sleep(millis(10_000 - past)).await;
-                join_all(then.iter().map(|step| Box::pin(self.take(step, patience)))).await;
+                self.take_all(then, patience).await;
             }
             Step::Make { product } => _ = self.make(&self.products[*product], patience).await,
             Step::Adjust { key, product, delta, expecting } => {

@@ -480,10 +480,10 @@ impl Machine for Reservations {
         let who = request.who.as_str();
         let own = state.is_of(who);
         // Repeated until it is answered: a try whose answer was lost may have been followed by another request's.
-        let tries = clear.is_none_or(|reply| open && may_follow_a_try(reply));
-        // After a clean-up it may arrive again, once a copy of the first request has made the hold anew.
-        let tries = tries || state.cleaned_up && clear.is_some_and(|reply| reply.status == 200);
-        let tries = tries && own && state.status == Status::Held;
+        let repeated = clear.is_none_or(|reply| open && may_follow_a_try(reply));
+        // After a clean-up it may arrive again, once a copy of the first request has made the hold again.
+        let late_copy = state.cleaned_up && clear.is_some_and(|reply| reply.status == 200);
+        let tries = own && state.status == Status::Held && (repeated || late_copy);
         match &request.act {
             Act::Reserve(lines) if state.status == Status::None => match clear {
                 // A try whose answer was lost made it; a later try shows what has become of it since.

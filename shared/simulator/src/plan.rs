@@ -1,4 +1,5 @@
-//! From a seed to a plan: which products there are, who does what, and how often which fault occurs.
+//! From a seed to a plan: which products there are, who does what, and how often which fault occurs. (One list of
+//! situations, hence the length.)
 //!
 //! A plan is data. Removing parts of it leaves the rest as it was, so that a failing history can be shrunk.
 
@@ -340,6 +341,11 @@ fn customer(
         let body = if same { bodies[usize::from(first)].clone() } else { body(random, products) };
         Step::ChangeLines { key, body }
     };
+    // Other lines may not be there; fewer units of these always are.
+    let fewer = |key: u8, body: &[(usize, u32)]| {
+        let body = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
+        Step::ChangeLines { key, body }
+    };
     let hand_over = |random: &mut fastrand::Rng, key: u8| {
         // To any other: there are at least two.
         let to = (n + random.usize(1..names.len())) % names.len();
@@ -439,9 +445,7 @@ fn customer(
                     let key = FRESH + at;
                     let offset_ms = random.i64(-6_000..1_000);
                     let body = body(random, products);
-                    // Other lines may not be there; fewer units always are.
-                    let fewer = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
-                    let change = [Step::ChangeLines { key, body: fewer }, change(random, 0, key)];
+                    let change = [fewer(key, &body), change(random, 0, key)];
                     let [first, _] = change.clone();
                     let then = match random.u32(0..4) {
                         0 => change.to_vec(),
@@ -493,21 +497,17 @@ fn customer(
                 35 => {
                     let key = FRESH + at;
                     let body = body(random, products);
-                    let fewer = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
-                    vec![
-                        Step::Reserve { key, body }
-                            .then(vec![hand_over(random, key), Step::ChangeLines { key, body: fewer }]),
-                    ]
+                    let then = vec![hand_over(random, key), fewer(key, &body)];
+                    vec![Step::Reserve { key, body }.then(then)]
                 }
                 36 => {
                     let key = FRESH + at;
                     let body = body(random, products);
-                    let fewer = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
                     let late = |random: &mut fastrand::Rng| {
                         let then = vec![pay(0)];
                         Step::AroundExpiry { key, offset_ms: random.i64(0..120), then }
                     };
-                    let then = vec![Step::ChangeLines { key, body: fewer }, late(random), late(random)];
+                    let then = vec![fewer(key, &body), late(random), late(random)];
                     let around = Step::AroundExpiry { key, offset_ms: random.i64(-150..20), then };
                     vec![Step::Reserve { key, body }.then(vec![around])]
                 }
