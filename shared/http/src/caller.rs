@@ -161,10 +161,7 @@ pub(crate) fn is_plain(word: &str) -> bool {
 }
 
 /// The caller by the claims of a verified token that are text, and by its roles.
-pub(crate) fn caller_of<'a>(
-    text: impl Fn(&str) -> Option<&'a str>,
-    roles: &[&str],
-) -> Result<Caller, Unauthenticated> {
+pub(crate) fn caller_of<'a>(text: impl Fn(&str) -> Option<&'a str>, roles: &[&str]) -> Result<Caller, Unauthenticated> {
     // Cognito's name for a token's purpose. API Gateway accepts ID tokens too, which are made for the page that signs
     // in: they carry an address, and no scopes.
     if text("token_use") == Some("id") {
@@ -319,7 +316,11 @@ pub(crate) mod tests {
         ] {
             let claims = json!({"sub": "shop", "client_id": client, "token_use": "access", "scope": scope});
             let caller = Authenticator::default().caller(&authorized(&claims)).unwrap();
-            assert_eq!((caller.id.as_str(), caller.service, caller.admin), ("shop", service, false), "{client} {scope}");
+            assert_eq!(
+                (caller.id.as_str(), caller.service, caller.admin),
+                ("shop", service, false),
+                "{client} {scope}"
+            );
         }
         let without_client = json!({"sub": "shop", "scope": "holdfast/service"});
         assert!(!Authenticator::default().caller(&authorized(&without_client)).unwrap().service);
