@@ -162,8 +162,9 @@ impl Names {
 
     /// An action on one item, which is given whole or by its key.
     fn on_item(&self, action: &str, parameters: &Value) -> Result<Need> {
+        let need = self.on_table(action, parameters)?;
         let item = if action == "PutItem" { &parameters["Item"] } else { &parameters["Key"] };
-        Ok(Need { leading_key: Some(kind(&item[PARTITION_KEY])?), ..self.on_table(action, parameters)? })
+        Ok(Need { leading_key: Some(kind(&item[PARTITION_KEY])?), ..need })
     }
 
     fn on_table(&self, action: &str, parameters: &Value) -> Result<Need> {
