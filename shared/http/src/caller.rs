@@ -4,7 +4,8 @@
 //! them there. The local stack has no authorizer; see `local_sign_in`, which no release build contains. Without either,
 //! every request is unauthenticated.
 //!
-//! A role is a word in one claim of the token, which only the issuer can set.
+//! A role is a word in one claim of the token, which only the issuer can set. A back end that signs in by client
+//! credentials has no such claim: its role is a scope.
 //!
 //! A customer is identified by the token's `sub`. A shop's back end chooses ids for guests, `guest:...`: a `sub` with that
 //! prefix is refused, so that no user can act as a guest.
@@ -27,6 +28,8 @@ use crate::{Problem, Query};
 
 /// The claim that carries Cognito's groups.
 const GROUPS: &str = "cognito:groups";
+/// The scope that makes a back end a service, as template.yaml defines it.
+pub const SERVICE_SCOPE: &str = "holdfast/service";
 
 /// The verified caller. Every caller is a customer; some have more roles.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,9 +124,8 @@ impl Authenticator {
     pub(crate) fn caller(&self, parts: &Parts) -> Result<Caller, Unauthenticated> {
         match authorizer_claims(parts) {
             Some(claims) => {
-                let roles = claims.get(&*self.roles_claim).map_or("", String::as_str);
-                let caller = claims.get("sub").and_then(|sub| caller_of(sub, &roles_of_text(roles)));
-                caller.ok_or(Unauthenticated::Invalid)
+                let text = |name: &str| claims.get(name).map(String::as_str);
+                caller_of(text, &roles_of_text(text(&self.roles_claim).unwrap_or_default()))
             }
             #[cfg(feature = "local-sign-in")]
             None => match &self.local_keys {
@@ -158,9 +160,20 @@ pub(crate) fn is_plain(word: &str) -> bool {
     !word.is_empty() && !word.contains(divides)
 }
 
-pub(crate) fn caller_of(sub: &str, roles: &[&str]) -> Option<Caller> {
-    let id = CustomerId::try_from(sub).ok().filter(|id| !id.is_guest())?;
-    Some(Caller { id, service: roles.contains(&"service"), admin: roles.contains(&"admin") })
+/// The caller by the claims of a verified token that are text, and by its roles.
+pub(crate) fn caller_of<'a>(text: impl Fn(&str) -> Option<&'a str>, roles: &[&str]) -> Result<Caller, Unauthenticated> {
+    // Cognito's name for a token's purpose. API Gateway accepts ID tokens too, which are made for the page that signs
+    // in: they carry an address, and no scopes.
+    if text("token_use") == Some("id") {
+        return Err(Unauthenticated::IdToken);
+    }
+    let sub = text("sub").ok_or(Unauthenticated::Invalid)?;
+    let id = CustomerId::try_from(sub).ok().filter(|id| !id.is_guest()).ok_or(Unauthenticated::Invalid)?;
+    // Only of a token that a client got for itself (RFC 9068, section 2.2): a user may get any scope that their client
+    // may ask for.
+    let scopes = text("scope").filter(|_| text("client_id") == Some(sub)).unwrap_or_default();
+    let service = roles.contains(&"service") || scopes.split(' ').any(|scope| scope == SERVICE_SCOPE);
+    Ok(Caller { id, service, admin: roles.contains(&"admin") })
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -276,6 +289,41 @@ pub(crate) mod tests {
         assert_eq!((caller.service, caller.admin), (true, false));
         let caller = authenticator.caller(&authorized(&json!({"sub": "a", "cognito:groups": "[admin]"}))).unwrap();
         assert_eq!((caller.service, caller.admin), (false, false));
+    }
+
+    #[test]
+    fn an_id_token_is_refused() {
+        for (token_use, refused) in [(json!("id"), true), (json!("access"), false), (json!("ID"), false)] {
+            let claims = json!({"sub": "a", "token_use": token_use, "cognito:groups": "[admin]"});
+            let caller = Authenticator::default().caller(&authorized(&claims));
+            assert_eq!(caller.err(), refused.then_some(Unauthenticated::IdToken), "{token_use}");
+        }
+    }
+
+    #[test]
+    fn a_back_end_is_a_service_by_its_scope() {
+        for (client, scope, service) in [
+            ("shop", "holdfast/service", true),
+            ("shop", "openid holdfast/service", true),
+            ("shop", "holdfast/services", false),
+            ("shop", "service", false),
+            ("shop", "[holdfast/service]", false),
+            ("shop", "holdfast/service\t", false),
+            ("shop", "", false),
+            // A user's token, of whatever client.
+            ("page", "holdfast/service", false),
+            ("", "holdfast/service", false),
+        ] {
+            let claims = json!({"sub": "shop", "client_id": client, "token_use": "access", "scope": scope});
+            let caller = Authenticator::default().caller(&authorized(&claims)).unwrap();
+            assert_eq!(
+                (caller.id.as_str(), caller.service, caller.admin),
+                ("shop", service, false),
+                "{client} {scope}"
+            );
+        }
+        let without_client = json!({"sub": "shop", "scope": "holdfast/service"});
+        assert!(!Authenticator::default().caller(&authorized(&without_client)).unwrap().service);
     }
 
     #[test]

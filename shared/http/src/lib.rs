@@ -26,7 +26,7 @@ mod serve;
 mod view;
 
 pub use cached::{cached, etag_matches};
-pub use caller::{Admin, Authenticator, Caller, Customer};
+pub use caller::{Admin, Authenticator, Caller, Customer, SERVICE_SCOPE};
 pub use event::handle;
 pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, nullable, path_id};
 pub use limit::{Limiter, limited};
