@@ -28,6 +28,8 @@ pub enum Role {
     Service,
     /// Products, stock, failed confirmations.
     Admin,
+    /// Reads what an admin reads.
+    Auditor,
 }
 
 /// A token's `sub`, if the API accepts it.
@@ -110,6 +112,7 @@ impl Signer {
             Role::Customer => None,
             Role::Service => Some(["service"]),
             Role::Admin => Some(["admin"]),
+            Role::Auditor => Some(["auditor"]),
         };
         let now = OffsetDateTime::now_utc();
         let claims = Claims {

@@ -1,10 +1,14 @@
 //! The admin API: products, stock, all customers' reservations, failed confirmations.
 //!
 //! - `products`: create, change and list products; adjust the stock, with a reason in the ledger
+//! - `reservations`: find, release and cancel any customer's reservations and orders
 //! - `failed`: list, retry, resolve and redrive failed confirmations
+//! - `actions`: the log of what admins do
 //!
-//! Every handler takes an [`Admin`](holdfast_http::Admin), so each requires an admin's token.
+//! A handler that changes something takes an [`Admin`](holdfast_http::Admin) and makes its change in `App::act`, which
+//! writes it down; one that only reads takes a [`Reader`](holdfast_http::Reader), so that an auditor may call it.
 
+mod actions;
 mod failed;
 mod products;
 mod reservations;
@@ -49,7 +53,8 @@ pub struct App {
         failed::list,
         failed::redrive,
         failed::retry,
-        failed::resolve
+        failed::resolve,
+        actions::list
     ),
     components(schemas(schema::IdempotencyKey))
 )]
@@ -71,5 +76,6 @@ pub fn router(app: App) -> Router {
         .route("/admin/failed-confirmations/redrive", post(failed::redrive))
         .route("/admin/failed-confirmations/{failed_confirmation_id}/retry", post(failed::retry))
         .route("/admin/failed-confirmations/{failed_confirmation_id}/resolve", post(failed::resolve))
+        .route("/admin/actions", get(actions::list))
         .with_state(Arc::new(app))
 }

@@ -24,6 +24,7 @@ use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Ref, Required};
 
 use crate::problem::Unauthenticated;
+use crate::serve::request_id;
 use crate::{Problem, Query};
 
 /// The claim that carries Cognito's groups.
@@ -40,6 +41,8 @@ pub struct Caller {
     pub service: bool,
     /// An admin: products, stock, failed confirmations, and all customers' reservations.
     pub admin: bool,
+    /// An auditor: reads what an admin reads, and changes nothing.
+    pub auditor: bool,
 }
 
 /// The result of the verification, as an extension of the request.
@@ -81,9 +84,18 @@ impl Caller {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Customer(pub CustomerId);
 
-/// The verified caller, who is an admin.
+/// The verified caller, who is an admin: for every request under `/admin` that changes something.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin(pub CustomerId);
+pub struct Admin {
+    /// The token's `sub`.
+    pub id: CustomerId,
+    /// The id of the request in the logs: what an admin does is written down with it.
+    pub request_id: String,
+}
+
+/// A verified caller who may read what admins read: an admin or an auditor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader;
 
 /// How callers are verified.
 #[derive(Clone)]
@@ -172,8 +184,9 @@ pub(crate) fn caller_of<'a>(text: impl Fn(&str) -> Option<&'a str>, roles: &[&st
     // Only of a token that a client got for itself (RFC 9068, section 2.2): a user may get any scope that their client
     // may ask for.
     let scopes = text("scope").filter(|_| text("client_id") == Some(sub)).unwrap_or_default();
-    let service = roles.contains(&"service") || scopes.split(' ').any(|scope| scope == SERVICE_SCOPE);
-    Ok(Caller { id, service, admin: roles.contains(&"admin") })
+    let has = |role| roles.contains(&role);
+    let service = has("service") || scopes.split(' ').any(|scope| scope == SERVICE_SCOPE);
+    Ok(Caller { id, service, admin: has("admin"), auditor: has("auditor") })
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -189,7 +202,21 @@ impl<S: Sync> FromRequestParts<S> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        if caller.admin { Ok(Self(caller.id)) } else { Err(Problem::forbidden("only admins may do this")) }
+        match caller {
+            Caller { admin: true, id, .. } => Ok(Self { id, request_id: request_id(&parts.extensions) }),
+            Caller { auditor: true, .. } => Err(Problem::forbidden("an auditor may read, and change nothing")),
+            _ => Err(Problem::forbidden("only admins may do this")),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Reader {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let reads = caller.admin || caller.auditor;
+        if reads { Ok(Self) } else { Err(Problem::forbidden("only admins and auditors may do this")) }
     }
 }
 
@@ -245,8 +272,25 @@ pub(crate) mod tests {
             assert_eq!(caller.is_ok(), gets_in, "{sub}");
         }
         let named = CustomerId::try_from("guest:1").unwrap();
-        let service = Caller { id: CustomerId::try_from("shop").unwrap(), service: true, admin: false };
+        let service = Caller { id: CustomerId::try_from("shop").unwrap(), service: true, admin: false, auditor: false };
         assert_eq!(service.customer(Some(named.clone())).unwrap(), named);
+    }
+
+    #[tokio::test]
+    async fn an_auditor_reads_and_changes_nothing() {
+        for (roles, reads, changes) in [
+            ("[admin]", true, true),
+            ("[auditor]", true, false),
+            ("[admin auditor]", true, true),
+            ("[service]", false, false),
+        ] {
+            let mut parts = authorized(&json!({"sub": "a", "cognito:groups": roles}));
+            parts.extensions.insert(Authenticator::default());
+            assert_eq!(Reader::from_request_parts(&mut parts, &()).await.is_ok(), reads, "{roles}");
+            let admin = Admin::from_request_parts(&mut parts, &()).await.map(|admin| admin.request_id);
+            let wanted = if changes { Ok("r".to_owned()) } else { Err("forbidden") };
+            assert_eq!(admin.map_err(|problem| problem.code.code), wanted, "{roles}");
+        }
     }
 
     #[test]
@@ -329,7 +373,7 @@ pub(crate) mod tests {
     #[test]
     fn only_a_service_names_a_customer() {
         let customer = |id: &str| CustomerId::try_from(id).unwrap();
-        let caller = |service| Caller { id: customer("me"), service, admin: true };
+        let caller = |service| Caller { id: customer("me"), service, admin: true, auditor: false };
         assert_eq!(caller(true).customer(Some(customer("alice"))).unwrap(), customer("alice"));
         assert_eq!(caller(true).customer(None).unwrap_err().code.code, "invalid_request");
         assert_eq!(caller(false).customer(None).unwrap(), customer("me"));

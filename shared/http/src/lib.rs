@@ -1,7 +1,7 @@
 //! What all HTTP handlers share: callers, input, problems, views.
 //!
-//! - [`Caller`], [`Customer`], [`Admin`]: the verified caller, as an argument of a handler
-//! - [`Json`], [`Query`], [`Key`]: input, parsed and checked
+//! - [`Caller`], [`Customer`], [`Admin`], [`Reader`]: the verified caller, as an argument of a handler
+//! - [`Json`], [`Recorded`], [`Query`], [`Key`]: input, parsed and checked
 //! - [`cached`](fn@cached): cacheable responses
 //! - [`limited`]: the rate limit per customer
 //! - [`Problem`]: the one place where a refusal becomes a response; [`codes`]: the table of problems
@@ -26,9 +26,9 @@ mod serve;
 mod view;
 
 pub use cached::{cached, etag_matches};
-pub use caller::{Admin, Authenticator, Caller, Customer, SERVICE_SCOPE};
+pub use caller::{Admin, Authenticator, Caller, Customer, Reader, SERVICE_SCOPE};
 pub use event::handle;
-pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, nullable, path_id};
+pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, Recorded, nullable, path_id};
 pub use limit::{Limiter, limited};
 #[cfg(feature = "local-sign-in")]
 pub use local_sign_in::{LOCAL_AUDIENCE, LOCAL_ISSUER};

@@ -163,6 +163,11 @@ impl Problem {
         Self::new(&codes::INTERNAL_ERROR, "something went wrong").internal_message(internal_message)
     }
 
+    /// Its status and code, as in `409 insufficient_stock`.
+    pub fn outcome(&self) -> String {
+        format!("{} {}", self.code.status.as_u16(), self.code.code)
+    }
+
     /// Adds a member that helps the caller to act.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
