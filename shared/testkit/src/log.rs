@@ -1,9 +1,9 @@
-//! What the functions log.
+//! What the functions log and measure.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use holdfast_aws::log;
+use holdfast_aws::{log, metrics};
 use serde_json::Value;
 
 /// All that is logged in this process.
@@ -17,7 +17,13 @@ impl Log {
         let log = Self::default();
         let writer = log.clone();
         log::init_for_test(move || writer.clone());
+        let writer = log.clone();
+        metrics::init_with("test".to_owned(), move |line| writer.append(format!("{line}\n").as_bytes()));
         log
+    }
+
+    fn append(&self, bytes: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
     }
 
     /// The log as it was written.
@@ -46,7 +52,7 @@ impl Log {
 
 impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.append(bytes);
         Ok(bytes.len())
     }
 
