@@ -11,6 +11,7 @@ use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpC
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use holdfast_domain::RateLimit;
 
+use crate::metrics::Calls;
 use crate::queues::{FailedQueue, Queues};
 use crate::schedules::{Schedules, Target};
 
@@ -42,6 +43,7 @@ macro_rules! client {
                 .region(self.region.clone())
                 .credentials_provider(self.credentials.clone())
                 .http_client(self.http.clone())
+                .interceptor(Calls)
                 .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS).with_initial_backoff(INITIAL_BACKOFF))
                 .timeout_config(TimeoutConfig::builder().connect_timeout(ATTEMPT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build());
             config.set_endpoint_url(self.endpoint_url.clone());
@@ -158,6 +160,11 @@ impl Environment {
 /// [`ConfigError`] for a variable that is missing or malformed.
 pub fn table_name() -> Result<String, ConfigError> {
     required("TABLE_NAME")
+}
+
+/// The stack's name, which its metrics are told apart by: `STACK_NAME`.
+pub(crate) fn stack_name() -> Result<String, ConfigError> {
+    required("STACK_NAME")
 }
 
 /// The JSON Web Key Set of local tokens: `HOLDFAST_LOCAL_KEY_SET`. Only the local stack sets it. In AWS, API Gateway

@@ -11,6 +11,7 @@
 //! - `items`: domain values to items and back
 //! - `update`, `transact`: conditional updates of one item, and transactions with their cancellation reasons by position
 //! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
+//! - [`measure`]: what an invocation did, in numbers
 //! - `cache`: what an environment remembers of products and their stock
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
 //!   or a few related ones
@@ -26,6 +27,7 @@ mod error;
 mod failed;
 mod items;
 pub mod keys;
+pub mod measure;
 mod orders;
 mod page;
 mod products;

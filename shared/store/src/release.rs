@@ -19,7 +19,7 @@ use crate::items::{self, Hold, text, time, ttl, unchanged};
 use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
 use crate::units::given_back;
 use crate::update::{Expression, Updated};
-use crate::{Deadline, Error, Item, Store, keys};
+use crate::{Deadline, Error, Item, Store, keys, measure};
 
 /// The most holds in one transaction. More would save more writes (those of the shard are shared), but a larger
 /// transaction keeps its shard busy for longer, while reserves go on.
@@ -465,7 +465,7 @@ impl Store {
             let transaction = self.release_transaction(&holds, end, now)?;
             let reasons = match self.transact(&transaction, &mut attempts).await? {
                 Outcome::Applied => {
-                    log_released(&holds, end);
+                    note_released(&holds, end, now);
                     swept.holds += holds.len() as u64;
                     swept.units += units(&holds);
                     // Each alone: with other lines, they might not fit a transaction together.
@@ -484,7 +484,7 @@ impl Store {
                         ended[at] = true;
                         changed.extend(held_with_other_lines(&holds[at], item.as_ref(), end)?);
                         if released_before(item.as_ref(), end) {
-                            log_released(&holds[at..=at], end);
+                            note_released(&holds[at..=at], end, now);
                             swept.add(Swept { holds: 1, units: units(&holds[at..=at]), ..Swept::default() });
                             own += 1;
                         }
@@ -603,17 +603,25 @@ fn released_before(item: Option<&Item>, end: End<'_>) -> bool {
     item.get(RELEASED_BY) == Some(&text(&release.token))
 }
 
-/// Names each hold that has expired or that an admin released, so that a search for its reservation shows how it ended. A
-/// cancelled one is named by its request.
-fn log_released(holds: &[Hold], end: End<'_>) {
+/// Counts each hold that has ended. Names each that has expired or that an admin released, so that a search for its
+/// reservation shows how it ended; a cancelled one is named by its request.
+fn note_released(holds: &[Hold], end: End<'_>, now: Timestamp) {
     for hold in holds {
         let units: u32 = hold.lines.iter().map(|line| line.quantity).sum();
         let id = hold.reservation_id().ok();
         let reservation_id = id.as_ref().map(ReservationId::as_str);
         match end {
-            End::Cancelled => {}
-            End::Expired => tracing::info!(reservation_id, units, "hold expired"),
-            End::Released(_) => tracing::info!(reservation_id, units, "hold released"),
+            End::Cancelled => measure::note(measure::GIVEN_BACK, 1),
+            End::Expired => {
+                let lag_ms = now.as_millis().saturating_sub(hold.due_at.as_millis());
+                measure::note(measure::RELEASE_LAG, u64::try_from(lag_ms).unwrap_or_default());
+                measure::note(measure::EXPIRED, 1);
+                tracing::info!(reservation_id, units, "hold expired");
+            }
+            End::Released(_) => {
+                measure::note(measure::GIVEN_BACK, 1);
+                tracing::info!(reservation_id, units, "hold released");
+            }
         }
     }
 }
