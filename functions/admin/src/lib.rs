@@ -1,10 +1,13 @@
-//! The admin API: products, stock, all customers' reservations, failed confirmations.
+//! The admin API: products, stock, all customers' reservations, failed confirmations; and the page that uses it.
 //!
 //! - `products`: create, change and list products; adjust the stock, with a reason in the ledger
 //! - `failed`: list, retry, resolve and redrive failed confirmations
 //!
-//! Every handler takes an [`Admin`](holdfast_http::Admin), so each requires an admin's token.
+//! - `console`: the page, which is public
+//!
+//! Every other handler takes an [`Admin`](holdfast_http::Admin), so each requires an admin's token.
 
+pub mod console;
 mod failed;
 mod products;
 mod reservations;
@@ -49,13 +52,16 @@ pub struct App {
         failed::list,
         failed::redrive,
         failed::retry,
-        failed::resolve
+        failed::resolve,
+        console::page,
+        console::file,
+        console::config_file
     ),
     components(schemas(schema::IdempotencyKey))
 )]
 pub struct Description;
 
-/// The function's routes.
+/// The function's routes, without the console's.
 pub fn router(app: App) -> Router {
     Router::new()
         .route("/admin/products", post(products::create).get(products::list))
