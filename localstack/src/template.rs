@@ -271,10 +271,6 @@ impl Template {
     pub fn environment(&self, scope: &Scope, function: &Function) -> Result<BTreeMap<String, String>> {
         let mut variables = BTreeMap::new();
         for (name, value) in &function.environment {
-            // The console's sign-in at an issuer. There is none here: the gateway gives tokens.
-            if name.starts_with("SIGN_IN_") {
-                continue;
-            }
             let resolved = self
                 .resolve(scope, value)
                 .map_err(|why| Error::new(format!("variable {name} of {}: {why}", function.id)))?;

@@ -109,6 +109,7 @@ export class Failure extends Error {
 function sentence(status, { code, title, detail, message, lines, current }) {
   if (!status) return 'The API does not answer.';
   if (status === 429) return 'The API refuses for now: too many requests (429).';
+  if (code === 'route_not_found') return 'This API is of an earlier version, and does not have this yet (404).';
   if (status === 403) return 'This token may not do that (403).';
   const more = [
     current !== undefined && `it is ${current} now`,

@@ -27,6 +27,7 @@ const WHAT = {
   ledger: 'The ledger does not add up to the total',
   limit: 'A customer’s count for the limit is off',
   shard: 'A shard’s units are off',
+  reservation: 'A reservation contradicts itself or its index',
 };
 
 const stateOf = (r) => (r.running ? 'checking' : r.failed ? 'failed' : r.consistent === undefined ? 'not checked'
@@ -68,10 +69,9 @@ export const Books = ({ query }) => {
       ${of(p).in_progress && html`<p>It was changed during the check: this need not be drift. Check it again.</p>`}
       <${Table} label="Findings of ${p.product_id}" rows=${of(p).findings ?? []} id=${(f) => f.kind + f.where} columns=${[
         ['What', (f) => WHAT[f.kind] ?? words(f.kind), 'first'],
-        ['Where', (f) => html`<span class="mono">${f.where}</span>`],
+        ['Where', (f) => (f.where.startsWith('rsv_') ? html`<${Target} id=${f.where} />` : html`<span class="mono">${f.where}</span>`)],
         ['Expected', (f) => num(f.expected), 'number'],
         ['Found', (f) => num(f.found), 'number'],
-        ['Difference', (f) => num(f.found - f.expected), 'number'],
       ]} /></section>`)}`;
 };
 

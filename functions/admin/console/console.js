@@ -33,7 +33,10 @@ async function leaveToSignIn({ authorize_url, client_id, scope }) {
   const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(verifier));
   kept.write('pkce', { verifier, state, hash: location.hash });
   const asked = { response_type: 'code', client_id, scope, state, redirect_uri: HERE.href, code_challenge: base64url(new Uint8Array(digest)), code_challenge_method: 'S256' };
-  location.assign(`${authorize_url}?${new URLSearchParams(asked)}`);
+  // What the issuer needs beside, such as an audience, is in its URL already.
+  const url = new URL(authorize_url);
+  for (const [name, value] of Object.entries(asked)) url.searchParams.has(name) || url.searchParams.set(name, value);
+  location.assign(url);
 }
 
 /** Back from the issuer's page: the code for a token. Returns what is wrong, in words. */

@@ -93,20 +93,6 @@ const giveBack = (r) => ask({
   },
 });
 
-let filters = true;
-/** The failed confirmations of one reservation. */
-const failedOf = async (id, signal) => {
-  const path = 'admin/failed-confirmations';
-  try {
-    if (filters) return (await get(withQuery(path, { reservation_id: id, limit: 100 }), signal)).items;
-  } catch (failure) {
-    if (failure.problem?.code !== 'invalid_request') throw failure;
-    filters = false; // The server has no such filter.
-  }
-  const { items } = await pages(path, { limit: 100 }, { enough: 1_000, rounds: 10, signal });
-  return items.filter(({ reservation_id }) => reservation_id === id);
-};
-
 /** Everything that is known to have happened, oldest first: `[time, what, details, tone]`. */
 const life = (r, failed, actions) => {
   const request = (a) => a?.request_id && html` <span class="muted">Request <${Id} id=${a.request_id} /></span>`;
@@ -135,9 +121,12 @@ const life = (r, failed, actions) => {
 export const ReservationPage = ({ id }) => {
   const { data, failure } = usePoll(async (signal) => {
     const path = `admin/reservations/${encodeURIComponent(id)}`;
-    const optional = (list) => list.catch((failure) => (failure instanceof Failure ? [] : Promise.reject(failure)));
-    const actions = get(withQuery('admin/actions', { target: id, limit: 100 }), signal).then(({ items }) => items);
-    const [r, failed, done] = await Promise.all([get(path, signal), optional(failedOf(id, signal)), optional(actions)]);
+    // The reservation is shown also without them.
+    const list = (name, filter) => get(withQuery(`admin/${name}`, { ...filter, limit: 100 }), signal)
+      .then(({ items }) => items, (failure) => (failure instanceof Failure ? [] : Promise.reject(failure)));
+    const [r, failed, done] = await Promise.all([
+      get(path, signal), list('failed-confirmations', { reservation_id: id }), list('actions', { target: id }),
+    ]);
     return { r, failed, done };
   }, id);
   const back = html`<${Back} path=${['reservations']} title="Reservations" id=${id} />`;

@@ -244,13 +244,9 @@ export const ProductPage = ({ id, query }) => {
     return product;
   }, id);
   const holds = usePoll((signal) => pages('admin/reservations', { product_id: id, status: 'held', limit: 100 }, { enough: 100, rounds: 5, signal }), id, { main: false });
-  const books = usePoll(async (signal) => {
-    const [ledger, actions] = await Promise.all([
-      get(withQuery(`admin/${path}/ledger`, { limit: 25, cursor: query.ledger }), signal),
-      get(withQuery('admin/actions', { target: id, limit: 25 }), signal),
-    ]);
-    return { ledger, actions };
-  }, `${id} ${query.ledger ?? ''}`, { every: 15_000, main: false });
+  const slow = { every: 15_000, main: false };
+  const ledger = usePoll((signal) => get(withQuery(`admin/${path}/ledger`, { limit: 25, cursor: query.ledger }), signal), `${id} ${query.ledger ?? ''}`, slow);
+  const actions = usePoll((signal) => get(withQuery('admin/actions', { target: id, limit: 25 }), signal), id, slow);
   // While it is pointed at, the list holds still: nobody opens another hold than the one they meant.
   const [still, setStill] = useState(null);
   const p = product.data;
@@ -296,12 +292,12 @@ export const ProductPage = ({ id, query }) => {
           empty="No hold is live." /></div>
       </section>
       <section class="panel"><${Head} panel title="Ledger"><a href=${to(['books'], { product_id: id })}>Check the books</a><//>
-        <div class="fixed"><${Table} label="Ledger" columns=${ledgerColumns} rows=${books.data?.ledger.items} id=${(e) => e.entry_id} failure=${books.failure}
-          stale=${books.stale} empty="The total has never changed." /></div>
-        <${Pager} path=${['sale', id]} query=${query} next=${books.data?.ledger.next_cursor} of="ledger" />
+        <div class="fixed"><${Table} label="Ledger" columns=${ledgerColumns} rows=${ledger.data?.items} id=${(e) => e.entry_id} failure=${ledger.failure}
+          stale=${ledger.stale} empty="The total has never changed." /></div>
+        <${Pager} path=${['sale', id]} query=${query} next=${ledger.data?.next_cursor} of="ledger" />
       </section>
     </div>
     <section class="panel"><${Head} panel title="Actions"><a href=${to(['actions'], { target: id })}>All actions on it</a><//>
-      <${Table} label="Actions on ${id}" columns=${actionColumns(false)} rows=${books.data?.actions.items} id=${(a) => a.action_id} failure=${books.failure}
+      <${Table} label="Actions on ${id}" columns=${actionColumns(false)} rows=${actions.data?.items} id=${(a) => a.action_id} failure=${actions.failure}
         empty="Nobody has done anything with it in the console or by the admin API." /></section>`;
 };

@@ -46,7 +46,8 @@ const when = (time) => {
 };
 export const Time = ({ t }) => (t ? html`<time datetime=${t} title=${t}>${when(t)}</time>` : '–');
 
-export const num = (value) => Number(value).toLocaleString('en');
+/** A figure; what is none stays as it is. */
+export const num = (value) => (isNaN(value) ? value : Number(value).toLocaleString('en'));
 export const plural = (count, word) => `${num(count)} ${word}${count === 1 ? '' : 's'}`;
 export const words = (code) => String(code).replaceAll('_', ' ');
 
@@ -132,7 +133,8 @@ export const Back = ({ path, title, id }) => html`<p class="back"><a href=${to(p
 
 /** Links within the console. */
 export const Product = ({ of: { product_id, name } }) => html`<a href=${to(['sale', product_id])}><b>${name}</b><span class="mono muted">${product_id}</span></a>`;
-export const Target = ({ id }) => html`<a href=${id.startsWith('rsv_') ? to(['reservations', id]) : id.startsWith('fc_') ? to(['actions'], { target: id }) : to(['sale', id])}><${Id} id=${id} /></a>`;
+const pageOf = (id) => (id.startsWith('rsv_') ? to(['reservations', id]) : id.startsWith('fc_') ? to(['actions'], { target: id }) : id === 'failed-confirmations' ? to(['failed']) : to(['sale', id]));
+export const Target = ({ id }) => html`<a href=${pageOf(id)}><${Id} id=${id} /></a>`;
 
 /** Links to the first and the next page of a list; where it is stands in the address. */
 export const Pager = ({ path, query, next, of = 'cursor', children }) => html`<nav class="pager" aria-label="Pages: ${of}">
