@@ -1,14 +1,17 @@
-//! The admin API: products, stock, all customers' reservations, failed confirmations.
+//! The admin API: products, stock, all customers' reservations, failed confirmations; and the page that uses it.
 //!
 //! - `products`: create, change and list products; adjust the stock, with a reason in the ledger
 //! - `reservations`: find, release and cancel any customer's reservations and orders
 //! - `failed`: list, retry, resolve and redrive failed confirmations
 //! - `actions`: the log of what admins do
 //!
+//! - `console`: the page, which is public
+//!
 //! A handler that changes something takes an [`Admin`](holdfast_http::Admin) and makes its change in `App::act`, which
 //! writes it down; one that only reads takes a [`Reader`](holdfast_http::Reader), so that an auditor may call it.
 
 mod actions;
+pub mod console;
 mod failed;
 mod products;
 mod reservations;
@@ -54,13 +57,16 @@ pub struct App {
         failed::redrive,
         failed::retry,
         failed::resolve,
-        actions::list
+        actions::list,
+        console::page,
+        console::file,
+        console::config_file
     ),
     components(schemas(schema::IdempotencyKey))
 )]
 pub struct Description;
 
-/// The function's routes.
+/// The function's routes, without the console's.
 pub fn router(app: App) -> Router {
     Router::new()
         .route("/admin/products", post(products::create).get(products::list))

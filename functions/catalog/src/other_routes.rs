@@ -10,7 +10,7 @@ use holdfast_http::Problem;
 
 /// Each path with its methods, written as axum writes them. The test compares them with the root Cargo.toml, and the local
 /// stack compares that with template.yaml.
-const PATHS: [(&str, &str); 23] = [
+const PATHS: [(&str, &str); 26] = [
     ("/reservations", "GET,POST"),
     ("/reservations/{reservation_id}", "DELETE,GET"),
     ("/reservations/{reservation_id}/extend", "POST"),
@@ -20,6 +20,9 @@ const PATHS: [(&str, &str); 23] = [
     ("/orders", "GET"),
     ("/orders/{order_id}", "GET"),
     ("/orders/{order_id}/cancel", "POST"),
+    ("/admin", "GET"),
+    ("/admin/console/config.json", "GET"),
+    ("/admin/console/{file}", "GET"),
     ("/admin/products", "GET,POST"),
     ("/admin/products/{product_id}", "PATCH"),
     ("/admin/products/{product_id}/stock", "POST"),
