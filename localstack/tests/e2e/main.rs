@@ -187,6 +187,10 @@ fn main() -> ExitCode {
             products_are_created_changed_and_listed,
             stock_is_adjusted_once_with_a_reason,
             reservations_are_found_by_payment_customer_product_status_and_time,
+            what_admins_do_is_written_down,
+            a_cancelled_reservation_says_when_and_by_whom,
+            failed_confirmations_are_found_by_their_reservation,
+            an_auditor_reads_everything_and_changes_nothing,
         },
     ];
     let broken = trials![

@@ -10,7 +10,7 @@ pub const PK: &str = "pk";
 /// The table's sort key.
 pub const SK: &str = "sk";
 
-/// The sparse index of holds, by when they end.
+/// The sparse index of holds, by when they end, and of failed confirmations, by their reservations: see [`failed_partition`].
 pub const DUE_INDEX: &str = "due";
 /// Its partition key.
 pub const DUE_KEY: &str = "due_key";
@@ -27,7 +27,7 @@ pub const CUSTOMER: &str = "customer";
 /// Its sort key.
 pub const CREATED_AT: &str = "created_at";
 
-/// The index of all reservations, by when they were made.
+/// The index of all reservations, by when they were made, and of all actions of admins.
 pub const MADE_INDEX: &str = "made";
 /// Its partition key. Its sort key is [`CREATED_AT`].
 pub const MADE_KEY: &str = "made_key";
