@@ -289,6 +289,7 @@ Holdfast is running. Ctrl-C stops it and deletes its data.
 
   API        {api}
   docs       {api}/docs
+  console    {api}/admin
   emulator   {}   (table {})
   logs       {}
              {}

@@ -1,5 +1,6 @@
 //! Wires the function `admin`.
 
+use admin::console::{self, ConsoleConfig};
 use admin::{App, router};
 use holdfast_aws::config::{Environment, default_max_per_customer, table_name};
 use holdfast_aws::{clock, log, metrics};
@@ -19,6 +20,7 @@ async fn main() -> Result<(), Error> {
         clock: clock::system(),
         default_max_per_customer: default_max_per_customer()?,
     };
-    let router = serve(router(app), Authenticator::from_environment()?);
+    let console = console::router(&ConsoleConfig::from_environment()?);
+    let router = serve(router(app).merge(console), Authenticator::from_environment()?);
     run(service_fn(|event| handle(router.clone(), event))).await
 }

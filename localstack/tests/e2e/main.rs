@@ -12,6 +12,7 @@ mod bad_input;
 mod bare_watch;
 mod chaos;
 mod client;
+mod console;
 mod crash;
 mod demo;
 mod described;
@@ -172,6 +173,9 @@ fn main() -> ExitCode {
         client::{
             a_generated_client_makes_an_order,
         },
+        console::{
+            the_console_loads_from_the_api_only,
+        },
         docs::{
             the_docs_page_loads_from_the_api_only,
             what_people_type_leads_to_the_docs_and_head_is_get_without_a_body,
@@ -196,6 +200,8 @@ fn main() -> ExitCode {
     let threads = arguments.test_threads.map(|threads| threads.min(CHAOS_AT_ONCE));
     arguments = Arguments { test_threads: threads, ..arguments };
     let chaos = libtest_mimic::run(&arguments, broken);
+    // Alone, because people would not wait for a page as long as tests wait for one another.
+    let browser = libtest_mimic::run(&arguments, vec![console::trial(&runtime)]);
     // Last, because they look at the calls of all others; and always, whatever the filter.
     let complete = conclusion.num_passed == all;
     let mut verdicts = permissions::trials(stack.as_ref(), complete);
@@ -205,6 +211,6 @@ fn main() -> ExitCode {
     if let Some(stack) = stack.and_then(Arc::into_inner) {
         runtime.block_on(stack.stop());
     }
-    let failed = [conclusion, chaos].into_iter().find(libtest_mimic::Conclusion::has_failed);
+    let failed = [conclusion, chaos, browser].into_iter().find(libtest_mimic::Conclusion::has_failed);
     failed.unwrap_or(verdict).exit_code()
 }

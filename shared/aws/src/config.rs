@@ -191,6 +191,40 @@ pub fn roles_claim() -> Result<String, ConfigError> {
     required("ROLES_CLAIM")
 }
 
+/// Where the console's users sign in: a client of an OpenID Connect issuer, without a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignIn {
+    /// The issuer's page, which may have a query of its own.
+    pub authorize_url: String,
+    /// Where the page gets a token for its code.
+    pub token_url: String,
+    /// The client.
+    pub client_id: String,
+}
+
+/// Where the console's users sign in, if there is such a place: `SIGN_IN_CLIENT_ID`, and with it `SIGN_IN_AUTHORIZE_URL`
+/// and `SIGN_IN_TOKEN_URL`.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
+pub fn sign_in() -> Result<Option<SignIn>, ConfigError> {
+    let Some(client_id) = optional("SIGN_IN_CLIENT_ID") else { return Ok(None) };
+    let url = |name| {
+        let url = required(name)?;
+        // The token's one goes into a header.
+        let plain = url.bytes().all(|byte| byte.is_ascii_graphic() && !b";,'\"".contains(&byte));
+        let problem = "must be an https URL";
+        if plain && url.starts_with("https://") { Ok(url) } else { Err(ConfigError { name, problem }) }
+    };
+    let (authorize_url, token_url) = (url("SIGN_IN_AUTHORIZE_URL")?, url("SIGN_IN_TOKEN_URL")?);
+    Ok(Some(SignIn { authorize_url, token_url, client_id }))
+}
+
+/// Whether a gateway gives tokens to whoever asks: `HOLDFAST_LOCAL_SIGN_IN`. Only the local gateway sets it.
+pub fn local_sign_in() -> bool {
+    optional("HOLDFAST_LOCAL_SIGN_IN").is_some()
+}
+
 /// The limit per customer of a product that is made without one, if there is any: `DEFAULT_MAX_PER_CUSTOMER`, 0 for none.
 ///
 /// # Errors

@@ -40,7 +40,7 @@ pub use failed::{
     FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, ORDER_CANCELLED, RecordDecision, ResolveDecision,
     RetryDecision,
 };
-pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
+pub use ids::{ActionTarget, CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
 pub use product::{
     Currency, DEFAULT_LATE_PAYMENT_SECONDS, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product,
     ProductChange, ProductStatus, Stock,

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use axum::body::HttpBody as _;
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
+use axum::http::{Extensions, HeaderValue, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
@@ -39,7 +39,7 @@ pub struct Outcome(pub &'static str);
 /// Logs each request once, renders its problem, and names the request in the response.
 async fn answer(request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let request_id = request_id(&request);
+    let request_id = request_id(request.extensions());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let operation = operation(&request);
@@ -136,12 +136,12 @@ fn operation(request: &Request) -> String {
 }
 
 /// API Gateway's request id, or Lambda's if there is no gateway.
-fn request_id(request: &Request) -> String {
-    let gateway = request.extensions().get::<RequestContext>().and_then(|context| match context {
+pub(crate) fn request_id(extensions: &Extensions) -> String {
+    let gateway = extensions.get::<RequestContext>().and_then(|context| match context {
         RequestContext::ApiGatewayV2(context) => context.request_id.clone(),
         _ => None,
     });
-    let lambda = || request.extensions().get::<Context>().map(|context| context.request_id.clone());
+    let lambda = || extensions.get::<Context>().map(|context| context.request_id.clone());
     gateway.or_else(lambda).unwrap_or_default()
 }
 

@@ -6,6 +6,7 @@
 //! clock of the environment that answered. Two things may be a second older than the request, because docs/api.md says
 //! so: "sold out", and what a product's facts forbid. Nothing else is excused.
 
+mod actions;
 mod changes;
 pub(crate) mod failed;
 pub(crate) mod finality;
@@ -89,11 +90,20 @@ pub(crate) enum Route<'a> {
     Ledger(&'a str),
     AllReservations,
     AnyReservation(&'a str),
+    Actions,
     Failed,
     Retry(&'a str),
     Resolve(&'a str),
     Redrive,
     Unknown,
+}
+
+impl Route<'_> {
+    /// Whether it is an admin's request that changes something.
+    pub(crate) fn is_action(self) -> bool {
+        use Route::{Adjust, Change, Create, Redrive, Release, ReleaseAll, Resolve, Retry};
+        matches!(self, Create | Change(_) | Adjust(_) | Release(_) | ReleaseAll(_) | Retry(_) | Resolve(_) | Redrive)
+    }
 }
 
 impl Question {
@@ -123,6 +133,7 @@ impl Question {
             ("GET", ["admin", "reservations"]) => Route::AllReservations,
             ("GET", ["admin", "reservations", id]) => Route::AnyReservation(id),
             ("POST", ["admin", "reservations", id, "release"]) => Route::Release(id),
+            ("GET", ["admin", "actions"]) => Route::Actions,
             ("GET", ["admin", "failed-confirmations"]) => Route::Failed,
             ("POST", ["admin", "failed-confirmations", "redrive"]) => Route::Redrive,
             ("POST", ["admin", "failed-confirmations", id, "retry"]) => Route::Retry(id),
@@ -183,6 +194,7 @@ pub(crate) fn judge(case: &Case<'_>) -> Broken {
         Route::Change(id) => case.change(id),
         Route::Adjust(id) => case.adjust(id),
         Route::Ledger(id) => case.ledger(id),
+        Route::Actions => case.actions(),
         Route::Failed => case.failed_list(),
         Route::Retry(id) => case.retry(id),
         Route::Resolve(id) => case.resolve(id),
@@ -275,7 +287,9 @@ impl<'a> Case<'a> {
 
     /// The same for an answer to an admin, which names the customer.
     fn shows_admin(&self, item: &Value, body: &Value) -> bool {
-        item["customer"] == body["customer_id"] && self.shows(item, body)
+        let by = if item["cancellation"].is_object() { item["cancellation"]["by"].clone() } else { "customer".into() };
+        let by = if item["status"] == "cancelled" { by } else { Value::Null };
+        item["customer"] == body["customer_id"] && body["cancelled_by"] == by && self.shows(item, body)
     }
 
     fn reserve(&self) -> Ruling {
@@ -663,7 +677,7 @@ fn view(item: &Value, body: &Value, now: i64) -> bool {
         && body["payment_reference"] == item["payment_reference"]
         && body["cancel_reason"] == item["cancellation"]["reason"]
         && body["restocked"] == item["cancellation"]["restocked"]
-        && shown(&body["cancelled_at"]) == item["cancellation"]["at"].as_i64()
+        && shown(&body["cancelled_at"]) == item["cancellation"]["at"].as_i64().or(item["cancelled_at"].as_i64())
         && time("created_at")
         && time("expires_at")
         && time("confirmed_at")

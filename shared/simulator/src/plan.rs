@@ -503,8 +503,12 @@ fn customer(
                     let key = FRESH + at;
                     let body = body(random, products);
                     let fewer = body.iter().map(|&(product, quantity)| (product, quantity.div_ceil(2))).collect();
-                    let then = vec![Step::ChangeLines { key, body: fewer }, Step::Confirm { key, payment: Some(0) }];
-                    let around = Step::AroundExpiry { key, offset_ms: random.i64(-2_000..1_000), then };
+                    let late = |random: &mut fastrand::Rng| {
+                        let then = vec![pay(0)];
+                        Step::AroundExpiry { key, offset_ms: random.i64(0..120), then }
+                    };
+                    let then = vec![Step::ChangeLines { key, body: fewer }, late(random), late(random)];
+                    let around = Step::AroundExpiry { key, offset_ms: random.i64(-150..20), then };
                     vec![Step::Reserve { key, body }.then(vec![around])]
                 }
                 // Paid, and confirmed in another customer's name.
@@ -548,7 +552,7 @@ fn customer(
 }
 
 /// A customer takes all units of a product, lets the hold end, and takes them again with another key. Then the first hold
-/// is paid late, as the other is cancelled: by two copies of the payment at once; or by one that is refused, retried by an
+/// is paid late, as the other is cancelled: by copies of the payment at once; or by one that is refused, retried by an
 /// admin, and given back as soon as it is an order.
 fn sold_out(random: &mut fastrand::Rng, products: &[ProductPlan], key: u8) -> Step {
     let product = random.usize(0..products.len());
@@ -557,15 +561,18 @@ fn sold_out(random: &mut fastrand::Rng, products: &[ProductPlan], key: u8) -> St
     let (other, all) = (key + AGAIN, vec![(product, all)]);
     let (pay, cancel) = (Step::Confirm { key, payment: Some(0) }, Step::Cancel { key: other });
     let again = random.i64(200..3_000);
+    // In the next moments.
+    let soon = |random: &mut fastrand::Rng, within_ms: i64, step: Step| {
+        let offset_ms = again + random.i64(100..within_ms);
+        Step::AroundExpiry { key, offset_ms, then: vec![step] }
+    };
     let then = if random.bool() {
-        vec![pay.clone(), pay, cancel]
+        let mut then = vec![soon(random, 500, cancel)];
+        then.extend((0..4).map(|_| soon(random, 700, pay.clone())));
+        then
     } else {
-        let give_back = |random: &mut fastrand::Rng| {
-            let then = vec![Step::GiveBack { key, restock: true }];
-            Step::AroundExpiry { key, offset_ms: again + random.i64(300..4_000), then }
-        };
         let mut then = vec![Step::Failed { then: Settle::Retry }];
-        then.extend((0..12).map(|_| give_back(random)));
+        then.extend((0..12).map(|_| soon(random, 4_000, Step::GiveBack { key, restock: true })));
         vec![pay.then(vec![cancel.then(then)])]
     };
     let then = vec![Step::Reserve { key: other, body: all.clone() }.then(then)];

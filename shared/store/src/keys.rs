@@ -31,8 +31,10 @@ pub const CREATED_AT: &str = "created_at";
 pub const MADE_INDEX: &str = "made";
 /// Its partition key. Its sort key is [`CREATED_AT`].
 pub const MADE_KEY: &str = "made_key";
-/// The number of its partitions: each takes about a thousand new reservations a second.
+/// The number of its partitions with reservations: each takes about a thousand new ones a second.
 pub const MADE_PARTITIONS: u32 = 8;
+/// Its partition with the actions of all admins.
+pub const MADE_ACTIONS: &str = "MADE#ACTIONS";
 
 /// The index of the orders of each payment, by when they were made. Its sort key is [`CREATED_AT`].
 pub const PAYMENT_INDEX: &str = "payment";
@@ -87,6 +89,8 @@ pub const HOLD_PREFIX: &str = "HOLD#";
 pub const PRODUCT_PREFIX: &str = "PRODUCT#";
 /// A reservation's sort key.
 pub const HOLD: &str = "HOLD";
+/// The prefix of the partition key of an admin's action.
+pub const ACTION_PREFIX: &str = "ACTION#";
 
 /// The key of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +102,12 @@ pub struct Key {
 }
 
 impl Key {
+    /// The key of an item, or of what an index shows of it.
+    pub(crate) fn of(item: &HashMap<String, AttributeValue>) -> Option<Self> {
+        let part = |name: &str| item.get(name)?.as_s().ok().cloned();
+        Some(Self { pk: part(PK)?, sk: part(SK)? })
+    }
+
     /// As DynamoDB takes it.
     pub fn item(&self) -> HashMap<String, AttributeValue> {
         HashMap::from([
@@ -145,6 +155,17 @@ pub fn adjustment(adjustment_id: &str) -> Key {
 /// A failed confirmation.
 pub fn failed(id: &str) -> Key {
     Key { pk: FAILED.to_owned(), sk: id.to_owned() }
+}
+
+/// One action of an admin with this target.
+pub fn action(target: &str, action_id: &str) -> Key {
+    Key { pk: format!("{ACTION_PREFIX}{target}"), sk: action_id.to_owned() }
+}
+
+/// The partition of the index `due` with the failed confirmations of a reservation. Of the indexes it is the one whose keys
+/// they can have and be in no other list: `made` has its sort key in common with `payment`.
+pub fn failed_partition(id: &ReservationId) -> String {
+    format!("{FAILED}#{id}")
 }
 
 /// The partition of the index `due` that a reservation's hold is in.

@@ -15,8 +15,10 @@
 //! - `cache`: what an environment remembers of products and their stock
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
 //!   or a few related ones
+//! - `actions`: the log of what admins do
 #![warn(clippy::missing_errors_doc)]
 
+mod actions;
 mod cache;
 mod catalog;
 mod changes;
@@ -47,7 +49,9 @@ use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::{Clock, ProductId};
 use serde::de::DeserializeOwned;
 
+pub use actions::{Action, Intent};
 pub use error::{Deadline, Error};
+pub use failed::FailedSearch;
 pub use page::{Cursor, Page};
 pub use rate::Admitted;
 pub use release::Swept;

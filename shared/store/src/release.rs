@@ -104,7 +104,7 @@ impl Store {
                 for line in &reservation.lines {
                     self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
                 }
-                return Ok(Reservation { status: Status::Cancelled, ..reservation });
+                return Ok(Reservation { status: Status::Cancelled, cancelled_at: Some(now), ..reservation });
             }
             // It has ended or changed meanwhile: decide again.
             if deadline.passed() {
@@ -568,6 +568,8 @@ impl Store {
                 End::Cancelled => {
                     condition.text.push_str(" AND #expires_at = :expires");
                     condition.values.push((":expires", time(hold.due_at)));
+                    set.push_str(", #cancelled_at = :now");
+                    values.push((":now", time(now)));
                 }
                 End::Released(AdminRelease { record, token }) => {
                     set.push_str(", #cancellation = :cancellation, #released_by = :token");
