@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 
+use holdfast_aws::metrics;
 use holdfast_aws::queues::retry_delay;
 use holdfast_http::SERVICE_SCOPE;
 use holdfast_local::template::references;
-use holdfast_store::keys;
+use holdfast_store::{keys, measure};
 use holdfast_testkit::database::projection;
 use serde_json::{Map, Value, json};
 
@@ -30,7 +31,7 @@ pub(crate) type Findings = Vec<String>;
 type Rule = fn(&Expanded) -> Findings;
 
 /// All rules, by name.
-pub(crate) const RULES: [(&str, Rule); 13] = [
+pub(crate) const RULES: [(&str, Rule); 14] = [
     ("each_function_logs_to_a_group_of_its_own_that_forgets", logs),
     ("each_role_is_one_functions_own_and_names_what_it_may", roles),
     ("a_queue_that_drives_a_function_gives_it_time_and_a_way_out", event_sources),
@@ -44,6 +45,7 @@ pub(crate) const RULES: [(&str, Rule); 13] = [
     ("the_catalog_reads_nothing_of_customers", leading_keys),
     ("sign_in_keeps_secrets_and_gives_none_away", sign_in),
     ("only_a_parameter_reserves_concurrency", concurrency),
+    ("what_goes_wrong_raises_an_alarm", watched),
 ];
 
 impl Expanded {
@@ -90,7 +92,10 @@ impl Expanded {
     /// The statements of a role's own policies.
     fn statements(&self, role: &str) -> Vec<&Value> {
         let policies = self.properties(role)["Policies"].as_array();
-        let documents = policies.into_iter().flatten().map(|policy| &policy["PolicyDocument"]["Statement"]);
+        // Also those under a condition.
+        let policies =
+            policies.into_iter().flatten().map(|policy| policy.get("Fn::If").map_or(policy, |cases| &cases[1]));
+        let documents = policies.map(|policy| &policy["PolicyDocument"]["Statement"]);
         documents.flat_map(|statements| statements.as_array().into_iter().flatten()).collect()
     }
 
@@ -147,6 +152,15 @@ fn logs(template: &Expanded) -> Findings {
             findings.push(format!("{id} shares {group} with another function"));
         }
     }
+    for (id, stage) in template.of("AWS::ApiGatewayV2::Stage") {
+        match template.one(&stage["AccessLogSettings"]["DestinationArn"], "AWS::Logs::LogGroup") {
+            None => findings.push(format!("a request that reaches no function leaves no line of {id}")),
+            Some(group) if template.properties(&group)["RetentionInDays"].is_null() => {
+                findings.push(format!("{group} keeps its lines for ever"));
+            }
+            Some(_) => {}
+        }
+    }
     findings
 }
 
@@ -177,6 +191,13 @@ fn roles(template: &Expanded) -> Findings {
                 if action.as_str().is_none_or(|action| action.contains('*')) {
                     findings.push(format!("{role} may {action}"));
                 }
+            }
+            // X-Ray has no resources.
+            if list(&statement["Action"])
+                .iter()
+                .all(|action| action.as_str().is_some_and(|a| a.starts_with("xray:Put")))
+            {
+                continue;
             }
             for resource in list(&statement["Resource"]) {
                 // A wildcard is only allowed at the end of a name that begins with a resource of the template.
@@ -338,6 +359,47 @@ fn alarms(template: &Expanded) -> Findings {
         }
         if emptied(&queue) && !watched(&queue, "NumberOfMessagesReceived") {
             findings.push(format!("nobody hears that something was taken out of {queue}"));
+        }
+    }
+    findings
+}
+
+/// Each function, each queue with a function behind it, and what only the functions can count has an alarm, which tells
+/// somebody and is of this stack.
+fn watched(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    let of = |namespace: &str, metric: &str, resource: &str| {
+        template.of("AWS::CloudWatch::Alarm").any(|(_, alarm)| {
+            alarm["Namespace"] == namespace
+                && alarm["MetricName"] == metric
+                && references(&alarm["Dimensions"]).contains(resource)
+                // Those of a canary only stop the deployment.
+                && references(&alarm["AlarmActions"]).contains("AlarmTopicArn")
+        })
+    };
+    for (id, _) in template.functions() {
+        for metric in ["Errors", "Throttles"].into_iter().filter(|metric| !of("AWS/Lambda", metric, id)) {
+            findings.push(format!("nobody hears of the {metric} of {id}"));
+        }
+    }
+    for (id, mapping) in template.of("AWS::Lambda::EventSourceMapping") {
+        let queue = template.one(&mapping["EventSourceArn"], "AWS::SQS::Queue").unwrap_or_default();
+        if !of("AWS/SQS", "ApproximateAgeOfOldestMessage", &queue) {
+            findings.push(format!("nobody hears that messages wait for {id}"));
+        }
+    }
+    let needed =
+        [measure::OPEN_FAILED_CONFIRMATIONS, measure::SWEEPS, measure::RELEASE_LAG, measure::THROTTLES, measure::DRIFT];
+    for metric in needed.iter().filter(|metric| !of(metrics::NAMESPACE, metric.name, "AWS::StackName")) {
+        findings.push(format!("nobody hears of {}", metric.name));
+    }
+    for (id, alarm) in template.of("AWS::CloudWatch::Alarm") {
+        let own = alarm["Namespace"] == metrics::NAMESPACE;
+        if own && alarm["Dimensions"] != json!([{"Name": metrics::STACK, "Value": {"Ref": "AWS::StackName"}}]) {
+            findings.push(format!("{id} is not of this stack"));
+        }
+        if alarm["MetricName"] == measure::SWEEPS.name && alarm["TreatMissingData"] != "breaching" {
+            findings.push(format!("{id} does not see that there was no sweep"));
         }
     }
     findings
@@ -582,11 +644,21 @@ pub(crate) fn breaches() -> Vec<Breach> {
     const LEADING_KEYS: &str = RULES[10].0;
     const SIGN_IN: &str = RULES[11].0;
     const CONCURRENCY: &str = RULES[12].0;
+    const WATCHED: &str = RULES[13].0;
     vec![
         (LOGS, "no group", |t| without(of(t, "ExpireFunction"), "LoggingConfig")),
         (LOGS, "no retention", |t| without(of(t, "AdminLogGroup"), "RetentionInDays")),
         (LOGS, "a shared group", |t| {
             of(t, "AdminFunction")["LoggingConfig"]["LogGroup"] = json!({"Ref": "ExpireLogGroup"});
+        }),
+        (LOGS, "an API without a log", |t| {
+            let mut resources = t["Resources"].as_object_mut().unwrap().values_mut();
+            let stage = resources.find(|resource| resource["Type"] == "AWS::ApiGatewayV2::Stage").unwrap();
+            without(&mut stage["Properties"], "AccessLogSettings");
+        }),
+        (ROLES, "any resource under a condition", |t| {
+            of(t, "AdminRole")["Policies"][1]["Fn::If"][1]["PolicyDocument"]["Statement"][0]["Action"] =
+                json!("s3:GetObject");
         }),
         (ROLES, "a shared role", |t| of(t, "AdminFunction")["Role"] = json!({"Fn::GetAtt": ["ReserveRole", "Arn"]})),
         (ROLES, "any action", |t| statement(t, "ReserveRole", "dynamodb:PutItem")["Action"] = json!("dynamodb:*")),
@@ -655,6 +727,15 @@ pub(crate) fn breaches() -> Vec<Breach> {
             without(&mut t["Resources"], "FailedConfirmationsArrivedAlarm");
         }),
         (ALARMS, "an alarm that tells nobody", |t| without(of(t, "FailedConfirmationsAlarm"), "AlarmActions")),
+        (WATCHED, "crashes that nobody hears of", |t| without(&mut t["Resources"], "AdminErrorsAlarm")),
+        (WATCHED, "throttles that nobody hears of", |t| without(&mut t["Resources"], "ConfirmThrottlesAlarm")),
+        (WATCHED, "payments that wait unseen", |t| without(&mut t["Resources"], "QueuedConfirmationsAlarm")),
+        (WATCHED, "a metric that nobody writes", |t| of(t, "ReleaseLagAlarm")["MetricName"] = json!("lag")),
+        (WATCHED, "alarms of all stacks", |t| of(t, "OpenFailedConfirmationsAlarm")["Dimensions"] = json!([])),
+        (WATCHED, "sweeps that are not missed", |t| {
+            of(t, "SweepsAlarm")["TreatMissingData"] = json!("notBreaching");
+        }),
+        (WATCHED, "drift that tells nobody", |t| without(of(t, "DriftAlarm"), "AlarmActions")),
         (TABLE, "no recovery", |t| without(of(t, "Table"), "PointInTimeRecoverySpecification")),
         (TABLE, "no protection", |t| of(t, "Table")["DeletionProtectionEnabled"] = json!(false)),
         (TABLE, "protection off by default", |t| t["Parameters"]["DeletionProtection"]["Default"] = json!("false")),

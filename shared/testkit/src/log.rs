@@ -1,4 +1,5 @@
 //! What the functions log and measure.
+#![expect(clippy::expect_used, clippy::panic, reason = "for tests: a broken line is a failed test")]
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
