@@ -12,10 +12,12 @@
 //! - `update`, `transact`: conditional updates of one item, and transactions with their cancellation reasons by position
 //! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
 //! - `cache`: what an environment remembers of products and their stock
+//! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
 //!   or a few related ones
 #![warn(clippy::missing_errors_doc)]
 
+mod audit;
 mod cache;
 mod catalog;
 mod changes;
@@ -45,6 +47,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::{Clock, ProductId};
 use serde::de::DeserializeOwned;
 
+pub use audit::{Audited, TableAudit};
 pub use error::{Deadline, Error};
 pub use page::{Cursor, Page};
 pub use rate::Admitted;
