@@ -1,10 +1,12 @@
 //! The admin API: products, stock, all customers' reservations, failed confirmations.
 //!
 //! - `products`: create, change and list products; adjust the stock, with a reason in the ledger
+//! - `audit`: whether a product's books agree
 //! - `failed`: list, retry, resolve and redrive failed confirmations
 //!
 //! Every handler takes an [`Admin`](holdfast_http::Admin), so each requires an admin's token.
 
+mod audit;
 mod failed;
 mod products;
 mod reservations;
@@ -41,6 +43,7 @@ pub struct App {
         products::change,
         products::adjust,
         products::ledger,
+        audit::audit,
         products::release_holds,
         reservations::list,
         reservations::get,
@@ -62,6 +65,7 @@ pub fn router(app: App) -> Router {
         .route("/admin/products/{product_id}", patch(products::change))
         .route("/admin/products/{product_id}/stock", post(products::adjust))
         .route("/admin/products/{product_id}/ledger", get(products::ledger))
+        .route("/admin/products/{product_id}/audit", get(audit::audit))
         .route("/admin/products/{product_id}/release-holds", post(products::release_holds))
         .route("/admin/reservations", get(reservations::list))
         .route("/admin/reservations/{reservation_id}", get(reservations::get))

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 mod answers;
+mod audit;
 mod changes;
 mod confirm;
 mod failed;
