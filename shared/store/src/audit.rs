@@ -7,9 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
 use futures_util::future::{try_join, try_join_all};
-use futures_util::stream;
 use holdfast_domain::audit::{Audit, COMPENSATION_REASON, Compensation, Entry, Fault, Look, Seen, Verdict};
 use holdfast_domain::{
     CustomerId, MAX_SHARDS, Product, ProductId, Reservation, ReservationId, Status, Timestamp, digest_id,
@@ -319,13 +317,12 @@ impl Store {
 
     /// Any number of items, several batches at once.
     async fn get_all(&self, keys: Vec<Key>, deadline: Deadline) -> Result<Vec<Item>, Error> {
-        let batches = keys.chunks(BATCH).map(<[Key]>::to_vec).map(|batch| self.get_many(batch, deadline));
-        let batches: Vec<_> = batches.collect();
-        let read: Vec<Vec<Item>> = stream::iter(batches.into_iter().map(Ok::<_, Error>))
-            .try_buffer_unordered(BATCHES_AT_ONCE)
-            .try_collect()
-            .await?;
-        Ok(read.into_iter().flatten().collect())
+        let mut read = Vec::with_capacity(keys.len());
+        for group in keys.chunks(BATCH * BATCHES_AT_ONCE) {
+            let batches = group.chunks(BATCH).map(|batch| self.get_many(batch.to_vec(), deadline));
+            read.extend(try_join_all(batches).await?.into_iter().flatten());
+        }
+        Ok(read)
     }
 
     /// Reads the whole table for an audit, in parts at once; returns the number of items.
