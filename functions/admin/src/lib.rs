@@ -1,6 +1,7 @@
 //! The admin API: products, stock, all customers' reservations, failed confirmations; and the page that uses it.
 //!
 //! - `products`: create, change and list products; adjust the stock, with a reason in the ledger
+//! - `audit`: whether a product's books agree
 //! - `reservations`: find, release and cancel any customer's reservations and orders
 //! - `failed`: list, retry, resolve and redrive failed confirmations
 //! - `actions`: the log of what admins do
@@ -11,6 +12,7 @@
 //! writes it down; one that only reads takes a [`Reader`](holdfast_http::Reader), so that an auditor may call it.
 
 mod actions;
+mod audit;
 pub mod console;
 mod failed;
 mod products;
@@ -48,6 +50,7 @@ pub struct App {
         products::change,
         products::adjust,
         products::ledger,
+        audit::audit,
         products::release_holds,
         reservations::list,
         reservations::get,
@@ -73,6 +76,7 @@ pub fn router(app: App) -> Router {
         .route("/admin/products/{product_id}", patch(products::change))
         .route("/admin/products/{product_id}/stock", post(products::adjust))
         .route("/admin/products/{product_id}/ledger", get(products::ledger))
+        .route("/admin/products/{product_id}/audit", get(audit::audit))
         .route("/admin/products/{product_id}/release-holds", post(products::release_holds))
         .route("/admin/reservations", get(reservations::list))
         .route("/admin/reservations/{reservation_id}", get(reservations::get))

@@ -124,6 +124,14 @@ async fn every_event_file_is_answered_with_its_success() {
                 let answer = shop.send(event).await;
                 assert_eq!((answer.status, &answer.body["items"][0]["delta"]), (200, &json!(100)), "{answer:?}");
             }
+            "audit-product" => {
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body["consistent"]), (200, &json!(true)), "{answer:?}");
+                let units = ["total", "available", "held", "sold", "ledger_total"].map(|name| &answer.body[name]);
+                assert_eq!(units, [&json!(100), &json!(98), &json!(2), &json!(0), &json!(100)]);
+                assert_eq!((&answer.body["complete"], &answer.body["in_progress"]), (&json!(true), &json!(false)));
+                assert_eq!((&answer.body["findings"], &answer.body["checked_reservations"]), (&json!([]), &json!(1)));
+            }
             "list-reservations" => {
                 let answer = shop.send(event).await;
                 let held = &answer.body["items"][0];

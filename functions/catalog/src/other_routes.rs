@@ -10,7 +10,7 @@ use holdfast_http::Problem;
 
 /// Each path with its methods, written as axum writes them. The test compares them with the root Cargo.toml, and the local
 /// stack compares that with template.yaml.
-const PATHS: [(&str, &str); 26] = [
+const PATHS: [(&str, &str); 27] = [
     ("/reservations", "GET,POST"),
     ("/reservations/{reservation_id}", "DELETE,GET"),
     ("/reservations/{reservation_id}/extend", "POST"),
@@ -27,6 +27,7 @@ const PATHS: [(&str, &str); 26] = [
     ("/admin/products/{product_id}", "PATCH"),
     ("/admin/products/{product_id}/stock", "POST"),
     ("/admin/products/{product_id}/ledger", "GET"),
+    ("/admin/products/{product_id}/audit", "GET"),
     ("/admin/products/{product_id}/release-holds", "POST"),
     ("/admin/reservations", "GET"),
     ("/admin/reservations/{reservation_id}", "GET"),

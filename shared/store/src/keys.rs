@@ -168,6 +168,44 @@ pub fn failed_partition(id: &ReservationId) -> String {
     format!("{FAILED}#{id}")
 }
 
+/// What an item is, by its key: for whoever reads the whole table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A product.
+    Product(ProductId),
+    /// A shard of this product, with its number.
+    Shard(ProductId, u32),
+    /// A reservation.
+    Reservation(ReservationId),
+    /// The limit of this customer for this product.
+    Limit(ProductId, CustomerId),
+    /// An entry of this product's ledger.
+    Ledger(ProductId),
+    /// Something else.
+    Other,
+}
+
+impl Owner {
+    /// What the item with this key is. A key that none of the functions above makes is [`Owner::Other`].
+    pub fn of(pk: &str, sk: &str) -> Self {
+        let product = |id: &str| ProductId::try_from(id).ok();
+        let owner = match pk.split_once('#').unwrap_or((pk, "")) {
+            (CATALOG, "") => sk.strip_prefix(PRODUCT_PREFIX).and_then(product).map(Self::Product),
+            ("STOCK", rest) => {
+                rest.rsplit_once('#').and_then(|(id, shard)| Some(Self::Shard(product(id)?, shard.parse().ok()?)))
+            }
+            ("HOLD", id) => ReservationId::try_from(id).ok().map(Self::Reservation),
+            // A customer's id may have any character.
+            ("LIMIT", rest) => rest
+                .split_once('#')
+                .and_then(|(id, customer)| Some(Self::Limit(product(id)?, CustomerId::try_from(customer).ok()?))),
+            ("LEDGER", id) => product(id).map(Self::Ledger),
+            _ => None,
+        };
+        owner.unwrap_or(Self::Other)
+    }
+}
+
 /// The partition of the index `due` that a reservation's hold is in.
 pub fn due_partition(id: &ReservationId, partitions: u32) -> String {
     due_key(part_of(id, partitions))
@@ -199,6 +237,27 @@ pub fn due_key(k: u32) -> String {
 mod tests {
     use super::*;
     use holdfast_domain::IdempotencyKey;
+
+    #[test]
+    fn a_key_tells_what_its_item_is() {
+        let product = || ProductId::try_from("tee-black").unwrap();
+        // Customers' ids come from an identity provider, and may look like anything.
+        let customer = CustomerId::try_from("auth0|1#2").unwrap();
+        let reservation = ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap());
+        for (key, owner) in [
+            (super::product(&product()), Owner::Product(product())),
+            (shard(&product(), 12), Owner::Shard(product(), 12)),
+            (super::reservation(&reservation), Owner::Reservation(reservation)),
+            (limit(&product(), &customer), Owner::Limit(product(), customer.clone())),
+            (ledger(&product(), "01M7"), Owner::Ledger(product())),
+            (rate(&customer), Owner::Other),
+            (adjustment("a"), Owner::Other),
+            (failed("fc_x"), Owner::Other),
+            (Key { pk: "STOCK#tee-black".to_owned(), sk: "STOCK".to_owned() }, Owner::Other),
+        ] {
+            assert_eq!(Owner::of(&key.pk, &key.sk), owner, "{key:?}");
+        }
+    }
 
     #[test]
     fn holds_are_distributed_over_all_partitions_of_the_index() {

@@ -13,12 +13,14 @@
 //! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
 //! - [`measure`]: what an invocation did, in numbers
 //! - `cache`: what an environment remembers of products and their stock
+//! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
 //!   or a few related ones
 //! - `actions`: the log of what admins do
 #![warn(clippy::missing_errors_doc)]
 
 mod actions;
+mod audit;
 mod cache;
 mod catalog;
 mod changes;
@@ -50,6 +52,7 @@ use holdfast_domain::{Clock, ProductId};
 use serde::de::DeserializeOwned;
 
 pub use actions::{Action, Intent};
+pub use audit::{Audited, TableAudit};
 pub use error::{Deadline, Error};
 pub use failed::FailedSearch;
 pub use page::{Cursor, Page};

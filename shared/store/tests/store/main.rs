@@ -3,6 +3,7 @@
 
 mod actions;
 mod answers;
+mod audit;
 mod changes;
 mod confirm;
 mod failed;
