@@ -8,7 +8,7 @@ use axum::{Extension, Json as Answer};
 use holdfast_domain::ProductId;
 use holdfast_domain::audit::{Finding, Verdict};
 use holdfast_http::budgets::REQUEST_BUDGET;
-use holdfast_http::{Reader, ApiTime, NoQuery, Outcome, Problem, codes, path_id, schema};
+use holdfast_http::{ApiTime, NoQuery, Outcome, Problem, Reader, codes, path_id, schema};
 use holdfast_store::{Audited, Deadline};
 use serde::Serialize;
 use utoipa::ToSchema;
