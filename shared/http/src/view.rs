@@ -118,7 +118,7 @@ pub struct ReservationView {
     /// Who cancelled it: `customer`, or the `sub` of an admin or a service. Only in responses to admins, and only if it is
     /// cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(required = false)]
+    #[schema(value_type = String, required = false)]
     cancelled_by: Option<String>,
     /// Why, if it was not its customer.
     #[schema(value_type = Option<schema::FreeText>, required)]
