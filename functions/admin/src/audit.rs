@@ -9,7 +9,7 @@ use holdfast_domain::ProductId;
 use holdfast_domain::audit::{Finding, Verdict};
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{ApiTime, NoQuery, Outcome, Problem, Reader, codes, path_id, schema};
-use holdfast_store::{Audited, Deadline};
+use holdfast_store::{Audited, Deadline, measure};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -113,6 +113,9 @@ pub(crate) async fn audit(
     let Audited { verdict, complete } = app.store.audit(&id, Deadline::after(REQUEST_BUDGET)).await?;
     let Verdict { total, available, held, sold, ledger_total, reservations, findings, in_progress } = verdict;
     let drift = !findings.is_empty();
+    if complete {
+        measure::note(measure::DRIFT, findings.len() as u64);
+    }
     let view = AuditView {
         product_id: id,
         total,

@@ -867,4 +867,6 @@ async fn logs_have_no_token_payment_or_key() {
     }
     log.is_free_of(&["eyJhbGci", "YWRtaW4", "Bearer", "pay_123", KEY]);
     assert!(log.lines().iter().any(|line| line["status"] == 500 && line["level"] == "ERROR"));
+    let measured = log.measured();
+    assert!(measured.contains(&("drift".to_owned(), String::new(), vec![0])), "{measured:?}");
 }
