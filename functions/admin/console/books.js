@@ -85,7 +85,7 @@ export const actionColumns = (target) => [
   ['What', (a) => words(a.action), 'first w-pay'],
   target && ['On', (a) => html`<${Target} id=${a.target} />`],
   ['Details', (a) => Object.entries(a.detail ?? {}).map(([name, value]) => html`<span class="pair"><i>${words(name)}</i> ${shown(value)}</span> `)],
-  ['Outcome', (a) => html`<span class=${/^2/.test(a.outcome) ? '' : 'bad'}>${words(a.outcome)}</span>`],
+  ['Outcome', (a) => html`<span class=${/^2/.test(a.outcome) ? '' : 'bad'}>${words(a.outcome)}</span>`, 'w-by'],
   ['Request', (a) => html`<${Id} id=${a.request_id ?? '–'} />`],
 ];
 

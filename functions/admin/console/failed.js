@@ -242,7 +242,7 @@ export const Failed = ({ query }) => {
     const { title, advice, retry } = reasonOf(code);
     const rows = groups[code];
     const count = rows.filter(live).length;
-    const every = data.next_cursor || cursor ? 'all of this reason' : `all ${num(count)}`;
+    const every = data.next_cursor || cursor ? 'all of this reason' : count > 1 ? `all ${num(count)}` : 'it';
     return html`<section class="panel" key=${code}>
       <${Head} panel title=${title} beside=${html`<small class="n">${num(rows.length)}${data.next_cursor ? '+' : ''}</small><small class="mono">${code}</small>`}>
         ${count > 0 && html`<div class="buttons">
