@@ -113,7 +113,7 @@ pub(crate) async fn audit(
     let Audited { verdict, complete } = app.store.audit(&id, Deadline::after(REQUEST_BUDGET)).await?;
     let Verdict { total, available, held, sold, ledger_total, reservations, findings, in_progress } = verdict;
     let drift = !findings.is_empty();
-    if complete {
+    if complete || drift {
         measure::note(measure::DRIFT, findings.len() as u64);
     }
     let view = AuditView {
@@ -130,6 +130,6 @@ pub(crate) async fn audit(
         findings: findings.into_iter().map(FindingView::from).collect(),
         server_time: ApiTime(app.clock.now()),
     };
-    let outcome = Outcome(if drift { "drift" } else { "read" });
+    let outcome = Outcome(if drift { "drift_found" } else { "read" });
     Ok((Extension(outcome), Answer(view)).into_response())
 }
