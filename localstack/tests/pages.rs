@@ -226,7 +226,13 @@ fn messages(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     for level in ["error", "warn", "info"] {
         for call in source.split(&format!("tracing::{level}!(")).skip(1) {
-            let end = call.find(");").or_else(|| call.find("),")).unwrap_or(call.len());
+            let (mut depth, mut quoted) = (1, false);
+            let end = call.find(|c| {
+                quoted ^= c == '"';
+                depth += i32::from(c == '(' && !quoted) - i32::from(c == ')' && !quoted);
+                depth == 0
+            });
+            let end = end.expect("the call's end");
             // Rust's own formatting puts the message last.
             let texts: Vec<&str> = call[..end].split('"').skip(1).step_by(2).collect();
             found.push((*texts.last().expect("a message")).to_owned());
