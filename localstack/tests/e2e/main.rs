@@ -8,6 +8,7 @@
 
 mod admin;
 mod api;
+mod audit;
 mod bad_input;
 mod bare_watch;
 mod chaos;
@@ -182,6 +183,11 @@ fn main() -> ExitCode {
         },
         up::{
             the_end_of_a_part_is_noticed,
+        },
+        audit::{
+            ten_planted_inconsistencies_are_found,
+            a_table_in_use_raises_no_alarm,
+            the_admin_api_from_a_terminal,
         },
         admin::{
             products_are_created_changed_and_listed,
