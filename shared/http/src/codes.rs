@@ -112,7 +112,7 @@ table! {
         [FIELD];
     UNAUTHENTICATED = "unauthenticated", UNAUTHORIZED,
         "The token is missing, has expired or is not valid for this API.",
-        "Get a valid token. `WWW-Authenticate` says whether there was one.";
+        "Get a valid access token. `WWW-Authenticate` says whether there was one, and `detail` whether it was an ID token.";
     FORBIDDEN = "forbidden", FORBIDDEN,
         "The token's role does not allow this.",
         "Use an admin's token for admin routes; an auditor may only read. Send `customer_id` only with a service's token.";
