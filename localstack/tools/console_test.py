@@ -254,7 +254,9 @@ def check_issuer(run, page):
     def authorize(route):
         asked.update(urllib.parse.parse_qsl(urllib.parse.urlsplit(route.request.url).query))
         back = urllib.parse.urlencode({"code": "the-code", "state": asked["state"]})
-        route.fulfill(status=302, headers={"location": f"{asked['redirect_uri']}?{back}"})
+        # Not a redirect: Playwright would not route what follows it.
+        body = f'<meta http-equiv="refresh" content="0; url={asked["redirect_uri"]}?{back}">'
+        route.fulfill(content_type="text/html", body=body)
 
     def token(route):
         sent = dict(urllib.parse.parse_qsl(route.request.post_data))

@@ -17,7 +17,7 @@ use crate::api::{Api, Who};
 use crate::docs;
 
 /// A run takes three minutes. One that hangs has failed.
-const TIME: Duration = Duration::from_secs(900);
+const TIME: Duration = Duration::from_secs(1_200);
 /// Names of a Chromium on the `PATH`.
 const CHROMIUM: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
