@@ -77,7 +77,8 @@ pub async fn run(arguments: &[String], out: &mut impl Write) -> Result<bool> {
     let matches = match command(&operations).try_get_matches_from(words) {
         Ok(matches) => matches,
         Err(error) if error.use_stderr() => {
-            return Err(Error::new(error.render().ansi().to_string().trim().to_owned()));
+            let text = error.render().to_string();
+            return Err(Error::new(text.trim_start_matches("error: ").trim()));
         }
         Err(help) => {
             write(out, &help.render().to_string())?;
