@@ -480,7 +480,10 @@ impl Machine for Reservations {
         let who = request.who.as_str();
         let own = state.is_of(who);
         // Repeated until it is answered: a try whose answer was lost may have been followed by another request's.
-        let tries = own && state.status == Status::Held && clear.is_none_or(|reply| open && may_follow_a_try(reply));
+        let tries = clear.is_none_or(|reply| open && may_follow_a_try(reply));
+        // After a clean-up it may arrive again, once a copy of the first request has made the hold anew.
+        let tries = tries || state.cleaned_up && clear.is_some_and(|reply| reply.status == 200);
+        let tries = tries && own && state.status == Status::Held;
         match &request.act {
             Act::Reserve(lines) if state.status == Status::None => match clear {
                 // A try whose answer was lost made it; a later try shows what has become of it since.
@@ -807,6 +810,15 @@ mod tests {
             let paid = by(who, (pays(), 5, 6, shows("confirmed", Some("pay"), false)));
             assert_eq!(after(paid).is_none(), explained, "{who}");
         }
+        // After a clean-up, copies of both requests may arrive again: then the key is that of a hold that was handed over.
+        let gone = [
+            by("bob", (Act::Cancel, 5, 6, reply(200, shows("cancelled", None, false).body))),
+            by("", (Act::CleanUp, 7, 8, reply(200, json!({})))),
+        ];
+        let (wanted, ..) = reserved();
+        let again = by("guest:a", (wanted, 9, 10, refused(409, "hold_transferred")));
+        let all = [by("guest:a", reserved()), handed(3, 4)].into_iter().chain(gone).chain([again]);
+        assert_eq!(reservation(&all.collect::<Vec<_>>()), None);
         // Before, it is the first customer's.
         let early = by("bob", (Act::Extend, 3, 4, not_found()));
         assert_eq!(reservation(&[by("guest:a", reserved()), early, handed(5, 6)]), None);
