@@ -7,13 +7,16 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use holdfast_domain::ActionTarget;
 use holdfast_http::budgets::{OUTCOME_BUDGET, REQUEST_BUDGET};
-use holdfast_http::{Admin, ApiTime, List, ListQuery, Problem, Query, Reader, schema};
+use holdfast_http::{Admin, ApiTime, List, ListQuery, Outcome, Problem, Query, Reader, schema};
 use holdfast_store::{Action, Deadline, Intent};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
+
+/// What a request came to that found its change made already, by an earlier one.
+pub(crate) const UNCHANGED: Outcome = Outcome("unchanged");
 
 impl App {
     /// Makes a change for an admin: `action` is its name, `target` what it is about, `detail` the fields of the request. If
@@ -35,6 +38,9 @@ impl App {
         let begun = self.store.begin_action(intent, self.clock.now(), deadline).await?;
         let answer = change.await;
         let outcome = match &answer {
+            Ok(response) if response.extensions().get() == Some(&UNCHANGED) => {
+                format!("{} unchanged", response.status().as_u16())
+            }
             Ok(response) => response.status().as_u16().to_string(),
             Err(problem) => problem.outcome(),
         };
@@ -72,8 +78,9 @@ struct ActionView {
     /// The fields of the request, as they were sent.
     #[schema(value_type = Object)]
     detail: Value,
-    /// The status of the response, and the problem's code: `200`, `409 insufficient_stock`. `unknown`: there is none yet, or
-    /// none was recorded, as when the function was stopped.
+    /// The status of the response, and the problem's code: `200`, `409 insufficient_stock`. `200 unchanged`: an earlier request
+    /// had made the change. With 5xx it may have been made. `unknown`: there is none yet, or none was recorded, as when the
+    /// function was stopped.
     #[schema(pattern = "^(unknown|[0-9]{3}( [a-z_]+)?)$")]
     outcome: String,
     /// The id of the request in the logs.

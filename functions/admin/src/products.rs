@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::App;
+use crate::actions::UNCHANGED;
 use crate::reservations::ReleaseHolds;
 
 /// A request to create a product.
@@ -272,7 +273,7 @@ pub(crate) async fn adjust(
     admin: Admin,
     Path(id): Path<String>,
     Key(key): Key,
-    Recorded { body, detail }: Recorded<Adjust>,
+    Recorded { body, mut detail }: Recorded<Adjust>,
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     let adjustment = Adjustment {
@@ -285,11 +286,13 @@ pub(crate) async fn adjust(
         key,
     }
     .checked()?;
+    detail["idempotency_key"] = adjustment.key.as_str().into();
     app.act(&admin, ("adjust_stock", adjustment.product_id.as_str(), detail), deadline, async {
         let adjusted = app.store.adjust(&adjustment, app.clock.now(), deadline).await?;
         let mut answer = Answer(EntryView::from(adjusted.entry)).into_response();
         if adjusted.replayed {
             answer.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+            answer.extensions_mut().insert(UNCHANGED);
         }
         Ok(answer)
     })

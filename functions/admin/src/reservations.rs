@@ -19,6 +19,7 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
+use crate::actions::UNCHANGED;
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -145,7 +146,10 @@ pub(crate) async fn release(
     app.act(&admin, ("release_reservation", id.as_str(), detail), deadline, async {
         let now = app.clock.now();
         let released = app.store.release_hold(&id, &command, now, deadline).await?;
-        Ok((Extension(Outcome("released")), Answer(ReservationView::for_admin(released, now))).into_response())
+        // Another request's reason stays.
+        let own = released.cancellation.as_ref() == Some(&command.record(now));
+        let outcome = if own { Outcome("released") } else { UNCHANGED };
+        Ok((Extension(outcome), Answer(ReservationView::for_admin(released, now))).into_response())
     })
     .await
 }
@@ -185,7 +189,9 @@ pub(crate) async fn cancel_order(
     app.act(&admin, ("cancel_order", command.order_id.as_str(), detail), deadline, async {
         let now = app.clock.now();
         let order = app.store.cancel_order(&command, now, deadline).await?;
-        Ok((Extension(Outcome("order_cancelled")), Answer(ReservationView::for_admin(order, now))).into_response())
+        let own = order.cancellation.as_ref() == Some(&command.record(now));
+        let outcome = if own { Outcome("order_cancelled") } else { UNCHANGED };
+        Ok((Extension(outcome), Answer(ReservationView::for_admin(order, now))).into_response())
     })
     .await
 }

@@ -205,6 +205,9 @@ pub(crate) async fn what_admins_do_is_written_down(api: Api) {
     };
     let delivery = json!({"delta": 10, "reason": "delivery", "reference": null});
     let added = adjust("k1", delivery.clone()).await;
+    // Sent again: it is there, and says that it changed nothing.
+    let again = adjust("k1", delivery.clone()).await;
+    again.is(200, "");
     let lost = json!({"delta": -15, "reason": "lost"});
     let refused = adjust("k2", lost.clone()).await;
     refused.is(409, "insufficient_stock");
@@ -220,12 +223,21 @@ pub(crate) async fn what_admins_do_is_written_down(api: Api) {
     let back = json!({"reason": "event called off", "restock": true});
     let given_back = api.post(&format!("/admin/orders/{}/cancel", order.id()), Who::Admin, back.clone()).await;
 
+    let given_back_again = api
+        .post(&format!("/admin/orders/{}/cancel", order.id()), Who::Admin, json!({"reason": "twice", "restock": false}))
+        .await;
+    let with = |mut detail: serde_json::Value, key: &str| {
+        detail["idempotency_key"] = key.into();
+        detail
+    };
+
     let of = async |target: &str| api.listed(&format!("/admin/actions?target={target}&limit=2")).await;
     let product = [
         (&all_released, "release_holds", reason.clone(), "200"),
         (&changed, "change_product", json!({"version": 1, "max_per_customer": null, "sale_ends_at": null}), "200"),
-        (&refused, "adjust_stock", lost, "409 insufficient_stock"),
-        (&added, "adjust_stock", delivery, "200"),
+        (&refused, "adjust_stock", with(lost, "k2"), "409 insufficient_stock"),
+        (&again, "adjust_stock", with(delivery.clone(), "k1"), "200 unchanged"),
+        (&added, "adjust_stock", with(delivery, "k1"), "200"),
         (
             &made,
             "create_product",
@@ -238,7 +250,13 @@ pub(crate) async fn what_admins_do_is_written_down(api: Api) {
     for (target, expected) in [
         ("acted", &product[..]),
         (&held_id, &[(&released, "release_reservation", reason.clone(), "200")]),
-        (&order_id, &[(&given_back, "cancel_order", back.clone(), "200")]),
+        (
+            &order_id,
+            &[
+                (&given_back_again, "cancel_order", json!({"reason": "twice", "restock": false}), "200 unchanged"),
+                (&given_back, "cancel_order", back.clone(), "200"),
+            ],
+        ),
         ("acted-by-nobody", &[]),
     ] {
         let listed = of(target).await;

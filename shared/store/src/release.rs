@@ -5,6 +5,7 @@
 //! is held and is what was read (`created_at` and the lines' `revision`). Otherwise a late copy of a release could release a
 //! new hold under the same key, made after the first was deleted, or give back units that it no longer has.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -382,14 +383,15 @@ impl Store {
         let wanted = |hold: &Hold| {
             hold.lines.iter().any(|line| products.iter().any(|product| product.product_id == line.product_id))
         };
-        let (mut found, mut unreadable, mut start) = (Vec::new(), None, None);
+        // One that is extended between two pages is on both: by its key, as it was last read.
+        let (mut found, mut unreadable, mut start) = (BTreeMap::new(), None, None);
         loop {
             let page = self.overdue_page(k, horizon, start, deadline).await?;
-            found.extend(page.holds.into_iter().filter(wanted));
+            found.extend(page.holds.into_iter().filter(wanted).map(|hold| (hold.pk.clone(), hold)));
             unreadable = unreadable.or(page.unreadable);
             start = page.next;
             if start.is_none() {
-                return Ok((found, unreadable));
+                return Ok((found.into_values().collect(), unreadable));
             }
         }
     }

@@ -72,7 +72,10 @@ impl Books {
         let item = self.log.by_request.get(request).and_then(|place| self.items.get(place)).cloned();
         let right = match item.as_ref().map(|item| item["outcome"].as_str()) {
             // Without an answer in time it may have been done all the same.
-            Some(Some(outcome)) => outcome == format!("{} {}", reply.status, reply.code()).trim() || !reply.clear(),
+            Some(Some(outcome)) => {
+                let outcome = outcome.strip_suffix(" unchanged").unwrap_or(outcome);
+                outcome == format!("{} {}", reply.status, reply.code()).trim() || !reply.clear()
+            }
             // The outcome could not be written.
             Some(None) => self.calm_at.is_none(),
             None => !reply.clear(),
