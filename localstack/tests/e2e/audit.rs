@@ -125,8 +125,9 @@ pub(crate) async fn ten_planted_inconsistencies_are_found(_: Api) {
     let limit = keys::limit(&product(), &"alice".try_into().unwrap());
     let shard = |n| keys::shard(&product(), n);
     type Plant = fn(&mut Option<Item>);
+    type Named<'a> = (&'a str, &'a str);
     #[rustfmt::skip]
-    let planted: [(&str, Key, Plant, &[(&str, &str)]); 10] = [
+    let planted: [(&str, Key, Plant, &[Named<'_>]); 10] = [
         ("a shard's units off by one", shard(0), |shard| add(shard, "available", -1), &[("units", "planted")]),
         ("a lost shard", shard(1), |shard| *shard = None, &[("units", "planted"), ("shard", "1")]),
         ("units of a hold given back twice", shard(0), |shard| add(shard, "available", 3), &[("units", "planted")]),
@@ -221,7 +222,7 @@ pub(crate) async fn a_table_in_use_raises_no_alarm(_: Api) {
                 end => {
                     let order = api.confirm(&who, &made.id(), Some(&format!("pay_{n}_{round}"))).await;
                     if end == 4 && order.status == 200 {
-                        let body = json!({"reason": "sent back", "restock": n % 2 == 0, "customer_id": who});
+                        let body = json!({"reason": "sent back", "restock": n.is_multiple_of(2), "customer_id": who});
                         api.post(&format!("/orders/{}/cancel", made.id()), Who::Service("shop"), body).await;
                     }
                 }

@@ -813,10 +813,11 @@ mod tests {
     #[test]
     fn ten_planted_inconsistencies_are_named() {
         type Plant = fn(&mut World, &ReservationId, &ReservationId);
+        type Named<'a> = (Kind, &'a str, &'a str, &'a str);
         let (_, held_id, _) = shop();
         let held_place = held_id.as_str();
         #[rustfmt::skip]
-        let planted: [(&str, Plant, &[(Kind, &str, &str, &str)]); 10] = [
+        let planted: [(&str, Plant, &[Named<'_>]); 10] = [
             ("a shard's units off by one", |world, _, _| *world.stock.get_mut(&0).unwrap() -= 1,
                 &[(Kind::Units, "tee", "100", "99")]),
             ("a lost shard", |world, _, _| _ = world.stock.remove(&1),
@@ -843,7 +844,7 @@ mod tests {
         for (name, plant, expected) in planted {
             let (mut world, held, order) = shop();
             plant(&mut world, &held, &order);
-            let finding = |&(kind, place, expected, found): &(Kind, &str, &str, &str)| {
+            let finding = |&(kind, place, expected, found): &Named<'_>| {
                 let (place, expected, found) = (place.to_owned(), expected.to_owned(), found.to_owned());
                 Finding { kind, place, expected, found }
             };
