@@ -10,7 +10,7 @@ use crate::progress::Step;
 use crate::running::Running;
 use crate::token::{Role, Signer};
 use axum::body::Bytes;
-use axum::http::{Method, Request, header};
+use axum::http::{Method, Request, Uri, header};
 use clap::{Arg, ArgAction, ArgMatches};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -309,7 +309,7 @@ async fn call(api: &Api, operation: &Operation, given: &ArgMatches, out: &mut im
                 query.push(("cursor".to_owned(), next));
             }
             Some(next) => {
-                eprintln!("there are more: --cursor {next}, or --all");
+                eprintln!("there are more: --cursor {}, or --all", printable(&next));
                 break;
             }
             None => break,
@@ -384,8 +384,11 @@ impl Answer {
     fn problem(&self) -> String {
         let text = |name: &str| self.body[name].as_str();
         match (text("code"), text("detail")) {
-            (Some(code), Some(detail)) => format!("error: {} {code}: {detail}\n{}", self.status, self.body),
-            _ => format!("error: {} {}", self.status, self.body),
+            (Some(code), Some(detail)) => {
+                let (code, detail) = (printable(code), printable(detail));
+                format!("error: {} {code}: {detail}\n{}", self.status, printable(&self.body.to_string()))
+            }
+            _ => format!("error: {} {}", self.status, printable(&self.body.to_string())),
         }
     }
 }
@@ -395,12 +398,15 @@ impl Api {
         let running = Running::read()?;
         let url = url.or_else(|| running.as_ref().map(|running| running.api_url.clone()));
         let url = url.ok_or_else(|| Error::new("no `cargo local up` is running: name the API with --api"))?;
+        check_scheme(&url)?;
         let is_local = running.is_some_and(|running| running.api_url == url);
-        let token = match (token_file.as_deref().map(read_token).transpose()?, token_variable()) {
-            (Some(token), _) | (None, Some(token)) => token,
-            (None, None) if is_local => Signer::load()?.token("root", Role::Admin)?,
-            (None, None) => {
-                return Err(Error::new(format!("{url} needs an admin's token: --token-file FILE, or {TOKEN}")));
+        // The variable's token is of a deployed API: the local stack does not get it.
+        let token = match token_file.as_deref().map(read_token).transpose()? {
+            Some(token) => token,
+            None if is_local => Signer::load()?.token("root", Role::Admin)?,
+            None => {
+                let missing = || Error::new(format!("{url} needs an admin's token: --token-file FILE, or {TOKEN}"));
+                token_variable().ok_or_else(missing)?
             }
         };
         let connector = HttpsConnectorBuilder::new()
@@ -516,6 +522,17 @@ impl Api {
     }
 }
 
+/// A token is sent encrypted, or stays on this machine.
+fn check_scheme(url: &str) -> Result<()> {
+    let uri: Uri = url.parse().context(|| format!("--api {url}"))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("https"), _) | (Some("http"), Some("127.0.0.1" | "localhost" | "[::1]")) => Ok(()),
+        _ => Err(Error::new(format!(
+            "--api {url}: must be an https URL, since a token goes there; http is only for 127.0.0.1, localhost and [::1]"
+        ))),
+    }
+}
+
 fn read_token(file: &Path) -> Result<String> {
     let text = std::fs::read_to_string(file).context(|| format!("cannot read {}", file.display()))?;
     Ok(text.trim().to_owned())
@@ -535,10 +552,16 @@ fn encoded(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
+/// A text without control characters: a terminal would obey them.
+fn printable(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
+}
+
 /// Objects as rows, with a column for each field that is no list or object.
 fn as_table(rows: &[Value]) -> String {
     let cell = |value: &Value| match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => printable(text),
         Value::Null => "-".to_owned(),
         Value::Array(_) | Value::Object(_) => String::new(),
         other => other.to_string(),
@@ -549,7 +572,7 @@ fn as_table(rows: &[Value]) -> String {
             columns.push(name);
         }
     }
-    let heads = columns.iter().map(|name| (*name).clone()).collect::<Vec<_>>();
+    let heads = columns.iter().map(|name| printable(name)).collect::<Vec<_>>();
     let body = rows.iter().map(|row| columns.iter().map(|name| cell(&row[name.as_str()])).collect::<Vec<_>>());
     let lines: Vec<Vec<String>> = std::iter::once(heads).chain(body).collect();
     let widths: Vec<usize> = (0..columns.len())
@@ -627,6 +650,34 @@ mod tests {
         assert!(given.get_flag("table"));
         assert!(parse("adjustStock tee --delta 3").unwrap_err().contains("--reason"));
         assert!(parse("resolveAllFailed").unwrap_err().contains("--note"));
+    }
+
+    #[test]
+    fn a_token_is_not_sent_in_the_clear() {
+        for url in ["https://api.example", "http://127.0.0.1:3000", "http://localhost:3000/", "http://[::1]:3000"] {
+            assert!(check_scheme(url).is_ok(), "{url}");
+        }
+        for url in [
+            "http://api.example",
+            "http://127.0.0.1.example:3000",
+            "http://127.0.0.1@api.example",
+            "http://10.0.0.1",
+            "ftp://localhost",
+            "localhost:3000",
+            "",
+        ] {
+            assert!(check_scheme(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_terminal_gets_no_control_characters() {
+        let rows = [json!({"a\u{7}": "\u{1b}[2J\nü\u{9b}1m"})];
+        assert_eq!(as_table(&rows), "a\\u{7}\n\\u{1b}[2J\\nü\\u{9b}1m\n");
+        let body = json!({"code": "c", "detail": "\u{1b}]0;x\u{7}", "more": "\u{9b}"});
+        let said = Answer { status: 400, body }.problem();
+        assert!(said.starts_with("error: 400 c: \\u{1b}]0;x\\u{7}\n"), "{said}");
+        assert_eq!(said.chars().filter(|c| c.is_control()).count(), 1, "{said}");
     }
 
     #[test]

@@ -212,10 +212,11 @@ def check_sign_in(run):
         expect(page.get_by_role("heading", level=1, name="Books")).to_be_visible()
 
     with run.check("signing out forgets the token"):
+        page.evaluate("sessionStorage.setItem('job', JSON.stringify({ kind: 'retry', items: [], by: 'root' }))")
         page.get_by_role("button", name="Sign out").click()
+        page.wait_for_url(f"{run.url}/admin")
         expect(page.get_by_role("button", name="Use token")).to_be_visible()
-        assert page.evaluate("sessionStorage.getItem('token')") is None
-        assert page.evaluate("localStorage.length + document.cookie.length") == 0
+        assert page.evaluate("sessionStorage.length + localStorage.length + document.cookie.length") == 0
 
     with run.check("signing in at an issuer: code, PKCE, and a token"):
         check_issuer(run, page)
@@ -239,11 +240,12 @@ def check_sign_in(run):
 
 def check_issuer(run, page):
     """An issuer of another host, which the browser only believes to be there."""
-    issuer, asked = "https://login.example", {}
+    issuer, asked, left = "https://login.example", {}, {}
 
     def config(route):
         sign_in = {"authorize_url": f"{issuer}/authorize?audience=shop", "token_url": f"{issuer}/token", "client_id": "console"}
-        route.fulfill(json={"sign_in": {**sign_in, "scope": "openid"}, "local": False, "roles_claim": "cognito:groups"})
+        sign_in |= {"scope": "openid", "logout_url": f"{issuer}/logout"}
+        route.fulfill(json={"sign_in": sign_in, "local": False, "roles_claim": "cognito:groups"})
 
     def policy(route):
         # As the function says it for these settings.
@@ -266,10 +268,15 @@ def check_issuer(run, page):
         headers = {"access-control-allow-origin": run.url}
         route.fulfill(json={"access_token": run.api.token("admin", "root")}, headers=headers)
 
+    def logout(route):
+        left.update(urllib.parse.parse_qsl(urllib.parse.urlsplit(route.request.url).query))
+        route.fulfill(content_type="text/html", body=f'<meta http-equiv="refresh" content="0; url={left["logout_uri"]}">')
+
     page.route("**/config.json", config)
     page.route(re.compile(r"/admin([?#].*)?$"), policy)
     page.route(f"{issuer}/authorize*", authorize)
     page.route(f"{issuer}/token", token)
+    page.route(f"{issuer}/logout*", logout)
     page.goto(f"{run.url}/admin#/failed?state=resolved")
     page.reload()
     page.get_by_role("button", name="Sign in", exact=True).click()
@@ -277,9 +284,17 @@ def check_issuer(run, page):
     expect(page).to_have_url(f"{run.url}/admin#/failed?state=resolved")
     assert (asked["response_type"], asked["audience"], asked["scope"]) == ("code", "shop", "openid"), asked
     page.get_by_role("button", name="Sign out").click()
-    # Somebody else's code.
-    page.goto(f"{run.url}/admin?code=other&state=other")
-    expect(page.get_by_text("was not started in this tab")).to_be_visible()
+    page.wait_for_url(f"{run.url}/admin")
+    assert left == {"client_id": "console", "logout_uri": f"{run.url}/admin"}, left
+    # Somebody else's code, and somebody else's words.
+    page.evaluate("sessionStorage.setItem('pkce', JSON.stringify({ verifier: 'v', state: 'own', hash: '' }))")
+    for query in ["code=other&state=other", "error=denied&error_description=call+us&state=other", "error=denied"]:
+        page.goto(f"{run.url}/admin?{query}")
+        expect(page.get_by_text("was not started in this tab")).to_be_visible()
+        assert page.evaluate("sessionStorage.getItem('pkce')") is not None, query
+    page.goto(f"{run.url}/admin?error=denied&state=own")
+    expect(page.get_by_text("The sign-in failed: denied.")).to_be_visible()
+    assert page.evaluate("sessionStorage.getItem('pkce')") is None
     run.hosts.discard("login.example")
     page.unroute_all()
 
@@ -520,7 +535,7 @@ def check_hostile(run, hostile):
         dialog(page).get_by_label("Reference").fill(FORMULA)
         confirm(page, "Adjust")
         reservation = run.api.reserve(customer, hostile)
-        assert run.api.pay(reservation, customer, f"{FORMULA} {run.id}")[0] == 200
+        assert run.api.pay(reservation, customer, f"{FORMULA};=1 {run.id}")[0] == 200
         assert run.api.pay(reservation, customer, f"{HOSTILE} {run.id}")[0] == 409
         for view, heading in [
             ("sale", "Sale"), (f"sale/{hostile}", HOSTILE), ("books", "Books"),
@@ -543,7 +558,7 @@ def check_hostile(run, hostile):
         text = pathlib.Path(download.value.path()).read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text)))
         assert len(rows) == 1 and rows[0]["customer_id"] == customer, rows
-        assert rows[0]["payment_reference"] == f"'{FORMULA} {run.id}", rows
+        assert rows[0]["payment_reference"] == f"'{FORMULA};'=1 {run.id}", rows
     page.context.close()
 
 
@@ -611,6 +626,50 @@ def check_failed(run, product):
         rows = page.get_by_role("region", name="Actions").locator("tbody tr")
         expect(rows.filter(has_text="resolve").first).to_be_visible(timeout=LONG_MS)
         expect(rows.filter(has_text="retry").first).to_be_visible()
+    page.context.close()
+
+
+def check_stopped(run):
+    """The API's answers are made up here: those to the first job come late."""
+    page = run.open()
+    run.sign_in(page)
+    sent, held = [], []
+    common = {"customer_id": "alice", "reservation_id": None, "state": "open", "note": None, "settled_at": None}
+    common |= {"first_failed_at": "2026-01-01T00:00:00Z", "last_failed_at": "2026-01-01T00:00:00Z"}
+    items = [
+        {**common, "failed_confirmation_id": f"fc_{name}", "payment_reference": name, "reason": reason}
+        for name, reason in [*((f"old{number}", "refund_required") for number in range(6)), ("new", "not_confirmed")]
+    ]
+
+    def answer(route):
+        kind = route.request.url.rsplit("/", 1)[1]
+        state = "resolved" if kind == "resolve" else "retrying"
+        route.fulfill(json={**common, "state": state})
+
+    def act(route):
+        sent.append("/".join(route.request.url.rsplit("/", 2)[1:]))
+        if sent[-1].endswith("retry"):
+            held.append(route)
+        else:
+            answer(route)
+
+    with run.check("a job that was stopped does not go on as the next one"):
+        page.route(re.compile(r"/admin/failed-confirmations\?"), lambda route: route.fulfill(json={"items": items, "next_cursor": None}))
+        page.route(re.compile(r"/admin/failed-confirmations/[^/]+/"), act)
+        run.show(page, "failed", "Failed confirmations")
+        page.get_by_role("button", name="Retry all 6").click()
+        with page.expect_request(re.compile("/retry$")):
+            confirm(page, "Retry")
+        page.get_by_role("region", name="Progress").get_by_role("button", name="Stop").click()
+        page.get_by_role("button", name="Resolve it").click()
+        dialog(page).get_by_label("What is done about it").fill("refunded")
+        confirm(page, "Resolve")
+        expect(page.get_by_role("region", name="Progress").get_by_text("0 of 1 done")).to_be_visible()
+        assert len(sent) == len(held) == 4, sent
+        for route in held:
+            answer(route)
+        expect(page.get_by_text("1 of 1 done. 1 resolved")).to_be_visible()
+        assert sorted(sent) == ["fc_new/resolve", *(f"fc_old{number}/retry" for number in range(4))], sent
     page.context.close()
 
 
@@ -717,6 +776,7 @@ def main():
             lambda: check_reservations(run, product, customer, order),
             lambda: check_hostile(run, hostile),
             lambda: check_failed(run, late),
+            lambda: check_stopped(run),
             lambda: check_books(run, product),
             lambda: check_outage(run),
             lambda: check_auditor(run, product, order),

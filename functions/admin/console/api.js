@@ -81,12 +81,12 @@ export function signIn(token, rolesClaim = 'cognito:groups') {
 
 export function signOut(why = '') {
   kept.write('token', null);
-  signedOut.set(why);
+  signedOut.set(why && `${why} Sign in again to continue on this page.`);
   session.set(null);
 }
 
 second.watch(() => {
-  if (session.get()?.expires <= now()) signOut('Your token has expired. Sign in again to continue on this page.');
+  if (session.get()?.expires <= now()) signOut('Your token has expired.');
 });
 
 /* ---- requests ---- */
@@ -142,7 +142,7 @@ export async function call(method, path, body, { key, signal } = {}) {
     return answer;
   }
   if (response.status === 401 && session.get()?.token === token) {
-    signOut('The API refused your token: it has expired or is not valid here. Sign in again to continue on this page.');
+    signOut('The API refused your token: it has expired or is not valid here.');
   }
   throw new Failure(response.status, answer);
 }

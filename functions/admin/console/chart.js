@@ -1,5 +1,4 @@
-// Rates of the last minutes, from the figures that were polled; and a chart of them. A library for two lines would be
-// half of the page's size.
+// Rates of the last minutes, from the figures that were polled; and a chart of them.
 
 import { now } from './api.js';
 import { html, useState } from './preact-htm.js';

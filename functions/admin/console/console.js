@@ -27,27 +27,39 @@ async function configure() {
 const base64url = (bytes) => btoa(String.fromCharCode(...bytes)).replace(/\+/g, '-').replace(/\//g, '_').replace(/=+$/, '');
 const random = () => base64url(crypto.getRandomValues(new Uint8Array(32)));
 
+const leaveTo = (page, asked) => {
+  const url = new URL(page);
+  // What the issuer needs beside, such as an audience, is in its URL already.
+  for (const [name, value] of Object.entries(asked)) url.searchParams.has(name) || url.searchParams.set(name, value);
+  location.assign(url);
+};
+
 /** Authorization code with PKCE: to the issuer's page, which comes back with a code. */
 async function leaveToSignIn({ authorize_url, client_id, scope }) {
   const [verifier, state] = [random(), random()];
   const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(verifier));
   kept.write('pkce', { verifier, state, hash: location.hash });
-  const asked = { response_type: 'code', client_id, scope, state, redirect_uri: HERE.href, code_challenge: base64url(new Uint8Array(digest)), code_challenge_method: 'S256' };
-  // What the issuer needs beside, such as an audience, is in its URL already.
-  const url = new URL(authorize_url);
-  for (const [name, value] of Object.entries(asked)) url.searchParams.has(name) || url.searchParams.set(name, value);
-  location.assign(url);
+  leaveTo(authorize_url, { response_type: 'code', client_id, scope, state, redirect_uri: HERE.href, code_challenge: base64url(new Uint8Array(digest)), code_challenge_method: 'S256' });
 }
+
+/** Ends the session, also the issuer's. The page is loaded anew, so nothing of it is left. */
+const leave = () => {
+  signOut();
+  addEventListener('pagehide', () => sessionStorage.clear());
+  addEventListener('pageshow', () => location.reload());
+  const { logout_url, client_id } = config.get().sign_in ?? {};
+  leaveTo(logout_url ?? HERE, logout_url ? { client_id, logout_uri: HERE.href } : {});
+};
 
 /** Back from the issuer's page: the code for a token. Returns what is wrong, in words. */
 async function comeBack({ token_url, client_id }) {
   const { code, state, error, error_description } = Object.fromEntries(new URLSearchParams(location.search));
   const before = kept.read('pkce');
-  kept.write('pkce', null);
   history.replaceState(null, '', HERE.pathname + (before?.hash ?? ''));
-  if (error) return `The sign-in failed: ${error_description ?? error}.`;
   // Somebody else's code would sign this person in as them.
   if (!before || before.state !== state) return 'That sign-in was not started in this tab. Sign in again.';
+  kept.write('pkce', null);
+  if (error) return `The sign-in failed: ${error_description ?? error}.`;
   const body = new URLSearchParams({ grant_type: 'authorization_code', client_id, code, redirect_uri: HERE.href, code_verifier: before.verifier });
   try {
     const response = await fetch(token_url, { method: 'POST', body, credentials: 'omit' });
@@ -160,7 +172,7 @@ const Frame = () => {
         name === 'failed' && count ? html` <span class="count n">${count}${open.data.next_cursor ? '+' : ''}<span class="sr"> open</span></span>` : ''}</a>`)}</nav>
       <${Freshness} />
       <div class="who">${!admin && html`<span class="chip warn">Auditor: read only</span>`}<span class="muted sub" title=${sub}>${sub}</span>
-        <button type="button" onClick=${() => signOut()}>Sign out</button></div></header>
+        <button type="button" onClick=${leave}>Sign out</button></div></header>
     <main id="main" ref=${main} tabindex="-1">${error ? html`<h1>This page failed</h1><p role="alert">${String(error)}</p>
       <p><a href=${to(['sale'])} onClick=${() => location.reload()}>Reload</a></p>` : viewOf(route)}</main>
     <${Dock} away=${view === 'failed'} /><${Dialog} />`;

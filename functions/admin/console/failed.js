@@ -2,7 +2,7 @@
 //
 // What must always hold: a job of many goes on after a reload where it was. Each of its requests is safe to repeat.
 
-import { atom, call, Failure, get, kept, pages, refresh, session, usePoll, withQuery } from './api.js';
+import { atom, call, Failure, get, kept, pages, refresh, session, signedOut, usePoll, withQuery } from './api.js';
 import { html, useState } from './preact-htm.js';
 import { Act, ask, Chip, Export, go, Head, num, Pager, plural, Problem, Table, Target, tell, Time, to, words } from './ui.js';
 
@@ -43,10 +43,12 @@ const save = () => {
     kept.write('job', job.get());
   }, 300);
 };
-const drop = () => {
-  job.set(null);
-  kept.write('job', null);
+const put = (value) => {
+  job.set(value);
+  kept.write('job', value);
 };
+const drop = () => put(null);
+const verb = (kind) => (kind === 'retry' ? 'Retry' : 'Resolve');
 const isOver = ({ state }) => state === 'done' || state === 'failed';
 
 const itemOf = (f) => ({
@@ -99,37 +101,42 @@ let running = false;
 async function run() {
   if (running) return;
   running = true;
+  const mine = job.get();
+  // It may be stopped, and another one started, at each `await`.
+  const goesOn = () => job.get() === mine && session.get();
+  const those = (wanted) => mine.items.filter(({ state }) => state === wanted);
   const worker = async (todo) => {
-    for (let item = todo.shift(); item && job.get() && session.get(); item = todo.shift()) {
-      if (!(await send(item, job.get()))) await pause();
+    for (let item = todo.shift(); item && goesOn(); item = todo.shift()) {
+      if (!(await send(item, mine))) await pause();
       save();
     }
   };
-  while (job.get()?.items.some((item) => !isOver(item)) && session.get()) {
-    const todo = job.get().items.filter(({ state }) => state === 'todo');
+  while (goesOn() && !mine.items.every(isOver)) {
+    const todo = those('todo');
     await Promise.all(Array.from({ length: AT_ONCE }, () => worker(todo)));
-    const waiting = job.get()?.items.filter(({ state }) => state === 'wait') ?? [];
-    if (waiting.length) {
+    const waiting = those('wait');
+    if (waiting.length && goesOn()) {
       refresh();
       await pause();
-      await lookAt(waiting).catch((failure) => failure instanceof Failure || Promise.reject(failure));
+      if (goesOn()) await lookAt(waiting).catch((failure) => failure instanceof Failure || Promise.reject(failure));
     }
-    if (job.get()) save();
+    save();
   }
   running = false;
-  if (!job.get()?.items.every(isOver)) return;
+  if (job.get() !== mine) return job.get() && run();
+  if (!mine.items.every(isOver)) return;
   refresh();
-  tell(summary(job.get()));
+  tell(summary(mine));
 }
 session.watch(() => {
-  if (!session.get() || !job.get()) return;
-  if (job.get().by === session.get().sub) run();
+  // Whose token ended, and who did not sign out, may come back.
+  if (!job.get() || (!session.get() && signedOut.get())) return;
+  if (job.get().by === session.get()?.sub) run();
   else drop();
 });
 
 const start = (kind, items, note) => {
-  job.set({ kind, note, items, by: session.get().sub });
-  kept.write('job', job.get());
+  put({ kind, note, items, by: session.get().sub });
   run();
 };
 
@@ -156,7 +163,7 @@ const Job = () => {
   const over = items.filter(isOver).length;
   const order = { failed: 0, wait: 1, todo: 2, done: 3 };
   return html`<section class="panel job" aria-label="Progress">
-    <${Head} panel title="${kind === 'retry' ? 'Retry' : 'Resolve'} ${plural(items.length, 'confirmation')}"
+    <${Head} panel title="${verb(kind)} ${plural(items.length, 'confirmation')}"
       beside=${html`<span class="n" role="status">${num(over)} of ${num(items.length)} done. ${summary(current)}</span>`}>
       <button type="button" onClick=${drop}>${over < items.length ? 'Stop' : 'Close'}</button><//>
     <progress max=${items.length} value=${over} aria-label="Done" />
@@ -170,18 +177,16 @@ const Job = () => {
 
 /* ---- the view ---- */
 
-const busy = () => job.get()?.items.some((item) => !isOver(item));
-
 /** Asks, then starts a job. `items` are failed confirmations, or a function that reads them all. */
-export const confirmJob = (kind, count, items, done) => {
-  if (busy()) return tell('Another job is not done yet. Wait for it, or stop it.', true);
+const confirmJob = (kind, count, items, done) => {
+  if (job.get()?.items.every(isOver) === false) return tell('Another job is not done yet. Wait for it, or stop it.', true);
   const retry = kind === 'retry';
   return ask({
-    title: `${retry ? 'Retry' : 'Resolve'} ${count}`,
+    title: `${verb(kind)} ${count}`,
     text: retry
       ? 'Each is sent to the queue again, and becomes an order if it can. Do not retry a payment that was refunded.'
       : 'After this, these payments cannot become orders of their reservations. Resolve first, then refund. Use the failed confirmation’s id as the idempotency key of the refund.',
-    action: retry ? 'Retry' : 'Resolve',
+    action: verb(kind),
     fields: retry ? [] : [{ name: 'note', label: 'What is done about it', required: true, maxlength: 1_000, help: 'For example: refunded. It is kept, with your name.' }],
     async send({ note }, _, progress) {
       const all = typeof items === 'function' ? await items(progress) : items;
@@ -191,6 +196,10 @@ export const confirmJob = (kind, count, items, done) => {
     },
   });
 };
+
+/** The buttons for that. `main` is the kind that helps; a retry of `order_cancelled` never does. */
+export const Both = ({ of, reason, name, what, main, done }) => ['retry', 'resolve'].map((kind) => (kind === 'resolve' || reason !== 'order_cancelled')
+  && html`<${Act} class=${kind === main ? 'main' : ''} onClick=${() => confirmJob(kind, name, of, done)}>${verb(kind)} ${what}<//>`);
 
 export const Failed = ({ query }) => {
   const { state = 'open', reason, cursor } = query;
@@ -233,8 +242,7 @@ export const Failed = ({ query }) => {
     state !== 'open' && ['State', (f) => html`<${Chip} state=${f.state} />`],
     state !== 'open' && state !== 'retrying' && ['Settled', (f) => f.settled_at && html`<${Time} t=${f.settled_at} /> by ${f.settled_by}${f.note && html`: ${f.note}`}`],
     code === 'unreadable' && ['Message', (f) => html`<code>${f.unreadable_message}</code>`],
-    ['Actions', (f) => html`<span class="buttons">${live(f) && code !== 'order_cancelled' && html`<${Act} onClick=${() => confirmJob('retry', f.payment_reference ?? 'it', [f])}>Retry<//>`}
-      ${live(f) && html`<${Act} onClick=${() => confirmJob('resolve', f.payment_reference ?? 'it', [f])}>Resolve<//>`}
+    ['Actions', (f) => html`<span class="buttons">${live(f) && html`<${Both} of=${[f]} reason=${code} name=${f.payment_reference ?? 'it'} />`}
       <a href=${to(['actions'], { target: f.failed_confirmation_id })} aria-label="History of ${f.failed_confirmation_id}">History</a></span>`, 'w-acts'],
   ];
   const chosen = [...selected.values()].filter(Boolean);
@@ -246,8 +254,7 @@ export const Failed = ({ query }) => {
     return html`<section class="panel" key=${code}>
       <${Head} panel title=${title} beside=${html`<small class="n">${num(rows.length)}${data.next_cursor ? '+' : ''}</small><small class="mono">${code}</small>`}>
         ${count > 0 && html`<div class="buttons">
-          ${code !== 'order_cancelled' && html`<${Act} class=${retry ? 'main' : ''} onClick=${() => confirmJob('retry', `${every}: ${title}`, everything(code), clear)}>Retry ${every}<//>`}
-          <${Act} class=${retry ? '' : 'main'} onClick=${() => confirmJob('resolve', `${every}: ${title}`, everything(code), clear)}>Resolve ${every}<//></div>`}<//>
+          <${Both} of=${everything(code)} reason=${code} name="${every}: ${title}" what=${every} main=${retry ? 'retry' : 'resolve'} done=${clear} /></div>`}<//>
       <p class="advice">${advice}</p>
       <${Table} label=${title} columns=${columns(code)} rows=${rows} id=${(f) => f.failed_confirmation_id} stale=${stale} select=${session.get()?.admin && count ? select : undefined} />
     </section>`;
@@ -258,7 +265,6 @@ export const Failed = ({ query }) => {
       ${state === 'open' && !reason ? html`<p><b>Nothing is open.</b></p><p>Every payment that Holdfast was told about is an order, or settled.</p>` : 'None.'}</div></section>`}
     <${Pager} path=${['failed']} query=${query} next=${data.next_cursor} />
     ${chosen.length > 0 && html`<div class="selection" role="region" aria-label="Selected"><b class="n">${num(chosen.length)} selected</b>
-      <button type="button" class="main" onClick=${() => confirmJob('retry', `${num(chosen.length)} selected`, chosen, clear)}>Retry</button>
-      <button type="button" onClick=${() => confirmJob('resolve', `${num(chosen.length)} selected`, chosen, clear)}>Resolve</button>
+      <${Both} of=${chosen} name="${num(chosen.length)} selected" main="retry" done=${clear} />
       <button type="button" onClick=${clear}>Clear</button></div>`}`;
 };

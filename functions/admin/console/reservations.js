@@ -1,7 +1,7 @@
 // Reservations and orders: search, and one page that tells a reservation's whole life.
 
 import { call, Failure, get, now, pages, refresh, usePoll, withQuery } from './api.js';
-import { confirmJob, reasonOf } from './failed.js';
+import { Both, reasonOf } from './failed.js';
 import { html, useRef } from './preact-htm.js';
 import {
   Act, ask, Back, Chip, Countdown, Export, Facts, fromLocal, go, Head, Id, length, money, Pager, plural, Problem, Product,
@@ -153,9 +153,7 @@ export const ReservationPage = ({ id }) => {
       ${failed.length > 0 && html`<h2>Failed confirmations</h2><${Table} label="Failed confirmations" rows=${failed} id=${(f) => f.failed_confirmation_id} columns=${[
         ['Payment', (f) => html`<a class="mono" href=${to(['failed'], { state: f.state, reason: f.reason })}>${f.payment_reference ?? 'none'}</a>`, 'first'],
         ['State', (f) => html`<${Chip} state=${f.state} />`, 'w-status'],
-        ['Actions', (f) => !f.settled_at && html`<span class="buttons">
-          ${f.reason !== 'order_cancelled' && html`<${Act} onClick=${() => confirmJob('retry', f.payment_reference ?? 'it', [f])}>Retry<//>`}
-          <${Act} onClick=${() => confirmJob('resolve', f.payment_reference ?? 'it', [f])}>Resolve<//></span>`, 'w-acts'],
+        ['Actions', (f) => !f.settled_at && html`<span class="buttons"><${Both} of=${[f]} reason=${f.reason} name=${f.payment_reference ?? 'it'} /></span>`, 'w-acts'],
       ]} />`}
       </section>
     </div>`;

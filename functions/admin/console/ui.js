@@ -241,11 +241,11 @@ export const fromLocal = (text) => (text ? new Date(text).toISOString() : null);
 
 /* ---- CSV ---- */
 
-/** A spreadsheet runs a cell that begins like this as a formula. An apostrophe makes it text. */
-const FORMULA = /^[\s\u0000-\u001f]*[=+\-@\uff1d\uff0b\uff0d\uff20]/;
+/** A spreadsheet runs such a cell as a formula; another separator makes other cells. An apostrophe makes it text. */
+const FORMULA = /(^|[;,\t\r\n"])[\s\u0000-\u001f]*(?=[=+\-@\uff1d\uff0b\uff0d\uff20])/g;
 const cell = (value) => {
   const text = Array.isArray(value) ? value.map((line) => `${line.quantity} ${line.product_id}`).join('; ') : String(value ?? '');
-  return `"${(FORMULA.test(text) ? `'${text}` : text).replaceAll('"', '""')}"`;
+  return `"${text.replace(FORMULA, "$&'").replaceAll('"', '""')}"`;
 };
 
 /** Saves rows as a file. The first one has the names. */

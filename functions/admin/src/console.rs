@@ -47,6 +47,10 @@ pub struct ConsoleSignIn {
     token_url: String,
     client_id: String,
     scope: &'static str,
+    /// The issuer's page that ends its own session: it gets `client_id` and `logout_uri`. Absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    logout_url: Option<String>,
 }
 
 impl ConsoleConfig {
@@ -60,12 +64,13 @@ impl ConsoleConfig {
 
     /// These settings.
     pub fn new(sign_in: Option<SignIn>, local: bool, roles_claim: String) -> Self {
-        let sign_in = sign_in.map(|SignIn { authorize_url, token_url, client_id }| ConsoleSignIn {
+        let sign_in = sign_in.map(|SignIn { authorize_url, token_url, client_id, logout_url }| ConsoleSignIn {
             authorize_url,
             token_url,
             client_id,
             // Cognito's access tokens have the groups with it.
             scope: "openid",
+            logout_url,
         });
         Self { sign_in, local, roles_claim }
     }
@@ -213,6 +218,7 @@ mod tests {
                 authorize_url: "https://a.example/authorize".to_owned(),
                 token_url: token_url.to_owned(),
                 client_id: "c".to_owned(),
+                logout_url: None,
             };
             ConsoleConfig::new(Some(sign_in), false, "roles".to_owned())
         };

@@ -31,14 +31,14 @@ const OF_LAMBDA: [(&str, &str); 7] = [
 /// How long a function may take to start, or to say why it does not.
 const START: Duration = Duration::from_secs(30);
 
-/// A variable that may be left out, and brings others with it.
-const OPTIONAL: &str = "SIGN_IN_CLIENT_ID";
+/// Variables that may be left out. The first one brings others with it.
+const OPTIONAL: [&str; 2] = ["SIGN_IN_CLIENT_ID", "SIGN_IN_LOGOUT_URL"];
 
 /// A value to start with: "1" is a name, a URL's worth of text, and a number.
 fn value_of(name: &str) -> &'static str {
     match name {
         "CONFIRMED_BY" => "service",
-        "SIGN_IN_AUTHORIZE_URL" | "SIGN_IN_TOKEN_URL" => "https://login.example/1",
+        "SIGN_IN_AUTHORIZE_URL" | "SIGN_IN_TOKEN_URL" | "SIGN_IN_LOGOUT_URL" => "https://login.example/1",
         _ => "1",
     }
 }
@@ -93,7 +93,7 @@ pub(crate) async fn differences(template: &Expanded, keeper: &Arc<Keeper>) -> Ve
         // Only an emulator's endpoint may be left out, and is left out by its parameter's default.
         let given = variables.as_object().into_iter().flatten().map(|(name, _)| name.clone());
         let given: BTreeSet<String> = given.filter(|name| name != "AWS_ENDPOINT_URL").collect();
-        let optional = given.iter().filter(|name| *name == OPTIONAL).cloned().collect();
+        let optional = given.iter().filter(|name| OPTIONAL.contains(&name.as_str())).cloned().collect();
         let needed = needed(&binaries[&name], optional).await;
         differences.extend(
             needed

@@ -200,24 +200,28 @@ pub struct SignIn {
     pub token_url: String,
     /// The client.
     pub client_id: String,
+    /// The issuer's page that ends its own session.
+    pub logout_url: Option<String>,
 }
 
 /// Where the console's users sign in, if there is such a place: `SIGN_IN_CLIENT_ID`, and with it `SIGN_IN_AUTHORIZE_URL`
-/// and `SIGN_IN_TOKEN_URL`.
+/// and `SIGN_IN_TOKEN_URL`. Beside, `SIGN_IN_LOGOUT_URL` may be left out.
 ///
 /// # Errors
 /// [`ConfigError`] for a variable that is missing or malformed.
 pub fn sign_in() -> Result<Option<SignIn>, ConfigError> {
     let Some(client_id) = optional("SIGN_IN_CLIENT_ID") else { return Ok(None) };
-    let url = |name| {
-        let url = required(name)?;
+    let checked = |name, url: String| {
         // The token's one goes into a header.
         let plain = url.bytes().all(|byte| byte.is_ascii_graphic() && !b";,'\"".contains(&byte));
         let problem = "must be an https URL";
         if plain && url.starts_with("https://") { Ok(url) } else { Err(ConfigError { name, problem }) }
     };
+    let url = |name| checked(name, required(name)?);
     let (authorize_url, token_url) = (url("SIGN_IN_AUTHORIZE_URL")?, url("SIGN_IN_TOKEN_URL")?);
-    Ok(Some(SignIn { authorize_url, token_url, client_id }))
+    let name = "SIGN_IN_LOGOUT_URL";
+    let logout_url = optional(name).map(|url| checked(name, url)).transpose()?;
+    Ok(Some(SignIn { authorize_url, token_url, client_id, logout_url }))
 }
 
 /// Whether a gateway gives tokens to whoever asks: `HOLDFAST_LOCAL_SIGN_IN`. Only the local gateway sets it.
