@@ -62,7 +62,7 @@ pub async fn run(options: Options, out: &mut impl Write) -> Result<bool> {
     let mut agree = agrees(&audit);
     if options.write_compensation && !agree {
         for one in audit.products() {
-            write(out, &compensate(&store, one, &clock).await?)?;
+            write(out, &compensate(&store, &audit, one, &clock).await?)?;
         }
         audit = look(&store, only.as_ref(), options.looks).await?;
         write(out, &report(&table, &audit))?;
@@ -115,7 +115,8 @@ fn verdicts(audit: &TableAudit) -> impl Iterator<Item = (&Audit, Verdict)> {
 }
 
 fn agrees(audit: &TableAudit) -> bool {
-    audit.unreadable().is_empty() && verdicts(audit).all(|(_, verdict)| verdict.findings.is_empty())
+    audit.unreadable().is_empty()
+        && verdicts(audit).all(|(_, verdict)| verdict.findings.is_empty() && !verdict.suspected)
 }
 
 /// The table for a person.
@@ -128,6 +129,9 @@ fn report(table: &str, audit: &TableAudit) -> String {
     for (one, verdict) in verdicts(audit) {
         let Verdict { total, available, held, sold, ledger_total, .. } = verdict;
         let books = match (verdict.findings.is_empty(), verdict.in_progress) {
+            _ if verdict.findings.is_empty() && verdict.suspected => {
+                "maybe DRIFT: one look found something; audit again"
+            }
             (true, false) => "agree",
             (true, true) => "in use: nothing is off but what may be moving; audit again",
             (false, false) => "DRIFT",
@@ -158,19 +162,21 @@ fn report(table: &str, audit: &TableAudit) -> String {
 }
 
 /// Writes the entry that makes a product's books right; what was done, in words.
-async fn compensate(store: &Store, audit: &Audit, clock: &Clock) -> Result<String> {
+async fn compensate(store: &Store, table: &TableAudit, audit: &Audit, clock: &Clock) -> Result<String> {
     let id = audit.product();
-    let compensation = match audit.compensation() {
+    let compensation = match table.compensation(audit) {
         Ok(None) => return Ok(String::new()),
         Err(why) => return Ok(format!("\n  {id}: no entry was written: {why}\n")),
         Ok(Some(compensation)) => compensation,
     };
-    let Compensation { total_seen, total_after, delta } = compensation;
+    let Compensation { total_seen, total_after, delta, .. } = compensation;
     let written = store.compensate(id, compensation, ACTOR, clock.now(), Deadline::after(LIMIT)).await;
     Ok(if written.context(|| format!("cannot write to the ledger of {id}"))? {
         format!("\n  {id}: wrote {delta:+} to the ledger; the total was {total_seen} and is {total_after}\n")
     } else {
-        format!("\n  {id}: no entry was written: the total has changed meanwhile; audit again\n")
+        format!(
+            "\n  {id}: no entry was written: the books have changed meanwhile, or another run has written it; audit again\n"
+        )
     })
 }
 

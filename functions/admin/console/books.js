@@ -31,7 +31,7 @@ const WHAT = {
 };
 
 const stateOf = (r) => (r.running ? 'checking' : r.failed ? 'failed' : r.consistent === undefined ? 'not checked'
-  : r.consistent ? 'consistent' : r.in_progress ? 'changing' : 'drift');
+  : r.consistent ? 'consistent' : r.findings.length ? 'drift' : 'changing');
 
 export const Books = ({ query }) => {
   const results = audits.use();
@@ -66,7 +66,7 @@ export const Books = ({ query }) => {
       <${Pager} path=${['books']} query=${query} next=${data.next_cursor}>${query.product_id && html`<a href=${to(['books'])}>All products</a>`}<//></section>
     ${off.map((p) => html`<section class="panel" key=${p.product_id}><h2>${p.name} <small class="mono">${p.product_id}</small></h2>
       ${of(p).failed && html`<p>The check failed. ${of(p).failed}</p>`}
-      ${of(p).in_progress && html`<p>It was changed during the check: this need not be drift. Check it again.</p>`}
+      ${of(p).in_progress && !of(p).findings.length && html`<p>It was changed during the check: this need not be drift. Check it again.</p>`}
       <${Table} label="Findings of ${p.product_id}" rows=${of(p).findings ?? []} id=${(f) => f.kind + f.where} columns=${[
         ['What', (f) => WHAT[f.kind] ?? words(f.kind), 'first'],
         ['Where', (f) => (f.where.startsWith('rsv_') ? html`<${Target} id=${f.where} />` : html`<span class="mono">${f.where}</span>`)],

@@ -37,8 +37,8 @@ struct AuditView {
     ledger_total: i64,
     /// Number of reservations of the product that were read, whatever their status.
     checked_reservations: usize,
-    /// Whether every reservation was read, and nothing is off. If `in_progress`, a difference smaller than the units that
-    /// were moving cannot be excluded.
+    /// Whether every reservation was read, and nothing is off, nor was at the last look. If `in_progress`, a difference smaller
+    /// than the units that were moving cannot be excluded.
     consistent: bool,
     /// Whether units were moving during every look, or what the last look found is yet to be confirmed. The product is in
     /// use: audit it again.
@@ -96,7 +96,8 @@ impl From<Finding> for FindingView {
 /// it ends. It changes nothing, and may be used at any time: a change that is under way is told from drift by looking again.
 ///
 /// It reads all reservations, so it takes seconds with many. Units that are missing while the indexes of the table lag by
-/// more than its time look like drift: `cargo local audit` reads the table without the indexes.
+/// more than its time look like drift, as do those of orders from before the index `made`: `cargo local audit` reads the table
+/// without the indexes.
 #[utoipa::path(
     get, path = "/admin/products/{product_id}/audit", operation_id = "auditProduct", tag = "Admin: products",
     params(("product_id" = schema::ProductId, Path)),
@@ -111,9 +112,10 @@ pub(crate) async fn audit(
 ) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
     let Audited { verdict, complete } = app.store.audit(&id, Deadline::after(REQUEST_BUDGET)).await?;
-    let Verdict { total, available, held, sold, ledger_total, reservations, findings, in_progress } = verdict;
+    let Verdict { total, available, held, sold, ledger_total, reservations, findings, in_progress, suspected } =
+        verdict;
     let drift = !findings.is_empty();
-    if complete || drift {
+    if drift || complete && !suspected {
         measure::note(measure::DRIFT, findings.len() as u64);
     }
     let view = AuditView {
@@ -124,7 +126,7 @@ pub(crate) async fn audit(
         sold,
         ledger_total,
         checked_reservations: reservations,
-        consistent: complete && !drift,
+        consistent: complete && !drift && !suspected,
         in_progress,
         complete,
         findings: findings.into_iter().map(FindingView::from).collect(),

@@ -1,5 +1,6 @@
 //! The command to adjust a product's stock.
 
+use crate::audit::check_reason;
 use crate::text::{LINE_RULE, MAX_LINE, check_line, is_line};
 use crate::{IdempotencyKey, Invalid, MAX_TOTAL, ProductId, digest_id};
 
@@ -32,6 +33,7 @@ impl Adjustment {
             return Err(Invalid::new("delta", "must be a whole number from -1000000000 to 1000000000, and not 0"));
         }
         check_line("reason", &self.reason)?;
+        check_reason(&self.reason)?;
         if self.reference.as_deref().is_some_and(|reference| !is_line(reference, MAX_LINE)) {
             return Err(Invalid::new("reference", LINE_RULE));
         }

@@ -16,11 +16,22 @@
 //!   alarm, and never called consistent either.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
-use crate::{CustomerId, Line, MAX_QUANTITY, MAX_TOTAL, ProductId, Reservation, ReservationId, Status, Timestamp};
+use crate::{
+    CustomerId, Invalid, Line, MAX_QUANTITY, MAX_TOTAL, ProductId, Reservation, ReservationId, Status, Timestamp,
+};
 
 /// The reason of a ledger entry that makes up for drift. An audit lets it explain a gap in the ledger, wherever that is.
 pub const COMPENSATION_REASON: &str = "audit: compensates drift";
+
+/// Nobody else may give that reason.
+pub(crate) fn check_reason(reason: &str) -> Result<(), Invalid> {
+    if reason == COMPENSATION_REASON {
+        return Err(Invalid::new("reason", "must not be that of an audit's compensation"));
+    }
+    Ok(())
+}
 
 /// What kind of thing is off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,6 +146,46 @@ impl Seen {
     }
 }
 
+/// How often a reservation was changed, whatever its lines are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    created_at: Timestamp,
+    revision: u32,
+    /// Its owner and the former ones, if it was changed.
+    customers: BTreeSet<CustomerId>,
+}
+
+impl Version {
+    /// That of a reservation.
+    pub fn of(reservation: &Reservation) -> Self {
+        let Reservation { created_at, customer, formerly, .. } = reservation;
+        let revision = reservation.revision();
+        let changed = revision > 0;
+        let customers = formerly.iter().chain([customer]).filter(|_| changed).cloned().collect();
+        Self { created_at: *created_at, revision, customers }
+    }
+}
+
+/// A reservation that may have had any lines between two passes, whatever lines it had in them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Swap {
+    customers: BTreeSet<CustomerId>,
+    /// Whether the pass before did not show it. Nor may those before that, since an index lags.
+    is_new: bool,
+}
+
+/// The reservations of a pass that were changed so often since the pass before that they may have had any lines in between.
+pub fn swaps(before: &BTreeMap<ReservationId, Version>, now: &BTreeMap<ReservationId, Version>) -> Vec<Swap> {
+    let swap = |(id, now): (&ReservationId, &Version)| {
+        let before = before.get(id).filter(|before| before.created_at == now.created_at);
+        let steps = now.revision.saturating_sub(before.map_or(0, |before| before.revision));
+        // One change leads from the lines of one pass to those of the other.
+        let certain = steps <= u32::from(before.is_some());
+        (!certain).then(|| Swap { customers: now.customers.clone(), is_new: before.is_none() })
+    };
+    now.iter().filter_map(swap).collect()
+}
+
 /// An entry of the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -163,16 +214,17 @@ pub struct Look {
     pub limits: BTreeMap<CustomerId, i64>,
 }
 
-/// What an audit has come to.
+/// What an audit has come to. Its numbers are those of one instant: of the last look at a ledger during which nothing moved.
+/// If there is none, it is in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// The product's total at the last look.
+    /// The product's total.
     pub total: i64,
-    /// Units on shards at the last look. Those of holds that are overdue, but not released yet, are held.
+    /// Units on shards. Those of holds that are overdue, but not released yet, are held.
     pub available: i64,
-    /// Units in holds in the last pass.
+    /// Units in holds.
     pub held: i64,
-    /// Units in orders in the last pass.
+    /// Units in orders.
     pub sold: i64,
     /// All entries of the ledger together.
     pub ledger_total: i64,
@@ -183,6 +235,8 @@ pub struct Verdict {
     /// Whether something was moving, so that a difference up to what moved cannot be excluded; or what the last look found is
     /// yet to be seen by another.
     pub in_progress: bool,
+    /// Whether the last look found something that is yet to be seen by another: maybe drift, and never consistent.
+    pub suspected: bool,
 }
 
 impl Verdict {
@@ -197,6 +251,10 @@ impl Verdict {
 pub struct Compensation {
     /// The total that it was decided on: if it is another meanwhile, look again.
     pub total_seen: u64,
+    /// The number of entries that the ledger had.
+    pub entries_seen: usize,
+    /// What they added up to.
+    pub ledger_seen: i64,
     /// The total, and what the ledger's entries add up to, afterwards.
     pub total_after: u64,
     /// The units of its entry in the ledger.
@@ -254,6 +312,22 @@ struct Deviation {
     found: String,
 }
 
+/// A look, and what the passes around it and later say about it.
+struct Judged<'a> {
+    after: usize,
+    look: &'a Look,
+    /// Units that were held or sold during it.
+    occupied: Range,
+    off: BTreeMap<Place, Deviation>,
+}
+
+impl Judged<'_> {
+    /// Whether its numbers are of one instant: no units moved, and the ledger was read.
+    fn is_exact(&self) -> bool {
+        self.occupied.low == self.occupied.high && self.look.ledger.is_some()
+    }
+}
+
 /// One reservation during the audit: what each pass saw that differs from the pass before.
 type History = Vec<(usize, Option<Seen>)>;
 
@@ -263,6 +337,8 @@ pub struct Audit {
     product: ProductId,
     passes: usize,
     histories: BTreeMap<ReservationId, History>,
+    /// For each pass, the reservations that may have had any lines before it.
+    swaps: Vec<Arc<[Swap]>>,
     /// Reservations that could not be read, by their key, in the last pass.
     unreadable: BTreeMap<String, String>,
     /// Each with the number of passes before it.
@@ -272,7 +348,8 @@ pub struct Audit {
 impl Audit {
     /// An audit that has seen nothing yet.
     pub fn new(product: ProductId) -> Self {
-        Self { product, passes: 0, histories: BTreeMap::new(), unreadable: BTreeMap::new(), looks: Vec::new() }
+        let (histories, unreadable) = (BTreeMap::new(), BTreeMap::new());
+        Self { product, passes: 0, histories, swaps: Vec::new(), unreadable, looks: Vec::new() }
     }
 
     /// The product.
@@ -282,9 +359,16 @@ impl Audit {
 
     /// The customers whose units are counted, or were: their limits belong to a look.
     pub fn customers(&self) -> BTreeSet<CustomerId> {
-        let seen = self.histories.values().flatten().filter_map(|(_, seen)| seen.as_ref());
-        let owners = seen.filter(|seen| seen.counted > 0).flat_map(|seen| seen.formerly.iter().chain([&seen.customer]));
-        owners.cloned().collect()
+        let counts = |history: &&History| {
+            // What was changed may have counted in between.
+            let mut seen = history.iter().filter_map(|(_, seen)| seen.as_ref());
+            history.len() > 1 || seen.any(|seen| seen.counted > 0 || seen.revision > 0)
+        };
+        let owners = self.histories.values().filter(counts).flatten().filter_map(|(_, seen)| seen.as_ref());
+        let owners = owners.flat_map(|seen| seen.formerly.iter().chain([&seen.customer]));
+        // Nothing is looked at before the first pass.
+        let swaps = self.swaps.iter().skip(1).flat_map(|swaps| swaps.iter());
+        owners.chain(swaps.flat_map(|swap| &swap.customers)).cloned().collect()
     }
 
     /// The number of looks so far.
@@ -292,10 +376,12 @@ impl Audit {
         self.looks.len()
     }
 
-    /// Adds a pass: every reservation with units of the product, and those that could not be read, with the reason.
+    /// Adds a pass: every reservation with units of the product, the [`swaps`] of all reservations since the pass before, and
+    /// those that could not be read, with the reason.
     pub fn add_pass(
         &mut self,
         seen: impl IntoIterator<Item = (ReservationId, Seen)>,
+        swaps: Arc<[Swap]>,
         unreadable: BTreeMap<String, String>,
     ) {
         let pass = self.passes;
@@ -313,6 +399,7 @@ impl Audit {
                 history.push((pass, None));
             }
         }
+        self.swaps.push(swaps);
         self.unreadable = unreadable;
         self.passes += 1;
     }
@@ -324,40 +411,59 @@ impl Audit {
 
     /// What all passes and looks together say. `None` before there is a look between two passes.
     pub fn verdict(&self) -> Option<Verdict> {
-        let judged: Vec<_> = self.looks.iter().filter(|(passes, _)| (1..self.passes).contains(passes)).collect();
-        let (_, last) = judged.last()?;
-        let deviations: Vec<_> = judged.iter().map(|(after, look)| self.deviations(*after, look)).collect();
-        let places: BTreeSet<&Place> = deviations.iter().flat_map(BTreeMap::keys).collect();
-        let (mut findings, mut in_progress) = (Vec::new(), false);
+        let judged: Vec<_> = self.judged().collect();
+        let places: BTreeSet<&Place> = judged.iter().flat_map(|judged| judged.off.keys()).collect();
+        let shown = Self::shown(&judged)?;
+        let (mut findings, mut in_progress, mut suspected) = (Vec::new(), !shown.is_exact(), false);
         for place in places {
-            let (mut agreed, mut in_a_row) = (Range::ANY, 0);
-            for by in deviations.iter().map(|look| look.get(place).map_or(Range::ZERO, |deviation| deviation.by)) {
+            let (mut agreed, mut in_a_row, mut off) = (Range::ANY, 0, None);
+            // What could not be read says neither that it is right nor that it is wrong.
+            for judged in judged.iter().filter(|judged| !judged.look.lacks(place)) {
+                off = judged.off.get(place);
+                let by = off.map_or(Range::ZERO, |off| off.by);
                 // What cannot be true together with the looks before began after them.
                 (agreed, in_a_row) = agreed.and(by).map_or((by, 0), |both| (both, in_a_row));
                 in_a_row = if by.has_zero() { 0 } else { in_a_row + 1 };
             }
-            match deviations.last().and_then(|last| last.get(place)) {
+            match off {
                 Some(off) if in_a_row >= 2 => findings.push(Finding {
                     kind: place.0,
                     place: place.1.clone(),
                     expected: off.expected.clone(),
                     found: off.found.clone(),
                 }),
-                _ => in_progress |= in_a_row == 1 || agreed != Range::ZERO,
+                _ => {
+                    suspected |= in_a_row > 0;
+                    in_progress |= agreed != Range::ZERO;
+                }
             }
         }
-        let latest = || self.histories.values().filter_map(|history| history.last()?.1.as_ref());
-        let units = |status: Status| latest().filter(|seen| seen.status == status).map(|seen| seen.units).sum();
+        let then = || self.histories.values().filter_map(|history| at(history, shown.after));
+        let units = |status: Status| then().filter(|seen| seen.status == status).map(|seen| seen.units).sum();
+        let latest = self.histories.values().filter_map(|history| history.last()?.1.as_ref());
         Some(Verdict {
-            total: last.total,
-            available: last.available(),
+            total: shown.look.total,
+            available: shown.look.available(),
             held: units(Status::Held),
             sold: units(Status::Confirmed),
-            ledger_total: last.ledger.as_deref().map(sum).unwrap_or_default(),
-            reservations: latest().filter(|seen| seen.units > 0).count(),
+            ledger_total: shown.look.ledger.as_deref().map(sum).unwrap_or_default(),
+            reservations: latest.filter(|seen| seen.units > 0).count(),
             findings,
             in_progress,
+            suspected,
         })
+    }
+
+    /// Each look between two passes.
+    fn judged(&self) -> impl Iterator<Item = Judged<'_>> {
+        let between = self.looks.iter().filter(|(passes, _)| (1..self.passes).contains(passes));
+        between.map(|(after, look)| self.judge(*after, look))
+    }
+
+    /// The look whose numbers are told.
+    fn shown<'a>(judged: &'a [Judged<'a>]) -> Option<&'a Judged<'a>> {
+        let ledger = || judged.iter().rev().filter(|judged| judged.look.ledger.is_some());
+        ledger().find(|judged| judged.is_exact()).or_else(|| ledger().next()).or(judged.last())
     }
 
     /// What makes ledger, total and units agree again. `None` if nothing is off.
@@ -380,7 +486,14 @@ impl Audit {
         else {
             return Err(format!("{units} units cannot be a product's total"));
         };
-        let delta = units - verdict.ledger_total;
+        let judged: Vec<_> = self.judged().collect();
+        let look = Self::shown(&judged).map(|shown| shown.look).ok_or("the audit is not complete")?;
+        if look.shards == 0 {
+            return Err("there is no such product".to_owned());
+        }
+        let entries_seen = look.ledger.as_ref().map_or(0, Vec::len);
+        let ledger_seen = verdict.ledger_total;
+        let delta = units - ledger_seen;
         // The books as they would be, by the same rules.
         let mut mended = self.clone();
         for (_, look) in &mut mended.looks {
@@ -392,7 +505,7 @@ impl Audit {
         }
         let mended = mended.verdict().ok_or("the audit is not complete")?;
         if mended.findings.is_empty() && !mended.in_progress {
-            return Ok(Some(Compensation { total_seen, total_after, delta }));
+            return Ok(Some(Compensation { total_seen, entries_seen, ledger_seen, total_after, delta }));
         }
         let left = mended.findings;
         let left: Vec<String> = left.iter().map(|left| format!("{} {}", left.kind.as_str(), left.place)).collect();
@@ -400,7 +513,7 @@ impl Audit {
     }
 
     /// Where a look before the pass `after` may be off, and by how much. What is right is left out.
-    fn deviations(&self, after: usize, look: &Look) -> BTreeMap<Place, Deviation> {
+    fn judge<'a>(&self, after: usize, look: &'a Look) -> Judged<'a> {
         let mut found = BTreeMap::new();
         let mut note = |kind, place: String, n, by, expected: String, is: String| {
             found.insert((kind, place, n), Deviation { by, expected, found: is });
@@ -422,6 +535,16 @@ impl Audit {
             }
             for (n, fault) in faults.into_iter().enumerate() {
                 note(Kind::Reservation, id.to_string(), n, Range::exactly(1), fault.expected, fault.found);
+            }
+        }
+        let swaps = self.swaps.iter().enumerate().skip(after);
+        let swaps = swaps.flat_map(|(pass, swaps)| swaps.iter().filter(move |swap| pass == after || swap.is_new));
+        for swap in swaps {
+            let any = Range { low: 0, high: i64::from(MAX_QUANTITY) };
+            occupied = occupied.plus(any);
+            for customer in &swap.customers {
+                let sum = counted.entry(customer).or_insert(Range::ZERO);
+                *sum = sum.plus(any);
             }
         }
         for (key, why) in &self.unreadable {
@@ -468,7 +591,7 @@ impl Audit {
                 note(Kind::Limit, customer.to_string(), 0, by, expected.to_string(), is.to_string());
             }
         }
-        found
+        Judged { after, look, occupied, off: found }
     }
 }
 
@@ -476,6 +599,17 @@ impl Look {
     /// The units of all shards that the product has. Nothing is sold from another.
     fn available(&self) -> i64 {
         self.stock.range(..self.shards).map(|(_, units)| units).sum()
+    }
+
+    /// Whether it has not read what a place is about.
+    fn lacks(&self, (kind, place, _): &Place) -> bool {
+        match kind {
+            Kind::Ledger => self.ledger.is_none(),
+            Kind::Limit => {
+                CustomerId::try_from(place.as_str()).is_ok_and(|customer| !self.limits.contains_key(&customer))
+            }
+            Kind::Units | Kind::Shard | Kind::Reservation => false,
+        }
     }
 }
 
@@ -605,6 +739,8 @@ mod tests {
         /// The pass that an index first shows a reservation in.
         shown: BTreeMap<ReservationId, usize>,
         made: u32,
+        /// Whether the product's item is gone.
+        gone: bool,
         /// The most passes that an index lags.
         lag: usize,
     }
@@ -729,11 +865,13 @@ mod tests {
         random: fastrand::Rng,
         busy: bool,
         passes: usize,
+        versions: BTreeMap<ReservationId, Version>,
     }
 
     impl Reader {
         fn new(seed: u64, busy: bool) -> Self {
-            Self { audit: Audit::new(tee()), random: fastrand::Rng::with_seed(seed), busy, passes: 0 }
+            let (audit, random) = (Audit::new(tee()), fastrand::Rng::with_seed(seed));
+            Self { audit, random, busy, passes: 0, versions: BTreeMap::new() }
         }
 
         fn meanwhile(&mut self, world: &mut World) {
@@ -743,17 +881,22 @@ mod tests {
         }
 
         fn pass(&mut self, world: &mut World) {
-            let mut seen = BTreeMap::new();
+            let (mut seen, mut versions) = (BTreeMap::new(), BTreeMap::new());
             let mut ids: Vec<_> = world.reservations.keys().cloned().collect();
             self.random.shuffle(&mut ids);
             for id in ids {
                 self.meanwhile(world);
                 if world.shown.get(&id).is_none_or(|&shown| shown <= self.passes) {
                     let faults = world.faults.get(&id).cloned().unwrap_or_default();
-                    seen.insert(id.clone(), Seen::new(&world.reservations[&id], &tee(), faults));
+                    let reservation = &world.reservations[&id];
+                    versions.insert(id.clone(), Version::of(reservation));
+                    if reservation.lines.iter().any(|line| line.product_id == tee()) {
+                        seen.insert(id.clone(), Seen::new(reservation, &tee(), faults));
+                    }
                 }
             }
-            self.audit.add_pass(seen, BTreeMap::new());
+            self.audit.add_pass(seen, swaps(&self.versions, &versions).into(), BTreeMap::new());
+            self.versions = versions;
             self.passes += 1;
         }
 
@@ -769,7 +912,8 @@ mod tests {
             let (total, stock) = (world.total, world.stock.clone());
             self.meanwhile(world);
             let ledger = (world.ledger == before).then_some(before);
-            self.audit.add_look(Look { total, shards: SHARDS, stock, ledger, limits });
+            let shards = if world.gone { 0 } else { SHARDS };
+            self.audit.add_look(Look { total, shards, stock, ledger, limits });
         }
 
         fn looks(&mut self, world: &mut World, looks: usize) -> Verdict {
@@ -805,7 +949,7 @@ mod tests {
         let (mut world, ..) = shop();
         let verdict = Reader::new(1, false).looks(&mut world, 1);
         assert_eq!(verdict.findings, []);
-        assert!(verdict.is_final());
+        assert!(verdict.is_final() && !verdict.suspected);
         assert_eq!((verdict.total, verdict.available, verdict.held, verdict.sold), (100, 92, 3, 5));
         assert_eq!((verdict.ledger_total, verdict.reservations), (100, 3));
     }
@@ -852,6 +996,7 @@ mod tests {
             assert_eq!(judge(&world).findings, expected, "{name}");
             let once = Reader::new(1, false).looks(&mut world, 1);
             assert!(once.findings.is_empty() && once.in_progress, "{name}: once is not enough");
+            assert!(once.suspected, "{name}: but not consistent");
         }
     }
 
@@ -914,6 +1059,123 @@ mod tests {
     }
 
     #[test]
+    fn a_ledger_that_was_not_read_says_nothing() {
+        let look = |world: &mut World, reader: &mut Reader, ledger: bool| {
+            reader.looks(world, 1);
+            if !ledger {
+                reader.audit.looks.last_mut().unwrap().1.ledger = None;
+            }
+        };
+        // Whichever look could not read it, the others have seen that an entry is wrong.
+        for unread in 0..3 {
+            let (mut world, ..) = shop();
+            world.ledger[1].total_after = 104;
+            let mut reader = Reader::new(1, false);
+            (0..3).for_each(|n| look(&mut world, &mut reader, n != unread));
+            let verdict = reader.audit.verdict().unwrap();
+            let found: Vec<_> = verdict.findings.iter().map(|found| found.place.as_str()).collect();
+            assert_eq!((found, verdict.ledger_total), (vec!["entry-0001"], 100), "{unread}");
+        }
+        // The numbers are of one instant, though the last look saw another total.
+        let (mut world, ..) = shop();
+        let mut reader = Reader::new(1, false);
+        look(&mut world, &mut reader, true);
+        world.adjust(10);
+        look(&mut world, &mut reader, false);
+        let verdict = reader.audit.verdict().unwrap();
+        assert!(verdict.is_final());
+        let numbers = (verdict.total, verdict.available, verdict.held, verdict.sold, verdict.ledger_total);
+        assert_eq!(numbers, (100, 92, 3, 5, 100));
+        // Without any ledger, nothing is certain.
+        let mut reader = Reader::new(1, false);
+        (0..2).for_each(|_| look(&mut world, &mut reader, false));
+        assert!(reader.audit.verdict().unwrap().in_progress);
+    }
+
+    #[test]
+    fn numbers_are_of_a_look_during_which_nothing_moved() {
+        let (mut world, held, _) = shop();
+        let mut reader = Reader::new(1, false);
+        reader.looks(&mut world, 1);
+        reader.pass(&mut world);
+        reader.look(&mut world);
+        world.give(&held, true, true);
+        world.reservations.get_mut(&held).unwrap().status = Status::Cancelled;
+        reader.pass(&mut world);
+        let verdict = reader.audit.verdict().unwrap();
+        assert!(verdict.is_final());
+        assert_eq!((verdict.total, verdict.available, verdict.held, verdict.sold), (100, 92, 3, 5));
+    }
+
+    #[test]
+    fn a_limit_that_was_never_read_is_not_right() {
+        let (mut world, ..) = shop();
+        let mut reader = Reader::new(1, false);
+        reader.pass(&mut world);
+        reader.look(&mut world);
+        // It counts too much, and ends before the audit knows of the customer.
+        let held = world.hold("zoe", 2, 1);
+        reader.pass(&mut world);
+        world.give(&held, true, true);
+        world.reservations.get_mut(&held).unwrap().status = Status::Cancelled;
+        *world.limits.get_mut(&CustomerId::try_from("zoe").unwrap()).unwrap() += 1;
+        for _ in 0..2 {
+            reader.looks(&mut world, 1);
+            reader.audit.looks.last_mut().unwrap().1.limits.remove(&CustomerId::try_from("zoe").unwrap());
+        }
+        let verdict = reader.audit.verdict().unwrap();
+        assert!(verdict.findings.is_empty() && verdict.in_progress, "{verdict:?}");
+        let verdict = reader.looks(&mut world, 2);
+        assert_eq!(verdict.findings.iter().map(|found| found.place.as_str()).collect::<Vec<_>>(), ["zoe"]);
+    }
+
+    #[test]
+    fn lines_that_come_and_go_between_two_passes_are_no_drift() {
+        let (mut world, ..) = shop();
+        let swap = |world: &mut World, id: &ReservationId, to: &str| {
+            world.give(id, to != "tee", true);
+            let line = &mut world.reservations.get_mut(id).unwrap().lines[0];
+            (line.product_id, line.revision) = (ProductId::try_from(to).unwrap(), line.revision + 1);
+        };
+        let id = world.hold("alice", 2, 1);
+        swap(&mut world, &id, "mug");
+        let mut reader = Reader::new(1, false);
+        for n in 0..4 {
+            reader.pass(&mut world);
+            // The last is made, and swapped, after the pass.
+            let id = if n < 3 { id.clone() } else { world.hold("bob", 2, 1) };
+            if n < 3 {
+                swap(&mut world, &id, "tee");
+            }
+            reader.look(&mut world);
+            swap(&mut world, &id, "mug");
+            reader.pass(&mut world);
+            let verdict = reader.audit.verdict().unwrap();
+            assert!(verdict.findings.is_empty() && verdict.in_progress && !verdict.suspected, "{verdict:?}");
+        }
+        let verdict = reader.looks(&mut world, 1);
+        assert!(verdict.findings.is_empty() && verdict.is_final(), "{verdict:?}");
+    }
+
+    #[test]
+    fn nobody_else_compensates_drift() {
+        let reason = |reason: &str| reason.to_owned();
+        let adjusted = |reason: String| {
+            let (key, actor) = (IdempotencyKey::try_from("k").unwrap(), "root".to_owned());
+            let (product_id, expected_total) = (tee(), None);
+            crate::Adjustment { product_id, delta: 1, reason, reference: None, expected_total, actor, key }.checked()
+        };
+        let cancelled = |reason: String| {
+            let (order_id, actor) = (World::new(9).order("bob", 1), "root".to_owned());
+            crate::OrderCancellation { order_id, customer: None, reason, restock: false, actor }.checked()
+        };
+        assert!(adjusted(reason("counted")).is_ok() && cancelled(reason("broken")).is_ok());
+        let refused = Invalid::new("reason", "must not be that of an audit's compensation");
+        assert_eq!(adjusted(reason(COMPENSATION_REASON)), Err(refused.clone()));
+        assert_eq!(cancelled(reason(COMPENSATION_REASON)), Err(refused));
+    }
+
+    #[test]
     fn entries_that_clocks_have_put_in_another_order_are_right() {
         let (mut world, ..) = shop();
         world.ledger.swap(1, 2);
@@ -954,11 +1216,12 @@ mod tests {
             world.adjust(3);
             assert_eq!(judge(&world).findings, []);
         }
-        let wrong: [(Plant, &str); 4] = [
+        let wrong: [(Plant, &str); 5] = [
             (|world| _ = world.stock.remove(&0), "shard 0"),
             (|world| world.ledger[1].total_after = 104, "ledger entry-0001"),
             (|world| *world.limits.values_mut().next().unwrap() += 1, "limit alice"),
             (|world| *world.stock.get_mut(&0).unwrap() -= 300, "cannot be a product's total"),
+            (|world| (world.total, world.gone) = (0, true), "there is no such product"),
         ];
         for (plant, why) in wrong {
             let (mut world, ..) = shop();

@@ -5,10 +5,13 @@
 //! are not at one instant is in [`holdfast_domain::audit`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{try_join, try_join_all};
-use holdfast_domain::audit::{Audit, COMPENSATION_REASON, Compensation, Entry, Fault, Look, Seen, Verdict};
+use holdfast_domain::audit::{
+    Audit, COMPENSATION_REASON, Compensation, Entry, Fault, Look, Seen, Verdict, Version, swaps,
+};
 use holdfast_domain::{
     CustomerId, MAX_SHARDS, Product, ProductId, Reservation, ReservationId, Status, Timestamp, digest_id,
 };
@@ -16,7 +19,7 @@ use serde::Deserialize;
 
 use crate::items::{self, number, text};
 use crate::keys::{self, Key, Owner};
-use crate::stock::{LedgerEntry, entry_id};
+use crate::stock::{KeyRecord, LedgerEntry, entry_id};
 use crate::transact::Transaction;
 use crate::update::Expression;
 use crate::{Deadline, Error, Item, Store, call_error};
@@ -53,9 +56,18 @@ struct Stored {
 #[derive(Debug, Default)]
 struct Scanned {
     reservations: BTreeMap<ProductId, BTreeMap<ReservationId, Seen>>,
+    versions: BTreeMap<ReservationId, Version>,
     limits: BTreeMap<ProductId, BTreeSet<CustomerId>>,
     shards: BTreeMap<ProductId, BTreeSet<u32>>,
     unreadable: BTreeMap<String, String>,
+}
+
+/// What the passes over one product's reservations know of all reservations.
+#[derive(Default)]
+struct Known {
+    /// Whether each one in the indexes has to be read again: one that ended without a line of the product never gets one.
+    again: BTreeMap<Position, bool>,
+    versions: BTreeMap<ReservationId, Version>,
 }
 
 /// The audit of a whole table, pass by pass.
@@ -82,6 +94,18 @@ impl TableAudit {
         &self.scanned.unreadable
     }
 
+    /// What makes the books of one of its products agree again: see [`Audit::compensation`].
+    ///
+    /// # Errors
+    /// Also if a reservation cannot be read: it may have the units that are missing.
+    pub fn compensation(&self, audit: &Audit) -> Result<Option<Compensation>, String> {
+        let compensation = audit.compensation()?;
+        if compensation.is_some() && !self.scanned.unreadable.is_empty() {
+            return Err("reservations that cannot be read may have its units: repair them first".to_owned());
+        }
+        Ok(compensation)
+    }
+
     /// Whether nothing is left that another look could tell.
     pub fn is_final(&self) -> bool {
         self.audits.values().all(|audit| audit.verdict().is_some_and(|verdict| verdict.is_final()))
@@ -100,14 +124,14 @@ impl Store {
         let first = self.look(id, &BTreeSet::new(), &BTreeSet::new(), deadline).await?;
         // What is known if nothing more can be read in time.
         let mut unread = Audit::new(id.clone());
-        unread.add_pass([], BTreeMap::new());
+        unread.add_pass([], [].into(), BTreeMap::new());
         unread.add_look(first);
-        unread.add_pass([], BTreeMap::new());
+        unread.add_pass([], [].into(), BTreeMap::new());
         let verdict = unread.verdict().ok_or_else(|| Error::internal("audit", "a look without a verdict"))?;
         let mut audited =
             Audited { verdict: Verdict { findings: Vec::new(), in_progress: true, ..verdict }, complete: false };
 
-        let (mut audit, mut known) = (Audit::new(id.clone()), BTreeMap::new());
+        let (mut audit, mut known) = (Audit::new(id.clone()), Known::default());
         let mut took = Duration::ZERO;
         for looks in 1..=MAX_LOOKS {
             let before = deadline.left();
@@ -130,53 +154,44 @@ impl Store {
     }
 
     /// A pass, a look and another pass.
-    async fn look_once(
-        &self,
-        audit: &mut Audit,
-        known: &mut BTreeMap<Position, bool>,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
+    async fn look_once(&self, audit: &mut Audit, known: &mut Known, deadline: Deadline) -> Result<(), Error> {
         self.pass(audit, known, deadline).await?;
         let look = self.look(audit.product(), &audit.customers(), &BTreeSet::new(), deadline).await?;
         audit.add_look(look);
         self.pass(audit, known, deadline).await
     }
 
-    /// Reads every reservation that has, or may get, units of the product. `known` says of each one in the indexes whether it
-    /// has to be read again: one that ended without a line of the product never gets one.
-    async fn pass(
-        &self,
-        audit: &mut Audit,
-        known: &mut BTreeMap<Position, bool>,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
+    /// Reads every reservation that has, or may get, units of the product.
+    async fn pass(&self, audit: &mut Audit, known: &mut Known, deadline: Deadline) -> Result<(), Error> {
         let made = (0..keys::MADE_PARTITIONS).map(|k| (keys::MADE_INDEX, keys::MADE_KEY, keys::made_key(k)));
         let due = (0..self.due_partitions).map(|k| (keys::DUE_INDEX, keys::DUE_KEY, keys::due_key(k)));
         // Both: each lags by itself.
         let parts = made.chain(due).map(|(index, attribute, value)| self.index_part(index, attribute, value, deadline));
         for position in try_join_all(parts).await?.into_iter().flatten() {
-            known.entry(position).or_insert(true);
+            known.again.entry(position).or_insert(true);
         }
-        let wanted = known.iter().filter(|(_, again)| **again).map(|((pk, _), _)| pk.clone());
+        let wanted = known.again.iter().filter(|(_, again)| **again).map(|((pk, _), _)| pk.clone());
         let wanted: BTreeSet<String> = wanted.collect();
         let keys = wanted.into_iter().map(|pk| Key { pk, sk: keys::HOLD.to_owned() }).collect();
-        let (mut seen, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
+        let (mut seen, mut versions, mut unreadable) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for item in self.get_all(keys, deadline).await? {
             let pk = item.get(keys::PK).and_then(|pk| pk.as_s().ok()).cloned().unwrap_or_default();
             match self.stored(item) {
                 Ok(Stored { reservation, faults }) => {
+                    versions.insert(reservation.reservation_id.clone(), Version::of(&reservation));
                     let has_it = reservation.lines.iter().any(|line| line.product_id == *audit.product());
                     if has_it {
                         let one = Seen::new(&reservation, audit.product(), faults);
                         seen.insert(reservation.reservation_id.clone(), one);
                     }
                     let again = has_it || reservation.status == Status::Held;
-                    known.insert((pk, reservation.created_at.as_millis()), again);
+                    known.again.insert((pk, reservation.created_at.as_millis()), again);
                 }
                 Err(why) => drop(unreadable.insert(pk, why.to_string())),
             }
         }
-        audit.add_pass(seen, unreadable);
+        audit.add_pass(seen, swaps(&known.versions, &versions).into(), unreadable);
+        known.versions.extend(versions);
         Ok(())
     }
 
@@ -227,7 +242,7 @@ impl Store {
             }
         };
         let due = format!("{}, {}", attribute(keys::DUE_KEY), attribute(keys::DUE_AT));
-        let made = attribute(keys::MADE_KEY);
+        let (is_made, made) = (item.contains_key(keys::MADE_KEY), attribute(keys::MADE_KEY));
         let reservation: Reservation = items::read("reservation", item)?;
         let id = &reservation.reservation_id;
         let expected_due = if reservation.status == Status::Held {
@@ -237,7 +252,9 @@ impl Store {
             format!("no {}, no {}", keys::DUE_KEY, keys::DUE_AT)
         };
         let expected_made = format!("{} {}", keys::MADE_KEY, keys::made_partition(id));
-        let pairs = [(expected_due, due), (expected_made, made)].into_iter();
+        // One from before that index has no key of it.
+        let made = is_made.then_some((expected_made, made));
+        let pairs = [(expected_due, due)].into_iter().chain(made);
         let faults = pairs.filter(|(expected, found)| expected != found);
         let faults = faults.map(|(expected, found)| Fault { expected, found }).collect();
         Ok(Stored { reservation, faults })
@@ -335,6 +352,7 @@ impl Store {
         for (items, part) in parts {
             count += items;
             scanned.unreadable.extend(part.unreadable);
+            scanned.versions.extend(part.versions);
             for (id, seen) in part.reservations {
                 scanned.reservations.entry(id).or_default().extend(seen);
             }
@@ -349,8 +367,10 @@ impl Store {
         for id in scanned.shards.keys().filter(wanted) {
             audit.audits.entry(id.clone()).or_insert_with(|| Audit::new(id.clone()));
         }
+        let swaps: Arc<[_]> = swaps(&audit.scanned.versions, &scanned.versions).into();
         for (id, audit) in &mut audit.audits {
-            audit.add_pass(scanned.reservations.remove(id).unwrap_or_default(), BTreeMap::new());
+            let seen = scanned.reservations.remove(id).unwrap_or_default();
+            audit.add_pass(seen, Arc::clone(&swaps), BTreeMap::new());
         }
         audit.scanned = scanned;
         Ok(count)
@@ -409,6 +429,7 @@ impl Store {
             }
             Owner::Reservation(id) => match self.stored(item) {
                 Ok(Stored { reservation, faults }) => {
+                    scanned.versions.insert(id.clone(), Version::of(&reservation));
                     let products: BTreeSet<_> = reservation.lines.iter().map(|line| line.product_id.clone()).collect();
                     for product in products {
                         let seen = Seen::new(&reservation, &product, faults.clone());
@@ -423,11 +444,10 @@ impl Store {
     }
 
     /// Writes a compensation: an entry of the ledger and the product's total, together. Returns whether it was written; if
-    /// not, the total is not what the compensation was decided on.
+    /// not, total or ledger are not what the compensation was decided on, or somebody has written it already.
     ///
     /// # Errors
-    /// [`Refusal::ProductNotFound`](holdfast_domain::Refusal::ProductNotFound); [`Error::Unavailable`] without an answer
-    /// within the deadline.
+    /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn compensate(
         &self,
         id: &ProductId,
@@ -436,7 +456,7 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<bool, Error> {
-        let Compensation { total_seen, total_after, delta } = compensation;
+        let Compensation { total_seen, entries_seen, ledger_seen, total_after, delta } = compensation;
         let entry = LedgerEntry {
             entry_id: entry_id(now, &digest_id("", &[id.as_str(), "compensation"])),
             delta,
@@ -446,25 +466,36 @@ impl Store {
             actor: actor.to_owned(),
             created_at: now,
         };
+        // One of these books only, also if two runs have found the same.
+        let books = [entries_seen.to_string(), ledger_seen.to_string(), total_seen.to_string()];
+        let [entries, ledger, total] = books.each_ref().map(String::as_str);
+        let once = keys::adjustment(&digest_id("", &[id.as_str(), "compensation", entries, ledger, total]));
+        let record = KeyRecord { fingerprint: String::new(), entry: entry.clone() };
         let mut transaction = Transaction::new(&self.table);
         let update = Expression::new("SET #total = :after", vec![(":after", number(total_after))]);
         // Enough: units that move leave the difference as it is, and an adjustment changes the total.
         let condition = Expression::new("#total = :seen", vec![(":seen", number(total_seen))]);
         transaction.update((), &keys::product(id), (update, condition))?;
         transaction.put((), entry.item(id)?, "attribute_not_exists(#pk)")?;
+        transaction.put((), items::write("adjustment", &once, &record)?, "attribute_not_exists(#pk)")?;
         let mut attempts = self.attempts(deadline);
-        while !self.transact_or_wait("compensate", &transaction, &mut attempts).await? {
+        loop {
             // It may be this call's own write whose answer was lost.
-            let written: Option<LedgerEntry> = self.get("ledger", keys::ledger(id, &entry.entry_id), deadline).await?;
-            if written.is_some() {
-                return Ok(written.as_ref() == Some(&entry));
+            if let Some(written) = self.get::<KeyRecord>("adjustment", once.clone(), deadline).await? {
+                return Ok(written.entry == entry);
             }
-            let product = self.product(id, deadline).await?;
-            if product.total != total_seen {
+            let product: Option<Product> = self.get("product", keys::product(id), deadline).await?;
+            let ledger = self.whole_ledger(id, deadline).await?;
+            let sum: i64 = ledger.iter().map(|entry| entry.delta).sum();
+            if product.is_none_or(|product| product.total != total_seen)
+                || (ledger.len(), sum) != (entries_seen, ledger_seen)
+            {
                 return Ok(false);
             }
+            if self.transact_or_wait("compensate", &transaction, &mut attempts).await? {
+                return Ok(true);
+            }
         }
-        Ok(true)
     }
 }
 

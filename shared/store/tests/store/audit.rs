@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_domain::audit::Kind;
+use holdfast_domain::audit::{Compensation, Kind};
 use holdfast_domain::{OrderCancellation, Reservation};
 use holdfast_store::keys::Key;
 use holdfast_store::{Audited, Deadline, Store, TableAudit, keys};
@@ -20,12 +20,7 @@ async fn audit(store: &Store) -> Audited {
 
 /// What an audit of the whole table says after two looks: kind, place, what is expected and found.
 async fn whole(store: &Store) -> Vec<(Kind, String, String, String)> {
-    let mut audit = TableAudit::new(None);
-    for _ in 0..2 {
-        store.scan_for(&mut audit, soon()).await.unwrap();
-        store.look_for(&mut audit, soon()).await.unwrap();
-        store.scan_for(&mut audit, soon()).await.unwrap();
-    }
+    let audit = twice(store).await;
     assert!(audit.is_final());
     let found = audit.products().flat_map(|audit| audit.verdict().unwrap().findings);
     found.map(|one| (one.kind, one.place, one.expected, one.found)).collect()
@@ -223,4 +218,71 @@ async fn a_compensation_is_written_once_and_only_for_the_total_that_was_seen() {
     assert_eq!(whole(&store).await, []);
     let later = LATE.plus_seconds(2);
     assert!(!store.compensate(&tee, compensation, "auditor", later, soon()).await.unwrap(), "another total");
+}
+
+/// The audit of a whole table after two looks.
+async fn twice(store: &Store) -> TableAudit {
+    let mut audit = TableAudit::new(None);
+    for _ in 0..2 {
+        store.scan_for(&mut audit, soon()).await.unwrap();
+        store.look_for(&mut audit, soon()).await.unwrap();
+        store.scan_for(&mut audit, soon()).await.unwrap();
+    }
+    audit
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_runs_compensate_a_missing_entry_once() {
+    let (wire, store, ..) = busy().await;
+    let tee = product_id("tee");
+    let entries = store.ledger(&tee, 10, None, soon()).await.unwrap().items;
+    delete(&wire, &keys::ledger(&tee, &entries[0].entry_id)).await;
+    let audit = twice(&store).await;
+    let found = audit.compensation(audit.products().next().unwrap()).unwrap().unwrap();
+    // The total stays as it is.
+    assert_eq!((found.delta, found.total_seen, found.total_after), (-1, 9, 9));
+    let other = self::store(&wire, 9);
+    let gate = wire.gate(|call| call.operation == "TransactWriteItems");
+    let second = async {
+        gate.arrived().await;
+        let written = compensate(&other, found, 2).await;
+        gate.open();
+        written
+    };
+    assert_eq!(tokio::join!(compensate(&store, found, 1), second), (false, true));
+    assert!(!compensate(&store, found, 3).await, "the ledger is another");
+    assert_eq!(whole(&store).await, []);
+    delete(&wire, &keys::product(&tee)).await;
+    assert!(!compensate(&store, found, 4).await, "nor without a product");
+}
+
+async fn compensate(store: &Store, found: Compensation, seconds: i64) -> bool {
+    let now = LATE.plus_seconds(seconds);
+    store.compensate(&product_id("tee"), found, "auditor", now, soon()).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_compensated_while_a_reservation_cannot_be_read() {
+    let (wire, store, held, _) = busy().await;
+    let key = keys::reservation(&held.reservation_id);
+    let request = client(&wire).update_item().table_name(TABLE).set_key(Some(key.item()));
+    request.update_expression("REMOVE expires_at").send().await.unwrap();
+    let audit = twice(&store).await;
+    assert_eq!(audit.unreadable().len(), 1);
+    let tee = audit.products().next().unwrap();
+    assert!(!tee.verdict().unwrap().findings.is_empty());
+    assert!(audit.compensation(tee).unwrap_err().contains("read"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_from_before_the_index_is_right() {
+    let (wire, store, _, order) = busy().await;
+    let key = keys::reservation(&order.reservation_id);
+    let request = client(&wire).update_item().table_name(TABLE).set_key(Some(key.item()));
+    request.update_expression("REMOVE made_key").send().await.unwrap();
+    assert_eq!(whole(&store).await, []);
+    let request = client(&wire).update_item().table_name(TABLE).set_key(Some(key.item()));
+    let request = request.update_expression("SET made_key = :wrong");
+    request.expression_attribute_values(":wrong", AttributeValue::S("MADE#x".to_owned())).send().await.unwrap();
+    assert_eq!(whole(&store).await.len(), 1);
 }
