@@ -99,11 +99,11 @@ impl TableAudit {
     /// # Errors
     /// Also if a reservation cannot be read: it may have the units that are missing.
     pub fn compensation(&self, audit: &Audit) -> Result<Option<Compensation>, String> {
-        let compensation = audit.compensation()?;
-        if compensation.is_some() && !self.scanned.unreadable.is_empty() {
+        let off = audit.verdict().is_some_and(|verdict| !verdict.findings.is_empty());
+        if off && !self.scanned.unreadable.is_empty() {
             return Err("reservations that cannot be read may have its units: repair them first".to_owned());
         }
-        Ok(compensation)
+        audit.compensation()
     }
 
     /// Whether nothing is left that another look could tell.
