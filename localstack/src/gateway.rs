@@ -10,11 +10,13 @@
 //! callers that retry) block `watch` for good; then restart the stack.
 //!
 //! It also enforces the time limit and answers as API Gateway does: `watch` never answers a request whose function was
-//! killed, and its own `--timeout` would end idle functions too. And it is as strict as API Gateway: what `watch` gets is
+//! killed, and its own `--timeout` would end idle functions too. It gives tokens to whoever asks on this machine
+//! (`POST /local/token`), in the place of a sign-in page. And it is as strict as API Gateway: what `watch` gets is
 //! the path that the routes were asked about, the body as it was sent, and no header of the Lambda runtime.
 
 use crate::error::{Context, Error, Result};
 use crate::routes::Routes;
+use crate::token::{Role, Signer, subject};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Request, State};
@@ -23,6 +25,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -149,6 +152,8 @@ pub struct Served {
     pub functions: BTreeSet<String>,
     /// Which other origins' pages may call the API.
     pub cors: Option<CorsLayer>,
+    /// Signs the tokens that it gives.
+    pub signer: Signer,
 }
 
 /// The front door, open until dropped.
@@ -176,11 +181,12 @@ impl Gateway {
     /// The listener is broken.
     pub fn open(listener: TcpListener, upstream: Upstream, served: Served) -> Result<Self> {
         let address = listener.local_addr().context(|| "cannot tell the gateway's port".into())?;
-        let Served { routes, functions, cors } = served;
+        let Served { routes, functions, cors, signer } = served;
         let app = Router::new()
+            .route("/local/token", post(give_token))
             .route("/2015-03-31/functions/{function}/invocations", post(invoke))
             .fallback(call)
-            .with_state(Arc::new(Front { upstream, routes, functions }));
+            .with_state(Arc::new(Front { upstream, routes, functions, signer }));
         let app = match cors {
             Some(cors) => app.layer(cors),
             None => app,
@@ -205,6 +211,7 @@ struct Front {
     upstream: Upstream,
     routes: Routes,
     functions: BTreeSet<String>,
+    signer: Signer,
 }
 
 /// Refuses a path with a dot segment, encoded or not, before anything else sees it. The HTTP client resolves dot segments
@@ -267,6 +274,38 @@ async fn invoke(State(front): State<Arc<Front>>, Path(function): Path<String>, r
     front.upstream.forward(parts.method, &invocations(&function), parts.headers, body.into()).await
 }
 
+/// Whom a token is for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    role: Role,
+    /// The role's name, unless it is given.
+    sub: Option<String>,
+}
+
+/// Gives a token to a program on this machine, or to the API's own page: another page may not even read the answer, but
+/// the browser may have been told that its host name is this machine.
+async fn give_token(State(front): State<Arc<Front>>, request: Request) -> Response {
+    if !is_for_this_machine(request.headers()) || is_of_another_page(request.headers()) {
+        return message(StatusCode::FORBIDDEN, "Forbidden");
+    }
+    let Ok(body) = to_bytes(request.into_body(), BODY_BYTES).await else {
+        return too_large();
+    };
+    let token = serde_json::from_slice(&body).context(|| "the body is not a role and a sub".into());
+    let token = token.and_then(|Wanted { role, sub }| {
+        let sub = sub.map_or_else(|| Ok(role.name().to_owned()), |sub| subject(&sub))?;
+        front.signer.token(&sub, role)
+    });
+    match token {
+        Ok(token) => {
+            let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+            (headers, json!({ "token": token }).to_string()).into_response()
+        }
+        Err(why) => message(StatusCode::BAD_REQUEST, &why.to_string()),
+    }
+}
+
 /// Where a function is invoked.
 fn invocations(function: &str) -> String {
     format!("/2015-03-31/functions/{function}/invocations")
@@ -276,6 +315,12 @@ fn invocations(function: &str) -> String {
 fn is_for_this_machine(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
     host.is_some_and(|host| matches!(host.host().to_ascii_lowercase().as_str(), "127.0.0.1" | "localhost" | "[::1]"))
+}
+
+/// Whether a page of another origin sent the request. A browser adds the page's origin to every POST.
+fn is_of_another_page(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
+    headers.contains_key(header::ORIGIN) && text(header::ORIGIN).strip_prefix("http://") != Some(text(header::HOST))
 }
 
 impl Upstream {

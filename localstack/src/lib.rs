@@ -11,7 +11,9 @@
 //!
 //! Start reading at [`stack::Stack::start`]; [`bare`] is the same in three parts, without the gateway. Everything listens on 127.0.0.1 and writes below `target/local`.
 
+pub mod admin_cli;
 pub mod app;
+pub mod audit;
 pub mod aws;
 pub mod bare;
 pub mod bootstrap;
@@ -29,6 +31,7 @@ pub mod process;
 pub mod progress;
 pub mod routes;
 pub mod runner;
+pub mod running;
 pub mod simulate;
 pub mod stack;
 pub mod template;

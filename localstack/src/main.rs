@@ -1,6 +1,8 @@
 //! `cargo local`: Holdfast on one machine. The library's documentation says how.
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use holdfast_local::admin_cli;
+use holdfast_local::audit;
 use holdfast_local::bare;
 use holdfast_local::demo;
 use holdfast_local::emulator::{Choice, endpoint};
@@ -9,6 +11,7 @@ use holdfast_local::fuzz;
 use holdfast_local::openapi;
 use holdfast_local::paths::shown;
 use holdfast_local::runner::Event;
+use holdfast_local::running::Running;
 use holdfast_local::simulate;
 use holdfast_local::stack::{Options, Stack};
 use holdfast_local::token::{Role, Signer, subject};
@@ -61,6 +64,32 @@ enum Command {
         /// Runs this input once, for example one that broke a promise
         #[arg(long, value_name = "FILE", conflicts_with = "minutes")]
         input: Option<PathBuf>,
+    },
+    /// Audits every product of a table, also in AWS; exits with 1 if its books do not agree
+    #[command(after_help = audit::CREDENTIALS)]
+    Audit {
+        /// The table [default: that of the running `cargo local up`]
+        #[arg(long, value_name = "NAME")]
+        table: Option<String>,
+        /// The AWS emulator that has the table [default: AWS]
+        #[arg(long, value_name = "URL", value_parser = endpoint, requires = "table")]
+        endpoint: Option<String>,
+        /// Only this product
+        #[arg(long, value_name = "ID")]
+        product: Option<String>,
+        /// Look at most this often while the table is in use
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(2..=100))]
+        looks: u16,
+        /// Where the books do not agree, write an entry to the ledger that makes them right, and set the total to it
+        #[arg(long)]
+        write_compensation: bool,
+    },
+    /// Calls the admin API of any stack: a command for each operation, see `cargo local admin --help`
+    #[command(disable_help_flag = true)]
+    Admin {
+        /// An operation of the API, and its options
+        #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Prints a token for the local API
     Token {
@@ -157,6 +186,13 @@ async fn main() -> ExitCode {
         Command::Simulate { fast, arguments } => simulate::run(fast, &arguments),
         Command::Fuzz { target, minutes, input } => {
             unless_stopped(fuzz::run(fuzz::Options { target, minutes, input })).await.map(verdict)
+        }
+        Command::Audit { table, endpoint, product, looks, write_compensation } => {
+            let options = audit::Options { table, endpoint, product, looks: looks.into(), write_compensation };
+            unless_stopped(audit::run(options, &mut std::io::stdout())).await.map(verdict)
+        }
+        Command::Admin { arguments } => {
+            unless_stopped(admin_cli::run(&arguments, &mut std::io::stdout())).await.map(verdict)
         }
         Command::Token { sub, role } => token(&sub, role),
         Command::Openapi => write_description(),
@@ -266,6 +302,8 @@ async fn up(options: Options) -> Result<ExitCode> {
     let Some(mut stack) = unless_stopped(Stack::start(options)).await? else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
+    let running = Running::of(&stack)?;
+    running.record()?;
     println!("{}{}", greeting(&stack)?, tries(stack.api_url()));
     // Ctrl-C is the normal way to end it.
     let broken = tokio::select! {
@@ -276,6 +314,7 @@ async fn up(options: Options) -> Result<ExitCode> {
         eprintln!("error: {why}");
     }
     eprintln!("stopping ...");
+    running.forget();
     stack.stop().await;
     eprintln!("stopped");
     Ok(if broken.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -289,6 +328,7 @@ Holdfast is running. Ctrl-C stops it and deletes its data.
 
   API        {api}
   docs       {api}/docs
+  console    {api}/admin
   emulator   {}   (table {})
   logs       {}
              {}
@@ -358,6 +398,15 @@ mod tests {
         ] {
             let why = parse(line).err().unwrap_or_default();
             assert!(why.contains(part), "{line}: {why}");
+        }
+    }
+
+    #[test]
+    fn the_admins_arguments_are_passed_on() {
+        for line in ["admin --help", "admin listAllReservations --status held", "admin --api http://x createProduct -h"]
+        {
+            let Ok(Command::Admin { arguments }) = parse(line) else { panic!("{line}") };
+            assert_eq!(format!("admin {}", arguments.join(" ")), line);
         }
     }
 

@@ -25,7 +25,8 @@ A customer reserves units, then confirms the reservation (it becomes the order),
 
 **Tokens.** Operations with a padlock require `Authorization: Bearer <token>`. Customers can read and change their own \
 reservations only; another customer's is 404. A shop's back end, with the role `service`, sends the customer that it acts \
-for as `customer_id`, and can do what that customer can. Operations under `/admin` require the role `admin`.
+for as `customer_id`, and can do what that customer can. Operations under `/admin` require the role `admin`; with the role \
+`auditor`, `GET` is allowed. Those of the tag `Console` are public.
 
 **Retries.** A `POST` request with an `Idempotency-Key` can be retried unchanged, with the same key: it has its effect \
 once. Confirming and cancelling are idempotent without a key.
@@ -51,13 +52,15 @@ itself, with `{\"message\": ...}`: invalid tokens (401), its own throttle (429),
 (500, 503).
 ";
 
-const TAGS: [(&str, &str); 7] = [
+const TAGS: [(&str, &str); 9] = [
     ("Products", "Products and their stock. Public."),
     ("Reservations", "Create, read, extend, change, cancel and confirm reservations. For customers."),
     ("Orders", "Confirmed reservations. For customers."),
     ("Admin: products", "Products and their stock. For administrators."),
     ("Admin: reservations", "All customers' reservations and orders. For administrators."),
     ("Admin: failed confirmations", "Payments that did not become an order. For administrators."),
+    ("Admin: actions", "What administrators did. For administrators."),
+    ("Console", "A page that uses the operations for administrators. Public."),
     ("API description", "This description. Public."),
 ];
 

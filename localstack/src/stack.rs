@@ -215,6 +215,9 @@ impl Stack {
             }
             None => None,
         };
+        let mut environment = options.environment.clone();
+        // Of the gateway: a bare `cargo lambda watch` has none.
+        environment.insert("HOLDFAST_LOCAL_SIGN_IN".to_owned(), "true".to_owned());
         let specs = app.specs(
             &self.resources,
             &Around {
@@ -222,7 +225,7 @@ impl Stack {
                 region: &self.clients.region,
                 own_access_keys: proxy_url.is_some(),
                 key_set: self.signer.key_set(),
-                environment: &options.environment,
+                environment: &environment,
             },
         )?;
         let serve = Serve {
@@ -235,7 +238,7 @@ impl Stack {
         let functions = self.functions.insert(Functions::start(&specs, &binaries, &serve, &self.keeper).await?);
         functions.warm(&specs, &self.upstream, &self.logs.functions).await?;
         let cors = cors::layer(&app.template, &self.resources.scope)?;
-        let served = Served { routes, functions: app.names(), cors };
+        let served = Served { routes, functions: app.names(), cors, signer: self.signer.clone() };
         self.gateway = Some(Gateway::open(listener, self.upstream.clone(), served)?);
         let work = app.work(&self.resources, &self.clients, &self.upstream)?;
         self.runner = Some(Runner::start(work, &options.runner));

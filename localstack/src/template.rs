@@ -774,6 +774,8 @@ Resources:
         for Resource { id, properties } in functions {
             let mut read = parameters(&template, shared);
             read.extend(parameters(&template, &properties["Environment"]));
+            // Versions have it too.
+            read.extend(parameters(&template, &template.root["Globals"]["Function"]["Tracing"]));
             assert_eq!(parameters(&template, &properties["VersionDescription"]), read, "{id}");
             assert_eq!(properties["AutoPublishAliasAllProperties"], true, "{id}");
         }

@@ -20,7 +20,8 @@ const LIFETIME: Duration = Duration::hours(12);
 const KEY_ID: &str = "local";
 
 /// What a caller may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Own reservations only.
     Customer,
@@ -28,6 +29,20 @@ pub enum Role {
     Service,
     /// Products, stock, failed confirmations.
     Admin,
+    /// Reads what an admin reads, and changes nothing.
+    Auditor,
+}
+
+impl Role {
+    /// Its name in tokens and requests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Customer => "customer",
+            Self::Service => "service",
+            Self::Admin => "admin",
+            Self::Auditor => "auditor",
+        }
+    }
 }
 
 /// A token's `sub`, if the API accepts it.
@@ -106,11 +121,8 @@ impl Signer {
     /// # Errors
     /// Signing fails, which no known input brings about.
     pub fn token(&self, sub: &str, role: Role) -> Result<String> {
-        let groups = match role {
-            Role::Customer => None,
-            Role::Service => Some(["service"]),
-            Role::Admin => Some(["admin"]),
-        };
+        // Everybody is a customer.
+        let groups = Some([role.name()]).filter(|_| role != Role::Customer);
         let now = OffsetDateTime::now_utc();
         let claims = Claims {
             iss: LOCAL_ISSUER,

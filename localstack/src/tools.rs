@@ -78,6 +78,14 @@ pub const CLIENT_GENERATOR: Tool = Tool {
     program: "openapi-python-client",
 };
 
+/// Drives the console in a browser, which is found on the machine. Only the end-to-end tests need it.
+pub const PLAYWRIGHT: Tool = Tool {
+    name: "playwright",
+    requirements: include_str!("../tools/playwright.txt"),
+    options: &[],
+    program: "python3",
+};
+
 /// The path of the tool's program, after installing the tool if it is not there in the pinned version.
 ///
 /// # Errors

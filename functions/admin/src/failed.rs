@@ -11,13 +11,16 @@ use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
 use holdfast_domain::text::is_visible;
 use holdfast_domain::{FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal, ReservationId};
 use holdfast_http::budgets::{INGEST_BUDGET, REQUEST_BUDGET};
-use holdfast_http::{Admin, ApiTime, Json, List, ListQuery, NoQuery, Outcome, Problem, Query, schema};
-use holdfast_store::{Deadline, Error};
+use holdfast_http::{Admin, ApiTime, List, ListQuery, NoQuery, Outcome, Problem, Query, Reader, Recorded, schema};
+use holdfast_store::{Cursor, Deadline, Error, FailedSearch};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
 
+/// What a redrive is about, in the log of what admins do.
+const ALL_FAILED: &str = "failed-confirmations";
 /// Failed confirmations that a redrive reads at once.
 const REDRIVE_PAGE_SIZE: u32 = 25;
 /// Pages that a redrive reads at most.
@@ -92,6 +95,9 @@ pub(crate) struct ListFailed {
     /// Filter by state. Default: all states. With a state, the oldest come first.
     #[param(value_type = Option<schema::FailedConfirmationState>)]
     state: Option<FailedState>,
+    /// Filter by reservation. Default: all.
+    #[param(value_type = Option<schema::ReservationId>)]
+    reservation_id: Option<ReservationId>,
     #[param(ignore)]
     limit: Option<u32>,
     #[param(ignore)]
@@ -104,7 +110,8 @@ pub(crate) struct ListFailed {
 /// here within about two minutes, and usually at once when the first page of this list is requested.
 ///
 /// A failed confirmation whose reservation has become the order that it asked for is settled as `confirmed` when it is
-/// listed. A page can have fewer items than `limit`, or none, and still have a `next_cursor`.
+/// listed. A page can have fewer items than `limit`, or none, and still have a `next_cursor`. The filters are read from
+/// indexes, so a new failed confirmation may take seconds to appear.
 #[utoipa::path(
     get, path = "/admin/failed-confirmations", operation_id = "listFailedConfirmations",
     tag = "Admin: failed confirmations",
@@ -114,7 +121,7 @@ pub(crate) struct ListFailed {
 )]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
-    _: Admin,
+    _: Reader,
     Query(query): Query<ListFailed>,
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
@@ -124,7 +131,8 @@ pub(crate) async fn list(
     if cursor.is_none() {
         app.ingest(deadline).await?;
     }
-    let page = app.store.failed_confirmations(query.state, limit, cursor, app.clock.now(), deadline).await?;
+    let search = FailedSearch { state: query.state, reservation: query.reservation_id };
+    let page = app.store.failed_confirmations(search, limit, cursor, app.clock.now(), deadline).await?;
     Ok(Answer(List::of(page, FailedView::from)).into_response())
 }
 
@@ -144,13 +152,17 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn retry(
     State(app): State<Arc<App>>,
-    _: Admin,
+    admin: Admin,
     _: NoQuery,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let retrying = app.retry(&failed_id(id)?, true, deadline).await?;
-    Ok((StatusCode::ACCEPTED, Extension(Outcome("retried")), Answer(FailedView::from(retrying))).into_response())
+    let id = failed_id(id)?;
+    app.act(&admin, ("retry_failed_confirmation", &id, json!({})), deadline, async {
+        let retrying = app.retry(&id, true, deadline).await?;
+        Ok((StatusCode::ACCEPTED, Extension(Outcome("retried")), Answer(FailedView::from(retrying))).into_response())
+    })
+    .await
 }
 
 /// A request to resolve a failed confirmation.
@@ -180,19 +192,23 @@ pub(crate) struct Resolve {
 )]
 pub(crate) async fn resolve(
     State(app): State<Arc<App>>,
-    Admin(admin): Admin,
+    admin: Admin,
     Path(id): Path<String>,
-    Json(body): Json<Resolve>,
+    Recorded { body, detail }: Recorded<Resolve>,
 ) -> Result<Response, Problem> {
     let characters = body.note.chars().count();
     if !is_visible(&body.note) || characters > 1_000 {
         return Err(Invalid::new("note", "must say what was done, in 1 to 1000 characters").into());
     }
-    let (now, deadline) = (app.clock.now(), Deadline::after(REQUEST_BUDGET));
-    let resolved = app.store.resolve_failed(&failed_id(id)?, admin.as_str(), Some(&body.note), now, deadline).await?;
-    let (failed_confirmation_id, reservation_id) = ids(&resolved);
-    tracing::info!(failed_confirmation_id, reservation_id, "failed confirmation resolved");
-    Ok((Extension(Outcome("resolved")), Answer(FailedView::from(resolved))).into_response())
+    let (id, deadline) = (failed_id(id)?, Deadline::after(REQUEST_BUDGET));
+    app.act(&admin, ("resolve_failed_confirmation", &id, detail), deadline, async {
+        let (actor, note, now) = (admin.id.as_str(), Some(body.note.as_str()), app.clock.now());
+        let resolved = app.store.resolve_failed(&id, actor, note, now, deadline).await?;
+        let (failed_confirmation_id, reservation_id) = ids(&resolved);
+        tracing::info!(failed_confirmation_id, reservation_id, "failed confirmation resolved");
+        Ok((Extension(Outcome("resolved")), Answer(FailedView::from(resolved))).into_response())
+    })
+    .await
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -228,33 +244,14 @@ struct Redriven {
 )]
 pub(crate) async fn redrive(
     State(app): State<Arc<App>>,
-    _: Admin,
+    admin: Admin,
     Query(query): Query<Redrive>,
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
-    let mut cursor = ListQuery::new(None, query.cursor).cursor()?;
-    if cursor.is_none() {
-        app.ingest(deadline).await?;
-    }
-    let mut retried = 0;
-    for _ in 0..MAX_REDRIVE_PAGES {
-        let (open, now) = (Some(FailedState::Open), app.clock.now());
-        let page = app.store.failed_confirmations(open, REDRIVE_PAGE_SIZE, cursor, now, deadline).await?;
-        for failed in page.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
-            match app.retry(&failed.id, false, deadline).await {
-                Ok(_) => retried += 1,
-                // Settled concurrently, or given back as an order.
-                Err(FailedError::Table(Error::Refused(Refusal::AlreadySettled | Refusal::ReservationCancelled))) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        cursor = page.next;
-        if cursor.is_none() || retried >= MAX_REDRIVE_RETRIES || deadline.left() < MIN_REDRIVE_PAGE_TIME {
-            break;
-        }
-    }
-    let next_cursor = cursor.map(|cursor| cursor.encode());
-    Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, next_cursor })).into_response())
+    let detail = query.cursor.as_ref().map_or(json!({}), |cursor| json!({"cursor": cursor}));
+    let cursor = ListQuery::new(None, query.cursor).cursor()?;
+    let action = ("redrive_failed_confirmations", ALL_FAILED, detail);
+    app.act(&admin, action, deadline, app.redrive(cursor, deadline)).await
 }
 
 /// Why an ingest or a retry failed.
@@ -297,6 +294,34 @@ impl App {
         let (failed_confirmation_id, reservation_id) = ids(&failed);
         tracing::info!(failed_confirmation_id, reservation_id, "failed confirmation retried");
         self.store.mark_retrying(&failed, deadline).await.map_err(FailedError::Table)
+    }
+
+    /// Retries open failed confirmations that got no answer, from `cursor` on.
+    async fn redrive(&self, mut cursor: Option<Cursor>, deadline: Deadline) -> Result<Response, Problem> {
+        if cursor.is_none() {
+            self.ingest(deadline).await?;
+        }
+        let mut retried = 0;
+        for _ in 0..MAX_REDRIVE_PAGES {
+            let (open, now) = (Some(FailedState::Open), self.clock.now());
+            let page = self.store.failed_confirmations(open, REDRIVE_PAGE_SIZE, cursor, now, deadline).await?;
+            for failed in page.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
+                match self.retry(&failed.id, false, deadline).await {
+                    Ok(_) => retried += 1,
+                    // Settled concurrently, or given back as an order.
+                    Err(FailedError::Table(Error::Refused(
+                        Refusal::AlreadySettled | Refusal::ReservationCancelled,
+                    ))) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            cursor = page.next;
+            if cursor.is_none() || retried >= MAX_REDRIVE_RETRIES || deadline.left() < MIN_REDRIVE_PAGE_TIME {
+                break;
+            }
+        }
+        let next_cursor = cursor.map(|cursor| cursor.encode());
+        Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, next_cursor })).into_response())
     }
 }
 

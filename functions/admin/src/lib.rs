@@ -1,10 +1,19 @@
-//! The admin API: products, stock, all customers' reservations, failed confirmations.
+//! The admin API: products, stock, all customers' reservations, failed confirmations; and the page that uses it.
 //!
 //! - `products`: create, change and list products; adjust the stock, with a reason in the ledger
+//! - `audit`: whether a product's books agree
+//! - `reservations`: find, release and cancel any customer's reservations and orders
 //! - `failed`: list, retry, resolve and redrive failed confirmations
+//! - `actions`: the log of what admins do
 //!
-//! Every handler takes an [`Admin`](holdfast_http::Admin), so each requires an admin's token.
+//! - `console`: the page, which is public
+//!
+//! A handler that changes something takes an [`Admin`](holdfast_http::Admin) and makes its change in `App::act`, which
+//! writes it down; one that only reads takes a [`Reader`](holdfast_http::Reader), so that an auditor may call it.
 
+mod actions;
+mod audit;
+pub mod console;
 mod failed;
 mod products;
 mod reservations;
@@ -41,6 +50,7 @@ pub struct App {
         products::change,
         products::adjust,
         products::ledger,
+        audit::audit,
         products::release_holds,
         reservations::list,
         reservations::get,
@@ -49,19 +59,24 @@ pub struct App {
         failed::list,
         failed::redrive,
         failed::retry,
-        failed::resolve
+        failed::resolve,
+        actions::list,
+        console::page,
+        console::file,
+        console::config_file
     ),
     components(schemas(schema::IdempotencyKey))
 )]
 pub struct Description;
 
-/// The function's routes.
+/// The function's routes, without the console's.
 pub fn router(app: App) -> Router {
     Router::new()
         .route("/admin/products", post(products::create).get(products::list))
         .route("/admin/products/{product_id}", patch(products::change))
         .route("/admin/products/{product_id}/stock", post(products::adjust))
         .route("/admin/products/{product_id}/ledger", get(products::ledger))
+        .route("/admin/products/{product_id}/audit", get(audit::audit))
         .route("/admin/products/{product_id}/release-holds", post(products::release_holds))
         .route("/admin/reservations", get(reservations::list))
         .route("/admin/reservations/{reservation_id}", get(reservations::get))
@@ -71,5 +86,6 @@ pub fn router(app: App) -> Router {
         .route("/admin/failed-confirmations/redrive", post(failed::redrive))
         .route("/admin/failed-confirmations/{failed_confirmation_id}/retry", post(failed::retry))
         .route("/admin/failed-confirmations/{failed_confirmation_id}/resolve", post(failed::resolve))
+        .route("/admin/actions", get(actions::list))
         .with_state(Arc::new(app))
 }

@@ -12,13 +12,15 @@ use holdfast_domain::{
 };
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
-    Admin, ApiTime, Json, Key, List, ListQuery, Outcome, Problem, ProductView, Query, codes, nullable, path_id, schema,
+    Admin, ApiTime, Key, List, ListQuery, Outcome, Problem, ProductView, Query, Reader, Recorded, codes, nullable,
+    path_id, schema,
 };
 use holdfast_store::{Deadline, LedgerEntry};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::App;
+use crate::actions::UNCHANGED;
 use crate::reservations::ReleaseHolds;
 
 /// A request to create a product.
@@ -73,9 +75,10 @@ pub(crate) struct Create {
 )]
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
-    Admin(admin): Admin,
-    Json(body): Json<Create>,
+    admin: Admin,
+    Recorded { body, detail }: Recorded<Create>,
 ) -> Result<Response, Problem> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
     let product = Product {
         product_id: body.product_id,
         name: body.name,
@@ -95,10 +98,13 @@ pub(crate) async fn create(
         version: 1,
     }
     .checked()?;
-    let now = app.clock.now();
-    app.store.create_product(&product, admin.as_str(), now, Deadline::after(REQUEST_BUDGET)).await?;
-    let stock = Stock { available: product.total, ..Stock::default() };
-    Ok((StatusCode::CREATED, Answer(ProductView::new(product, stock, now))).into_response())
+    app.act(&admin, ("create_product", product.product_id.as_str(), detail), deadline, async {
+        let now = app.clock.now();
+        app.store.create_product(&product, admin.id.as_str(), now, deadline).await?;
+        let stock = Stock { available: product.total, ..Stock::default() };
+        Ok((StatusCode::CREATED, Answer(ProductView::new(product.clone(), stock, now))).into_response())
+    })
+    .await
 }
 
 /// List products
@@ -112,7 +118,7 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
-    _: Admin,
+    _: Reader,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
@@ -174,9 +180,9 @@ pub(crate) struct Change {
 )]
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
-    _: Admin,
+    admin: Admin,
     Path(id): Path<String>,
-    Json(body): Json<Change>,
+    Recorded { body, detail }: Recorded<Change>,
 ) -> Result<Response, Problem> {
     let deadline = Deadline::after(REQUEST_BUDGET);
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
@@ -191,9 +197,12 @@ pub(crate) async fn change(
         sale_ends_at: at(body.sale_ends_at),
         status: body.status,
     };
-    let product = app.store.change_product(&id, body.version, change, deadline).await?;
-    let stock = app.store.stock(&[&product], deadline).await?.remove(&id).unwrap_or_default();
-    Ok(Answer(ProductView::new(product, stock, app.clock.now())).into_response())
+    app.act(&admin, ("change_product", id.as_str(), detail), deadline, async {
+        let product = app.store.change_product(&id, body.version, change, deadline).await?;
+        let stock = app.store.stock(&[&product], deadline).await?.remove(&id).unwrap_or_default();
+        Ok(Answer(ProductView::new(product, stock, app.clock.now())).into_response())
+    })
+    .await
 }
 
 /// A request to adjust the stock.
@@ -261,27 +270,33 @@ impl From<LedgerEntry> for EntryView {
 )]
 pub(crate) async fn adjust(
     State(app): State<Arc<App>>,
-    Admin(admin): Admin,
+    admin: Admin,
     Path(id): Path<String>,
     Key(key): Key,
-    Json(body): Json<Adjust>,
+    Recorded { body, mut detail }: Recorded<Adjust>,
 ) -> Result<Response, Problem> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
     let adjustment = Adjustment {
         product_id: path_id(id, &codes::PRODUCT_NOT_FOUND)?,
         delta: body.delta,
         reason: body.reason,
         reference: body.reference,
         expected_total: body.expected_total,
-        actor: admin.into(),
+        actor: admin.id.to_string(),
         key,
     }
     .checked()?;
-    let adjusted = app.store.adjust(&adjustment, app.clock.now(), Deadline::after(REQUEST_BUDGET)).await?;
-    let mut answer = Answer(EntryView::from(adjusted.entry)).into_response();
-    if adjusted.replayed {
-        answer.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
-    }
-    Ok(answer)
+    detail["idempotency_key"] = adjustment.key.as_str().into();
+    app.act(&admin, ("adjust_stock", adjustment.product_id.as_str(), detail), deadline, async {
+        let adjusted = app.store.adjust(&adjustment, app.clock.now(), deadline).await?;
+        let mut answer = Answer(EntryView::from(adjusted.entry)).into_response();
+        if adjusted.replayed {
+            answer.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+            answer.extensions_mut().insert(UNCHANGED);
+        }
+        Ok(answer)
+    })
+    .await
 }
 
 /// Get a product's ledger
@@ -295,7 +310,7 @@ pub(crate) async fn adjust(
 )]
 pub(crate) async fn ledger(
     State(app): State<Arc<App>>,
-    _: Admin,
+    _: Reader,
     Path(id): Path<String>,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, Problem> {
@@ -331,13 +346,17 @@ pub(crate) struct ReleasedView {
 )]
 pub(crate) async fn release_holds(
     State(app): State<Arc<App>>,
-    Admin(admin): Admin,
+    admin: Admin,
     Path(id): Path<String>,
-    Json(body): Json<ReleaseHolds>,
+    Recorded { body, detail }: Recorded<ReleaseHolds>,
 ) -> Result<Response, Problem> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
-    let command = body.of(admin.into())?;
-    let swept = app.store.release_all(&id, &command, app.clock.now(), Deadline::after(REQUEST_BUDGET)).await?;
-    let view = ReleasedView { released_holds: swept.holds, released_units: swept.units, complete: swept.complete };
-    Ok((Extension(Outcome("holds_released")), Answer(view)).into_response())
+    let command = body.of(&admin)?;
+    app.act(&admin, ("release_holds", id.as_str(), detail), deadline, async {
+        let swept = app.store.release_all(&id, &command, app.clock.now(), deadline).await?;
+        let view = ReleasedView { released_holds: swept.holds, released_units: swept.units, complete: swept.complete };
+        Ok((Extension(Outcome("holds_released")), Answer(view)).into_response())
+    })
+    .await
 }

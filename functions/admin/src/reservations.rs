@@ -11,13 +11,15 @@ use holdfast_domain::{
 };
 use holdfast_http::budgets::REQUEST_BUDGET;
 use holdfast_http::{
-    Admin, ApiTime, Json, List, ListQuery, NoQuery, Outcome, Problem, Query, ReservationView, codes, path_id, schema,
+    Admin, ApiTime, List, ListQuery, NoQuery, Outcome, Problem, Query, Reader, Recorded, ReservationView, codes,
+    path_id, schema,
 };
 use holdfast_store::{Deadline, Search};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
+use crate::actions::UNCHANGED;
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -60,7 +62,7 @@ pub(crate) struct ListReservations {
 )]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
-    _: Admin,
+    _: Reader,
     Query(query): Query<ListReservations>,
 ) -> Result<Response, Problem> {
     let page = ListQuery::new(query.limit, query.cursor);
@@ -92,7 +94,7 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn get(
     State(app): State<Arc<App>>,
-    _: Admin,
+    _: Reader,
     NoQuery: NoQuery,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
@@ -113,8 +115,8 @@ pub(crate) struct ReleaseHolds {
 
 impl ReleaseHolds {
     /// The command of this admin.
-    pub(crate) fn of(self, admin: String) -> Result<HoldRelease, Invalid> {
-        HoldRelease { reason: self.reason, actor: admin }.checked()
+    pub(crate) fn of(self, admin: &Admin) -> Result<HoldRelease, Invalid> {
+        HoldRelease { reason: self.reason, actor: admin.id.to_string() }.checked()
     }
 }
 
@@ -133,16 +135,23 @@ impl ReleaseHolds {
 )]
 pub(crate) async fn release(
     State(app): State<Arc<App>>,
-    Admin(admin): Admin,
+    admin: Admin,
     Path(id): Path<String>,
-    Json(body): Json<ReleaseHolds>,
+    Recorded { body, detail }: Recorded<ReleaseHolds>,
 ) -> Result<Response, Problem> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
     let id: ReservationId = path_id(id, &codes::RESERVATION_NOT_FOUND)?;
     log::reservation(&id);
-    let command = body.of(admin.into())?;
-    let now = app.clock.now();
-    let released = app.store.release_hold(&id, &command, now, Deadline::after(REQUEST_BUDGET)).await?;
-    Ok((Extension(Outcome("released")), Answer(ReservationView::for_admin(released, now))).into_response())
+    let command = body.of(&admin)?;
+    app.act(&admin, ("release_reservation", id.as_str(), detail), deadline, async {
+        let now = app.clock.now();
+        let released = app.store.release_hold(&id, &command, now, deadline).await?;
+        // Another request's reason stays.
+        let own = released.cancellation.as_ref() == Some(&command.record(now));
+        let outcome = if own { Outcome("released") } else { UNCHANGED };
+        Ok((Extension(outcome), Answer(ReservationView::for_admin(released, now))).into_response())
+    })
+    .await
 }
 
 /// A request to give any customer's order back.
@@ -168,15 +177,21 @@ pub(crate) struct CancelAnyOrder {
 )]
 pub(crate) async fn cancel_order(
     State(app): State<Arc<App>>,
-    Admin(admin): Admin,
+    admin: Admin,
     Path(id): Path<String>,
-    Json(body): Json<CancelAnyOrder>,
+    Recorded { body, detail }: Recorded<CancelAnyOrder>,
 ) -> Result<Response, Problem> {
+    let deadline = Deadline::after(REQUEST_BUDGET);
     let order_id: ReservationId = path_id(id, &codes::RESERVATION_NOT_FOUND)?;
     log::reservation(&order_id);
-    let (reason, restock, actor) = (body.reason, body.restock, admin.into());
+    let (reason, restock, actor) = (body.reason, body.restock, admin.id.to_string());
     let command = OrderCancellation { order_id, customer: None, reason, restock, actor }.checked()?;
-    let now = app.clock.now();
-    let order = app.store.cancel_order(&command, now, Deadline::after(REQUEST_BUDGET)).await?;
-    Ok((Extension(Outcome("order_cancelled")), Answer(ReservationView::for_admin(order, now))).into_response())
+    app.act(&admin, ("cancel_order", command.order_id.as_str(), detail), deadline, async {
+        let now = app.clock.now();
+        let order = app.store.cancel_order(&command, now, deadline).await?;
+        let own = order.cancellation.as_ref() == Some(&command.record(now));
+        let outcome = if own { Outcome("order_cancelled") } else { UNCHANGED };
+        Ok((Extension(outcome), Answer(ReservationView::for_admin(order, now))).into_response())
+    })
+    .await
 }

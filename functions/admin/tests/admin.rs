@@ -124,6 +124,14 @@ async fn every_event_file_is_answered_with_its_success() {
                 let answer = shop.send(event).await;
                 assert_eq!((answer.status, &answer.body["items"][0]["delta"]), (200, &json!(100)), "{answer:?}");
             }
+            "audit-product" => {
+                let answer = shop.send(event).await;
+                assert_eq!((answer.status, &answer.body["consistent"]), (200, &json!(true)), "{answer:?}");
+                let units = ["total", "available", "held", "sold", "ledger_total"].map(|name| &answer.body[name]);
+                assert_eq!(units, [&json!(100), &json!(98), &json!(2), &json!(0), &json!(100)]);
+                assert_eq!((&answer.body["complete"], &answer.body["in_progress"]), (&json!(true), &json!(false)));
+                assert_eq!((&answer.body["findings"], &answer.body["checked_reservations"]), (&json!([]), &json!(1)));
+            }
             "list-reservations" => {
                 let answer = shop.send(event).await;
                 let held = &answer.body["items"][0];
@@ -163,6 +171,13 @@ async fn every_event_file_is_answered_with_its_success() {
                     assert_eq!((answer.status, &answer.body), (200, &expected), "{answer:?}");
                 }
                 assert_eq!(books(&shop.wire).await["tee-black"].available, 100);
+            }
+            "list-actions" => {
+                assert_eq!(shop.send(self::event("admin/adjust-stock")).await.status, 200);
+                let answer = shop.send(event).await;
+                let action = &answer.body["items"][0];
+                assert_eq!((answer.status, &action["action"]), (200, &json!("adjust_stock")), "{answer:?}");
+                assert_eq!((&action["outcome"], &action["actor"]), (&json!("200"), &json!("admin-1")));
             }
             "list-failed-confirmations" => {
                 let answer = shop.send(event).await;
@@ -280,7 +295,10 @@ async fn a_retry_is_sent_before_it_is_marked() {
     shop.send(retry()).await.problem(503, "unavailable");
     assert_eq!(shop.listed("open").await.len(), 1, "never sent, never marked");
 
-    shop.wire.fail_all(&["UpdateItem"], Fault::LostBefore);
+    shop.wire.script(|call| {
+        let mark = call.operation == "UpdateItem" && call.request["Key"]["pk"]["S"] == "FAILED";
+        mark.then_some(Fault::LostBefore)
+    });
     shop.send(retry()).await.problem(503, "unavailable");
     assert_eq!(shop.wire.messages(CONFIRMATIONS).len(), 1, "sent, if not marked");
 
@@ -606,7 +624,15 @@ async fn an_invalid_request_is_a_problem() {
         let mut customers = event.clone();
         customers["requestContext"]["authorizer"]["jwt"]["claims"]["cognito:groups"] = "[customer]".into();
         shop.send(customers.clone()).await.problem(403, "forbidden");
-        shop.send(in_role(customers, "service")).await.problem(403, "forbidden");
+        shop.send(in_role(customers.clone(), "service")).await.problem(403, "forbidden");
+        let reads = customers["requestContext"]["http"]["method"] == "GET";
+        let auditors = shop.send(in_role(customers, "auditor")).await;
+        if reads {
+            assert_eq!(auditors.status, 200, "{name}: {auditors:?}");
+        } else {
+            let refused = auditors.problem(403, "forbidden");
+            assert!(refused["detail"].as_str().unwrap().contains("auditor"), "{refused}");
+        }
         // A header is not a claim.
         let mut nobodys = with_header(event, "x-cognito-groups", "[admin]");
         nobodys["requestContext"].as_object_mut().unwrap().remove("authorizer");
@@ -656,6 +682,142 @@ async fn an_adjustment_is_made_once_per_key() {
     shop.send(other).await.problem(422, "idempotency_key_reused");
     assert_eq!(books(&shop.wire).await["tee-black"].total, 150);
     assert_eq!(shop.send(event("admin/get-ledger")).await.body["items"].as_array().unwrap().len(), 2);
+}
+
+/// The writes that an event makes: to the log of actions, and others.
+async fn writes(shop: &Shop, event: Value) -> (Answer, Vec<String>) {
+    shop.wire.take_calls();
+    let answer = shop.send(event).await;
+    let writes = shop.wire.take_calls().into_iter().filter_map(|call| match call.operation.as_str() {
+        "UpdateItem" => Some(call.request["Key"]["pk"]["S"].as_str()?.split('#').next()?.to_owned()),
+        "TransactWriteItems" | "SendMessage" => Some(call.operation),
+        _ => None,
+    });
+    (answer, writes.collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_change_is_written_down_before_it_is_made_and_its_outcome_after_it() {
+    for name in names("admin") {
+        let shop = shop().await;
+        shop.wire.send_message(FAILED, &shop.message("pay_123", None));
+        assert_eq!(shop.listed("").await.len(), 1);
+        let event = event(&format!("admin/{name}"));
+        let http = event["requestContext"]["http"].clone();
+        let mut sent: Value = event["body"].as_str().map_or(json!({}), |body| serde_json::from_str(body).unwrap());
+        if name == "adjust-stock" {
+            sent["idempotency_key"] = event["headers"]["idempotency-key"].clone();
+        }
+        let (answer, writes) = writes(&shop, event).await;
+        let listed = shop.send(self::event("admin/list-actions")).await;
+        let all = with_query(self::event("admin/list-actions"), "");
+        let listed = if listed.body["items"] == json!([]) { shop.send(all).await } else { listed };
+        let actions = listed.body["items"].as_array().unwrap();
+        if http["method"] == "GET" {
+            assert!(actions.is_empty() && !writes.iter().any(|write| write == "ACTION"), "{name}: {writes:?}");
+            continue;
+        }
+        let ends = [writes.first(), writes.last()].map(|write| write.map(String::as_str));
+        assert_eq!(ends, [Some("ACTION"); 2], "{name}: {writes:?}");
+        assert_eq!(writes.iter().filter(|write| *write == "ACTION").count(), 2, "{name}: {writes:?}");
+        let [action] = actions.as_slice() else { panic!("{name}: {actions:?}") };
+        let outcome = match answer.body["code"].as_str() {
+            Some(code) => format!("{} {code}", answer.status),
+            None => answer.status.to_string(),
+        };
+        assert_eq!((&action["outcome"], &action["actor"]), (&json!(outcome), &json!("admin-1")), "{name}");
+        assert_eq!((&action["detail"], &action["at"]), (&sent, &json!("2025-11-21T04:40:00.000Z")), "{name}");
+        assert_eq!(action["request_id"].as_str(), answer.header("x-request-id"), "{name}");
+        let (path, target) = (http["path"].as_str().unwrap(), action["target"].as_str().unwrap());
+        assert!(path.contains(target) || sent["product_id"] == target, "{name}: {target}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_written_down_is_not_done() {
+    for name in names("admin") {
+        let shop = shop().await;
+        shop.refund_is_owed("pay_123");
+        assert_eq!(shop.listed("").await.len(), 1);
+        let event = event(&format!("admin/{name}"));
+        if event["requestContext"]["http"]["method"] == "GET" {
+            continue;
+        }
+        let of_log = |call: &holdfast_testkit::wire::Call| {
+            call.request["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("ACTION#"))
+        };
+        shop.wire.script(move |call| of_log(call).then_some(Fault::LostBefore));
+        let (answer, writes) = writes(&shop, event.clone()).await;
+        answer.problem(503, "unavailable");
+        assert!(writes.iter().all(|write| write == "ACTION"), "{name}: {writes:?}");
+        // If only the outcome cannot be written, the change was made all the same, and its answer says so.
+        shop.wire.script(move |call| {
+            let outcome = of_log(call) && call.request["UpdateExpression"] == "SET #outcome = :outcome";
+            outcome.then_some(Fault::LostBefore)
+        });
+        let (answer, _) = self::writes(&shop, event).await;
+        assert!(answer.status < 500, "{name}: {answer:?}");
+        shop.wire.clear_faults();
+        let all = shop.send(with_query(self::event("admin/list-actions"), "")).await;
+        assert_eq!(all.body["items"][0]["outcome"], "unknown", "{name}: {all:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_invalid_request_is_no_action() {
+    let shop = shop().await;
+    for (name, body) in [
+        ("adjust-stock", json!({ "delta": 0, "reason": "x" })),
+        ("create-product", json!({ "product_id": "x", "name": "", "price_minor": 1, "currency": "EUR", "total": 1 })),
+        ("release-holds", json!({ "reason": "" })),
+        ("cancel-order", json!({ "reason": " ", "restock": true })),
+        ("resolve-failed-confirmation", json!({ "note": "" })),
+    ] {
+        let event = with_body(event(&format!("admin/{name}")), body);
+        shop.send(event.clone()).await.problem(400, "invalid_request");
+        shop.send(in_role(event, "auditor")).await.problem(403, "forbidden");
+    }
+    let all = with_query(event("admin/list-actions"), "");
+    assert_eq!(shop.send(all).await.body["items"], json!([]));
+    for query in ["target=", "target=a%20b", "limit=0", "limit=101", "cursor=x", "action=x"] {
+        shop.send(with_query(event("admin/list-actions"), query)).await.problem(400, "invalid_request");
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_reservation_says_when_and_by_whom() {
+    let shop = shop().await;
+    let (store, held) = (store(&shop.wire, 5), &shop.held);
+    let bobs = reserve(&store, &basket("bob", "k", &[("tee-black", 1)]), NOW).await.unwrap().reservation;
+    store.cancel(&bobs.reservation_id, &bobs.customer, NOW.plus_seconds(5), soon()).await.unwrap();
+    let get = async |id: &str| {
+        shop.send(at(event("admin/get-reservation"), "GET", &format!("/admin/reservations/{id}"))).await.body
+    };
+    let read = get(held.reservation_id.as_str()).await;
+    assert_eq!((&read["cancelled_at"], read.get("cancelled_by")), (&json!(null), None));
+    assert_eq!(shop.send(event("admin/release-reservation")).await.status, 200);
+    for (id, by, at) in
+        [(&held.reservation_id, "admin-1", "04:40:00.000Z"), (&bobs.reservation_id, "customer", "04:40:05.000Z")]
+    {
+        let read = get(id.as_str()).await;
+        let shown = (&read["cancelled_by"], &read["cancelled_at"]);
+        assert_eq!(shown, (&json!(by), &json!(format!("2025-11-21T{at}"))), "{read}");
+    }
+}
+
+#[tokio::test]
+async fn failed_confirmations_are_found_by_their_reservation() {
+    let shop = shop().await;
+    shop.refund_is_owed("pay_123");
+    let list = |query: &str| with_query(event("admin/list-failed-confirmations"), query);
+    let found = async |query: &str| shop.send(list(query)).await.body["items"].as_array().unwrap().len();
+    let id = &shop.held.reservation_id;
+    assert_eq!(found(&format!("reservation_id={id}")).await, 1);
+    assert_eq!(found(&format!("reservation_id={id}&state=open")).await, 1);
+    assert_eq!(found(&format!("reservation_id={id}&state=resolved")).await, 0);
+    let other = basket("bob", "k", &[("tee-black", 1)]).reservation_id;
+    assert_eq!(found(&format!("reservation_id={other}")).await, 0);
+    shop.send(list("reservation_id=rsv_x")).await.problem(400, "invalid_request");
 }
 
 #[tokio::test]
@@ -708,4 +870,6 @@ async fn logs_have_no_token_payment_or_key() {
     }
     log.is_free_of(&["eyJhbGci", "YWRtaW4", "Bearer", "pay_123", KEY]);
     assert!(log.lines().iter().any(|line| line["status"] == 500 && line["level"] == "ERROR"));
+    let measured = log.measured();
+    assert!(measured.contains(&("drift".to_owned(), String::new(), vec![0])), "{measured:?}");
 }

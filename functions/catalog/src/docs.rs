@@ -5,13 +5,11 @@
 use std::sync::LazyLock;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::Path;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::http::HeaderMap;
+use axum::response::{Redirect, Response};
 use axum::routing::get;
-use holdfast_domain::digest_id;
-use holdfast_http::{Problem, etag_matches};
+use holdfast_http::{Files, Problem};
 
 /// Written by `cargo local openapi`.
 const DESCRIPTION: &str = include_str!("../openapi.json");
@@ -22,20 +20,21 @@ const STYLE: &str = include_str!("../docs/page.css");
 const SWAGGER_UI_SCRIPT: &[u8] = include_bytes!("../docs/swagger-ui.js.gz");
 const SWAGGER_UI_STYLE: &[u8] = include_bytes!("../docs/swagger-ui.css.gz");
 
-/// The page may load its own files and call the API. It cannot be framed (clickjacking), and injected scripts do not run.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
-                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// All of it.
+static FILES: LazyLock<Files> =
+    LazyLock::new(|| Files::new(&[DESCRIPTION, PAGE, SCRIPT, STYLE, include_str!("../docs/swagger-ui.txt")], ""));
 
 /// The routes.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    let to_the_page = || get(async || Redirect::temporary("/docs"));
+    let to_page = |page| get(async move || Redirect::temporary(page));
     Router::new()
         .route("/openapi.json", get(description))
         .route("/docs", get(page))
         .route("/docs/{file}", get(file))
         // What people type. Not part of the API.
-        .route("/", to_the_page())
-        .route("/docs/", to_the_page())
+        .route("/", to_page("/docs"))
+        .route("/docs/", to_page("/docs"))
+        .route("/admin/", to_page("/admin"))
 }
 
 /// Get the API description
@@ -47,8 +46,7 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     extensions(("x-static" = json!(true)), ("x-cached" = json!(true)))
 )]
 async fn description(headers: HeaderMap) -> Response {
-    static TAG: LazyLock<String> = LazyLock::new(|| tag(DESCRIPTION));
-    serve(&headers, "application/json", None, &TAG, DESCRIPTION)
+    FILES.serve(&headers, "application/json", None, DESCRIPTION)
 }
 
 /// Get the documentation page
@@ -60,8 +58,7 @@ async fn description(headers: HeaderMap) -> Response {
     extensions(("x-static" = json!(true)), ("x-cached" = json!(true)))
 )]
 async fn page(headers: HeaderMap) -> Response {
-    static TAG: LazyLock<String> = LazyLock::new(|| tag(PAGE));
-    serve(&headers, "text/html; charset=utf-8", None, &TAG, PAGE)
+    FILES.serve(&headers, "text/html; charset=utf-8", None, PAGE)
 }
 
 /// Get a file of the documentation page
@@ -76,47 +73,14 @@ async fn page(headers: HeaderMap) -> Response {
     extensions(("x-static" = json!(true)), ("x-cached" = json!(true)), ("x-problems" = json!(["route_not_found"])))
 )]
 async fn file(Path(name): Path<String>, headers: HeaderMap) -> Result<Response, Problem> {
-    static TAG: LazyLock<String> =
-        LazyLock::new(|| tag(&[SCRIPT, STYLE, include_str!("../docs/swagger-ui.txt")].concat()));
     let (script, style) = ("text/javascript; charset=utf-8", "text/css; charset=utf-8");
     match name.as_str() {
-        "swagger-ui.js" => Ok(serve(&headers, script, Some("gzip"), &TAG, SWAGGER_UI_SCRIPT)),
-        "swagger-ui.css" => Ok(serve(&headers, style, Some("gzip"), &TAG, SWAGGER_UI_STYLE)),
-        "page.js" => Ok(serve(&headers, script, None, &TAG, SCRIPT)),
-        "page.css" => Ok(serve(&headers, style, None, &TAG, STYLE)),
+        "swagger-ui.js" => Ok(FILES.serve(&headers, script, Some("gzip"), SWAGGER_UI_SCRIPT)),
+        "swagger-ui.css" => Ok(FILES.serve(&headers, style, Some("gzip"), SWAGGER_UI_STYLE)),
+        "page.js" => Ok(FILES.serve(&headers, script, None, SCRIPT)),
+        "page.css" => Ok(FILES.serve(&headers, style, None, STYLE)),
         _ => Err(Problem::route_not_found()),
     }
-}
-
-fn tag(text: &str) -> String {
-    format!("\"{}\"", digest_id("", &[text]))
-}
-
-/// The file, or 304 if the caller has it already.
-fn serve(
-    request_headers: &HeaderMap,
-    content_type: &'static str,
-    encoding: Option<&'static str>,
-    tag: &'static str,
-    body: impl Into<Body>,
-) -> Response {
-    let not_modified = etag_matches(request_headers, tag);
-    let mut response = if not_modified { StatusCode::NOT_MODIFIED.into_response() } else { Response::new(body.into()) };
-    let headers = response.headers_mut();
-    let mut set = |name, value| headers.insert(name, HeaderValue::from_static(value));
-    if !not_modified {
-        set(header::CONTENT_TYPE, content_type);
-    }
-    if let Some(encoding) = encoding.filter(|_| !not_modified) {
-        set(header::CONTENT_ENCODING, encoding);
-    }
-    set(header::ETAG, tag);
-    // Cached, but revalidated each time, so that a deployment shows at once.
-    set(header::CACHE_CONTROL, "public, no-cache");
-    set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
-    set(header::REFERRER_POLICY, "no-referrer");
-    set(header::CONTENT_SECURITY_POLICY, POLICY);
-    response
 }
 
 #[cfg(test)]
@@ -148,21 +112,5 @@ mod tests {
         for text in [PAGE, SCRIPT, STYLE] {
             assert!(!text.contains("://"), "{text}");
         }
-    }
-
-    #[test]
-    fn a_matching_etag_is_answered_with_304() {
-        let ask = |tags: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static(tags));
-            serve(&headers, "text/css", Some("gzip"), "\"a\"", "body")
-        };
-        for tags in ["\"a\"", "W/\"a\"", "\"b\", \"a\""] {
-            let answer = ask(tags);
-            assert_eq!(answer.status(), StatusCode::NOT_MODIFIED, "{tags}");
-            assert!(!answer.headers().contains_key(header::CONTENT_ENCODING));
-        }
-        assert_eq!(ask("\"b\"").status(), StatusCode::OK);
-        assert_eq!(ask("\"b\"").headers()[header::CONTENT_ENCODING], "gzip");
     }
 }

@@ -10,7 +10,7 @@ use holdfast_http::Problem;
 
 /// Each path with its methods, written as axum writes them. The test compares them with the root Cargo.toml, and the local
 /// stack compares that with template.yaml.
-const PATHS: [(&str, &str); 22] = [
+const PATHS: [(&str, &str); 27] = [
     ("/reservations", "GET,POST"),
     ("/reservations/{reservation_id}", "DELETE,GET"),
     ("/reservations/{reservation_id}/extend", "POST"),
@@ -20,15 +20,20 @@ const PATHS: [(&str, &str); 22] = [
     ("/orders", "GET"),
     ("/orders/{order_id}", "GET"),
     ("/orders/{order_id}/cancel", "POST"),
+    ("/admin", "GET"),
+    ("/admin/console/config.json", "GET"),
+    ("/admin/console/{file}", "GET"),
     ("/admin/products", "GET,POST"),
     ("/admin/products/{product_id}", "PATCH"),
     ("/admin/products/{product_id}/stock", "POST"),
     ("/admin/products/{product_id}/ledger", "GET"),
+    ("/admin/products/{product_id}/audit", "GET"),
     ("/admin/products/{product_id}/release-holds", "POST"),
     ("/admin/reservations", "GET"),
     ("/admin/reservations/{reservation_id}", "GET"),
     ("/admin/reservations/{reservation_id}/release", "POST"),
     ("/admin/orders/{order_id}/cancel", "POST"),
+    ("/admin/actions", "GET"),
     ("/admin/failed-confirmations", "GET"),
     ("/admin/failed-confirmations/redrive", "POST"),
     ("/admin/failed-confirmations/{failed_confirmation_id}/retry", "POST"),

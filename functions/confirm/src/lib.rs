@@ -13,12 +13,12 @@ use axum::{Extension, Json as Answer, Router};
 use futures_util::future::join_all;
 use holdfast_aws::clock::Clock;
 use holdfast_aws::queues::{Queues, retry_delay};
-use holdfast_aws::{Unanswered, log};
+use holdfast_aws::{Unanswered, log, metrics};
 use holdfast_domain::{Confirmation, CustomerId, PaymentReference, Refusal, Reservation, ReservationId};
 use holdfast_http::budgets::{BATCH_BUDGET, DELAY_BUDGET, REQUEST_BUDGET, TABLE_BUDGET};
 use holdfast_http::{Caller, Json, Outcome, Problem, ReservationView, codes, schema};
-use holdfast_store::{Deadline, Error, Store};
-use lambda_http::LambdaEvent;
+use holdfast_store::{Deadline, Error, Store, measure};
+use lambda_http::{Context, LambdaEvent};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::Instrument as _;
@@ -54,7 +54,7 @@ pub fn router(app: Arc<App>) -> Router {
 pub async fn handle(app: &App, router: Router, event: LambdaEvent<Value>) -> Result<Value, lambda_http::Error> {
     let LambdaEvent { payload, context } = event;
     if payload.get("Records").is_some() {
-        let batch = process_batch(app, serde_json::from_value(payload)?, &context.request_id).await?;
+        let batch = metrics::measured(process_batch(app, serde_json::from_value(payload)?, &context)).await?;
         return Ok(serde_json::to_value(batch)?);
     }
     let request = LambdaEvent::new(serde_json::from_value(payload)?, context);
@@ -163,7 +163,7 @@ enum NotDone {
 
 /// Confirms a batch of messages. A message that fails does not fail the others: it is reported, and comes back after a
 /// delay that grows with its attempts.
-async fn process_batch(app: &App, batch: SqsEvent, request_id: &str) -> Result<SqsBatchResponse, lambda_http::Error> {
+async fn process_batch(app: &App, batch: SqsEvent, context: &Context) -> Result<SqsBatchResponse, lambda_http::Error> {
     let (table, whole) = (Deadline::after(TABLE_BUDGET), Deadline::after(BATCH_BUDGET));
     // Concurrently, so that a slow one does not use up the time of the others.
     let process = |message| async move {
@@ -171,7 +171,8 @@ async fn process_batch(app: &App, batch: SqsEvent, request_id: &str) -> Result<S
         let stays = outcome.inspect_err(|error| tracing::error!(%error, "confirmation stays in the queue")).is_err();
         stays.then_some(message)
     };
-    let span_of = |message: &SqsMessage| log::message(request_id, message.message_id.as_deref());
+    let (request_id, trace) = (context.request_id.as_str(), context.xray_trace_id.as_deref());
+    let span_of = |message: &SqsMessage| log::message(request_id, trace, message.message_id.as_deref());
     let processed = batch.records.iter().map(|message| process(message).instrument(span_of(message)));
     let failed: Vec<&SqsMessage> = join_all(processed).await.into_iter().flatten().collect();
     let deadline = Deadline::after(DELAY_BUDGET);
@@ -198,12 +199,14 @@ async fn process_message(app: &App, message: &SqsMessage, table: Deadline, whole
     };
     log::reservation(&confirmation.reservation_id);
     match app.store.confirm(&confirmation, app.clock.now(), table).await {
-        Ok(_) => {
+        Ok(order) => {
+            measure::note(if order.confirmed_late { measure::CONFIRMED_LATE } else { measure::CONFIRMED }, 1);
             tracing::info!("confirmed from the queue");
             Ok(app.settle(&confirmation, table).await?)
         }
         Err(Error::Refused(refusal)) => {
             let code = refusal.code();
+            measure::note_by(measure::REFUSED, code, 1);
             tracing::warn!(code, "queued confirmation refused");
             // The caller was told 202: a person has to see that it was refused.
             Ok(app.queues.send_failed(&confirmation, code, whole).await?)

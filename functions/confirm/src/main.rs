@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use confirm::{App, handle, router};
 use holdfast_aws::config::{Environment, customers_confirm, rate_limit, table_name};
-use holdfast_aws::{clock, log};
+use holdfast_aws::{clock, log, metrics};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
 use lambda_runtime::{Error, run, service_fn};
@@ -12,6 +12,7 @@ use lambda_runtime::{Error, run, service_fn};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     log::init();
+    metrics::init()?;
     let (environment, table) = (Environment::read()?, table_name()?);
     let store = || Store::new(environment.dynamodb(), table.as_str(), clock::system());
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use holdfast_aws::clock::Clock;
 use holdfast_aws::dead_letters::{Ingested, ingest_dead_letters};
-use holdfast_aws::log;
 use holdfast_aws::queues::FailedQueue;
 use holdfast_aws::schedules::Reminder;
-use holdfast_store::{Deadline, Error, Store};
+use holdfast_aws::{log, metrics};
+use holdfast_store::{Deadline, Error, Store, measure};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -49,6 +49,10 @@ pub struct Released {
 /// # Errors
 /// Holds could not be read or released: Scheduler then calls again.
 pub async fn handle(app: &App, event: &Value) -> Result<Released, Error> {
+    metrics::measured(called(app, event)).await
+}
+
+async fn called(app: &App, event: &Value) -> Result<Released, Error> {
     let deadline = Deadline::after(BUDGET);
     let reminder = serde_json::from_value::<Reminder>(event.clone());
     match &reminder {
@@ -58,6 +62,9 @@ pub async fn handle(app: &App, event: &Value) -> Result<Released, Error> {
     }
     // Boxed: the type of the whole future exceeds the compiler's recursion limit.
     let released = release(app).boxed().await;
+    if let (Ok(Reminder::Sweep), Ok(_)) = (&reminder, &released) {
+        measure::note(measure::SWEEPS, 1);
+    }
     // A slot may end every second; the sweep, once a minute, is enough for the queue.
     if !matches!(reminder, Ok(Reminder::Slot { .. })) {
         ingest(app, deadline).boxed().await;
@@ -83,8 +90,12 @@ async fn ingest(app: &App, deadline: Deadline) {
     }
     // Settles those whose reservation has become an order meanwhile.
     match app.store.settle_open(app.clock.now(), deadline).await {
-        Ok(0) => {}
-        Ok(open) => tracing::warn!(open, "failed confirmations are open"),
+        Ok(open) => {
+            measure::note(measure::OPEN_FAILED_CONFIRMATIONS, open);
+            if open > 0 {
+                tracing::warn!(open, "failed confirmations are open");
+            }
+        }
         Err(error) => tracing::error!(%error, "open failed confirmations were not settled"),
     }
 }

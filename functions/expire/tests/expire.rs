@@ -8,6 +8,7 @@ use holdfast_testkit::event::{event, names};
 use holdfast_testkit::fixtures::{
     FAILED, NOW, TestClock, basket, books, confirmation, payment, product, queues, reserve, soon, stocked, store, table,
 };
+use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -145,6 +146,27 @@ async fn a_sweep_ingests_failed_confirmations_after_the_release() {
         );
         assert!(open.iter().any(|failed| failed.body == "not JSON" && failed.reason == "unreadable"), "{open:?}");
     }
+}
+
+#[tokio::test]
+async fn a_sweep_is_measured_with_what_it_released_and_what_is_open() {
+    let log = Log::capture();
+    let (wire, hands, app) = shop().await;
+    dead_letter(&wire);
+    wire.send_message(FAILED, "not JSON");
+    // No other test has this delay.
+    hands.set(LATE.plus_seconds(77));
+    handle(&app, &event("expire/sweep")).await.unwrap();
+    let measured = log.measured();
+    let has = |metric: &str, numbers: &[u64]| {
+        measured.iter().any(|(name, label, noted)| (name.as_str(), label.as_str()) == (metric, "") && noted == numbers)
+    };
+    assert!(has("release_lag", &[77_000, 77_000]), "{measured:?}");
+    assert!(has("expired", &[2]) && has("sweeps", &[1]) && has("open_failed_confirmations", &[2]), "{measured:?}");
+    assert!(
+        measured.iter().any(|(name, label, _)| name == "call_latency" && label == "ReceiveMessage"),
+        "{measured:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Wires the function `reserve`.
 
 use holdfast_aws::config::{Environment, rate_limit, table_name};
-use holdfast_aws::{clock, log};
+use holdfast_aws::{clock, log, metrics};
 use holdfast_http::{Authenticator, Limiter, handle, limited, serve};
 use holdfast_store::Store;
 use lambda_http::lambda_runtime::run;
@@ -11,6 +11,7 @@ use reserve::{App, router};
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     log::init();
+    metrics::init()?;
     let (environment, table) = (Environment::read()?, table_name()?);
     let store = || Store::new(environment.dynamodb(), table.as_str(), clock::system());
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));

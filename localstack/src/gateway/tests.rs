@@ -39,6 +39,7 @@ impl Tried {
             ),
             functions: ["catalog", "reserve", "admin", "expire"].map(str::to_owned).into(),
             cors: None,
+            signer: Signer::load().unwrap(),
         };
         let listener = Gateway::listen(None).await.unwrap();
         let seconds = Duration::from_secs(10);
@@ -187,4 +188,37 @@ async fn a_body_is_passed_on_byte_for_byte_and_marked_if_it_is_not_text() {
         assert_eq!((&received[..], header("content-type").as_deref()), (body, passed), "{kind:?}");
         assert_eq!(header("content-encoding").is_some(), body == zipped, "{kind:?}");
     }
+}
+
+#[tokio::test]
+async fn a_token_is_given_to_this_machine_and_the_apis_own_page_only() {
+    let mut tried = Tried::start().await;
+    let own = tried.gateway.url();
+    let ask =
+        async |headers: &[(&str, &str)], body: &str| tried.send("POST /local/token", headers, body.as_bytes()).await;
+    let admin = r#"{"role":"admin"}"#;
+    for headers in [&[][..], &[("Origin", own)], &[("Host", "localhost:1"), ("Origin", "http://localhost:1")]] {
+        let (status, body) = ask(headers, admin).await;
+        assert!(status == 200 && body.starts_with(r#"{"token":"ey"#), "{headers:?}: {status} {body}");
+    }
+    for headers in [
+        &[("Origin", "http://evil.example")][..],
+        &[("Origin", "http://127.0.0.1:1")],
+        &[("Origin", "null")],
+        &[("Origin", "")],
+        &[("Host", "evil.example"), ("Origin", "http://evil.example")],
+        &[("Host", "evil.example")],
+    ] {
+        assert_eq!(ask(headers, admin).await.0, 403, "{headers:?}");
+    }
+    for (body, part) in [
+        ("", "not a role"),
+        (r#"{"role":"root"}"#, "not a role"),
+        (r#"{"role":"admin","sub":"guest:1"}"#, "guests"),
+        (r#"{"role":"admin","sub":1}"#, "not a role"),
+    ] {
+        let (status, answer) = ask(&[], body).await;
+        assert!(status == 400 && answer.contains(part), "{body}: {status} {answer}");
+    }
+    assert_eq!(tried.passed().len(), 0);
 }

@@ -31,8 +31,13 @@ const STACK: &str = "holdfast-deploy-test";
 const REGION: &str = "us-east-1";
 
 /// What differs from the template's defaults beside processor and endpoint: no issuer is given, so the stack makes a
-/// user pool of its own.
-const PARAMETERS: [&str; 1] = ["DeletionProtection=false"];
+/// user pool of its own, with all that can be had of it.
+const PARAMETERS: [&str; 4] = [
+    "DeletionProtection=false",
+    "UserPoolDomainPrefix=holdfast-deploy-test",
+    "ConsoleUrl=https://console.shop.example",
+    "EmailSender=no-reply@shop.example",
+];
 
 /// The SAM CLI and all that it calls.
 pub(crate) struct Sam {
@@ -364,6 +369,19 @@ impl Cloud {
         let status = answer.status().as_u16();
         let text = answer.text().await.unwrap();
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    /// An access token for a client of the user pool, by the client's own secret.
+    pub(crate) async fn client_credentials(&self, client: &str, scope: &str) -> (u16, Value) {
+        let body = json!({"UserPoolId": self.output("UserPoolId"), "ClientId": client});
+        let (status, described) = self.cognito(true, "DescribeUserPoolClient", body).await;
+        assert_eq!(status, 200, "{described}");
+        let secret = described["UserPoolClient"]["ClientSecret"].as_str();
+        let request = self.http.post(format!("{}/oauth2/token", self.emulator.url()));
+        let request = request.basic_auth(client, secret).header("content-type", "application/x-www-form-urlencoded");
+        let form = format!("grant_type=client_credentials&scope={}", encoded(scope));
+        let answer = request.body(form).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
     /// The keys by which anybody can check the tokens of the stack's user pool.

@@ -151,6 +151,9 @@ fn main() -> ExitCode {
         triggers::the_deployed_sweep_ingests_failed_confirmations,
         users::only_the_account_makes_an_admin,
         users::a_sign_up_brings_no_groups,
+        users::a_sign_up_does_not_tell_who_has_an_account,
+        users::an_id_token_is_refused,
+        users::a_back_end_signs_in_by_client_credentials,
     ];
 
     let conclusion = libtest_mimic::run(&arguments, trials);

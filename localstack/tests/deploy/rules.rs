@@ -5,14 +5,18 @@
 
 use std::collections::BTreeSet;
 
+use holdfast_aws::metrics;
 use holdfast_aws::queues::retry_delay;
+use holdfast_http::SERVICE_SCOPE;
 use holdfast_local::template::references;
-use holdfast_store::keys;
+use holdfast_store::{keys, measure};
 use holdfast_testkit::database::projection;
 use serde_json::{Map, Value, json};
 
 /// The one function whose routes need no token.
 const PUBLIC: &str = "CatalogFunction";
+/// Another one's routes that need none: those of a page without data.
+const PAGE: [&str; 3] = ["/admin", "/admin/console/config.json", "/admin/console/{file}"];
 /// The minimum time in seconds that a confirmation is retried: an outage may last a few hours.
 const LONGEST_OUTAGE: u64 = 6 * 3_600;
 
@@ -27,7 +31,7 @@ pub(crate) type Findings = Vec<String>;
 type Rule = fn(&Expanded) -> Findings;
 
 /// All rules, by name.
-pub(crate) const RULES: [(&str, Rule); 10] = [
+pub(crate) const RULES: [(&str, Rule); 14] = [
     ("each_function_logs_to_a_group_of_its_own_that_forgets", logs),
     ("each_role_is_one_functions_own_and_names_what_it_may", roles),
     ("a_queue_that_drives_a_function_gives_it_time_and_a_way_out", event_sources),
@@ -38,6 +42,10 @@ pub(crate) const RULES: [(&str, Rule); 10] = [
     ("nothing_of_the_local_stack_can_be_deployed", deployed_only),
     ("only_the_catalog_is_open_to_anyone", tokens),
     ("what_is_looked_for_through_an_index_is_found_there", indexes),
+    ("the_catalog_reads_nothing_of_customers", leading_keys),
+    ("sign_in_keeps_secrets_and_gives_none_away", sign_in),
+    ("only_a_parameter_reserves_concurrency", concurrency),
+    ("what_goes_wrong_raises_an_alarm", watched),
 ];
 
 impl Expanded {
@@ -84,7 +92,10 @@ impl Expanded {
     /// The statements of a role's own policies.
     fn statements(&self, role: &str) -> Vec<&Value> {
         let policies = self.properties(role)["Policies"].as_array();
-        let documents = policies.into_iter().flatten().map(|policy| &policy["PolicyDocument"]["Statement"]);
+        // Also those under a condition.
+        let policies =
+            policies.into_iter().flatten().map(|policy| policy.get("Fn::If").map_or(policy, |cases| &cases[1]));
+        let documents = policies.map(|policy| &policy["PolicyDocument"]["Statement"]);
         documents.flat_map(|statements| statements.as_array().into_iter().flatten()).collect()
     }
 
@@ -95,6 +106,12 @@ impl Expanded {
                 && list(&statement["Action"]).contains(&&json!(action))
                 && list(&statement["Resource"]).contains(&resource)
         })
+    }
+
+    /// Whether a parameter decides which of two values it is.
+    fn is_decided_by(&self, value: &Value, parameter: &str) -> bool {
+        let condition = value["Fn::If"][0].as_str().unwrap_or_default();
+        references(&self.root["Conditions"][condition]).contains(parameter)
     }
 
     fn trusts(&self, role: &str, service: &str) -> bool {
@@ -135,6 +152,15 @@ fn logs(template: &Expanded) -> Findings {
             findings.push(format!("{id} shares {group} with another function"));
         }
     }
+    for (id, stage) in template.of("AWS::ApiGatewayV2::Stage") {
+        match template.one(&stage["AccessLogSettings"]["DestinationArn"], "AWS::Logs::LogGroup") {
+            None => findings.push(format!("a request that reaches no function leaves no line of {id}")),
+            Some(group) if template.properties(&group)["RetentionInDays"].is_null() => {
+                findings.push(format!("{group} keeps its lines for ever"));
+            }
+            Some(_) => {}
+        }
+    }
     findings
 }
 
@@ -166,11 +192,17 @@ fn roles(template: &Expanded) -> Findings {
                     findings.push(format!("{role} may {action}"));
                 }
             }
+            // X-Ray has no resources.
+            if list(&statement["Action"])
+                .iter()
+                .all(|action| action.as_str().is_some_and(|a| a.starts_with("xray:Put")))
+            {
+                continue;
+            }
             for resource in list(&statement["Resource"]) {
                 // A wildcard is only allowed at the end of a name that begins with a resource of the template.
-                let text = resource.as_str().or_else(|| resource["Fn::Sub"].as_str()).unwrap_or_default();
                 let named = !references(resource).is_empty();
-                if !named || text.trim_end_matches("/*").contains('*') {
+                if !named || resource.to_string().replace("/*\"", "\"").contains('*') {
                     findings.push(format!("{role} may act on {resource}"));
                 }
             }
@@ -195,9 +227,7 @@ fn event_sources(template: &Expanded) -> Findings {
         if queue["VisibilityTimeout"].as_u64().unwrap_or(30) < 6 * timeout {
             wrong("the queue shows a message again before its function has had six times its timeout");
         }
-        if mapping["ScalingConfig"]["MaximumConcurrency"].is_null()
-            && properties["ReservedConcurrentExecutions"].is_null()
-        {
+        if mapping["ScalingConfig"]["MaximumConcurrency"].is_null() {
             wrong("nothing limits how many of the function the queue drives");
         }
         if !list(&mapping["FunctionResponseTypes"]).contains(&&json!("ReportBatchItemFailures")) {
@@ -334,6 +364,47 @@ fn alarms(template: &Expanded) -> Findings {
     findings
 }
 
+/// Each function, each queue with a function behind it, and what only the functions can count has an alarm, which tells
+/// somebody and is of this stack.
+fn watched(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    let of = |namespace: &str, metric: &str, resource: &str| {
+        template.of("AWS::CloudWatch::Alarm").any(|(_, alarm)| {
+            alarm["Namespace"] == namespace
+                && alarm["MetricName"] == metric
+                && references(&alarm["Dimensions"]).contains(resource)
+                // Those of a canary only stop the deployment.
+                && references(&alarm["AlarmActions"]).contains("AlarmTopicArn")
+        })
+    };
+    for (id, _) in template.functions() {
+        for metric in ["Errors", "Throttles"].into_iter().filter(|metric| !of("AWS/Lambda", metric, id)) {
+            findings.push(format!("nobody hears of the {metric} of {id}"));
+        }
+    }
+    for (id, mapping) in template.of("AWS::Lambda::EventSourceMapping") {
+        let queue = template.one(&mapping["EventSourceArn"], "AWS::SQS::Queue").unwrap_or_default();
+        if !of("AWS/SQS", "ApproximateAgeOfOldestMessage", &queue) {
+            findings.push(format!("nobody hears that messages wait for {id}"));
+        }
+    }
+    let needed =
+        [measure::OPEN_FAILED_CONFIRMATIONS, measure::SWEEPS, measure::RELEASE_LAG, measure::THROTTLES, measure::DRIFT];
+    for metric in needed.iter().filter(|metric| !of(metrics::NAMESPACE, metric.name, "AWS::StackName")) {
+        findings.push(format!("nobody hears of {}", metric.name));
+    }
+    for (id, alarm) in template.of("AWS::CloudWatch::Alarm") {
+        let own = alarm["Namespace"] == metrics::NAMESPACE;
+        if own && alarm["Dimensions"] != json!([{"Name": metrics::STACK, "Value": {"Ref": "AWS::StackName"}}]) {
+            findings.push(format!("{id} is not of this stack"));
+        }
+        if alarm["MetricName"] == measure::SWEEPS.name && alarm["TreatMissingData"] != "breaching" {
+            findings.push(format!("{id} does not see that there was no sweep"));
+        }
+    }
+    findings
+}
+
 fn table(template: &Expanded) -> Findings {
     let mut findings = Vec::new();
     for (id, table) in template.of("AWS::DynamoDB::Table") {
@@ -341,8 +412,7 @@ fn table(template: &Expanded) -> Findings {
         if table["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"] != true {
             wrong("no point-in-time recovery");
         }
-        let condition = table["DeletionProtectionEnabled"]["Fn::If"][0].as_str().unwrap_or_default();
-        if !references(&template.root["Conditions"][condition]).contains("DeletionProtection") {
+        if !template.is_decided_by(&table["DeletionProtectionEnabled"], "DeletionProtection") {
             wrong("deletion protection does not follow its parameter");
         }
         for policy in ["DeletionPolicy", "UpdateReplacePolicy"] {
@@ -380,9 +450,19 @@ fn indexes(template: &Expanded) -> Findings {
         for missing in wanted.iter().filter(|wanted| !has(wanted)) {
             findings.push(format!("{id} has no index {missing}"));
         }
-        let (table, due) = (json!({"Fn::GetAtt": [id, "Arn"]}), json!({"Fn::Sub": format!("${{{id}.Arn}}/index/due")}));
+        // The stack's own, or the one that a parameter names.
+        let other = "arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/${ExistingTableName}";
+        let table = json!({"Fn::If": ["HasOwnTable", {"Fn::GetAtt": [id, "Arn"]}, {"Fn::Sub": other}]});
+        let due = json!({"Fn::Sub": ["${Arn}/index/due", { "Arn": table }]});
         for (role, _) in template.of("AWS::IAM::Role") {
-            if template.allows(role, "dynamodb:UpdateItem", &table) && !template.allows(role, "dynamodb:Query", &due) {
+            let changes = template.statements(role).into_iter().any(|statement| {
+                list(&statement["Action"]).contains(&&json!("dynamodb:UpdateItem"))
+                    && references(&statement["Resource"]).contains(id)
+            });
+            if changes && !template.allows(role, "dynamodb:UpdateItem", &table) {
+                findings.push(format!("{role} may not change the table that a parameter names"));
+            }
+            if changes && !template.allows(role, "dynamodb:Query", &due) {
                 findings.push(format!("{role} changes stock, and may not look for holds that are overdue"));
             }
         }
@@ -391,10 +471,12 @@ fn indexes(template: &Expanded) -> Findings {
 }
 
 fn encryption(template: &Expanded) -> Findings {
-    let tables =
-        template.of("AWS::DynamoDB::Table").filter(|(_, table)| table["SSESpecification"]["SSEEnabled"] != true);
+    // DynamoDB encrypts every table; by which key is a parameter's to say.
+    let tables = template
+        .of("AWS::DynamoDB::Table")
+        .filter(|(_, table)| !template.is_decided_by(&table["SSESpecification"], "TableKeyArn"));
     let queues = template.of("AWS::SQS::Queue").filter(|(_, queue)| queue["SqsManagedSseEnabled"] != true);
-    tables.chain(queues).map(|(id, _)| format!("{id} does not ask for encryption")).collect()
+    tables.chain(queues).map(|(id, _)| format!("{id} is not encrypted as it should be")).collect()
 }
 
 fn deployed_only(template: &Expanded) -> Findings {
@@ -428,6 +510,7 @@ fn tokens(template: &Expanded) -> Findings {
                 routes += 1;
                 let called = references(&operation["x-amazon-apigateway-integration"]["uri"]);
                 let public = called.iter().any(|id| id == PUBLIC || id.starts_with(&format!("{PUBLIC}Alias")));
+                let public = public || (method == "get" && PAGE.contains(&path.as_str()));
                 let checked = list(&operation["security"]).iter().any(|scheme| scheme.get("Jwt").is_some());
                 if !public && !checked {
                     findings.push(format!("{method} {path} asks for no token"));
@@ -437,6 +520,92 @@ fn tokens(template: &Expanded) -> Findings {
     }
     if routes == 0 {
         findings.push("the API has no routes".to_owned());
+    }
+    findings
+}
+
+/// The catalog answers anybody, so it can only read products, stock and the index of holds.
+fn leading_keys(template: &Expanded) -> Findings {
+    let readable = [keys::CATALOG, "STOCK#*", "DUE#*"];
+    let role = template.one(&template.properties(PUBLIC)["Role"], "AWS::IAM::Role").unwrap_or_default();
+    let mut findings = Vec::new();
+    for statement in template.statements(&role) {
+        let named = list(&statement["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"]);
+        for action in list(&statement["Action"]).into_iter().filter_map(Value::as_str) {
+            let reads = ["dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query"].contains(&action);
+            let limited = named.iter().all(|key| key.as_str().is_some_and(|key| readable.contains(&key)));
+            if action.starts_with("dynamodb:") && !(reads && limited) {
+                findings.push(format!("{role} may {action} of {named:?}"));
+            }
+        }
+    }
+    findings
+}
+
+/// The user pool tells nobody who has an account, a page has no secret, and only a back end's client gets its scope.
+fn sign_in(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    for (id, pool) in template.of("AWS::Cognito::UserPool") {
+        let mut wrong = |what: &str| findings.push(format!("{id}: {what}"));
+        if !pool["UsernameAttributes"].is_null() || pool["AliasAttributes"] != json!(["email"]) {
+            wrong("signing up tells who has an account, or nobody signs in with an address");
+        }
+        if !references(&pool["UserPoolTier"]).contains("UserPoolTier") {
+            wrong("its tier is the one that Cognito gives to new pools");
+        }
+        if pool["MfaConfiguration"] == "OFF" || pool["EnabledMfas"] != json!(["SOFTWARE_TOKEN_MFA"]) {
+            wrong("an admin cannot use an authenticator app");
+        }
+        if !template.is_decided_by(&pool["EmailConfiguration"], "EmailSender") {
+            wrong("no parameter says who sends its codes");
+        }
+    }
+    let accepted = template.of("AWS::ApiGatewayV2::Api").flat_map(|(_, api)| references(&api["Body"]["components"]));
+    let accepted: BTreeSet<String> = accepted.collect();
+    for (id, client) in template.of("AWS::Cognito::UserPoolClient") {
+        let mut wrong = |what: &str| findings.push(format!("{id}: {what}"));
+        let flows = list(&client["AllowedOAuthFlows"]);
+        let is_back_end = flows == [&json!("client_credentials")];
+        if flows.contains(&&json!("implicit")) {
+            wrong("a token would be in a page's URL");
+        }
+        if client["GenerateSecret"] != is_back_end {
+            wrong("a page has a secret, or a back end has none");
+        }
+        if list(&client["AllowedOAuthScopes"]).contains(&&json!(SERVICE_SCOPE)) != is_back_end {
+            wrong("a user gets a back end's scope, or a back end does not");
+        }
+        if client["PreventUserExistenceErrors"] != "ENABLED" {
+            wrong("it tells who has an account");
+        }
+        if !accepted.contains(id) {
+            wrong("the API refuses its tokens");
+        }
+    }
+    let scopes = template.of("AWS::Cognito::UserPoolResourceServer").flat_map(|(_, server)| {
+        let of_server = |scope: &Value| format!("{}/{}", text(&server["Identifier"]), text(&scope["ScopeName"]));
+        list(&server["Scopes"]).into_iter().map(of_server).collect::<Vec<_>>()
+    });
+    if !scopes.into_iter().any(|scope| scope == SERVICE_SCOPE) {
+        findings.push(format!("nothing defines the scope {SERVICE_SCOPE}"));
+    }
+    findings
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// What one function reserves, all others of the account lose: a new account could not deploy it.
+fn concurrency(template: &Expanded) -> Findings {
+    let mut findings = Vec::new();
+    for (id, parameter) in [("CatalogFunction", "CatalogConcurrency"), ("ConfirmFunction", "ConfirmConcurrency")] {
+        if !template.is_decided_by(&template.properties(id)["ReservedConcurrentExecutions"], parameter) {
+            findings.push(format!("{parameter} does not decide what {id} reserves"));
+        }
+        if template.root["Parameters"][parameter]["Default"] != 0 {
+            findings.push(format!("{parameter} reserves without being asked"));
+        }
     }
     findings
 }
@@ -472,11 +641,24 @@ pub(crate) fn breaches() -> Vec<Breach> {
     const DEPLOYED: &str = RULES[7].0;
     const TOKENS: &str = RULES[8].0;
     const INDEXES: &str = RULES[9].0;
+    const LEADING_KEYS: &str = RULES[10].0;
+    const SIGN_IN: &str = RULES[11].0;
+    const CONCURRENCY: &str = RULES[12].0;
+    const WATCHED: &str = RULES[13].0;
     vec![
         (LOGS, "no group", |t| without(of(t, "ExpireFunction"), "LoggingConfig")),
         (LOGS, "no retention", |t| without(of(t, "AdminLogGroup"), "RetentionInDays")),
         (LOGS, "a shared group", |t| {
             of(t, "AdminFunction")["LoggingConfig"]["LogGroup"] = json!({"Ref": "ExpireLogGroup"});
+        }),
+        (LOGS, "an API without a log", |t| {
+            let mut resources = t["Resources"].as_object_mut().unwrap().values_mut();
+            let stage = resources.find(|resource| resource["Type"] == "AWS::ApiGatewayV2::Stage").unwrap();
+            without(&mut stage["Properties"], "AccessLogSettings");
+        }),
+        (ROLES, "any resource under a condition", |t| {
+            of(t, "AdminRole")["Policies"][1]["Fn::If"][1]["PolicyDocument"]["Statement"][0]["Action"] =
+                json!("s3:GetObject");
         }),
         (ROLES, "a shared role", |t| of(t, "AdminFunction")["Role"] = json!({"Fn::GetAtt": ["ReserveRole", "Arn"]})),
         (ROLES, "any action", |t| statement(t, "ReserveRole", "dynamodb:PutItem")["Action"] = json!("dynamodb:*")),
@@ -545,6 +727,15 @@ pub(crate) fn breaches() -> Vec<Breach> {
             without(&mut t["Resources"], "FailedConfirmationsArrivedAlarm");
         }),
         (ALARMS, "an alarm that tells nobody", |t| without(of(t, "FailedConfirmationsAlarm"), "AlarmActions")),
+        (WATCHED, "crashes that nobody hears of", |t| without(&mut t["Resources"], "AdminErrorsAlarm")),
+        (WATCHED, "throttles that nobody hears of", |t| without(&mut t["Resources"], "ConfirmThrottlesAlarm")),
+        (WATCHED, "payments that wait unseen", |t| without(&mut t["Resources"], "QueuedConfirmationsAlarm")),
+        (WATCHED, "a metric that nobody writes", |t| of(t, "ReleaseLagAlarm")["MetricName"] = json!("lag")),
+        (WATCHED, "alarms of all stacks", |t| of(t, "OpenFailedConfirmationsAlarm")["Dimensions"] = json!([])),
+        (WATCHED, "sweeps that are not missed", |t| {
+            of(t, "SweepsAlarm")["TreatMissingData"] = json!("notBreaching");
+        }),
+        (WATCHED, "drift that tells nobody", |t| without(of(t, "DriftAlarm"), "AlarmActions")),
         (TABLE, "no recovery", |t| without(of(t, "Table"), "PointInTimeRecoverySpecification")),
         (TABLE, "no protection", |t| of(t, "Table")["DeletionProtectionEnabled"] = json!(false)),
         (TABLE, "protection off by default", |t| t["Parameters"]["DeletionProtection"]["Default"] = json!("false")),
@@ -564,7 +755,12 @@ pub(crate) fn breaches() -> Vec<Breach> {
         (INDEXES, "late payments that look for nothing", |t| {
             statement(t, "ConfirmRole", "dynamodb:Query")["Action"] = json!("dynamodb:GetItem");
         }),
-        (ENCRYPTION, "a plain table", |t| without(of(t, "Table"), "SSESpecification")),
+        (INDEXES, "a permission for the stack's own table only", |t| {
+            statement(t, "ExpireRole", "dynamodb:UpdateItem")["Resource"] = json!({"Fn::GetAtt": ["Table", "Arn"]});
+        }),
+        (ENCRYPTION, "a key of its own", |t| {
+            of(t, "Table")["SSESpecification"] = json!({"SSEEnabled": true});
+        }),
         (ENCRYPTION, "a plain queue", |t| of(t, "ScheduleFailuresQueue")["SqsManagedSseEnabled"] = json!(false)),
         (DEPLOYED, "a local key set", |t| {
             of(t, "AdminFunction")["Environment"]["Variables"]["HOLDFAST_LOCAL_KEY_SET"] = json!("{}");
@@ -578,5 +774,35 @@ pub(crate) fn breaches() -> Vec<Breach> {
         (TOKENS, "an open route", |t| {
             without(&mut of(t, "Api")["Body"]["paths"]["/reservations"]["post"], "security");
         }),
+        (LEADING_KEYS, "any item", |t| without(statement(t, "CatalogRole", "dynamodb:GetItem"), "Condition")),
+        (LEADING_KEYS, "reservations", |t| {
+            statement(t, "CatalogRole", "dynamodb:BatchGetItem")["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"] =
+                json!(["STOCK#*", "HOLD#*"]);
+        }),
+        (LEADING_KEYS, "a scan", |t| {
+            statement(t, "CatalogRole", "dynamodb:BatchGetItem")["Action"] = json!("dynamodb:Scan");
+        }),
+        (SIGN_IN, "addresses as usernames", |t| of(t, "UserPool")["UsernameAttributes"] = json!(["email"])),
+        (SIGN_IN, "no aliases", |t| without(of(t, "UserPool"), "AliasAttributes")),
+        (SIGN_IN, "any tier", |t| without(of(t, "UserPool"), "UserPoolTier")),
+        (SIGN_IN, "no second factor", |t| of(t, "UserPool")["MfaConfiguration"] = json!("OFF")),
+        (SIGN_IN, "always Cognitos sender", |t| without(of(t, "UserPool"), "EmailConfiguration")),
+        (SIGN_IN, "a client that tells", |t| without(of(t, "ConsoleClient"), "PreventUserExistenceErrors")),
+        (SIGN_IN, "a secret in a page", |t| of(t, "ConsoleClient")["GenerateSecret"] = json!(true)),
+        (SIGN_IN, "a back end without a secret", |t| of(t, "ServiceClient")["GenerateSecret"] = json!(false)),
+        (SIGN_IN, "a token in a URL", |t| {
+            of(t, "ConsoleClient")["AllowedOAuthFlows"] = json!(["code", "implicit"]);
+        }),
+        (SIGN_IN, "users that are services", |t| {
+            of(t, "ConsoleClient")["AllowedOAuthScopes"] = json!(["openid", "holdfast/service"]);
+        }),
+        (SIGN_IN, "another scope", |t| of(t, "ResourceServer")["Identifier"] = json!("shop")),
+        (SIGN_IN, "a client that the API refuses", |t| {
+            let scheme = &mut of(t, "Api")["Body"]["components"]["securitySchemes"]["Jwt"];
+            scheme["x-amazon-apigateway-authorizer"]["jwtConfiguration"]["audience"] =
+                json!([{"Ref": "UserPoolClient"}, {"Ref": "ServiceClient"}]);
+        }),
+        (CONCURRENCY, "some for good", |t| of(t, "ConfirmFunction")["ReservedConcurrentExecutions"] = json!(100)),
+        (CONCURRENCY, "some by default", |t| t["Parameters"]["CatalogConcurrency"]["Default"] = json!(100)),
     ]
 }

@@ -36,11 +36,12 @@ fn id(reservation: &Value) -> String {
 
 /// Every event of `events/`, with the deployed function of that name: each succeeds.
 pub(crate) async fn every_event_is_answered(cloud: &Cloud) {
-    let calls: [(&str, &str, u64); 18] = [
+    let calls: [(&str, &str, u64); 19] = [
         ("AdminFunction", "admin/create-product", 201),
         ("AdminFunction", "admin/list-products", 200),
         ("AdminFunction", "admin/adjust-stock", 200),
         ("AdminFunction", "admin/get-ledger", 200),
+        ("AdminFunction", "admin/audit-product", 200),
         ("CatalogFunction", "catalog/list", 200),
         ("CatalogFunction", "catalog/get", 200),
         ("ReserveFunction", "reserve/create", 201),

@@ -31,14 +31,20 @@ const OF_LAMBDA: [(&str, &str); 7] = [
 /// How long a function may take to start, or to say why it does not.
 const START: Duration = Duration::from_secs(30);
 
+/// Variables that may be left out. The first one brings others with it.
+const OPTIONAL: [&str; 2] = ["SIGN_IN_CLIENT_ID", "SIGN_IN_LOGOUT_URL"];
+
 /// A value to start with: "1" is a name, a URL's worth of text, and a number.
 fn value_of(name: &str) -> &'static str {
-    if name == "CONFIRMED_BY" { "service" } else { "1" }
+    match name {
+        "CONFIRMED_BY" => "service",
+        "SIGN_IN_AUTHORIZE_URL" | "SIGN_IN_TOKEN_URL" | "SIGN_IN_LOGOUT_URL" => "https://login.example/1",
+        _ => "1",
+    }
 }
 
-/// The variables without which a function does not start.
-async fn needed(binary: &Path) -> BTreeSet<String> {
-    let mut given = BTreeSet::new();
+/// The variables without which a function does not start, beside those that it is `given`; with these.
+async fn needed(binary: &Path, mut given: BTreeSet<String>) -> BTreeSet<String> {
     loop {
         let runtime = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let mut command = Command::new(binary);
@@ -87,7 +93,8 @@ pub(crate) async fn differences(template: &Expanded, keeper: &Arc<Keeper>) -> Ve
         // Only an emulator's endpoint may be left out, and is left out by its parameter's default.
         let given = variables.as_object().into_iter().flatten().map(|(name, _)| name.clone());
         let given: BTreeSet<String> = given.filter(|name| name != "AWS_ENDPOINT_URL").collect();
-        let needed = needed(&binaries[&name]).await;
+        let optional = given.iter().filter(|name| OPTIONAL.contains(&name.as_str())).cloned().collect();
+        let needed = needed(&binaries[&name], optional).await;
         differences.extend(
             needed
                 .difference(&given)

@@ -196,3 +196,166 @@ pub(crate) async fn reservations_are_found_by_payment_customer_product_status_an
     let turned = format!("/admin/reservations?from={at_fourth}&to={at_second}");
     assert_eq!(api.get(&turned, Who::Admin).await.is(400, "invalid_request").body["field"], "to");
 }
+
+pub(crate) async fn what_admins_do_is_written_down(api: Api) {
+    let made = api.product("acted", 4, json!({})).await;
+    let adjust = async |key: &str, body: serde_json::Value| {
+        let path = "/admin/products/acted/stock";
+        api.raw(Method::POST, path, Who::Admin, &[("idempotency-key", key)], Some(body.to_string())).await
+    };
+    let delivery = json!({"delta": 10, "reason": "delivery", "reference": null});
+    let added = adjust("k1", delivery.clone()).await;
+    // Sent again: it is there, and says that it changed nothing.
+    let again = adjust("k1", delivery.clone()).await;
+    again.is(200, "");
+    let lost = json!({"delta": -15, "reason": "lost"});
+    let refused = adjust("k2", lost.clone()).await;
+    refused.is(409, "insufficient_stock");
+    // What is invalid is not in it.
+    adjust("k3", json!({"delta": 0, "reason": "nothing"})).await.is(400, "invalid_request");
+    let changed = api.patch("acted", 1, json!({"max_per_customer": null, "sale_ends_at": null})).await;
+    let held = api.reserve("actor", "acted", &[("acted", 2)]).await;
+    let order = api.reserve("actor", "acted-order", &[("acted", 1)]).await;
+    api.confirm("actor", &order.id(), Some("pay_acted")).await.is(200, "");
+    let reason = json!({"reason": "event called off"});
+    let released = api.release(&held.id(), "event called off").await;
+    let all_released = api.release_holds("acted", "event called off").await;
+    let back = json!({"reason": "event called off", "restock": true});
+    let given_back = api.post(&format!("/admin/orders/{}/cancel", order.id()), Who::Admin, back.clone()).await;
+
+    let given_back_again = api
+        .post(&format!("/admin/orders/{}/cancel", order.id()), Who::Admin, json!({"reason": "twice", "restock": false}))
+        .await;
+    let with = |mut detail: serde_json::Value, key: &str| {
+        detail["idempotency_key"] = key.into();
+        detail
+    };
+
+    let of = async |target: &str| api.listed(&format!("/admin/actions?target={target}&limit=2")).await;
+    let product = [
+        (&all_released, "release_holds", reason.clone(), "200"),
+        (&changed, "change_product", json!({"version": 1, "max_per_customer": null, "sale_ends_at": null}), "200"),
+        (&refused, "adjust_stock", with(lost, "k2"), "409 insufficient_stock"),
+        (&again, "adjust_stock", with(delivery.clone(), "k1"), "200 unchanged"),
+        (&added, "adjust_stock", with(delivery, "k1"), "200"),
+        (
+            &made,
+            "create_product",
+            json!({"product_id": "acted", "name": "acted", "price_minor": 2_500, "currency": "EUR", "total": 4}),
+            "201",
+        ),
+    ];
+    let (held_id, order_id) = (held.id(), order.id());
+    let mut ids = Vec::new();
+    for (target, expected) in [
+        ("acted", &product[..]),
+        (&held_id, &[(&released, "release_reservation", reason.clone(), "200")]),
+        (
+            &order_id,
+            &[
+                (&given_back_again, "cancel_order", json!({"reason": "twice", "restock": false}), "200 unchanged"),
+                (&given_back, "cancel_order", back.clone(), "200"),
+            ],
+        ),
+        ("acted-by-nobody", &[]),
+    ] {
+        let listed = of(target).await;
+        assert_eq!(listed.len(), expected.len(), "{listed:#?}");
+        for (action, (answer, name, detail, outcome)) in listed.iter().zip(expected) {
+            let shown = (&action["action"], &action["detail"], &action["outcome"], &action["actor"]);
+            assert_eq!(shown, (&json!(name), detail, &json!(outcome), &json!("root")), "{action}");
+            assert_eq!(action["request_id"].as_str(), answer.headers["x-request-id"].to_str().ok(), "{action}");
+            ids.push(action["action_id"].as_str().unwrap().to_owned());
+        }
+    }
+    // The list of all is read from an index; other tests act meanwhile.
+    let started = tokio::time::Instant::now();
+    loop {
+        let all = api.listed("/admin/actions?limit=100").await;
+        let all: Vec<_> = all.iter().map(|action| action["action_id"].as_str().unwrap()).collect();
+        if ids.iter().all(|id| all.contains(&id.as_str())) {
+            break;
+        }
+        assert!(started.elapsed().as_secs() < 5, "{ids:?} are not all in {all:?}");
+    }
+    for query in ["target=a%20b", "actor=root", "limit=0", "cursor=x"] {
+        api.get(&format!("/admin/actions?{query}"), Who::Admin).await.is(400, "invalid_request");
+    }
+    api.raw(Method::DELETE, "/admin/actions", Who::Admin, &[], None).await.is(405, "method_not_allowed");
+}
+
+pub(crate) async fn a_cancelled_reservation_says_when_and_by_whom(api: Api) {
+    api.product("ended", 3, json!({})).await;
+    let by_customer = api.reserve("ended-alice", "a", &[("ended", 1)]).await;
+    let by_admin = api.reserve("ended-alice", "b", &[("ended", 1)]).await;
+    let cancelled = api.cancel("ended-alice", &by_customer.id()).await;
+    assert!(cancelled.is(200, "").body["cancelled_at"].is_string() && cancelled.body["cancel_reason"].is_null());
+    // Who did it is for admins.
+    assert_eq!(cancelled.body.get("cancelled_by"), None);
+    api.release(&by_admin.id(), "event called off").await.is(200, "");
+    for (id, by) in [(by_customer.id(), "customer"), (by_admin.id(), "root")] {
+        let read = api.get(&format!("/admin/reservations/{id}"), Who::Auditor).await;
+        assert_eq!((&read.is(200, "").body["cancelled_by"], read.body["cancelled_at"].is_string()), (&json!(by), true));
+    }
+}
+
+pub(crate) async fn failed_confirmations_are_found_by_their_reservation(api: Api) {
+    api.product("failed-of", 3, json!({})).await;
+    let held = api.reserve("failed-alice", "a", &[("failed-of", 1)]).await.id();
+    let other = api.reserve("failed-alice", "b", &[("failed-of", 1)]).await.id();
+    for id in [&held, &other] {
+        api.cancel("failed-alice", id).await.is(200, "");
+        for payment in ["pay_failed_of_1", "pay_failed_of_2"] {
+            api.confirm("failed-alice", id, Some(payment)).await.is(409, "refund_required");
+        }
+    }
+    api.owed("pay_failed_of_1").await;
+    let looking = async {
+        loop {
+            // Also while another test takes them in.
+            let found = api.listed(&format!("/admin/failed-confirmations?reservation_id={held}&limit=1")).await;
+            assert!(found.iter().all(|failed| failed["reservation_id"] == held.as_str()), "{found:#?}");
+            if found.len() == 2 {
+                return;
+            }
+            assert!(found.len() < 2, "{found:#?}");
+        }
+    };
+    tokio::time::timeout(crate::api::PATIENCE, looking).await.expect("two failed confirmations");
+    let wrong = api.get("/admin/failed-confirmations?reservation_id=rsv_x", Who::Admin).await;
+    assert_eq!(wrong.is(400, "invalid_request").body["field"], "reservation_id");
+}
+
+/// For every route under `/admin` of the description, so also for one that is new.
+pub(crate) async fn an_auditor_reads_everything_and_changes_nothing(api: Api) {
+    let text = std::fs::read_to_string(holdfast_local::openapi::path()).unwrap();
+    let description: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let (reservation, failed) = (format!("rsv_{}", "a".repeat(52)), format!("fc_{}", "a".repeat(52)));
+    let (mut reads, mut changes) = (0, 0);
+    for (path, operations) in description["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            if !path.starts_with("/admin/") || operation.get("security").is_none() {
+                continue;
+            }
+            let path = path.replace("{product_id}", "audited").replace("{failed_confirmation_id}", &failed);
+            let path = path.replace("{reservation_id}", &reservation).replace("{order_id}", &reservation);
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let reading = method == Method::GET;
+            let answer = api.raw(method.clone(), &path, Who::Auditor, &[], None).await;
+            if reading {
+                reads += 1;
+                assert!(!matches!(answer.status, 401 | 403), "{method} {path}: {answer:#?}");
+            } else {
+                changes += 1;
+                let refused = answer.is(403, "forbidden");
+                assert!(refused.body["detail"].as_str().unwrap().contains("auditor"), "{method} {path}: {answer:#?}");
+            }
+            // Others may do neither.
+            api.raw(method, &path, Who::Customer("alice"), &[], None).await.is(403, "forbidden");
+        }
+    }
+    assert!(reads >= 6 && changes >= 9, "{reads} reads and {changes} changes");
+    // Elsewhere an auditor is a customer like any other.
+    api.get("/reservations", Who::Auditor).await.is(200, "");
+    assert!(api.listed("/admin/actions?target=audited&limit=100").await.is_empty());
+}

@@ -31,6 +31,7 @@ pub(crate) enum Who<'a> {
     Customer(&'a str),
     Service(&'a str),
     Admin,
+    Auditor,
     Token(&'a str),
 }
 
@@ -92,6 +93,7 @@ impl Api {
             Who::Customer(sub) => Some(self.stack.token(sub, Role::Customer).unwrap()),
             Who::Service(sub) => Some(self.stack.token(sub, Role::Service).unwrap()),
             Who::Admin => Some(self.stack.token("root", Role::Admin).unwrap()),
+            Who::Auditor => Some(self.stack.token("auditor", Role::Auditor).unwrap()),
             Who::Token(token) => Some(token.to_owned()),
         };
         if let Some(token) = token {

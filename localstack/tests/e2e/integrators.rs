@@ -197,7 +197,8 @@ pub(crate) async fn unknown_parameters_are_refused_except_on_public_routes(api: 
     let unknown = "utm_source=x&_=1&utm_source=y";
     let (mut public, mut refused) = (0, 0);
     for (pattern, operations) in document["paths"].as_object().unwrap() {
-        let path = pattern.replace("{product_id}", "walked").replace("{file}", "page.js").replace(['{', '}'], "");
+        let path = pattern.replace("{product_id}", "walked").replace("console/{file}", "console/console.js");
+        let path = path.replace("{file}", "page.js").replace(['{', '}'], "");
         for (method, operation) in operations.as_object().unwrap() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let ask = async |query: &str, who: Who<'_>| {

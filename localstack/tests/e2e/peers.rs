@@ -96,6 +96,7 @@ pub(crate) async fn peer_case_7_nobody_makes_themselves_admin(api: Api) {
         (Method::PATCH, "/admin/products/peer-7"),
         (Method::POST, "/admin/products/peer-7/stock"),
         (Method::GET, "/admin/products/peer-7/ledger"),
+        (Method::GET, "/admin/products/peer-7/audit"),
         (Method::POST, "/admin/products/peer-7/release-holds"),
         (Method::GET, "/admin/reservations"),
         (Method::GET, "/admin/reservations/rsv_x"),

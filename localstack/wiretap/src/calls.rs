@@ -17,6 +17,9 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+/// The table's partition key.
+const PARTITION_KEY: &str = "pk";
+
 /// A permission that a caller needs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Need {
@@ -26,17 +29,21 @@ pub struct Need {
     pub resource: String,
     /// For `iam:PassRole`: the service that will use the role.
     pub passed_to_service: Option<String>,
+    /// For DynamoDB: which items, by the kind of their partition key: all of it, or up to its first `#`. A call for items
+    /// of several kinds is several needs. `None` if the call names no key.
+    pub leading_key: Option<String>,
 }
 
 impl Need {
     fn new(action: String, resource: String) -> Self {
-        Self { action, resource, passed_to_service: None }
+        Self { action, resource, passed_to_service: None, leading_key: None }
     }
 }
 
 impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on {}", self.action, self.resource)?;
+        self.leading_key.iter().try_for_each(|key| write!(f, " of {key}"))?;
         self.passed_to_service.iter().try_for_each(|service| write!(f, " for {service}"))
     }
 }
@@ -106,7 +113,7 @@ impl Names {
 
     fn dynamodb(&self, operation: &str, body: &Value) -> Result<Vec<Need>> {
         match operation {
-            "GetItem" | "PutItem" | "UpdateItem" | "DeleteItem" => Ok(vec![self.on_table(operation, body)?]),
+            "GetItem" | "PutItem" | "UpdateItem" | "DeleteItem" => Ok(vec![self.on_item(operation, body)?]),
             // The resource is the index, not its table.
             "Query" | "Scan" => {
                 let mut need = self.on_table(operation, body)?;
@@ -115,11 +122,21 @@ impl Names {
                     Value::String(index) => need.resource.push_str(&format!("/index/{index}")),
                     _ => return Err(unknown("IndexName")),
                 }
+                if operation == "Query" {
+                    need.leading_key = Some(queried(body)?);
+                }
                 Ok(vec![need])
             }
-            "BatchGetItem" | "BatchWriteItem" => {
-                let tables = body["RequestItems"].as_object().ok_or_else(|| unknown("RequestItems"))?;
-                tables.keys().map(|name| Ok(Need::new(dynamodb(operation), self.table(name)?))).collect()
+            "BatchGetItem" => {
+                let mut needs = Vec::new();
+                for (name, wanted) in body["RequestItems"].as_object().ok_or_else(|| unknown("RequestItems"))? {
+                    let table = self.table(name)?;
+                    for key in wanted["Keys"].as_array().ok_or_else(|| unknown("Keys"))? {
+                        let leading_key = Some(kind(&key[PARTITION_KEY])?);
+                        needs.push(Need { leading_key, ..Need::new(dynamodb(operation), table.clone()) });
+                    }
+                }
+                Ok(needs)
             }
             "TransactGetItems" | "TransactWriteItems" => {
                 let actions = body["TransactItems"].as_array().ok_or_else(|| unknown("TransactItems"))?;
@@ -134,13 +151,20 @@ impl Names {
         let parts: Vec<(&String, &Value)> = action.as_object().into_iter().flatten().collect();
         let [(kind, parameters)] = parts.as_slice() else { return Err(unknown("an action of the transaction")) };
         match (operation, kind.as_str()) {
-            ("TransactGetItems", "Get") => self.on_table("GetItem", parameters),
-            ("TransactWriteItems", "Put") => self.on_table("PutItem", parameters),
-            ("TransactWriteItems", "Update") => self.on_table("UpdateItem", parameters),
-            ("TransactWriteItems", "Delete") => self.on_table("DeleteItem", parameters),
-            ("TransactWriteItems", "ConditionCheck") => self.on_table("ConditionCheckItem", parameters),
+            ("TransactGetItems", "Get") => self.on_item("GetItem", parameters),
+            ("TransactWriteItems", "Put") => self.on_item("PutItem", parameters),
+            ("TransactWriteItems", "Update") => self.on_item("UpdateItem", parameters),
+            ("TransactWriteItems", "Delete") => self.on_item("DeleteItem", parameters),
+            ("TransactWriteItems", "ConditionCheck") => self.on_item("ConditionCheckItem", parameters),
             (_, kind) => Err(unknown(&format!("the action {kind} of the transaction"))),
         }
+    }
+
+    /// An action on one item, which is given whole or by its key.
+    fn on_item(&self, action: &str, parameters: &Value) -> Result<Need> {
+        let need = self.on_table(action, parameters)?;
+        let item = if action == "PutItem" { &parameters["Item"] } else { &parameters["Key"] };
+        Ok(Need { leading_key: Some(kind(&item[PARTITION_KEY])?), ..need })
     }
 
     fn on_table(&self, action: &str, parameters: &Value) -> Result<Need> {
@@ -183,6 +207,7 @@ impl Names {
                 action: "iam:PassRole".to_owned(),
                 resource: role.to_owned(),
                 passed_to_service: Some("scheduler.amazonaws.com".to_owned()),
+                leading_key: None,
             },
         ])
     }
@@ -192,6 +217,20 @@ impl Names {
 pub fn caller(authorization: &str) -> Option<&str> {
     let credential = authorization.strip_prefix("AWS4-HMAC-SHA256 ")?.split_once("Credential=")?.1;
     credential.split_once('/').map(|(key, _)| key).filter(|key| !key.is_empty())
+}
+
+/// The kind of a partition key's value: all of it, or up to its first `#`.
+fn kind(value: &Value) -> Result<String> {
+    let text = value["S"].as_str().ok_or_else(|| unknown("the partition key"))?;
+    Ok(text.split_inclusive('#').next().unwrap_or_default().to_owned())
+}
+
+/// The kind of the partition that a query reads: of its table or index, whose key comes first in the condition.
+fn queried(body: &Value) -> Result<String> {
+    let condition = body["KeyConditionExpression"].as_str().and_then(|condition| condition.split_once(" = "));
+    let (_, rest) = condition.ok_or_else(|| unknown("KeyConditionExpression"))?;
+    let name = rest.split(' ').next().unwrap_or_default();
+    kind(&body["ExpressionAttributeValues"][name])
 }
 
 fn dynamodb(action: &str) -> String {
@@ -228,35 +267,53 @@ mod tests {
         shown(Some(&format!("DynamoDB_20120810.{operation}")), "/", body)
     }
 
+    fn key(pk: &str) -> Value {
+        json!({"pk": {"S": pk}, "sk": {"S": "x"}})
+    }
+
     #[test]
     fn an_operation_on_items_is_an_action_on_the_table() {
-        for operation in ["GetItem", "PutItem", "UpdateItem", "DeleteItem", "Query", "Scan"] {
-            let needs = dynamodb(operation, &json!({"TableName": "s-Table", "Key": {}}));
-            assert_eq!(needs.unwrap(), [format!("dynamodb:{operation} on {TABLE}")]);
+        for operation in ["GetItem", "PutItem", "UpdateItem", "DeleteItem"] {
+            let part = if operation == "PutItem" { "Item" } else { "Key" };
+            let needs = dynamodb(operation, &json!({"TableName": "s-Table", part: key("HOLD#1#2")}));
+            assert_eq!(needs.unwrap(), [format!("dynamodb:{operation} on {TABLE} of HOLD#")]);
         }
-        for operation in ["BatchGetItem", "BatchWriteItem"] {
-            let needs = dynamodb(operation, &json!({"RequestItems": {"s-Table": {}}}));
-            assert_eq!(needs.unwrap(), [format!("dynamodb:{operation} on {TABLE}")]);
-        }
+        let needs = dynamodb("Scan", &json!({"TableName": "s-Table"}));
+        assert_eq!(needs.unwrap(), [format!("dynamodb:Scan on {TABLE}")]);
+        let keys = ["STOCK#a#0", "CATALOG", "STOCK#b#0"].map(key);
+        let needs = dynamodb("BatchGetItem", &json!({"RequestItems": {"s-Table": {"Keys": keys}}}));
+        assert_eq!(
+            needs.unwrap(),
+            ["CATALOG", "STOCK#"].map(|key| format!("dynamodb:BatchGetItem on {TABLE} of {key}"))
+        );
     }
 
     #[test]
     fn on_an_index_the_index_is_the_resource() {
-        for operation in ["Query", "Scan"] {
-            let needs = dynamodb(operation, &json!({"TableName": "s-Table", "IndexName": "due"}));
-            assert_eq!(needs.unwrap(), [format!("dynamodb:{operation} on {TABLE}/index/due")]);
+        let needs = dynamodb("Scan", &json!({"TableName": "s-Table", "IndexName": "due"}));
+        assert_eq!(needs.unwrap(), [format!("dynamodb:Scan on {TABLE}/index/due")]);
+        let query = |condition: &str| {
+            json!({
+                "TableName": "s-Table", "IndexName": "due", "KeyConditionExpression": condition,
+                "ExpressionAttributeValues": {":key": {"S": "DUE#3"}, ":now": {"N": "1"}},
+            })
+        };
+        for condition in ["#due_key = :key", "#due_key = :key AND #due_at <= :now"] {
+            let needs = dynamodb("Query", &query(condition));
+            assert_eq!(needs.unwrap(), [format!("dynamodb:Query on {TABLE}/index/due of DUE#")]);
         }
     }
 
     #[test]
     fn a_transaction_is_the_actions_in_it() {
-        let on_table = |kind: &str| json!({ kind: {"TableName": "s-Table"} });
-        let write = ["Update", "Put", "Update", "ConditionCheck", "Delete"].map(on_table);
+        let on_item = |kind: &str, part: &str| json!({ kind: {"TableName": "s-Table", part: key("CATALOG")} });
+        let mut write = ["Update", "Update", "ConditionCheck", "Delete"].map(|kind| on_item(kind, "Key")).to_vec();
+        write.push(on_item("Put", "Item"));
         let needs = dynamodb("TransactWriteItems", &json!({ "TransactItems": write })).unwrap();
         let expected = ["ConditionCheckItem", "DeleteItem", "PutItem", "UpdateItem"];
-        assert_eq!(needs, expected.map(|action| format!("dynamodb:{action} on {TABLE}")));
-        let read = dynamodb("TransactGetItems", &json!({ "TransactItems": [on_table("Get")] }));
-        assert_eq!(read.unwrap(), [format!("dynamodb:GetItem on {TABLE}")]);
+        assert_eq!(needs, expected.map(|action| format!("dynamodb:{action} on {TABLE} of CATALOG")));
+        let read = dynamodb("TransactGetItems", &json!({ "TransactItems": [on_item("Get", "Key")] }));
+        assert_eq!(read.unwrap(), [format!("dynamodb:GetItem on {TABLE} of CATALOG")]);
     }
 
     #[test]
@@ -291,8 +348,11 @@ mod tests {
         let schedule = json!({"GroupName": "s-Schedules", "Target": {"RoleArn": "arn:r"}});
         for (target, path, body, named) in [
             (Some("DynamoDB_20120810.ExecuteStatement"), "/", &table, "ExecuteStatement"),
-            (Some("DynamoDB_20120810.GetItem"), "/", &json!({"TableName": "other"}), "other"),
-            (Some("DynamoDB_20120810.GetItem"), "/", &Value::Null, "TableName"),
+            (Some("DynamoDB_20120810.GetItem"), "/", &json!({"TableName": "other", "Key": key("A")}), "other"),
+            (Some("DynamoDB_20120810.GetItem"), "/", &json!({ "Key": key("A") }), "TableName"),
+            (Some("DynamoDB_20120810.GetItem"), "/", &table, "the partition key"),
+            (Some("DynamoDB_20120810.Query"), "/", &table, "KeyConditionExpression"),
+            (Some("DynamoDB_20120810.BatchWriteItem"), "/", &table, "BatchWriteItem"),
             (Some("DynamoDB_20120810.Query"), "/", &json!({"TableName": "s-Table", "IndexName": 1}), "IndexName"),
             (Some("DynamoDB_20120810.BatchGetItem"), "/", &json!({"RequestItems": {}}), "nothing"),
             (Some("DynamoDB_20120810.BatchGetItem"), "/", &table, "RequestItems"),

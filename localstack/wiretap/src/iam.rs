@@ -1,8 +1,8 @@
 //! What the roles of template.yaml allow, decided as IAM decides it.
 //!
 //! It supports only as much of IAM's policy language as the template uses: `Allow` and `Deny`, actions and resources
-//! with `*` and `?`, and the one condition on `iam:PassedToService`. Invariant: anything else in a role or policy is an
-//! error that names it, so that no decision is based on half a policy.
+//! with `*` and `?`, and the conditions on `iam:PassedToService` and `dynamodb:LeadingKeys`. Invariant: anything else in a
+//! role or policy is an error that names it, so that no decision is based on half a policy.
 //!
 //! See <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html>. A policy engine
 //! would only say what is allowed, and not what is allowed without need.
@@ -31,7 +31,8 @@ pub struct Role {
     statements: Vec<Statement>,
 }
 
-/// One action, or pattern of actions, that a role allows on one resource, or pattern of resources.
+/// One action, or pattern of actions, that a role allows on one resource, or pattern of resources, and there on the
+/// items of one pattern of partition keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant<'a> {
     /// Such as `dynamodb:PutItem`.
@@ -40,6 +41,8 @@ pub struct Grant<'a> {
     pub resource: &'a str,
     /// Only for roles that are passed to one of these services; `None` without a condition.
     passed_to: Option<&'a [String]>,
+    /// Only for items with such a partition key; `None` without a condition.
+    leading_key: Option<&'a str>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -85,7 +88,9 @@ enum OneOrMany {
 #[serde(deny_unknown_fields)]
 struct Condition {
     #[serde(rename = "StringEquals")]
-    string_equals: StringEquals,
+    string_equals: Option<StringEquals>,
+    #[serde(rename = "ForAllValues:StringLike")]
+    all_like: Option<AllLike>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -93,6 +98,13 @@ struct Condition {
 struct StringEquals {
     #[serde(rename = "iam:PassedToService")]
     passed_to_service: OneOrMany,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AllLike {
+    #[serde(rename = "dynamodb:LeadingKeys")]
+    leading_keys: OneOrMany,
 }
 
 impl OneOrMany {
@@ -106,11 +118,21 @@ impl OneOrMany {
 
 impl Statement {
     fn grants(&self) -> impl Iterator<Item = Grant<'_>> {
-        let passed_to = self.condition.as_ref().map(|condition| condition.string_equals.passed_to_service.as_slice());
+        let condition = self.condition.as_ref();
+        let passed_to = condition.and_then(|condition| condition.string_equals.as_ref());
+        let passed_to = passed_to.map(|equals| equals.passed_to_service.as_slice());
+        let leading_keys = condition.and_then(|condition| condition.all_like.as_ref());
+        let leading_keys: Vec<Option<&str>> = leading_keys.map_or_else(
+            || vec![None],
+            |like| like.leading_keys.as_slice().iter().map(|key| Some(key.as_str())).collect(),
+        );
         let pairs = self.action.as_slice().iter().flat_map(|action| {
             self.resource.as_slice().iter().map(move |resource| (action.as_str(), resource.as_str()))
         });
-        pairs.map(move |(action, resource)| Grant { action, resource, passed_to })
+        pairs.flat_map(move |(action, resource)| {
+            let grant = move |leading_key| Grant { action, resource, passed_to, leading_key };
+            leading_keys.clone().into_iter().map(grant)
+        })
     }
 
     fn meets(&self, need: &Need) -> bool {
@@ -141,7 +163,8 @@ impl Role {
         }
         let role = Self { id: id.to_owned(), statements };
         let all = role.statements.iter().flat_map(Statement::grants);
-        let variable = all.flat_map(|grant| [grant.action, grant.resource]).find(|text| text.contains("${"));
+        let texts = all.flat_map(|grant| [Some(grant.action), Some(grant.resource), grant.leading_key]);
+        let variable = texts.flatten().find(|text| text.contains("${"));
         match variable {
             Some(text) => Err(named(format!("the policy variable in {text:?} is not understood"))),
             None => Ok(role),
@@ -154,7 +177,7 @@ impl Role {
         met(Effect::Allow) && !met(Effect::Deny)
     }
 
-    /// Everything that it allows, each action and resource separately.
+    /// Everything that it allows, each action, resource and pattern of keys separately.
     pub fn grants(&self) -> impl Iterator<Item = Grant<'_>> {
         self.statements.iter().filter(|statement| statement.effect == Effect::Allow).flat_map(Statement::grants)
     }
@@ -171,7 +194,10 @@ impl Grant<'_> {
         // Names of actions are case-insensitive; those of resources are not.
         let action = matches(&self.action.to_ascii_lowercase(), &need.action.to_ascii_lowercase());
         let passed = |services: &[String]| need.passed_to_service.as_ref().is_some_and(|to| services.contains(to));
-        action && matches(self.resource, &need.resource) && self.passed_to.is_none_or(passed)
+        // As IAM has it for all values, a call that names no key is not held back.
+        let led = |pattern: &str| need.leading_key.as_ref().is_none_or(|key| matches(pattern, key));
+        let resource = matches(self.resource, &need.resource);
+        action && resource && self.passed_to.is_none_or(passed) && self.leading_key.is_none_or(led)
     }
 
     /// Whether it has a wildcard, so that calls cannot show whether all of it is needed.
@@ -182,7 +208,8 @@ impl Grant<'_> {
 
 impl fmt::Display for Grant<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on {}", self.action, self.resource)
+        write!(f, "{} on {}", self.action, self.resource)?;
+        self.leading_key.iter().try_for_each(|key| write!(f, " of {key}"))
     }
 }
 
@@ -246,7 +273,11 @@ mod tests {
     use serde_json::json;
 
     fn need(action: &str, resource: &str) -> Need {
-        Need { action: action.to_owned(), resource: resource.to_owned(), passed_to_service: None }
+        Need { action: action.to_owned(), resource: resource.to_owned(), passed_to_service: None, leading_key: None }
+    }
+
+    fn of(key: &str) -> Need {
+        Need { leading_key: Some(key.to_owned()), ..need("dynamodb:GetItem", "arn:table/T") }
     }
 
     fn passing(resource: &str, service: &str) -> Need {
@@ -303,6 +334,22 @@ mod tests {
         assert!(!role.allows(&passing("arn:role/r", "lambda.amazonaws.com")));
         assert!(!role.allows(&passing("arn:role/other", "scheduler.amazonaws.com")));
         assert!(!role.allows(&need("iam:PassRole", "arn:role/r")), "a key that the request does not have");
+    }
+
+    #[test]
+    fn only_items_of_the_keys_that_the_condition_names_are_allowed() {
+        let condition = json!({"ForAllValues:StringLike": {"dynamodb:LeadingKeys": ["CATALOG", "STOCK#*"]}});
+        let statement = json!({"Effect": "Allow", "Action": "dynamodb:GetItem", "Resource": "arn:table/T"});
+        let mut conditional = statement.clone();
+        conditional["Condition"] = condition;
+        let limited = role(json!([conditional]));
+        for (key, allowed) in [("CATALOG", true), ("STOCK#", true), ("CATALOGS", false), ("HOLD#", false)] {
+            assert_eq!(limited.allows(&of(key)), allowed, "{key}");
+            assert!(role(json!([statement])).allows(&of(key)), "without a condition: {key}");
+        }
+        let unused: Vec<String> =
+            limited.unused(&BTreeSet::from([of("CATALOG")])).iter().map(ToString::to_string).collect();
+        assert_eq!(unused, ["dynamodb:GetItem on arn:table/T of STOCK#*"]);
     }
 
     #[test]
@@ -365,6 +412,8 @@ mod tests {
             (statement(json!({"Resource": "arn:${aws:username}"})), "${aws:username}"),
             (of_condition(json!({"StringLike": {"iam:PassedToService": "*"}})), "StringLike"),
             (of_condition(json!({"StringEquals": {"aws:SourceVpc": "v"}})), "aws:SourceVpc"),
+            (of_condition(json!({"ForAllValues:StringLike": {"dynamodb:Attributes": "pk"}})), "dynamodb:Attributes"),
+            (of_condition(json!({"ForAllValues:StringLike": {"dynamodb:LeadingKeys": "${aws:x}"}})), "${aws:x}"),
             (policies(json!([{"Effect": "Allow", "Action": "a:B"}])), "Resource"),
             (of_version("2008-10-17"), "2012-10-17"),
         ] {

@@ -327,7 +327,7 @@ mod tests {
         assert_eq!(answer, (418, format!("POST /some/path?a=b {host} {BODY}")));
         let recorded = recorder.recorded();
         let needs: Vec<String> = recorded.needs["reserve"].iter().map(ToString::to_string).collect();
-        assert_eq!(needs, ["dynamodb:GetItem on arn:t"]);
+        assert_eq!(needs, ["dynamodb:GetItem on arn:t of HOLD#"]);
         assert!(recorded.not_understood.is_empty());
     }
 
@@ -353,7 +353,7 @@ mod tests {
         let recorder = recorder(&url).await;
         let other = recorder.refuse(Refusal::Denied, |call| call.body.contains("HOLD#2"));
         let away = recorder.refuse(Refusal::Away, |call| call.is_of("dynamodb") && call.body.contains("HOLD#1"));
-        let (status, body) = call(&recorder, "reserve", "PutItem", BODY).await;
+        let (status, body) = call(&recorder, "reserve", "UpdateItem", BODY).await;
         assert!(status == 500 && body.contains("InternalServerError"), "{status} {body}");
         let second = BODY.replace("HOLD#1", "HOLD#2");
         let (status, body) = call(&recorder, "reserve", "GetItem", &second).await;
@@ -361,10 +361,10 @@ mod tests {
         assert_eq!(call(&recorder, "reserve", "GetItem", &BODY.replace("HOLD#1", "HOLD#3")).await.0, 418);
         assert_eq!((*away.met().borrow(), *other.met().borrow()), (1, 1));
         drop(away);
-        assert_eq!(call(&recorder, "reserve", "PutItem", BODY).await.0, 418);
+        assert_eq!(call(&recorder, "reserve", "UpdateItem", BODY).await.0, 418);
         assert_eq!(recorder.recorded().needs["reserve"].len(), 2, "what was refused was asked for too");
         drop(other);
-        assert_eq!(call(&recorder, "reserve", "PutItem", &second).await.0, 418);
+        assert_eq!(call(&recorder, "reserve", "UpdateItem", &second).await.0, 418);
     }
 
     #[tokio::test]
@@ -384,7 +384,7 @@ mod tests {
         let request = reqwest::Client::builder().no_proxy().build().unwrap().post(recorder.url()).body(BODY);
         let request = request
             .header("authorization", "AWS4-HMAC-SHA256 Credential=reserve/20261121/r/dynamodb/aws4_request")
-            .header("x-amz-target", "DynamoDB_20120810.PutItem");
+            .header("x-amz-target", "DynamoDB_20120810.UpdateItem");
         let answered = async { request.send().await?.text().await };
         answered.await.unwrap_err();
         assert_eq!(*lock(&carried_out), [BODY]);

@@ -11,6 +11,7 @@ use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpC
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use holdfast_domain::RateLimit;
 
+use crate::metrics::Calls;
 use crate::queues::{FailedQueue, Queues};
 use crate::schedules::{Schedules, Target};
 
@@ -42,6 +43,7 @@ macro_rules! client {
                 .region(self.region.clone())
                 .credentials_provider(self.credentials.clone())
                 .http_client(self.http.clone())
+                .interceptor(Calls)
                 .retry_config(RetryConfig::standard().with_max_attempts(MAX_ATTEMPTS).with_initial_backoff(INITIAL_BACKOFF))
                 .timeout_config(TimeoutConfig::builder().connect_timeout(ATTEMPT_TIMEOUT).operation_attempt_timeout(ATTEMPT_TIMEOUT).build());
             config.set_endpoint_url(self.endpoint_url.clone());
@@ -160,6 +162,11 @@ pub fn table_name() -> Result<String, ConfigError> {
     required("TABLE_NAME")
 }
 
+/// The stack's name, which its metrics are told apart by: `STACK_NAME`.
+pub(crate) fn stack_name() -> Result<String, ConfigError> {
+    required("STACK_NAME")
+}
+
 /// The JSON Web Key Set of local tokens: `HOLDFAST_LOCAL_KEY_SET`. Only the local stack sets it. In AWS, API Gateway
 /// verifies the tokens; without either, every token is refused.
 pub fn local_key_set() -> Option<String> {
@@ -182,6 +189,44 @@ pub(crate) fn function_name() -> String {
 /// [`ConfigError`] for a variable that is missing or malformed.
 pub fn roles_claim() -> Result<String, ConfigError> {
     required("ROLES_CLAIM")
+}
+
+/// Where the console's users sign in: a client of an OpenID Connect issuer, without a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignIn {
+    /// The issuer's page, which may have a query of its own.
+    pub authorize_url: String,
+    /// Where the page gets a token for its code.
+    pub token_url: String,
+    /// The client.
+    pub client_id: String,
+    /// The issuer's page that ends its own session.
+    pub logout_url: Option<String>,
+}
+
+/// Where the console's users sign in, if there is such a place: `SIGN_IN_CLIENT_ID`, and with it `SIGN_IN_AUTHORIZE_URL`
+/// and `SIGN_IN_TOKEN_URL`. Beside, `SIGN_IN_LOGOUT_URL` may be left out.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
+pub fn sign_in() -> Result<Option<SignIn>, ConfigError> {
+    let Some(client_id) = optional("SIGN_IN_CLIENT_ID") else { return Ok(None) };
+    let checked = |name, url: String| {
+        // The token's one goes into a header.
+        let plain = url.bytes().all(|byte| byte.is_ascii_graphic() && !b";,'\"".contains(&byte));
+        let problem = "must be an https URL";
+        if plain && url.starts_with("https://") { Ok(url) } else { Err(ConfigError { name, problem }) }
+    };
+    let url = |name| checked(name, required(name)?);
+    let (authorize_url, token_url) = (url("SIGN_IN_AUTHORIZE_URL")?, url("SIGN_IN_TOKEN_URL")?);
+    let name = "SIGN_IN_LOGOUT_URL";
+    let logout_url = optional(name).map(|url| checked(name, url)).transpose()?;
+    Ok(Some(SignIn { authorize_url, token_url, client_id, logout_url }))
+}
+
+/// Whether a gateway gives tokens to whoever asks: `HOLDFAST_LOCAL_SIGN_IN`. Only the local gateway sets it.
+pub fn local_sign_in() -> bool {
+    optional("HOLDFAST_LOCAL_SIGN_IN").is_some()
 }
 
 /// The limit per customer of a product that is made without one, if there is any: `DEFAULT_MAX_PER_CUSTOMER`, 0 for none.

@@ -1,11 +1,12 @@
-//! Everything around the rules: environment variables, the clock, the AWS clients, the log, schedules, queues, and moving
-//! dead letters into the table.
+//! Everything around the rules: environment variables, the clock, the AWS clients, the log, metrics, schedules, queues, and
+//! moving dead letters into the table.
 #![warn(clippy::missing_errors_doc)]
 
 pub mod clock;
 pub mod config;
 pub mod dead_letters;
 pub mod log;
+pub mod metrics;
 pub mod queues;
 pub mod schedules;
 

@@ -53,15 +53,20 @@ pub fn function() -> &'static str {
     &NAME
 }
 
-/// The span of an event that is not an HTTP request: names the function, and the invocation's id, on each line.
-pub fn event(request_id: &str) -> tracing::Span {
-    tracing::info_span!("event", function = function(), request_id)
+/// The id of the trace that an invocation belongs to, from Lambda's header `Root=1-...;Parent=...;Sampled=0`.
+pub fn trace_id(header: Option<&str>) -> Option<&str> {
+    header?.split(';').find_map(|part| part.strip_prefix("Root="))
+}
+
+/// The span of an event that is not an HTTP request: names the function, the invocation's id and its trace on each line.
+pub fn event(request_id: &str, trace: Option<&str>) -> tracing::Span {
+    tracing::info_span!("event", function = function(), request_id, trace_id = trace_id(trace))
 }
 
 /// The span of a message from a queue: also names the message, and its reservation once [`reservation`] is called.
-pub fn message(request_id: &str, message_id: Option<&str>) -> tracing::Span {
-    let function = function();
-    tracing::info_span!("message", function, request_id, message_id, reservation_id = tracing::field::Empty)
+pub fn message(request_id: &str, trace: Option<&str>, message_id: Option<&str>) -> tracing::Span {
+    let (function, trace_id) = (function(), trace_id(trace));
+    tracing::info_span!("message", function, request_id, trace_id, message_id, reservation_id = tracing::field::Empty)
 }
 
 /// The milliseconds since `started`, as `duration_ms` gives them.
@@ -77,6 +82,15 @@ pub fn reservation(id: &impl std::fmt::Display) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trace_is_named_by_its_root() {
+        let root = "1-5759e988-bd862e3fe1be46a994272793";
+        for header in [format!("Root={root};Parent=53995c3f42cd8ad8;Sampled=1"), format!("Self=1-2-3;Root={root}")] {
+            assert_eq!(trace_id(Some(&header)), Some(root));
+        }
+        assert_eq!((trace_id(None), trace_id(Some("x"))), (None, None));
+    }
 
     #[test]
     fn a_level_is_read_as_lambda_writes_it_and_anything_else_is_info() {

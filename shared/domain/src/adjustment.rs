@@ -1,5 +1,6 @@
 //! The command to adjust a product's stock.
 
+use crate::audit::check_reason;
 use crate::text::check_line;
 use crate::{IdempotencyKey, Invalid, MAX_TOTAL, ProductId, digest_id};
 
@@ -32,6 +33,7 @@ impl Adjustment {
             return Err(Invalid::new("delta", "must be a whole number from -1000000000 to 1000000000, and not 0"));
         }
         check_line("reason", &self.reason)?;
+        check_reason(&self.reason)?;
         if let Some(reference) = &self.reference {
             check_line("reference", reference)?;
         }

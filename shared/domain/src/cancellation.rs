@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::check_reason;
 use crate::text::check_line;
 use crate::{CustomerId, Invalid, ReservationId, Timestamp};
 
@@ -24,9 +25,10 @@ impl OrderCancellation {
     /// The command itself, if its reason is one.
     ///
     /// # Errors
-    /// [`Invalid`] for a reason that is empty, too long or has invisible characters only.
+    /// [`Invalid`] for a reason that is empty, too long, has invisible characters only, or is that of a compensation.
     pub fn checked(self) -> Result<Self, Invalid> {
-        check_line("reason", &self.reason).map(|()| self)
+        check_line("reason", &self.reason)?;
+        check_reason(&self.reason).map(|()| self)
     }
 
     /// What the order records of it, if it is carried out at `now`.

@@ -94,6 +94,11 @@ checked_string!(
     })
 );
 
+checked_string!(
+    /// What an admin's action was about: the id of a product, a reservation or a failed confirmation.
+    ActionTarget, "target", "must be 1 to 64 of A-Z a-z 0-9 _ -", is_id
+);
+
 impl CustomerId {
     /// Whether it is a guest: `guest:` and an id chosen by the shop. No token's `sub` may begin like this, so a guest's id
     /// never collides with a user's.

@@ -9,11 +9,13 @@
 //! - [`decide`] has what a command does to a reservation: one function for each command,
 //! - [`Failure::record`], [`FailedConfirmation::retry`] and [`FailedConfirmation::resolve`] decide what becomes of a
 //!   confirmation that failed,
+//! - [`audit`] judges whether a product's books agree, by what was read of a table in use,
 //! - [`RateLimit`] decides whether a customer sends too many requests,
 //! - [`Refusal`] names every refusal, in order of precedence.
 #![warn(clippy::missing_errors_doc)]
 
 mod adjustment;
+pub mod audit;
 mod cancellation;
 mod confirmation;
 pub mod decide;
@@ -40,7 +42,7 @@ pub use failed::{
     FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, ORDER_CANCELLED, RecordDecision, ResolveDecision,
     RetryDecision,
 };
-pub use ids::{CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
+pub use ids::{ActionTarget, CustomerId, IdempotencyKey, PaymentReference, ProductId, ReservationId, digest_id};
 pub use product::{
     Currency, DEFAULT_LATE_PAYMENT_SECONDS, MAX_LATE_PAYMENT_SECONDS, MAX_PRICE_MINOR, MAX_SHARDS, MAX_TOTAL, Product,
     ProductChange, ProductStatus, Stock,

@@ -156,6 +156,9 @@ pub struct Reservation {
     /// If it was an order that was given back, or a hold that an admin released: by whom, when and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancellation: Option<Cancellation>,
+    /// When its customer cancelled the hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancelled_at: Option<Timestamp>,
 }
 
 fn default_late_payment_seconds() -> u32 {
@@ -191,6 +194,7 @@ impl Reservation {
             refunded: BTreeSet::new(),
             unpaid_closed_at: None,
             cancellation: None,
+            cancelled_at: None,
         }
     }
 

@@ -44,7 +44,8 @@ fn of_the_authorizer(input: &[u8]) {
     // Other characters may separate words too, and are not part of a word.
     let plain = flat && list.split(' ').all(|word| !word.contains(divides));
     let is = |role| plain && list.split(' ').any(|word| word == role);
-    assert_eq!((caller.id.as_str(), caller.service, caller.admin), (sub, is("service"), is("admin")), "{claims}");
+    let roles = (caller.service, caller.admin, caller.auditor);
+    assert_eq!((caller.id.as_str(), roles), (sub, (is("service"), is("admin"), is("auditor"))), "{claims}");
 }
 
 fn of_a_header(input: &[u8]) {
@@ -84,7 +85,7 @@ fn is_as_claimed(caller: &Caller, claims: &[u8]) {
     assert!(claims["exp"].as_f64().is_some_and(|at| at > 1_700_000_000.0), "{claims}");
     // A token that is valid only from the year 2100 on is not accepted yet.
     assert!(claims.get("nbf").is_none_or(|at| at.as_f64().is_some_and(|at| at < 4_102_444_800.0)), "{claims}");
-    for (role, has) in [("service", caller.service), ("admin", caller.admin)] {
+    for (role, has) in [("service", caller.service), ("admin", caller.admin), ("auditor", caller.auditor)] {
         let roles = &claims["cognito:groups"];
         let said = match roles {
             Value::Array(roles) => roles.iter().any(|one| one == role) && roles.iter().all(Value::is_string),

@@ -4,7 +4,8 @@
 //! 10 s    Timeout in template.yaml: Lambda ends the process
 //!  9.5 s  ANSWER_BUDGET: the request is given up, and answered with 503
 //!  9 s    RATE_LIMIT_BUDGET (1 s), then REQUEST_BUDGET (8 s), of which TABLE_BUDGET (4 s) for the table,
-//!         or BATCH_BUDGET (8 s), then DELAY_BUDGET (1 s)
+//!         or BATCH_BUDGET (8 s), then DELAY_BUDGET (1 s),
+//!         or, for an admin, REQUEST_BUDGET (8 s), then OUTCOME_BUDGET (1 s)
 //! ```
 
 use std::time::Duration;
@@ -13,7 +14,9 @@ use std::time::Duration;
 pub const RATE_LIMIT_BUDGET: Duration = Duration::from_secs(1);
 /// Time of a handler.
 pub const REQUEST_BUDGET: Duration = Duration::from_secs(8);
-/// Part of it for the table where there is a fallback to the queue: the rest is for the queue.
+/// Time after that to write down what came of an admin's action: admins have no rate limit.
+pub const OUTCOME_BUDGET: Duration = Duration::from_secs(1);
+/// Part of [`REQUEST_BUDGET`] for the table where there is a fallback to the queue: the rest is for the queue.
 pub const TABLE_BUDGET: Duration = Duration::from_secs(4);
 /// Part of it for ingesting the dead-letter queue. What is left there is ingested by the next request or sweep.
 pub const INGEST_BUDGET: Duration = Duration::from_secs(4);
@@ -28,6 +31,7 @@ pub const DELAY_BUDGET: Duration = Duration::from_secs(1);
 const _: () = {
     let answer = ANSWER_BUDGET.as_millis();
     assert!(RATE_LIMIT_BUDGET.as_millis() + REQUEST_BUDGET.as_millis() < answer);
+    assert!(REQUEST_BUDGET.as_millis() + OUTCOME_BUDGET.as_millis() < answer);
     assert!(BATCH_BUDGET.as_millis() + DELAY_BUDGET.as_millis() < answer);
     assert!(TABLE_BUDGET.as_millis() < REQUEST_BUDGET.as_millis());
     assert!(INGEST_BUDGET.as_millis() < REQUEST_BUDGET.as_millis());

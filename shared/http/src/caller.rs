@@ -4,7 +4,8 @@
 //! them there. The local stack has no authorizer; see `local_sign_in`, which no release build contains. Without either,
 //! every request is unauthenticated.
 //!
-//! A role is a word in one claim of the token, which only the issuer can set.
+//! A role is a word in one claim of the token, which only the issuer can set. A back end that signs in by client
+//! credentials has no such claim: its role is a scope.
 //!
 //! A customer is identified by the token's `sub`. A shop's back end chooses ids for guests, `guest:...`: a `sub` with that
 //! prefix is refused, so that no user can act as a guest.
@@ -23,10 +24,13 @@ use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{Ref, Required};
 
 use crate::problem::Unauthenticated;
+use crate::serve::request_id;
 use crate::{Problem, Query};
 
 /// The claim that carries Cognito's groups.
 const GROUPS: &str = "cognito:groups";
+/// The scope that makes a back end a service, as template.yaml defines it.
+pub const SERVICE_SCOPE: &str = "holdfast/service";
 
 /// The verified caller. Every caller is a customer; some have more roles.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub struct Caller {
     pub service: bool,
     /// An admin: products, stock, failed confirmations, and all customers' reservations.
     pub admin: bool,
+    /// An auditor: reads what an admin reads, and changes nothing.
+    pub auditor: bool,
 }
 
 /// The result of the verification, as an extension of the request.
@@ -78,9 +84,18 @@ impl Caller {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Customer(pub CustomerId);
 
-/// The verified caller, who is an admin.
+/// The verified caller, who is an admin: for every request under `/admin` that changes something.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin(pub CustomerId);
+pub struct Admin {
+    /// The token's `sub`.
+    pub id: CustomerId,
+    /// The id of the request in the logs: what an admin does is written down with it.
+    pub request_id: String,
+}
+
+/// A verified caller who may read what admins read: an admin or an auditor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader;
 
 /// How callers are verified.
 #[derive(Clone)]
@@ -121,9 +136,8 @@ impl Authenticator {
     pub(crate) fn caller(&self, parts: &Parts) -> Result<Caller, Unauthenticated> {
         match authorizer_claims(parts) {
             Some(claims) => {
-                let roles = claims.get(&*self.roles_claim).map_or("", String::as_str);
-                let caller = claims.get("sub").and_then(|sub| caller_of(sub, &roles_of_text(roles)));
-                caller.ok_or(Unauthenticated::Invalid)
+                let text = |name: &str| claims.get(name).map(String::as_str);
+                caller_of(text, &roles_of_text(text(&self.roles_claim).unwrap_or_default()))
             }
             #[cfg(feature = "local-sign-in")]
             None => match &self.local_keys {
@@ -158,9 +172,21 @@ pub(crate) fn is_plain(word: &str) -> bool {
     !word.is_empty() && !word.contains(divides)
 }
 
-pub(crate) fn caller_of(sub: &str, roles: &[&str]) -> Option<Caller> {
-    let id = CustomerId::try_from(sub).ok().filter(|id| !id.is_guest())?;
-    Some(Caller { id, service: roles.contains(&"service"), admin: roles.contains(&"admin") })
+/// The caller by the claims of a verified token that are text, and by its roles.
+pub(crate) fn caller_of<'a>(text: impl Fn(&str) -> Option<&'a str>, roles: &[&str]) -> Result<Caller, Unauthenticated> {
+    // Cognito's name for a token's purpose. API Gateway accepts ID tokens too, which are made for the page that signs
+    // in: they carry an address, and no scopes.
+    if text("token_use") == Some("id") {
+        return Err(Unauthenticated::IdToken);
+    }
+    let sub = text("sub").ok_or(Unauthenticated::Invalid)?;
+    let id = CustomerId::try_from(sub).ok().filter(|id| !id.is_guest()).ok_or(Unauthenticated::Invalid)?;
+    // Only of a token that a client got for itself (RFC 9068, section 2.2): a user may get any scope that their client
+    // may ask for.
+    let scopes = text("scope").filter(|_| text("client_id") == Some(sub)).unwrap_or_default();
+    let has = |role| roles.contains(&role);
+    let service = has("service") || scopes.split(' ').any(|scope| scope == SERVICE_SCOPE);
+    Ok(Caller { id, service, admin: has("admin"), auditor: has("auditor") })
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -176,7 +202,21 @@ impl<S: Sync> FromRequestParts<S> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, state).await?;
-        if caller.admin { Ok(Self(caller.id)) } else { Err(Problem::forbidden("only admins may do this")) }
+        match caller {
+            Caller { admin: true, id, .. } => Ok(Self { id, request_id: request_id(&parts.extensions) }),
+            Caller { auditor: true, .. } => Err(Problem::forbidden("an auditor may read, and change nothing")),
+            _ => Err(Problem::forbidden("only admins may do this")),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Reader {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let reads = caller.admin || caller.auditor;
+        if reads { Ok(Self) } else { Err(Problem::forbidden("only admins and auditors may do this")) }
     }
 }
 
@@ -232,8 +272,25 @@ pub(crate) mod tests {
             assert_eq!(caller.is_ok(), gets_in, "{sub}");
         }
         let named = CustomerId::try_from("guest:1").unwrap();
-        let service = Caller { id: CustomerId::try_from("shop").unwrap(), service: true, admin: false };
+        let service = Caller { id: CustomerId::try_from("shop").unwrap(), service: true, admin: false, auditor: false };
         assert_eq!(service.customer(Some(named.clone())).unwrap(), named);
+    }
+
+    #[tokio::test]
+    async fn an_auditor_reads_and_changes_nothing() {
+        for (roles, reads, changes) in [
+            ("[admin]", true, true),
+            ("[auditor]", true, false),
+            ("[admin auditor]", true, true),
+            ("[service]", false, false),
+        ] {
+            let mut parts = authorized(&json!({"sub": "a", "cognito:groups": roles}));
+            parts.extensions.insert(Authenticator::default());
+            assert_eq!(Reader::from_request_parts(&mut parts, &()).await.is_ok(), reads, "{roles}");
+            let admin = Admin::from_request_parts(&mut parts, &()).await.map(|admin| admin.request_id);
+            let wanted = if changes { Ok("r".to_owned()) } else { Err("forbidden") };
+            assert_eq!(admin.map_err(|problem| problem.code.code), wanted, "{roles}");
+        }
     }
 
     #[test]
@@ -279,9 +336,44 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_id_token_is_refused() {
+        for (token_use, refused) in [(json!("id"), true), (json!("access"), false), (json!("ID"), false)] {
+            let claims = json!({"sub": "a", "token_use": token_use, "cognito:groups": "[admin]"});
+            let caller = Authenticator::default().caller(&authorized(&claims));
+            assert_eq!(caller.err(), refused.then_some(Unauthenticated::IdToken), "{token_use}");
+        }
+    }
+
+    #[test]
+    fn a_back_end_is_a_service_by_its_scope() {
+        for (client, scope, service) in [
+            ("shop", "holdfast/service", true),
+            ("shop", "openid holdfast/service", true),
+            ("shop", "holdfast/services", false),
+            ("shop", "service", false),
+            ("shop", "[holdfast/service]", false),
+            ("shop", "holdfast/service\t", false),
+            ("shop", "", false),
+            // A user's token, of whatever client.
+            ("page", "holdfast/service", false),
+            ("", "holdfast/service", false),
+        ] {
+            let claims = json!({"sub": "shop", "client_id": client, "token_use": "access", "scope": scope});
+            let caller = Authenticator::default().caller(&authorized(&claims)).unwrap();
+            assert_eq!(
+                (caller.id.as_str(), caller.service, caller.admin),
+                ("shop", service, false),
+                "{client} {scope}"
+            );
+        }
+        let without_client = json!({"sub": "shop", "scope": "holdfast/service"});
+        assert!(!Authenticator::default().caller(&authorized(&without_client)).unwrap().service);
+    }
+
+    #[test]
     fn only_a_service_names_a_customer() {
         let customer = |id: &str| CustomerId::try_from(id).unwrap();
-        let caller = |service| Caller { id: customer("me"), service, admin: true };
+        let caller = |service| Caller { id: customer("me"), service, admin: true, auditor: false };
         assert_eq!(caller(true).customer(Some(customer("alice"))).unwrap(), customer("alice"));
         assert_eq!(caller(true).customer(None).unwrap_err().code.code, "invalid_request");
         assert_eq!(caller(false).customer(None).unwrap(), customer("me"));

@@ -112,10 +112,10 @@ table! {
         [FIELD];
     UNAUTHENTICATED = "unauthenticated", UNAUTHORIZED,
         "The token is missing, has expired or is not valid for this API.",
-        "Get a valid token. `WWW-Authenticate` says whether there was one.";
+        "Get a valid access token. `WWW-Authenticate` says whether there was one, and `detail` whether it was an ID token.";
     FORBIDDEN = "forbidden", FORBIDDEN,
         "The token's role does not allow this.",
-        "Use an admin's token for admin routes. Send `customer_id` only with a service's token.";
+        "Use an admin's token for admin routes; an auditor may only read. Send `customer_id` only with a service's token.";
     CONFIRMATION_NOT_ALLOWED = "confirmation_not_allowed", FORBIDDEN,
         "Customers may not confirm reservations here.",
         "Confirm with a service's token, from the shop's back end, once the payment was taken. This request recorded nothing.";

@@ -1,12 +1,13 @@
 //! Extractors that parse and check a request's input, or refuse it with a problem.
 
-use axum::body::to_bytes;
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{Uri, header, request::Parts};
 use holdfast_domain::{IdempotencyKey, Invalid};
 use holdfast_store::Cursor;
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
@@ -29,15 +30,38 @@ impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        no_query(request.uri())?;
-        // No client has to compress 64 KB; and what is decompressed may have any size.
-        let encoding = request.headers().get(header::CONTENT_ENCODING);
-        if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-            return Err(Problem::content_encoding());
-        }
-        let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| Problem::too_large())?;
-        parse_body(if body.is_empty() { b"{}" } else { &body }).map(Self)
+        parse_body(&read_body(request).await?).map(Self)
     }
+}
+
+/// A JSON body, and the same as it was sent, for the log of what admins do: a field that is new is in the log, too.
+#[derive(Debug, Clone)]
+pub struct Recorded<T> {
+    /// The body.
+    pub body: T,
+    /// Every field that was sent.
+    pub detail: Value,
+}
+
+impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Recorded<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let bytes = read_body(request).await?;
+        Ok(Self { body: parse_body(&bytes)?, detail: parse_body(&bytes)? })
+    }
+}
+
+/// The body of a request that takes no query. An empty one is `{}`.
+async fn read_body(request: Request) -> Result<Bytes, Problem> {
+    no_query(request.uri())?;
+    // No client has to compress 64 KB; and what is decompressed may have any size.
+    let encoding = request.headers().get(header::CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Problem::content_encoding());
+    }
+    let body = to_bytes(request.into_body(), MAX_BODY_BYTES).await.map_err(|_| Problem::too_large())?;
+    Ok(if body.is_empty() { Bytes::from_static(b"{}") } else { body })
 }
 
 /// A struct that must be a JSON object. Serde also reads a struct from an array of its fields in the order of their
@@ -214,7 +238,6 @@ pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D)
 mod tests {
     use super::*;
     use axum::body::Body;
-    use serde_json::Value;
 
     #[tokio::test]
     async fn a_request_with_a_body_takes_no_query() {

@@ -1,8 +1,8 @@
 //! What all HTTP handlers share: callers, input, problems, views.
 //!
-//! - [`Caller`], [`Customer`], [`Admin`]: the verified caller, as an argument of a handler
-//! - [`Json`], [`Query`], [`Key`]: input, parsed and checked
-//! - [`cached`](fn@cached): cacheable responses
+//! - [`Caller`], [`Customer`], [`Admin`], [`Reader`]: the verified caller, as an argument of a handler
+//! - [`Json`], [`Recorded`], [`Query`], [`Key`]: input, parsed and checked
+//! - [`cached`](fn@cached): cacheable responses; [`Files`]: a page's files
 //! - [`limited`]: the rate limit per customer
 //! - [`Problem`]: the one place where a refusal becomes a response; [`codes`]: the table of problems
 //! - [`budgets`]: how long things may take
@@ -15,6 +15,7 @@ mod caller;
 pub mod codes;
 mod event;
 pub mod examples;
+mod files;
 mod input;
 mod limit;
 #[cfg(feature = "local-sign-in")]
@@ -26,9 +27,10 @@ mod serve;
 mod view;
 
 pub use cached::{cached, etag_matches};
-pub use caller::{Admin, Authenticator, Caller, Customer};
+pub use caller::{Admin, Authenticator, Caller, Customer, Reader, SERVICE_SCOPE};
 pub use event::handle;
-pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, nullable, path_id};
+pub use files::Files;
+pub use input::{Json, Key, ListQuery, MAX_BODY_BYTES, NoQuery, Object, Query, Recorded, nullable, path_id};
 pub use limit::{Limiter, limited};
 #[cfg(feature = "local-sign-in")]
 pub use local_sign_in::{LOCAL_AUDIENCE, LOCAL_ISSUER};

@@ -52,7 +52,7 @@ impl LocalKeys {
         let token = token.filter(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer ") && !token.is_empty());
         let (_, token) = token.ok_or(Unauthenticated::Missing)?;
         match self.claims(token) {
-            Some(Ok(claims)) => caller_of_claims(&claims, roles_claim).ok_or(Unauthenticated::Invalid),
+            Some(Ok(claims)) => caller_of_claims(&claims, roles_claim),
             Some(Err(error)) if *error.kind() == ErrorKind::ExpiredSignature => Err(Unauthenticated::Expired),
             Some(Err(_)) | None => Err(Unauthenticated::Invalid),
         }
@@ -76,7 +76,7 @@ impl LocalKeys {
     }
 }
 
-fn caller_of_claims(claims: &HashMap<String, Value>, roles_claim: &str) -> Option<Caller> {
+fn caller_of_claims(claims: &HashMap<String, Value>, roles_claim: &str) -> Result<Caller, Unauthenticated> {
     let roles = match claims.get(roles_claim) {
         Some(Value::Array(roles)) => {
             let words: Option<Vec<&str>> = roles.iter().map(Value::as_str).collect();
@@ -85,7 +85,7 @@ fn caller_of_claims(claims: &HashMap<String, Value>, roles_claim: &str) -> Optio
         Some(Value::String(roles)) => roles_of_text(roles),
         _ => Vec::new(),
     };
-    caller_of(claims.get("sub")?.as_str()?, &roles)
+    caller_of(|name| claims.get(name).and_then(Value::as_str), &roles)
 }
 
 #[cfg(test)]
@@ -190,6 +190,7 @@ mod tests {
             ("with what must be understood", Some(format!("Bearer {}", critical(&["b64"])))),
             ("with what nobody knows", Some(format!("Bearer {}", critical(&["urn:example:shop"])))),
             ("with an empty list of it", Some(format!("Bearer {}", critical(&[])))),
+            ("an ID token", Some(format!("Bearer {}", local(with(|c| c["token_use"] = json!("id")))))),
             ("an empty sub", Some(format!("Bearer {}", local(with(|c| c["sub"] = json!("")))))),
             ("another key", Some(format!("Bearer {}", token(Algorithm::HS256, Some("local"), &claims(), b"another")))),
             ("an unknown key id", Some(format!("Bearer {}", token(Algorithm::HS256, Some("x"), &claims(), SECRET)))),
@@ -205,6 +206,7 @@ mod tests {
             let why = match what {
                 "no token" | "no scheme" | "another scheme" | "nothing behind the scheme" => Unauthenticated::Missing,
                 "expired" => Unauthenticated::Expired,
+                "an ID token" => Unauthenticated::IdToken,
                 _ => Unauthenticated::Invalid,
             };
             assert_eq!(authenticator().caller(&parts(authorization.as_deref())), Err(why), "{what}");

@@ -35,6 +35,8 @@ pub(crate) enum Unauthenticated {
     /// It has expired.
     #[cfg(feature = "local-sign-in")]
     Expired,
+    /// It is an ID token, which is for the page that signs in.
+    IdToken,
     /// It is not a token for this API: malformed, of another issuer or audience, or without a usable `sub`.
     Invalid,
 }
@@ -45,6 +47,7 @@ impl Unauthenticated {
             Self::Missing => "a bearer token is required",
             #[cfg(feature = "local-sign-in")]
             Self::Expired => "the token has expired",
+            Self::IdToken => "this is an ID token; send the access token",
             Self::Invalid => "the token is not valid for this API",
         }
     }
@@ -55,6 +58,9 @@ impl Unauthenticated {
             Self::Missing => "Bearer",
             #[cfg(feature = "local-sign-in")]
             Self::Expired => r#"Bearer error="invalid_token", error_description="the token has expired""#,
+            Self::IdToken => {
+                r#"Bearer error="invalid_token", error_description="this is an ID token; send the access token""#
+            }
             Self::Invalid => r#"Bearer error="invalid_token", error_description="the token is not valid for this API""#,
         }
     }
@@ -155,6 +161,11 @@ impl Problem {
     /// 500: a defect that no retry fixes.
     pub fn internal(internal_message: impl Into<String>) -> Self {
         Self::new(&codes::INTERNAL_ERROR, "something went wrong").internal_message(internal_message)
+    }
+
+    /// Its status and code, as in `409 insufficient_stock`.
+    pub fn outcome(&self) -> String {
+        format!("{} {}", self.code.status.as_u16(), self.code.code)
     }
 
     /// Adds a member that helps the caller to act.

@@ -62,6 +62,16 @@ schema!(
         .examples(["fc_rwk75w2exc5zpnhaezgetcpcjsx4xjt2jowbaoa37yqvdnqi7cmq"])
 );
 schema!(
+    /// See [`holdfast_domain::ActionTarget`].
+    ActionTarget,
+    text(
+        "What an action was about: the id of a product, a reservation or a failed confirmation; for a redrive \
+         `failed-confirmations`."
+    )
+    .pattern(Some("^[A-Za-z0-9_-]{1,64}$"))
+    .examples(["tee-black"])
+);
+schema!(
     /// See [`holdfast_domain::CustomerId`].
     CustomerId,
     text(
@@ -343,6 +353,7 @@ mod tests {
     fn schemas_accept_exactly_what_the_domain_accepts() {
         agree::<ProductId, domain::ProductId>(texts());
         agree::<ReservationId, domain::ReservationId>(texts());
+        agree::<ActionTarget, domain::ActionTarget>(texts());
         agree::<CustomerId, domain::CustomerId>(texts());
         agree::<PaymentReference, domain::PaymentReference>(texts());
         let quoted = ["\"a,b\"", "\"a", "a\"", "\"\"", "\"a\\\"b\"", "\"a\\b\"", "a,b", "\"a\"b\""].map(Value::from);

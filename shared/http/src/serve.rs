@@ -1,4 +1,4 @@
-//! The layers around every router: the request's id, one log line per request, rendered problems.
+//! The layers around every router: the request's id, one log line per request and its metrics, rendered problems.
 //!
 //! Invariant: even if a handler panics or hangs, the caller gets a response in the API's format and the environment can
 //! serve the next request.
@@ -9,12 +9,13 @@ use std::time::Instant;
 
 use axum::body::HttpBody as _;
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
+use axum::http::{Extensions, HeaderValue, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
 use futures_util::FutureExt as _;
-use holdfast_aws::log;
+use holdfast_aws::{log, metrics};
+use holdfast_store::measure;
 use lambda_http::{Context, request::RequestContext};
 use tracing::{Instrument as _, field};
 
@@ -38,23 +39,29 @@ pub struct Outcome(pub &'static str);
 /// Logs each request once, renders its problem, and names the request in the response.
 async fn answer(request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let request_id = request_id(&request);
+    let request_id = request_id(request.extensions());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let operation = operation(&request);
     let function = log::function();
-    let span = tracing::info_span!("request", function, request_id, %method, path, reservation_id = field::Empty);
-    async move {
+    let trace = request.extensions().get::<Context>().and_then(|context| context.xray_trace_id.as_deref());
+    let trace_id = log::trace_id(trace);
+    let span =
+        tracing::info_span!("request", function, request_id, trace_id, %method, path, reservation_id = field::Empty);
+    let answered = async move {
         let read_only = method.is_safe();
         let mut response = run(request, next).await;
         let problem = response.extensions_mut().remove::<Problem>();
         // axum itself refuses an id in the path that is not UTF-8.
         let problem = problem.or_else(|| response.status().is_client_error().then(Problem::route_not_found));
         let duration_ms = log::millis_since(started);
+        measure::note_by(measure::LATENCY, &operation, duration_ms);
         let mut response = match problem {
             None => {
                 let status = response.status().as_u16();
                 let default = Outcome(if read_only { "read" } else { "done" });
                 let Outcome(outcome) = response.extensions().get().copied().unwrap_or(default);
+                count(outcome, "");
                 tracing::info!(status, outcome, duration_ms, "answered");
                 response
             }
@@ -72,24 +79,29 @@ async fn answer(request: Request, next: Next) -> Response {
             response.headers_mut().insert("x-request-id", id);
         }
         response
+    };
+    metrics::measured(answered).instrument(span).await
+}
+
+/// Counts the outcome, where there is a metric of it.
+fn count(outcome: &str, code: &str) {
+    if let Some(metric) = measure::of_outcome(outcome) {
+        measure::note_by(metric, code, 1);
     }
-    .instrument(span)
-    .await
 }
 
 fn log_problem(problem: &Problem, duration_ms: u64) {
     let (status, code) = (problem.code.status, problem.code.code);
     let field = problem.members.get("field").and_then(serde_json::Value::as_str);
-    match &problem.internal_message {
-        Some(message) if status.is_server_error() => tracing::error!(
-            status = status.as_u16(),
-            outcome = "failed",
-            code,
-            internal_message = message,
-            duration_ms,
-            "answered"
-        ),
-        _ => tracing::info!(status = status.as_u16(), outcome = "refused", code, field, duration_ms, "answered"),
+    let failed = problem.internal_message.as_ref().filter(|_| status.is_server_error());
+    let outcome = if failed.is_some() { "failed" } else { "refused" };
+    count(outcome, code);
+    let status = status.as_u16();
+    match failed {
+        Some(internal_message) => {
+            tracing::error!(status, outcome, code, internal_message, duration_ms, "answered");
+        }
+        None => tracing::info!(status, outcome, code, field, duration_ms, "answered"),
     }
 }
 
@@ -114,13 +126,22 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
     owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
-/// API Gateway's request id, or Lambda's if there is no gateway.
-fn request_id(request: &Request) -> String {
+/// The route as API Gateway names it. There is a fixed number of them, whatever callers send.
+fn operation(request: &Request) -> String {
     let gateway = request.extensions().get::<RequestContext>().and_then(|context| match context {
+        RequestContext::ApiGatewayV2(context) => context.route_key.clone(),
+        _ => None,
+    });
+    gateway.unwrap_or_else(|| "$default".to_owned())
+}
+
+/// API Gateway's request id, or Lambda's if there is no gateway.
+pub(crate) fn request_id(extensions: &Extensions) -> String {
+    let gateway = extensions.get::<RequestContext>().and_then(|context| match context {
         RequestContext::ApiGatewayV2(context) => context.request_id.clone(),
         _ => None,
     });
-    let lambda = || request.extensions().get::<Context>().map(|context| context.request_id.clone());
+    let lambda = || extensions.get::<Context>().map(|context| context.request_id.clone());
     gateway.or_else(lambda).unwrap_or_default()
 }
 

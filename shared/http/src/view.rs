@@ -111,10 +111,16 @@ pub struct ReservationView {
     /// The payment that confirmed it.
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
-    /// When an order was given back (its payment must be refunded), or a hold was released by an admin.
+    /// When an order was given back (its payment must be refunded), or a hold was cancelled by its customer or released by an
+    /// admin.
     #[schema(value_type = Option<schema::Time>, required)]
     cancelled_at: Option<ApiTime>,
-    /// Why.
+    /// Who cancelled it: `customer`, or the `sub` of an admin or a service. Only in responses to admins, and only if it is
+    /// cancelled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false)]
+    cancelled_by: Option<String>,
+    /// Why, if it was not its customer.
     #[schema(value_type = Option<schema::FreeText>, required)]
     cancel_reason: Option<String>,
     /// Whether the units are on sale again. If not, they left the stock.
@@ -162,7 +168,8 @@ impl ReservationView {
             confirmed_at: reservation.confirmed_at.map(ApiTime),
             confirmed_late: reservation.confirmed_late,
             payment_reference: reservation.payment_reference.map(String::from),
-            cancelled_at: reservation.cancellation.as_ref().map(|cancellation| ApiTime(cancellation.at)),
+            cancelled_at: reservation.cancellation.as_ref().map(|by| by.at).or(reservation.cancelled_at).map(ApiTime),
+            cancelled_by: None,
             restocked: reservation.cancellation.as_ref().map(|cancellation| cancellation.restocked),
             cancel_reason: reservation.cancellation.map(|cancellation| cancellation.reason),
         }
@@ -171,7 +178,9 @@ impl ReservationView {
     /// The reservation with its customer.
     pub fn for_admin(reservation: Reservation, now: Timestamp) -> Self {
         let customer_id = Some(reservation.customer.clone());
-        Self { customer_id, ..Self::new(reservation, now) }
+        let by = reservation.cancellation.as_ref().map_or("customer", |cancellation| &cancellation.by);
+        let cancelled_by = (reservation.status == Status::Cancelled).then(|| by.to_owned());
+        Self { customer_id, cancelled_by, ..Self::new(reservation, now) }
     }
 }
 

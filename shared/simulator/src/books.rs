@@ -4,6 +4,7 @@
 //! The books follow the table item by item, and do not know why the functions wrote something: only the state before,
 //! the state after, and what customers and admins had requested by then.
 
+mod actions;
 mod changes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,6 +91,8 @@ pub(crate) struct Asked {
     confirm: BTreeMap<(String, String), i64>,
     /// Payments that the owner named: reservation and payment.
     pub(crate) payments: BTreeSet<(String, String)>,
+    /// When a payment was first sent for a reservation, whoever named it.
+    pub(crate) first_paid: BTreeMap<(String, String), i64>,
     /// Cancellations of holds: the reservation and the customer.
     pub(crate) cancel: BTreeSet<(String, String)>,
     /// Changes of lines.
@@ -170,6 +173,8 @@ pub(crate) struct Books {
     /// The failed confirmations that an admin resolved while there was this reservation: by reservation, when it was made,
     /// and payment. The order is that of the writes, since the clocks that date both differ.
     resolved: BTreeMap<(String, i64, String), BTreeSet<String>>,
+    /// What admins have written down.
+    log: actions::Log,
     /// The final answers.
     pub(crate) finality: Finality,
     /// All requests and answers.
@@ -206,9 +211,10 @@ impl Books {
         self.check(now, holds, invariant, detail);
     }
 
-    /// Follows one write, which changed these items at once; `cleaned_up` means that it was DynamoDB's TTL.
-    pub(crate) fn follow(&mut self, now: i64, changed: Vec<Changed>, schedules: &BTreeSet<i64>, cleaned_up: bool) {
-        let mut touched = Touched::default();
+    /// Follows one write by this environment, which changed these items at once; `None`: by DynamoDB's TTL.
+    pub(crate) fn follow(&mut self, now: i64, changed: Vec<Changed>, schedules: &BTreeSet<i64>, by: Option<&str>) {
+        let by_admin = by.is_some_and(|by| by.starts_with("admin"));
+        let mut touched = Touched { by_admin, ..Touched::default() };
         self.past.written(now);
         for Changed { place, after } in changed {
             let before = match &after {
@@ -223,10 +229,11 @@ impl Books {
             match place.0.split_once('#').unwrap_or((&place.0, "")) {
                 ("CATALOG", _) => self.product(now, &place, after.as_ref(), &mut touched),
                 ("STOCK", rest) => self.shard(now, rest, after.as_ref(), &mut touched),
-                ("HOLD", _) => self.reservation(now, &place, before, after.as_ref(), cleaned_up, &mut touched),
+                ("HOLD", _) => self.reservation(now, &place, before, after.as_ref(), by.is_none(), &mut touched),
                 ("LIMIT", rest) => self.limit(now, rest, after.as_ref(), &mut touched),
                 ("LEDGER", product) => self.entry(now, product, before, after.as_ref(), &mut touched),
                 ("FAILED", _) => self.failed(now, &place, before, after.as_ref(), &mut touched),
+                ("ACTION", _) => self.action(now, &place, before, after.as_ref()),
                 ("ADJUST", _) => self.check(now, before.is_none(), "one_key_one_outcome", || {
                     format!("an adjustment is made again: {before:?} became {after:?}")
                 }),
@@ -267,11 +274,18 @@ impl Books {
             self.check(now, product.version == next, "every_change_is_a_version", || {
                 format!("{before:?} became {product:?}")
             });
+            if facts && touched.by_admin {
+                self.intended(now, "change_product", &id);
+            }
             if before.total != product.total {
                 touched.totals.insert(id.clone());
+                if touched.by_admin {
+                    self.intended(now, "adjust_stock", &id);
+                }
             }
         } else {
             touched.totals.insert(id.clone());
+            self.intended(now, "create_product", &id);
         }
         touched.products.insert(id.clone());
         self.products.entry(id).or_default().push((now, product));
@@ -344,6 +358,10 @@ impl Books {
             self.check(now, asked(after) <= asked(before), "better_news_stays", became);
             let owner = before["failed_customer"] == after["failed_customer"];
             self.check(now, owner, "better_news_stays", became);
+        }
+        let resolved = |item: &&Value| item["state"] == "resolved" && item["settled_by"] != "duplicate";
+        if after.filter(resolved).is_some() && before.filter(resolved).is_none() {
+            self.intended(now, "resolve_failed_confirmation", &place.1);
         }
         if let Some(item) = after.filter(|item| item["state"] == "resolved") {
             // A resolution made while there was no such reservation, or an earlier one, is not noted on this one.
@@ -448,6 +466,11 @@ impl Books {
         let sane = parsed.as_ref().is_none_or(Option::is_some);
         self.check(now, sane, "item_makes_sense", || format!("{id}: {after:?}"));
         let new = parsed.flatten();
+        // A hold that its customer cancelled says when; one that somebody else did, in its cancellation.
+        let dated = |new: &Reservation| {
+            new.cancelled_at.is_some() == (new.status == Status::Cancelled && new.cancellation.is_none())
+        };
+        self.check(now, new.as_ref().is_none_or(dated), "item_makes_sense", || format!("{id}: {after:?}"));
         let old = match &new {
             Some(new) => self.reservations.insert(id.clone(), new.clone()),
             None => self.reservations.remove(&id),
@@ -499,6 +522,9 @@ impl Books {
                 self.journal.cleaned_up(&id, now);
             }
             (Some(old), Some(new)) => {
+                if touched.by_admin && old.cancellation.is_none() && new.cancellation.is_some() {
+                    self.intended_to_cancel(now, &id, &old);
+                }
                 if old.expires_at != new.expires_at {
                     touched.ends_later.push(id.clone());
                 }
@@ -912,6 +938,8 @@ fn without_notes(item: &Value) -> Value {
 /// What one write touched.
 #[derive(Debug, Default)]
 struct Touched {
+    /// Whether the function `admin` made it.
+    by_admin: bool,
     products: BTreeSet<String>,
     totals: BTreeSet<String>,
     entries: BTreeMap<String, i64>,

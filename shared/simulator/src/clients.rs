@@ -117,6 +117,11 @@ impl<'a> Client<'a> {
             Step::Audit { ledger } => {
                 let path = format!("/admin/products/{}/ledger", self.products[*ledger].id);
                 self.ask(patience, Function::Admin, "GET", &path, None, None).await;
+                for path in
+                    [format!("/admin/actions?target={}", self.products[*ledger].id), "/admin/actions".to_owned()]
+                {
+                    self.ask(patience, Function::Admin, "GET", &path, None, None).await;
+                }
             }
             Step::Find { search } => {
                 self.ask(patience, Function::Admin, "GET", &self.search(search), None, None).await;
@@ -142,8 +147,8 @@ impl<'a> Client<'a> {
             body: body.cloned().unwrap_or_default(),
         };
         for tries in 0..=patience {
-            let event = event(self.actor, method, path, key, body);
             let (mut window, tick) = self.asks(&asked);
+            let event = event(self.actor, &request_id(tick), method, path, key, body);
             let answer = timeout(millis(GATEWAY_MS), self.cloud.invoke_by(function, event)).await.ok().flatten();
             let skew = answer.as_ref().map(|(_, skew)| *skew);
             let reply = answer.map(|(answer, _)| Reply {
@@ -207,6 +212,9 @@ impl<'a> Client<'a> {
         let unseen_since = state.unseen_since();
         let books = &mut state.books;
         let window = books.past.ask(now, unseen_since);
+        if let (Route::Confirm(id), Some(payment)) = (asked.route(), asked.body["payment_reference"].as_str()) {
+            books.asked.first_paid.entry((id.to_owned(), payment.to_owned())).or_insert(now);
+        }
         for failed in books.tried_again(asked) {
             books.asked.retry.insert(failed.clone());
             if let Some(payment) = books.payment_of(&failed) {
@@ -222,6 +230,9 @@ impl<'a> Client<'a> {
         let mut state = self.cloud.world.lock();
         let books = &mut state.books;
         books.past.answer(window, now);
+        if let Some(reply) = reply.filter(|_| asked.route().is_action()) {
+            books.admin_answered(now, &request_id(tick), reply);
+        }
         if let Some(reply) = reply {
             let case = Case { books, asked, reply, window: *window, skew };
             let mut broken = judge(&case);
@@ -752,8 +763,13 @@ fn reservation_id(customer: &str, key: u8) -> String {
     }
 }
 
+/// The id of the request that was sent at this tick.
+fn request_id(tick: u64) -> String {
+    format!("request-{tick}")
+}
+
 /// API Gateway's event.
-fn event(actor: &Actor, method: &str, path: &str, key: Option<&str>, body: Option<&Value>) -> Value {
+fn event(actor: &Actor, request_id: &str, method: &str, path: &str, key: Option<&str>, body: Option<&Value>) -> Value {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let mut headers = json!({ "content-type": "application/json", "host": "holdfast.test" });
     if let Some(key) = key {
@@ -793,7 +809,7 @@ fn event(actor: &Actor, method: &str, path: &str, key: Option<&str>, body: Optio
             "domainName": "holdfast.test",
             "domainPrefix": "holdfast",
             "http": { "method": method, "path": path, "protocol": "HTTP/1.1", "sourceIp": "203.0.113.7", "userAgent": "s" },
-            "requestId": "request",
+            "requestId": request_id,
             "routeKey": "$default",
             "stage": "$default",
             "time": "21/Nov/2025:04:40:00 +0000",

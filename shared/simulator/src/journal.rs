@@ -181,7 +181,6 @@ fn told(item: &Value) -> Value {
         body[name] = time(name).into();
     }
     body["customer_id"] = item["customer"].clone();
-    // The model only asks whether it was given back or released.
-    body["cancelled_at"] = if item["cancellation"].is_object() { time("created_at").into() } else { Value::Null };
+    body["cancel_reason"] = item["cancellation"]["reason"].clone();
     body
 }

@@ -6,6 +6,7 @@
 //! clock of the environment that answered. Two things may be a second older than the request, because docs/api.md says
 //! so: "sold out", and what a product's facts forbid. Nothing else is excused.
 
+mod actions;
 mod changes;
 pub(crate) mod failed;
 pub(crate) mod finality;
@@ -21,7 +22,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::books::{Books, SKEW_MS, Shown};
 use crate::dynamo::Place;
-use crate::past::{Moment, Window};
+use crate::past::{IN_FLIGHT_MS, Moment, Window};
 
 /// An answer over HTTP.
 #[derive(Debug, Clone)]
@@ -89,11 +90,20 @@ pub(crate) enum Route<'a> {
     Ledger(&'a str),
     AllReservations,
     AnyReservation(&'a str),
+    Actions,
     Failed,
     Retry(&'a str),
     Resolve(&'a str),
     Redrive,
     Unknown,
+}
+
+impl Route<'_> {
+    /// Whether it is an admin's request that changes something.
+    pub(crate) fn is_action(self) -> bool {
+        use Route::{Adjust, Change, Create, Redrive, Release, ReleaseAll, Resolve, Retry};
+        matches!(self, Create | Change(_) | Adjust(_) | Release(_) | ReleaseAll(_) | Retry(_) | Resolve(_) | Redrive)
+    }
 }
 
 impl Question {
@@ -123,6 +133,7 @@ impl Question {
             ("GET", ["admin", "reservations"]) => Route::AllReservations,
             ("GET", ["admin", "reservations", id]) => Route::AnyReservation(id),
             ("POST", ["admin", "reservations", id, "release"]) => Route::Release(id),
+            ("GET", ["admin", "actions"]) => Route::Actions,
             ("GET", ["admin", "failed-confirmations"]) => Route::Failed,
             ("POST", ["admin", "failed-confirmations", "redrive"]) => Route::Redrive,
             ("POST", ["admin", "failed-confirmations", id, "retry"]) => Route::Retry(id),
@@ -183,6 +194,7 @@ pub(crate) fn judge(case: &Case<'_>) -> Broken {
         Route::Change(id) => case.change(id),
         Route::Adjust(id) => case.adjust(id),
         Route::Ledger(id) => case.ledger(id),
+        Route::Actions => case.actions(),
         Route::Failed => case.failed_list(),
         Route::Retry(id) => case.retry(id),
         Route::Resolve(id) => case.resolve(id),
@@ -275,7 +287,9 @@ impl<'a> Case<'a> {
 
     /// The same for an answer to an admin, which names the customer.
     fn shows_admin(&self, item: &Value, body: &Value) -> bool {
-        item["customer"] == body["customer_id"] && self.shows(item, body)
+        let by = if item["cancellation"].is_object() { item["cancellation"]["by"].clone() } else { "customer".into() };
+        let by = if item["status"] == "cancelled" { by } else { Value::Null };
+        item["customer"] == body["customer_id"] && body["cancelled_by"] == by && self.shows(item, body)
     }
 
     fn reserve(&self) -> Ruling {
@@ -387,22 +401,33 @@ impl<'a> Case<'a> {
         {
             return true;
         }
+        // A copy of the request may have noted it, for a reason that is gone since, and by the clock of another
+        // environment: other holds are over for one clock and not for another.
+        let copies = Case { skew: None, window: self.since_its_first_copy(id, payment), ..*self };
         let (least, most) = self.clock();
-        // A copy of the request may have noted it, by the clock of another environment: other holds are over for one
-        // clock and not for another.
-        let any_clock = Case { skew: None, ..*self };
-        self.payable_once(id, |item| {
+        let least = least.min(copies.clock().0);
+        copies.payable_once(id, |item| {
             let Some(item) = item else { return false };
             let ends = item["expires_at"].as_i64().unwrap_or(i64::MAX);
             let late = item["late_payment_seconds"].as_i64().unwrap_or_default() * 1_000;
             let too_late = ends + late <= self.window.answered_ms + SKEW_MS;
             match item["status"].as_str() {
                 Some("cancelled") => true,
-                Some("expired") => too_late || (ends > least || ends <= most) && any_clock.out_of_reach(item),
+                Some("expired") => too_late || (ends > least || ends <= most) && copies.out_of_reach(item),
                 Some("held") => too_late,
                 _ => false,
             }
         })
+    }
+
+    /// The window of the first copy of a payment and of all later ones up to this request, as far back as a write that
+    /// lands in the window of this request can have been sent.
+    fn since_its_first_copy(&self, id: &str, payment: &str) -> Window {
+        let Window { sent_ms, sent, remembered, .. } = self.window;
+        let first = self.books.asked.first_paid.get(&(id.to_owned(), payment.to_owned())).copied().unwrap_or(sent_ms);
+        let from_ms = first.max(sent_ms - IN_FLIGHT_MS).min(sent_ms);
+        let from = self.books.past.at(from_ms - 1);
+        Window { sent_ms: from_ms, sent: sent.min(from), remembered: remembered.min(from), ..self.window }
     }
 
     fn extend(&self, id: &str) -> Ruling {
@@ -663,7 +688,7 @@ fn view(item: &Value, body: &Value, now: i64) -> bool {
         && body["payment_reference"] == item["payment_reference"]
         && body["cancel_reason"] == item["cancellation"]["reason"]
         && body["restocked"] == item["cancellation"]["restocked"]
-        && shown(&body["cancelled_at"]) == item["cancellation"]["at"].as_i64()
+        && shown(&body["cancelled_at"]) == item["cancellation"]["at"].as_i64().or(item["cancelled_at"].as_i64())
         && time("created_at")
         && time("expires_at")
         && time("confirmed_at")

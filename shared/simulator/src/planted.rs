@@ -741,6 +741,16 @@ pub static ALL: &[Planted] = &[
     }),
     // Implemented in `world`, which knows what was read before and checks for this name.
     ignores("cache-does-not-age", "the cache ages by a clock that stops while the environment is frozen", |_, _| false),
+    // ---- the log of what admins do
+    asks("done-and-not-written-down", "an admin's action is carried out, and was not written down", |call| {
+        let intent =
+            call.request["UpdateExpression"].as_str().is_some_and(|update| update.contains("#action_id = :id"));
+        (call.operation == "UpdateItem" && intent).then(|| (200, json!({})))
+    }),
+    asks("written-down-without-outcome", "an admin's action is written down, and never what came of it", |call| {
+        let outcome = call.operation == "UpdateItem" && call.request["UpdateExpression"] == "SET #outcome = :outcome";
+        outcome.then(|| (200, json!({})))
+    }),
     // ---- reads, and misread answers
     asks("reads-eventually", "an item is read as it was a while ago", |call| {
         if call.operation == "GetItem" {

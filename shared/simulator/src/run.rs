@@ -180,7 +180,7 @@ fn clean_up(world: &World, place: dynamo::Place) {
         let id = id.to_owned();
         state.history.note(world.at(), format_args!("DynamoDB cleans up {id}"));
     }
-    world.written(&mut state, vec![place], now, true);
+    world.written(&mut state, vec![place], now, None);
 }
 
 /// Faults have stopped: everything must now complete.
@@ -367,6 +367,12 @@ async fn ask_for_everything(world: &World, clients: &[Client<'_>], products: &[P
         let path = format!("/admin/products/{}/ledger", product.id);
         same_list(admin, Function::Admin, &path, "entry_id", entries).await;
     }
+    let actions = {
+        let state = world.lock();
+        let all = state.books.items.keys().filter(|(pk, _)| pk.starts_with("ACTION#"));
+        all.map(|(_, id)| id.clone()).collect()
+    };
+    same_list(admin, Function::Admin, "/admin/actions", "action_id", actions).await;
     for client in clients.iter().filter(|client| !client.actor.admin) {
         let own = |found: &Reservation| found.customer.as_str() == client.actor.name;
         let orders = ids(&|found| own(found) && found.was_ordered());

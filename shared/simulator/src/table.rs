@@ -146,14 +146,14 @@ impl World {
         if status == 200 {
             let places = dynamo::places(operation, request);
             if !places.is_empty() {
-                self.written(state, places, now, false);
+                self.written(state, places, now, Some(&call.by));
             }
         }
         (status, body)
     }
 
-    /// Follows a write: puts the new state into the books, and sooner or later into the indexes.
-    pub(crate) fn written(&self, state: &mut State, places: Vec<Place>, now: i64, cleaned_up: bool) {
+    /// Follows a write by this environment, or by DynamoDB's TTL: puts the new state into the books, and sooner or later into the indexes.
+    pub(crate) fn written(&self, state: &mut State, places: Vec<Place>, now: i64, by: Option<&str>) {
         let mut changed = Vec::with_capacity(places.len());
         for place in places {
             let item = dynamo::item(&state.database, TABLE, &place);
@@ -164,10 +164,12 @@ impl World {
             if place.0.starts_with("HOLD#") || place.0 == "FAILED" {
                 self.swept();
                 self.replicate(state, place.clone(), item.clone());
+            } else if place.0.starts_with("ACTION#") {
+                self.replicate(state, place.clone(), item.clone());
             }
             changed.push(Changed { place, after: item.as_ref().map(dynamo::plain_item) });
         }
-        state.books.follow(now, changed, &state.schedules.made, cleaned_up);
+        state.books.follow(now, changed, &state.schedules.made, by);
         self.settle_promises(state, now);
     }
 

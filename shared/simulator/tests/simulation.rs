@@ -119,6 +119,8 @@ fn a_planted_bug_is_caught_by_the_promise_that_it_breaks() {
         ("confirmed-stays-due", "index_due_has_the_holds"),
         ("changed-and-payable-for-longer", "a_change_of_lines_is_whole"),
         ("reserve-says-yes", "answers_are_the_table"),
+        ("done-and-not-written-down", "every_admin_action_is_written_down"),
+        ("written-down-without-outcome", "every_admin_action_is_written_down"),
     ] {
         let planted = Planted::named(name).unwrap();
         let mut violations = (0..60).filter_map(|seed| history(seed, &Part::default(), Some(planted)).violation);

@@ -14,7 +14,7 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpResponse, OrchestratorErr
 use holdfast_domain::{BasketError, Invalid, Refusal};
 use tokio::time::Instant;
 
-use crate::lock;
+use crate::{lock, measure};
 
 /// Why a command did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -220,6 +220,7 @@ impl<'a> Attempts<'a> {
     /// Counts a try that was based on stale data. It can be repeated without a pause.
     pub(crate) fn count(&mut self) {
         self.failed += 1;
+        measure::note(measure::RETRIES, 1);
         "what was known of the stock or the product was out of date".clone_into(&mut self.last);
     }
 
@@ -254,10 +255,12 @@ impl<'a> Attempts<'a> {
         let (base_ms, most_ms) = match error {
             CallError::Fatal(error) => return Err(error),
             CallError::Conflict => {
+                measure::note(measure::CONFLICTS, 1);
                 "another transaction was on the item".clone_into(&mut self.last);
                 (4, 200)
             }
             CallError::Throttled => {
+                measure::note(measure::THROTTLES, 1);
                 "throttled".clone_into(&mut self.last);
                 (50, 1_000)
             }
@@ -272,6 +275,7 @@ impl<'a> Attempts<'a> {
         if until >= self.deadline.0 {
             return Err(self.unavailable("retries"));
         }
+        measure::note(measure::RETRIES, 1);
         // A backoff has no event to wait for.
         tokio::time::sleep_until(until).await;
         Ok(())

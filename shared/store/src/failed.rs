@@ -21,6 +21,28 @@ use crate::{Cursor, Deadline, Error, Page, Store, keys};
 /// The most pages of the index that one request reads to fill its own page.
 const MAX_INDEX_READS: u32 = 10;
 
+/// Which failed confirmations are listed: those for which all of this holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FailedSearch {
+    /// Of this state, by the index `failed`.
+    pub state: Option<FailedState>,
+    /// Of this reservation, by the index `due`.
+    pub reservation: Option<ReservationId>,
+}
+
+impl From<Option<FailedState>> for FailedSearch {
+    fn from(state: Option<FailedState>) -> Self {
+        Self { state, reservation: None }
+    }
+}
+
+impl FailedSearch {
+    fn has(&self, failed: &FailedConfirmation) -> bool {
+        self.state.is_none_or(|state| state == failed.state)
+            && self.reservation.as_ref().is_none_or(|id| failed.reservation_id.as_ref() == Some(id))
+    }
+}
+
 const UNSETTLED: &str = "(#state = :open OR #state = :retrying)";
 
 fn unsettled() -> Vec<(&'static str, AttributeValue)> {
@@ -267,23 +289,35 @@ impl Store {
         found.ok_or(Refusal::FailedConfirmationNotFound.into())
     }
 
-    /// A page of failed confirmations, of one state or of all, the oldest first within a state. Those that are shown as
-    /// unsettled were compared with their reservations, and are no orders.
+    /// A page of failed confirmations, of one state, of one reservation or of all, the oldest first within a state or a
+    /// reservation. Those that are shown as unsettled were compared with their reservations, and are no orders.
     ///
     /// # Errors
     /// `Invalid` for a cursor of another list; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn failed_confirmations(
         &self,
-        state: Option<FailedState>,
+        search: impl Into<FailedSearch>,
         limit: u32,
         cursor: Option<Cursor>,
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Page<FailedConfirmation>, Error> {
+        let search = search.into();
         let (pk, sk) = ((keys::PK, Part::Is(keys::FAILED)), (keys::SK, Part::Begins("fc_")));
         let request = self.client.query();
-        let (mut start, request) = match state {
-            Some(state) => {
+        let (mut start, request) = match (&search.reservation, search.state) {
+            (Some(id), _) => {
+                let partition = keys::failed_partition(id);
+                let parts = [(keys::DUE_KEY, Part::Is(&partition)), (keys::DUE_AT, Part::Number), pk, sk];
+                let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
+                let request = request
+                    .index_name(keys::DUE_INDEX)
+                    .key_condition_expression("#due_key = :reservation")
+                    .expression_attribute_names("#due_key", keys::DUE_KEY)
+                    .expression_attribute_values(":reservation", text(partition));
+                (start, request)
+            }
+            (None, Some(state)) => {
                 let parts =
                     [(keys::FAILED_STATE, Part::Is(state.as_str())), (keys::FIRST_FAILED_AT, Part::Number), pk, sk];
                 let request = request
@@ -293,7 +327,7 @@ impl Store {
                     .expression_attribute_values(":state", text(state.as_str()));
                 (cursor.map(|cursor| cursor.into_key(&parts)).transpose()?, request)
             }
-            None => {
+            (None, None) => {
                 let request = request
                     .key_condition_expression("#pk = :failed")
                     .expression_attribute_names("#pk", keys::PK)
@@ -309,14 +343,13 @@ impl Store {
             let room = i32::try_from(limit.saturating_sub(found.len())).unwrap_or(i32::MAX);
             let (items, next) =
                 self.query(request.clone().limit(room).set_exclusive_start_key(start), deadline).await?;
-            let ids = items.iter().filter_map(|item| item.get(keys::SK)?.as_s().ok()).map(|id| keys::failed(id));
             // The index has only keys, and lags: read the items themselves.
             let mut page = Vec::new();
-            for item in self.get_many(ids.collect(), deadline).await? {
+            for item in self.get_many(items.iter().filter_map(keys::Key::of).collect(), deadline).await? {
                 page.push(items::read("failed confirmation", item)?);
             }
             page = self.settle_ordered(page, now, deadline).await?;
-            page.retain(|failed| state.is_none_or(|state| state == failed.state));
+            page.retain(|failed| search.has(failed));
             page.sort_by(|a, b| (a.first_failed_at, &a.id).cmp(&(b.first_failed_at, &b.id)));
             found.extend(page);
             start = next;
@@ -432,9 +465,14 @@ pub(crate) fn record_update(failed: &FailedConfirmation) -> Expression {
         }
     };
     optional(
-        ", #reservation_id = :reservation_id",
+        ", #reservation_id = :reservation_id, #due_at = :first",
         ":reservation_id",
         failed.reservation_id.as_ref().map(|id| text(id.as_str())),
+    );
+    optional(
+        ", #due_key = :due_key",
+        ":due_key",
+        failed.reservation_id.as_ref().map(|id| text(keys::failed_partition(id))),
     );
     // Not `customer`: that attribute would put it into the index of reservations.
     optional(

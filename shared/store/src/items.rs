@@ -23,7 +23,7 @@ pub(crate) struct ShardItem {
 /// the conditions of the release check that.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Hold {
-    pk: String,
+    pub(crate) pk: String,
     pub(crate) customer: CustomerId,
     pub(crate) lines: Vec<Line>,
     pub(crate) created_at: Timestamp,

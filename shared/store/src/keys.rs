@@ -10,7 +10,7 @@ pub const PK: &str = "pk";
 /// The table's sort key.
 pub const SK: &str = "sk";
 
-/// The sparse index of holds, by when they end.
+/// The sparse index of holds, by when they end, and of failed confirmations, by their reservations: see [`failed_partition`].
 pub const DUE_INDEX: &str = "due";
 /// Its partition key.
 pub const DUE_KEY: &str = "due_key";
@@ -27,12 +27,14 @@ pub const CUSTOMER: &str = "customer";
 /// Its sort key.
 pub const CREATED_AT: &str = "created_at";
 
-/// The index of all reservations, by when they were made.
+/// The index of all reservations, by when they were made, and of all actions of admins.
 pub const MADE_INDEX: &str = "made";
 /// Its partition key. Its sort key is [`CREATED_AT`].
 pub const MADE_KEY: &str = "made_key";
-/// The number of its partitions: each takes about a thousand new reservations a second.
+/// The number of its partitions with reservations: each takes about a thousand new ones a second.
 pub const MADE_PARTITIONS: u32 = 8;
+/// Its partition with the actions of all admins.
+pub const MADE_ACTIONS: &str = "MADE#ACTIONS";
 
 /// The index of the orders of each payment, by when they were made. Its sort key is [`CREATED_AT`].
 pub const PAYMENT_INDEX: &str = "payment";
@@ -87,6 +89,8 @@ pub const HOLD_PREFIX: &str = "HOLD#";
 pub const PRODUCT_PREFIX: &str = "PRODUCT#";
 /// A reservation's sort key.
 pub const HOLD: &str = "HOLD";
+/// The prefix of the partition key of an admin's action.
+pub const ACTION_PREFIX: &str = "ACTION#";
 
 /// The key of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +102,12 @@ pub struct Key {
 }
 
 impl Key {
+    /// The key of an item, or of what an index shows of it.
+    pub(crate) fn of(item: &HashMap<String, AttributeValue>) -> Option<Self> {
+        let part = |name: &str| item.get(name)?.as_s().ok().cloned();
+        Some(Self { pk: part(PK)?, sk: part(SK)? })
+    }
+
     /// As DynamoDB takes it.
     pub fn item(&self) -> HashMap<String, AttributeValue> {
         HashMap::from([
@@ -147,6 +157,55 @@ pub fn failed(id: &str) -> Key {
     Key { pk: FAILED.to_owned(), sk: id.to_owned() }
 }
 
+/// One action of an admin with this target.
+pub fn action(target: &str, action_id: &str) -> Key {
+    Key { pk: format!("{ACTION_PREFIX}{target}"), sk: action_id.to_owned() }
+}
+
+/// The partition of the index `due` with the failed confirmations of a reservation. Of the indexes it is the one whose keys
+/// they can have and be in no other list: `made` has its sort key in common with `payment`.
+pub fn failed_partition(id: &ReservationId) -> String {
+    format!("{FAILED}#{id}")
+}
+
+/// What an item is, by its key: for whoever reads the whole table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Owner {
+    /// A product.
+    Product(ProductId),
+    /// A shard of this product, with its number.
+    Shard(ProductId, u32),
+    /// A reservation.
+    Reservation(ReservationId),
+    /// The limit of this customer for this product.
+    Limit(ProductId, CustomerId),
+    /// An entry of this product's ledger.
+    Ledger(ProductId),
+    /// Something else.
+    Other,
+}
+
+impl Owner {
+    /// What the item with this key is. A key that none of the functions above makes is [`Owner::Other`].
+    pub fn of(pk: &str, sk: &str) -> Self {
+        let product = |id: &str| ProductId::try_from(id).ok();
+        let owner = match pk.split_once('#').unwrap_or((pk, "")) {
+            (CATALOG, "") => sk.strip_prefix(PRODUCT_PREFIX).and_then(product).map(Self::Product),
+            ("STOCK", rest) => {
+                rest.rsplit_once('#').and_then(|(id, shard)| Some(Self::Shard(product(id)?, shard.parse().ok()?)))
+            }
+            ("HOLD", id) => ReservationId::try_from(id).ok().map(Self::Reservation),
+            // A customer's id may have any character.
+            ("LIMIT", rest) => rest
+                .split_once('#')
+                .and_then(|(id, customer)| Some(Self::Limit(product(id)?, CustomerId::try_from(customer).ok()?))),
+            ("LEDGER", id) => product(id).map(Self::Ledger),
+            _ => None,
+        };
+        owner.unwrap_or(Self::Other)
+    }
+}
+
 /// The partition of the index `due` that a reservation's hold is in.
 pub fn due_partition(id: &ReservationId, partitions: u32) -> String {
     due_key(part_of(id, partitions))
@@ -178,6 +237,27 @@ pub fn due_key(k: u32) -> String {
 mod tests {
     use super::*;
     use holdfast_domain::IdempotencyKey;
+
+    #[test]
+    fn a_key_tells_what_its_item_is() {
+        let product = || ProductId::try_from("tee-black").unwrap();
+        // Customers' ids come from an identity provider, and may look like anything.
+        let customer = CustomerId::try_from("auth0|1#2").unwrap();
+        let reservation = ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap());
+        for (key, owner) in [
+            (super::product(&product()), Owner::Product(product())),
+            (shard(&product(), 12), Owner::Shard(product(), 12)),
+            (super::reservation(&reservation), Owner::Reservation(reservation)),
+            (limit(&product(), &customer), Owner::Limit(product(), customer.clone())),
+            (ledger(&product(), "01M7"), Owner::Ledger(product())),
+            (rate(&customer), Owner::Other),
+            (adjustment("a"), Owner::Other),
+            (failed("fc_x"), Owner::Other),
+            (Key { pk: "STOCK#tee-black".to_owned(), sk: "STOCK".to_owned() }, Owner::Other),
+        ] {
+            assert_eq!(Owner::of(&key.pk, &key.sk), owner, "{key:?}");
+        }
+    }
 
     #[test]
     fn holds_are_distributed_over_all_partitions_of_the_index() {

@@ -11,11 +11,16 @@
 //! - `items`: domain values to items and back
 //! - `update`, `transact`: conditional updates of one item, and transactions with their cancellation reasons by position
 //! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
+//! - [`measure`]: what an invocation did, in numbers
 //! - `cache`: what an environment remembers of products and their stock
+//! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
 //!   or a few related ones
+//! - `actions`: the log of what admins do
 #![warn(clippy::missing_errors_doc)]
 
+mod actions;
+mod audit;
 mod cache;
 mod catalog;
 mod changes;
@@ -24,6 +29,7 @@ mod error;
 mod failed;
 mod items;
 pub mod keys;
+pub mod measure;
 mod orders;
 mod page;
 mod products;
@@ -45,7 +51,10 @@ use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::{Clock, ProductId};
 use serde::de::DeserializeOwned;
 
+pub use actions::{Action, Intent};
+pub use audit::{Audited, TableAudit};
 pub use error::{Deadline, Error};
+pub use failed::FailedSearch;
 pub use page::{Cursor, Page};
 pub use rate::Admitted;
 pub use release::Swept;
@@ -107,6 +116,11 @@ impl Store {
 
     fn random_below(&self, bound: u32) -> u32 {
         lock(&self.random).u32(0..bound.max(1))
+    }
+
+    /// A token that no other request has.
+    fn random_token(&self) -> String {
+        format!("{:016x}", lock(&self.random).u64(..))
     }
 
     /// One item, by a consistent read.

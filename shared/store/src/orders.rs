@@ -19,7 +19,7 @@ use crate::stock::{LedgerEntry, entry_id};
 use crate::transact::Transaction;
 use crate::units::{given_back, limits_given_back};
 use crate::update::Expression;
-use crate::{Deadline, Error, Store, keys};
+use crate::{Deadline, Error, Store, keys, measure};
 
 impl Store {
     /// Cancels an order. Repeating it changes nothing: the first reason, and what became of the units, stay.
@@ -52,6 +52,7 @@ impl Store {
                 continue;
             };
             if self.transact_or_wait("cancel order", &transaction, &mut attempts).await? {
+                measure::note(measure::GIVEN_BACK, 1);
                 for line in &seen.lines {
                     // Units are free: this environment must not answer "sold out" from its cache.
                     self.with_cached(&line.product_id, CachedProduct::invalidate_stock);

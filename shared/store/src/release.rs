@@ -5,6 +5,7 @@
 //! is held and is what was read (`created_at` and the lines' `revision`). Otherwise a late copy of a release could release a
 //! new hold under the same key, made after the first was deleted, or give back units that it no longer has.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -19,7 +20,7 @@ use crate::items::{self, Hold, text, time, ttl, unchanged};
 use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
 use crate::units::given_back;
 use crate::update::{Expression, Updated};
-use crate::{Deadline, Error, Item, Store, keys};
+use crate::{Deadline, Error, Item, Store, keys, measure};
 
 /// The most holds in one transaction. More would save more writes (those of the shard are shared), but a larger
 /// transaction keeps its shard busy for longer, while reserves go on.
@@ -104,7 +105,7 @@ impl Store {
                 for line in &reservation.lines {
                     self.with_cached(&line.product_id, CachedProduct::invalidate_stock);
                 }
-                return Ok(Reservation { status: Status::Cancelled, ..reservation });
+                return Ok(Reservation { status: Status::Cancelled, cancelled_at: Some(now), ..reservation });
             }
             // It has ended or changed meanwhile: decide again.
             if deadline.passed() {
@@ -152,8 +153,7 @@ impl Store {
     }
 
     fn admin_release(&self, command: &HoldRelease, now: Timestamp) -> AdminRelease {
-        let token = [(); 2].map(|()| format!("{:08x}", self.random_below(u32::MAX))).concat();
-        AdminRelease { record: command.record(now), token }
+        AdminRelease { record: command.record(now), token: self.random_token() }
     }
 
     /// Cancels a hold that has expired, and whose units are free.
@@ -382,14 +382,15 @@ impl Store {
         let wanted = |hold: &Hold| {
             hold.lines.iter().any(|line| products.iter().any(|product| product.product_id == line.product_id))
         };
-        let (mut found, mut unreadable, mut start) = (Vec::new(), None, None);
+        // One that is extended between two pages is on both: by its key, as it was last read.
+        let (mut found, mut unreadable, mut start) = (BTreeMap::new(), None, None);
         loop {
             let page = self.overdue_page(k, horizon, start, deadline).await?;
-            found.extend(page.holds.into_iter().filter(wanted));
+            found.extend(page.holds.into_iter().filter(wanted).map(|hold| (hold.pk.clone(), hold)));
             unreadable = unreadable.or(page.unreadable);
             start = page.next;
             if start.is_none() {
-                return Ok((found, unreadable));
+                return Ok((found.into_values().collect(), unreadable));
             }
         }
     }
@@ -465,7 +466,7 @@ impl Store {
             let transaction = self.release_transaction(&holds, end, now)?;
             let reasons = match self.transact(&transaction, &mut attempts).await? {
                 Outcome::Applied => {
-                    log_released(&holds, end);
+                    note_released(&holds, end, now);
                     swept.holds += holds.len() as u64;
                     swept.units += units(&holds);
                     // Each alone: with other lines, they might not fit a transaction together.
@@ -484,7 +485,7 @@ impl Store {
                         ended[at] = true;
                         changed.extend(held_with_other_lines(&holds[at], item.as_ref(), end)?);
                         if released_before(item.as_ref(), end) {
-                            log_released(&holds[at..=at], end);
+                            note_released(&holds[at..=at], end, now);
                             swept.add(Swept { holds: 1, units: units(&holds[at..=at]), ..Swept::default() });
                             own += 1;
                         }
@@ -568,6 +569,8 @@ impl Store {
                 End::Cancelled => {
                     condition.text.push_str(" AND #expires_at = :expires");
                     condition.values.push((":expires", time(hold.due_at)));
+                    set.push_str(", #cancelled_at = :now");
+                    values.push((":now", time(now)));
                 }
                 End::Released(AdminRelease { record, token }) => {
                     set.push_str(", #cancellation = :cancellation, #released_by = :token");
@@ -601,17 +604,25 @@ fn released_before(item: Option<&Item>, end: End<'_>) -> bool {
     item.get(RELEASED_BY) == Some(&text(&release.token))
 }
 
-/// Names each hold that has expired or that an admin released, so that a search for its reservation shows how it ended. A
-/// cancelled one is named by its request.
-fn log_released(holds: &[Hold], end: End<'_>) {
+/// Counts each hold that has ended. Names each that has expired or that an admin released, so that a search for its
+/// reservation shows how it ended; a cancelled one is named by its request.
+fn note_released(holds: &[Hold], end: End<'_>, now: Timestamp) {
     for hold in holds {
         let units: u32 = hold.lines.iter().map(|line| line.quantity).sum();
         let id = hold.reservation_id().ok();
         let reservation_id = id.as_ref().map(ReservationId::as_str);
         match end {
-            End::Cancelled => {}
-            End::Expired => tracing::info!(reservation_id, units, "hold expired"),
-            End::Released(_) => tracing::info!(reservation_id, units, "hold released"),
+            End::Cancelled => measure::note(measure::GIVEN_BACK, 1),
+            End::Expired => {
+                let lag_ms = now.as_millis().saturating_sub(hold.due_at.as_millis());
+                measure::note(measure::RELEASE_LAG, u64::try_from(lag_ms).unwrap_or_default());
+                measure::note(measure::EXPIRED, 1);
+                tracing::info!(reservation_id, units, "hold expired");
+            }
+            End::Released(_) => {
+                measure::note(measure::GIVEN_BACK, 1);
+                tracing::info!(reservation_id, units, "hold released");
+            }
         }
     }
 }

@@ -48,9 +48,9 @@ pub struct Adjusted {
 
 /// The record of an adjustment's idempotency key: kept as long as the ledger.
 #[derive(Debug, Serialize, Deserialize)]
-struct KeyRecord {
-    fingerprint: String,
-    entry: LedgerEntry,
+pub(crate) struct KeyRecord {
+    pub(crate) fingerprint: String,
+    pub(crate) entry: LedgerEntry,
 }
 
 /// What an adjustment is decided on, read at one instant.

@@ -233,6 +233,12 @@ impl Wire {
         lock(&self.0.services).schedules()
     }
 
+    /// Carries out a call as it was recorded, as a late copy of it would be: the status and the body of the answer.
+    #[expect(clippy::expect_used, reason = "for tests: a call that was recorded is one of this wire")]
+    pub fn send(&self, operation: &str, request: &Value) -> (u16, Value) {
+        carry_out(&self.0.database, operation, request).expect("an operation of DynamoDB")
+    }
+
     /// All calls since this was last called.
     pub fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut *lock(&self.0.calls))

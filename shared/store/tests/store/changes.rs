@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use futures_util::future::{join, join_all};
 use holdfast_domain::{
-    HoldRelease, Product, ProductStatus, Refusal, RequestedLine, RequestedLines, Reservation, Status, Timestamp,
+    HoldRelease, HoldSeconds, Product, ProductStatus, Refusal, RequestedLine, RequestedLines, Reservation, Status,
+    Timestamp,
 };
 use holdfast_store::{Error, Store, keys};
 use holdfast_testkit::fixtures::{
@@ -449,6 +450,26 @@ async fn a_hold_is_counted_by_the_request_that_released_it_and_by_no_other() {
     .await;
     assert_eq!([first, late].map(|swept| (swept.holds, swept.units)), [(1, 2), (0, 0)]);
     assert_eq!((late.ended_before, late.complete), (1, false));
+}
+
+#[tokio::test]
+async fn a_hold_that_is_extended_between_two_pages_of_the_index_is_released_once() {
+    let (wire, _, other) = two_products().await;
+    let shop = store(&wire, 5).with_due_partitions(1);
+    let first = reserve(&shop, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap().reservation;
+    reserve(&shop, &basket("bob", "k2", &[("tee", 1)]), NOW.plus_seconds(1)).await.unwrap();
+    wire.shorten_pages();
+    let gate = wire.gate(|call| call.request["ExclusiveStartKey"].is_object());
+    let (swept, ()) = join(shop.release_all(&product_id("tee"), &called_off(), NOW, soon()), async {
+        gate.arrived().await;
+        let later = HoldSeconds::try_from(900).unwrap();
+        let (id, owner) = (&first.reservation_id, &first.customer);
+        other.extend(id, owner, later, NOW, soon(), |_| async { Ok(()) }).await.unwrap();
+        gate.open();
+    })
+    .await;
+    let swept = swept.unwrap();
+    assert_eq!((swept.holds, swept.units, swept.complete), (2, 3, true));
 }
 
 #[tokio::test]

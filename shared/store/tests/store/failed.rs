@@ -4,7 +4,7 @@ use futures_util::future::join;
 use holdfast_domain::{
     Confirmation, FailedConfirmation, FailedState, Failure, NOT_CONFIRMED, PaymentReference, Product, Refusal, Status,
 };
-use holdfast_store::{Error, Store};
+use holdfast_store::{Error, FailedSearch, Search, Store};
 use holdfast_testkit::fixtures::{
     NOW, basket, books, confirmation, customer, payment, product, reserve, soon, store, table,
 };
@@ -169,6 +169,57 @@ async fn a_payment_that_is_owed_back_makes_no_order_until_an_admin_retries_it() 
     let settled = shop.record_failure(&failed, later, soon()).await.unwrap();
     assert_eq!(settled.state, FailedState::Confirmed);
     assert_eq!(refusal(shop.begin_retry(&failed.id(), true, soon()).await), Refusal::AlreadySettled);
+}
+
+#[tokio::test]
+async fn those_of_one_reservation_are_found_by_an_index_and_are_in_no_other_list() {
+    let (wire, shop, _) = shop(product("tee", 9, 1)).await;
+    let (alice, bob) = (hold(&shop, "alice", 1, NOW).await, hold(&shop, "bob", 1, NOW).await);
+    let unreadable = Failure { confirmation: None, reason: "unreadable".to_owned(), body: "?".to_owned() };
+    shop.record_failure(&unreadable, NOW, soon()).await.unwrap();
+    // Also those that another customer named, and that no attempt got an answer for: the reservation knows neither.
+    let mut own = Vec::new();
+    for (n, who) in ["alice", "mallory", "alice", "alice", "alice"].into_iter().enumerate() {
+        let failed = failure_of(&alice, who, Some(&format!("pay_{n}")), NOT_CONFIRMED, NOW);
+        own.push(shop.record_failure(&failed, NOW.plus_seconds(n as i64), soon()).await.unwrap());
+    }
+    let failed = failure_of(&bob, "bob", Some("pay_0"), NOT_CONFIRMED, NOW);
+    shop.record_failure(&failed, NOW, soon()).await.unwrap();
+    own[4] = shop.resolve_failed(&own[4].id, "admin", Some("refunded"), NOW, soon()).await.unwrap();
+    // A copy that comes later changes nothing about that.
+    let again = failure_of(&alice, "alice", Some("pay_0"), NOT_CONFIRMED, NOW);
+    own[0] = shop.record_failure(&again, NOW.plus_seconds(9), soon()).await.unwrap();
+
+    let of = |state| FailedSearch { state, reservation: Some(alice.reservation_id.clone()) };
+    for limit in [1, 2, 100] {
+        for state in [None, Some(FailedState::Open), Some(FailedState::Resolved)] {
+            let (mut found, mut cursor) = (Vec::new(), None);
+            wire.take_calls();
+            loop {
+                let page = shop.failed_confirmations(of(state), limit, cursor, NOW, soon()).await.unwrap();
+                found.extend(page.items);
+                cursor = page.next;
+                if cursor.is_none() {
+                    break;
+                }
+            }
+            let expected: Vec<_> = own.iter().filter(|one| state.is_none_or(|state| state == one.state)).collect();
+            assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{state:?} by {limit}");
+            let calls = wire.take_calls();
+            let index = |call: &holdfast_testkit::wire::Call| call.request["IndexName"] == "due";
+            assert!(calls.iter().all(|call| call.operation == "BatchGetItem" || index(call)));
+        }
+    }
+    let cursor = shop.failed_confirmations(of(None), 1, None, NOW, soon()).await.unwrap().next;
+    let others = FailedSearch { state: None, reservation: Some(bob.reservation_id.clone()) };
+    for search in [others, None.into(), Some(FailedState::Open).into()] {
+        let answer = shop.failed_confirmations(search, 1, cursor.clone(), NOW, soon()).await;
+        assert!(matches!(answer, Err(Error::Invalid(_))));
+    }
+    // The sweep and the lists of reservations do not take them for holds.
+    assert_eq!(shop.release_overdue(LATE, soon()).await.unwrap().holds, 2);
+    let paid = Search { payment: Some(payment("pay_0")), ..Search::default() };
+    assert!(shop.reservations(&paid, NOW, 10, None, soon()).await.unwrap().items.is_empty());
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! The store over the real SDK and a DynamoDB in process, with faults on the wire.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
+mod actions;
 mod answers;
+mod audit;
 mod changes;
 mod confirm;
 mod failed;

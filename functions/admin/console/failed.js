@@ -1,0 +1,270 @@
+// Failed confirmations: payments that are no order. By reason, with what to do; retry and resolve, also many at once.
+//
+// What must always hold: a job of many goes on after a reload where it was. Each of its requests is safe to repeat.
+
+import { atom, call, Failure, get, kept, pages, refresh, session, signedOut, usePoll, withQuery } from './api.js';
+import { html, useState } from './preact-htm.js';
+import { Act, ask, Chip, Export, go, Head, num, Pager, plural, Problem, Table, Target, tell, Time, to, words } from './ui.js';
+
+/** For each reason: a title, what to do, and whether a retry can help. In this order on the page. */
+const REASONS = {
+  not_confirmed: ['No attempt got an answer', 'Retry. Nothing was decided about these payments yet.', true],
+  refund_required: ['The payment was refused', 'Its units were gone, the customer’s limit was reached, the reservation was cancelled, or the payment came too late. If units or the limit are free again, retry: it can still become an order. If not, resolve it, then refund the payment.', true],
+  already_confirmed: ['A second payment for an order', 'The order was paid before, with another payment. Resolve it, then refund this payment.', false],
+  order_cancelled: ['The order was given back', 'Resolve it, then refund the payment.', false],
+  reservation_not_found: ['No such reservation of this customer', 'The id or the customer is wrong. Find the customer by the payment. Resolve it, then refund the payment.', true],
+  hold_expired: ['The hold had expired, and no payment was named', 'Nothing was paid, as far as Holdfast knows. Resolve it. The customer can reserve again.', false],
+  reservation_cancelled: ['The reservation was cancelled, and no payment was named', 'Nothing was paid, as far as Holdfast knows. Resolve it.', false],
+  unreadable: ['The message could not be read', 'Read the message: something else wrote to the queue, or a version that differs. Retry once it can be read, or resolve it.', true],
+};
+export const reasonOf = (code) => {
+  const [title, advice, retry] = REASONS[code] ?? [`Refused: ${words(code)}`, 'Look at the reservation. Then retry, or resolve it and refund the payment.', true];
+  return { title, advice, retry };
+};
+
+const STATES = ['open', 'retrying', 'confirmed', 'resolved'];
+const settled = (state) => state === 'confirmed' || state === 'resolved';
+
+/* ---- a job: many, one after another, at most `AT_ONCE` at the same time ---- */
+
+const AT_ONCE = 4;
+const LOOK_MS = 3_000;
+/** The index lags: one that is in no list for this many looks is settled. */
+const LOOKS = 3;
+
+/** `{ kind, note, by, items: [{ id, reservation, payment, failedAt, state, said, looks }] }`; a state is todo, wait, done or failed. */
+const job = atom(kept.read('job'));
+let saving;
+/** Shows it now, and writes it soon: what is sent again after a reload changes nothing. */
+const save = () => {
+  job.set(job.get());
+  saving ??= setTimeout(() => {
+    saving = undefined;
+    kept.write('job', job.get());
+  }, 300);
+};
+const put = (value) => {
+  job.set(value);
+  kept.write('job', value);
+};
+const drop = () => put(null);
+const verb = (kind) => (kind === 'retry' ? 'Retry' : 'Resolve');
+const isOver = ({ state }) => state === 'done' || state === 'failed';
+
+const itemOf = (f) => ({
+  id: f.failed_confirmation_id, reservation: f.reservation_id, payment: f.payment_reference, failedAt: f.last_failed_at, state: 'todo',
+});
+
+async function send(item, { kind, note }) {
+  const path = `admin/failed-confirmations/${item.id}/${kind}`;
+  try {
+    const answer = await call('POST', path, kind === 'resolve' ? { note } : undefined);
+    if (kind === 'resolve') Object.assign(item, { state: 'done', said: 'resolved' });
+    else if (settled(answer.state)) Object.assign(item, { state: 'done', said: answer.state });
+    else Object.assign(item, { state: 'wait', said: 'retrying', failedAt: answer.last_failed_at, looks: 0 });
+  } catch (failure) {
+    if (!(failure instanceof Failure)) throw failure;
+    if (failure.down || failure.status === 401) {
+      item.said = failure.message;
+      return false;
+    }
+    Object.assign(item, { state: 'failed', said: failure.message });
+  }
+  return true;
+}
+
+/** Looks at what became of those that were retried. */
+async function lookAt(items) {
+  const list = async (state) => {
+    const { items } = await pages('admin/failed-confirmations', { state, limit: 100 }, { enough: Infinity, rounds: 20 });
+    return new Map(items.map((f) => [f.failed_confirmation_id, f]));
+  };
+  // In this order: one that fails again in between is seen in the second list.
+  const [retrying, open] = [await list('retrying'), await list('open')];
+  for (const item of items) {
+    const failed = open.get(item.id);
+    if (failed && failed.last_failed_at !== item.failedAt) {
+      Object.assign(item, { state: 'failed', said: `failed again: ${reasonOf(failed.reason).title.toLowerCase()}` });
+    } else if (!failed && !retrying.has(item.id)) {
+      item.looks += 1;
+      const r = item.reservation && (await get(`admin/reservations/${item.reservation}`).catch(() => null));
+      if (r?.status === 'confirmed' && r.payment_reference === item.payment) Object.assign(item, { state: 'done', said: 'confirmed: it is an order' });
+      else if (item.looks >= LOOKS) Object.assign(item, { state: 'done', said: 'settled meanwhile' });
+    }
+  }
+}
+
+const pause = () => new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+let running = false;
+
+/** Goes on with the job until each has its outcome. Rests while there is no session, or the API is down. */
+async function run() {
+  if (running) return;
+  running = true;
+  const mine = job.get();
+  // It may be stopped, and another one started, at each `await`.
+  const goesOn = () => job.get() === mine && session.get();
+  const those = (wanted) => mine.items.filter(({ state }) => state === wanted);
+  const worker = async (todo) => {
+    for (let item = todo.shift(); item && goesOn(); item = todo.shift()) {
+      if (!(await send(item, mine))) await pause();
+      save();
+    }
+  };
+  while (goesOn() && !mine.items.every(isOver)) {
+    const todo = those('todo');
+    await Promise.all(Array.from({ length: AT_ONCE }, () => worker(todo)));
+    const waiting = those('wait');
+    if (waiting.length && goesOn()) {
+      refresh();
+      await pause();
+      if (goesOn()) await lookAt(waiting).catch((failure) => failure instanceof Failure || Promise.reject(failure));
+    }
+    save();
+  }
+  running = false;
+  if (job.get() !== mine) return job.get() && run();
+  if (!mine.items.every(isOver)) return;
+  refresh();
+  tell(summary(mine));
+}
+session.watch(() => {
+  // Whose token ended, and who did not sign out, may come back.
+  if (!job.get() || (!session.get() && signedOut.get())) return;
+  if (job.get().by === session.get()?.sub) run();
+  else drop();
+});
+
+const start = (kind, items, note) => {
+  put({ kind, note, items, by: session.get().sub });
+  run();
+};
+
+const summary = ({ items }) => {
+  const counts = {};
+  for (const { state, said } of items) {
+    const name = state === 'todo' ? 'to do' : /^[a-z ]+:/.test(said) ? said.split(':')[0] : state === 'failed' ? 'refused' : said;
+    counts[name] = (counts[name] ?? 0) + 1;
+  }
+  return Object.entries(counts).map(([name, count]) => `${num(count)} ${name}`).join(', ');
+};
+
+/** What the job does, anywhere in the console. */
+export const JobLine = () => {
+  const current = job.use();
+  if (!current || current.items.every(isOver)) return null;
+  return html`<a class="note" href="#/failed">${current.kind === 'retry' ? 'Retrying' : 'Resolving'}: ${num(current.items.filter(isOver).length)} of ${num(current.items.length)} done</a>`;
+};
+
+const Job = () => {
+  const current = job.use();
+  if (!current) return null;
+  const { kind, items } = current;
+  const over = items.filter(isOver).length;
+  const order = { failed: 0, wait: 1, todo: 2, done: 3 };
+  return html`<section class="panel job" aria-label="Progress">
+    <${Head} panel title="${verb(kind)} ${plural(items.length, 'confirmation')}"
+      beside=${html`<span class="n" role="status">${num(over)} of ${num(items.length)} done. ${summary(current)}</span>`}>
+      <button type="button" onClick=${drop}>${over < items.length ? 'Stop' : 'Close'}</button><//>
+    <progress max=${items.length} value=${over} aria-label="Done" />
+    <div class="fixed"><${Table} label="Outcomes" id=${(item) => item.id} rows=${items.toSorted((a, b) => order[a.state] - order[b.state]).slice(0, 200)} columns=${[
+      ['Payment', (item) => html`<span class="mono">${item.payment ?? '–'}</span>`, 'first'],
+      ['Outcome', (item) => html`<span class=${item.state === 'failed' ? 'bad' : ''}>${item.said ?? 'to do'}</span>`],
+      ['Reservation', (item) => item.reservation && html`<${Target} id=${item.reservation} />`],
+    ]} /></div>
+  </section>`;
+};
+
+/* ---- the view ---- */
+
+/** Asks, then starts a job. `items` are failed confirmations, or a function that reads them all. */
+const confirmJob = (kind, count, items, done) => {
+  if (job.get()?.items.every(isOver) === false) return tell('Another job is not done yet. Wait for it, or stop it.', true);
+  const retry = kind === 'retry';
+  return ask({
+    title: `${verb(kind)} ${count}`,
+    text: retry
+      ? 'Each is sent to the queue again, and becomes an order if it can. Do not retry a payment that was refunded.'
+      : 'After this, these payments cannot become orders of their reservations. Resolve first, then refund. Use the failed confirmation’s id as the idempotency key of the refund.',
+    action: verb(kind),
+    fields: retry ? [] : [{ name: 'note', label: 'What is done about it', required: true, maxlength: 1_000, help: 'For example: refunded. It is kept, with your name.' }],
+    async send({ note }, _, progress) {
+      const all = typeof items === 'function' ? await items(progress) : items;
+      if (!all.length) throw new RangeError('There is none any more.');
+      start(kind, all.map(itemOf), note);
+      done?.();
+    },
+  });
+};
+
+/** The buttons for that. `main` is the kind that helps; a retry of `order_cancelled` never does. */
+export const Both = ({ of, reason, name, what, main, done }) => ['retry', 'resolve'].map((kind) => (kind === 'resolve' || reason !== 'order_cancelled')
+  && html`<${Act} class=${kind === main ? 'main' : ''} onClick=${() => confirmJob(kind, name, of, done)}>${verb(kind)} ${what}<//>`);
+
+export const Failed = ({ query }) => {
+  const { state = 'open', reason, cursor } = query;
+  const parameters = { state: state === 'all' ? '' : state, limit: 100 };
+  const [selected, setSelected] = useState(new Map());
+  const { data, failure, stale } = usePoll((signal) => get(withQuery('admin/failed-confirmations', { ...parameters, cursor }), signal), `${state} ${cursor ?? ''}`);
+  const link = (change) => to(['failed'], { ...query, cursor: '', ...change });
+  const groups = Object.groupBy(data?.items ?? [], (f) => f.reason);
+  const order = [...new Set([...Object.keys(REASONS), ...Object.keys(groups)])].filter((code) => groups[code] || code === reason);
+  const head = html`<${Head} title="Failed confirmations"><${Export} name="failed-confirmations" path="admin/failed-confirmations" parameters=${{ ...parameters, cursor }} keep=${(f) => !reason || f.reason === reason} /><//>
+    <div class="tabs"><nav aria-label="State">${[...STATES, 'all'].map((name) => html`<a href=${link({ state: name, reason: '' })} aria-current=${name === state ? 'page' : undefined}>${name}</a>`)}</nav>
+      <label>Reason <select onChange=${(event) => go(['failed'], { ...query, cursor: '', reason: event.target.value })}>
+        <option value="">all</option>${order.map((code) => html`<option value=${code} selected=${code === reason}>${reasonOf(code).title}</option>`)}</select></label></div>
+    <${Job} />`;
+  if (!data) return html`${head}<${Problem} failure=${failure} />`;
+  const live = (f) => !settled(f.state);
+  const select = {
+    can: live,
+    has: (id) => selected.has(id),
+    set: (ids, on) => {
+      const next = new Map(selected);
+      for (const id of ids) {
+        if (on) next.set(id, data.items.find((f) => f.failed_confirmation_id === id));
+        else next.delete(id);
+      }
+      setSelected(next);
+    },
+  };
+  const clear = () => setSelected(new Map());
+  const everything = (code) => async (progress) => {
+    const { items } = await pages('admin/failed-confirmations', parameters, { enough: Infinity, rounds: 100, progress: (count) => progress(`${num(count)} read …`) });
+    return items.filter((f) => f.reason === code && live(f));
+  };
+  const columns = (code) => [
+    ['Payment', (f) => html`<span class="mono">${f.payment_reference ?? 'none'}</span>`, 'first'],
+    ['Reservation', (f) => (f.reservation_id ? html`<${Target} id=${f.reservation_id} />` : '–')],
+    ['Customer', (f) => f.customer_id ?? '–'],
+    ['First failed', (f) => html`<${Time} t=${f.first_failed_at} />`, 'w-time'],
+    ['Last failed', (f) => html`<${Time} t=${f.last_failed_at} />`, 'w-time'],
+    state !== 'open' && ['State', (f) => html`<${Chip} state=${f.state} />`],
+    state !== 'open' && state !== 'retrying' && ['Settled', (f) => f.settled_at && html`<${Time} t=${f.settled_at} /> by ${f.settled_by}${f.note && html`: ${f.note}`}`],
+    code === 'unreadable' && ['Message', (f) => html`<code>${f.unreadable_message}</code>`],
+    ['Actions', (f) => html`<span class="buttons">${live(f) && html`<${Both} of=${[f]} reason=${code} name=${f.payment_reference ?? 'it'} />`}
+      <a href=${to(['actions'], { target: f.failed_confirmation_id })} aria-label="History of ${f.failed_confirmation_id}">History</a></span>`, 'w-acts'],
+  ];
+  const chosen = [...selected.values()].filter(Boolean);
+  const group = (code) => {
+    const { title, advice, retry } = reasonOf(code);
+    const rows = groups[code];
+    const count = rows.filter(live).length;
+    const every = data.next_cursor || cursor ? 'all of this reason' : count > 1 ? `all ${num(count)}` : 'it';
+    return html`<section class="panel" key=${code}>
+      <${Head} panel title=${title} beside=${html`<small class="n">${num(rows.length)}${data.next_cursor ? '+' : ''}</small><small class="mono">${code}</small>`}>
+        ${count > 0 && html`<div class="buttons">
+          <${Both} of=${everything(code)} reason=${code} name="${every}: ${title}" what=${every} main=${retry ? 'retry' : 'resolve'} done=${clear} /></div>`}<//>
+      <p class="advice">${advice}</p>
+      <${Table} label=${title} columns=${columns(code)} rows=${rows} id=${(f) => f.failed_confirmation_id} stale=${stale} select=${session.get()?.admin && count ? select : undefined} />
+    </section>`;
+  };
+  const shown = order.filter((code) => groups[code] && (!reason || code === reason));
+  return html`${head}
+    ${shown.length ? shown.map(group) : html`<section class="panel"><div class="empty">
+      ${state === 'open' && !reason ? html`<p><b>Nothing is open.</b></p><p>Every payment that Holdfast was told about is an order, or settled.</p>` : 'None.'}</div></section>`}
+    <${Pager} path=${['failed']} query=${query} next=${data.next_cursor} />
+    ${chosen.length > 0 && html`<div class="selection" role="region" aria-label="Selected"><b class="n">${num(chosen.length)} selected</b>
+      <${Both} of=${chosen} name="${num(chosen.length)} selected" main="retry" done=${clear} />
+      <button type="button" onClick=${clear}>Clear</button></div>`}`;
+};

@@ -1,0 +1,514 @@
+//! Reading what an audit compares: one product by its keys and the indexes, or the whole table.
+//!
+//! Only consistent reads count. The indexes are used to find reservations, which are then read themselves; that a hold is in
+//! the index `due` is checked by its own keys, from which DynamoDB makes the index. What makes a difference out of reads that
+//! are not at one instant is in [`holdfast_domain::audit`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{try_join, try_join_all};
+use holdfast_domain::audit::{
+    Audit, COMPENSATION_REASON, Compensation, Entry, Fault, Look, Seen, Verdict, Version, swaps,
+};
+use holdfast_domain::{
+    CustomerId, MAX_SHARDS, Product, ProductId, Reservation, ReservationId, Status, Timestamp, digest_id,
+};
+use serde::Deserialize;
+
+use crate::items::{self, number, text};
+use crate::keys::{self, Key, Owner};
+use crate::stock::{KeyRecord, LedgerEntry, entry_id};
+use crate::transact::Transaction;
+use crate::update::Expression;
+use crate::{Deadline, Error, Item, Store, call_error};
+
+/// Time between two looks, for the indexes to catch up. Nothing is concluded from it.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The most looks of one request.
+const MAX_LOOKS: usize = 4;
+/// Batches that are read at once.
+const BATCHES_AT_ONCE: usize = 8;
+/// The keys of one batch: BatchGetItem's limit.
+const BATCH: usize = 100;
+/// How often a ledger that changes while it is read is read again.
+const LEDGER_TRIES: u32 = 3;
+/// The parts of the table that are scanned at once.
+const SEGMENTS: i32 = 8;
+
+/// What [`Store::audit`] has come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audited {
+    /// What was read says this.
+    pub verdict: Verdict,
+    /// Whether every reservation was read within the deadline. If not, only `total`, `available` and `ledger_total` are known.
+    pub complete: bool,
+}
+
+/// A reservation's item with its place in the indexes.
+struct Stored {
+    reservation: Reservation,
+    faults: Vec<Fault>,
+}
+
+/// What one pass over the table found.
+#[derive(Debug, Default)]
+struct Scanned {
+    reservations: BTreeMap<ProductId, BTreeMap<ReservationId, Seen>>,
+    versions: BTreeMap<ReservationId, Version>,
+    limits: BTreeMap<ProductId, BTreeSet<CustomerId>>,
+    shards: BTreeMap<ProductId, BTreeSet<u32>>,
+    unreadable: BTreeMap<String, String>,
+}
+
+/// What the passes over one product's reservations know of all reservations.
+#[derive(Default)]
+struct Known {
+    /// Whether each one in the indexes has to be read again: one that ended without a line of the product never gets one.
+    again: BTreeMap<Position, bool>,
+    versions: BTreeMap<ReservationId, Version>,
+}
+
+/// The audit of a whole table, pass by pass.
+#[derive(Debug, Default)]
+pub struct TableAudit {
+    only: Option<ProductId>,
+    audits: BTreeMap<ProductId, Audit>,
+    scanned: Scanned,
+}
+
+impl TableAudit {
+    /// An audit of all products, or of one.
+    pub fn new(only: Option<ProductId>) -> Self {
+        Self { only, ..Self::default() }
+    }
+
+    /// The products that it knows, each with what is known of it.
+    pub fn products(&self) -> impl Iterator<Item = &Audit> {
+        self.audits.values()
+    }
+
+    /// Reservations that cannot be read, with the reason: they may be of any product.
+    pub fn unreadable(&self) -> &BTreeMap<String, String> {
+        &self.scanned.unreadable
+    }
+
+    /// What makes the books of one of its products agree again: see [`Audit::compensation`].
+    ///
+    /// # Errors
+    /// Also if a reservation cannot be read: it may have the units that are missing.
+    pub fn compensation(&self, audit: &Audit) -> Result<Option<Compensation>, String> {
+        let off = audit.verdict().is_some_and(|verdict| !verdict.findings.is_empty());
+        if off && !self.scanned.unreadable.is_empty() {
+            return Err("reservations that cannot be read may have its units: repair them first".to_owned());
+        }
+        audit.compensation()
+    }
+
+    /// Whether nothing is left that another look could tell.
+    pub fn is_final(&self) -> bool {
+        self.audits.values().all(|audit| audit.verdict().is_some_and(|verdict| verdict.is_final()))
+    }
+}
+
+impl Store {
+    /// Audits one product, within the deadline: it looks again until it is certain, or out of time.
+    ///
+    /// # Errors
+    /// [`Refusal::ProductNotFound`](holdfast_domain::Refusal::ProductNotFound); [`Error::Unavailable`] without an answer
+    /// within the deadline. Running out of time later
+    /// is not an error: see [`Audited::complete`] and [`Verdict::in_progress`].
+    pub async fn audit(&self, id: &ProductId, deadline: Deadline) -> Result<Audited, Error> {
+        self.product(id, deadline).await?;
+        let first = self.look(id, &BTreeSet::new(), &BTreeSet::new(), deadline).await?;
+        // What is known if nothing more can be read in time.
+        let mut unread = Audit::new(id.clone());
+        unread.add_pass([], [].into(), BTreeMap::new());
+        unread.add_look(first);
+        unread.add_pass([], [].into(), BTreeMap::new());
+        let verdict = unread.verdict().ok_or_else(|| Error::internal("audit", "a look without a verdict"))?;
+        let mut audited =
+            Audited { verdict: Verdict { findings: Vec::new(), in_progress: true, ..verdict }, complete: false };
+
+        let (mut audit, mut known) = (Audit::new(id.clone()), Known::default());
+        let mut took = Duration::ZERO;
+        for looks in 1..=MAX_LOOKS {
+            let before = deadline.left();
+            match self.look_once(&mut audit, &mut known, deadline).await {
+                Ok(()) => {}
+                // What the earlier looks say is still true.
+                Err(Error::Unavailable { .. }) => break,
+                Err(error) => return Err(error),
+            }
+            if let Some(verdict) = audit.verdict() {
+                audited = Audited { verdict, complete: true };
+            }
+            took = took.max(before.saturating_sub(deadline.left()));
+            if audited.verdict.is_final() || looks == MAX_LOOKS || deadline.left() < took + PAUSE {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(audited)
+    }
+
+    /// A pass, a look and another pass.
+    async fn look_once(&self, audit: &mut Audit, known: &mut Known, deadline: Deadline) -> Result<(), Error> {
+        self.pass(audit, known, deadline).await?;
+        let look = self.look(audit.product(), &audit.customers(), &BTreeSet::new(), deadline).await?;
+        audit.add_look(look);
+        self.pass(audit, known, deadline).await
+    }
+
+    /// Reads every reservation that has, or may get, units of the product.
+    async fn pass(&self, audit: &mut Audit, known: &mut Known, deadline: Deadline) -> Result<(), Error> {
+        let made = (0..keys::MADE_PARTITIONS).map(|k| (keys::MADE_INDEX, keys::MADE_KEY, keys::made_key(k)));
+        let due = (0..self.due_partitions).map(|k| (keys::DUE_INDEX, keys::DUE_KEY, keys::due_key(k)));
+        // Both: each lags by itself.
+        let parts = made.chain(due).map(|(index, attribute, value)| self.index_part(index, attribute, value, deadline));
+        for position in try_join_all(parts).await?.into_iter().flatten() {
+            known.again.entry(position).or_insert(true);
+        }
+        let wanted = known.again.iter().filter(|(_, again)| **again).map(|((pk, _), _)| pk.clone());
+        let wanted: BTreeSet<String> = wanted.collect();
+        let keys = wanted.into_iter().map(|pk| Key { pk, sk: keys::HOLD.to_owned() }).collect();
+        let (mut seen, mut versions, mut unreadable) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for item in self.get_all(keys, deadline).await? {
+            let pk = item.get(keys::PK).and_then(|pk| pk.as_s().ok()).cloned().unwrap_or_default();
+            match self.stored(item) {
+                Ok(Stored { reservation, faults }) => {
+                    versions.insert(reservation.reservation_id.clone(), Version::of(&reservation));
+                    let has_it = reservation.lines.iter().any(|line| line.product_id == *audit.product());
+                    if has_it {
+                        let one = Seen::new(&reservation, audit.product(), faults);
+                        seen.insert(reservation.reservation_id.clone(), one);
+                    }
+                    let again = has_it || reservation.status == Status::Held;
+                    known.again.insert((pk, reservation.created_at.as_millis()), again);
+                }
+                Err(why) => drop(unreadable.insert(pk, why.to_string())),
+            }
+        }
+        audit.add_pass(seen, swaps(&known.versions, &versions).into(), unreadable);
+        known.versions.extend(versions);
+        Ok(())
+    }
+
+    /// The reservations in one partition of an index.
+    async fn index_part(
+        &self,
+        index: &'static str,
+        attribute: &'static str,
+        value: String,
+        deadline: Deadline,
+    ) -> Result<Vec<Position>, Error> {
+        #[derive(Deserialize)]
+        struct Keys {
+            pk: String,
+            created_at: i64,
+        }
+        let request = self
+            .client
+            .query()
+            .index_name(index)
+            .key_condition_expression("#key = :key")
+            .expression_attribute_names("#key", attribute)
+            .expression_attribute_names("#pk", keys::PK)
+            .expression_attribute_names("#created_at", keys::CREATED_AT)
+            .expression_attribute_values(":key", text(value))
+            .projection_expression("#pk, #created_at");
+        let (mut found, mut start) = (Vec::new(), None);
+        loop {
+            let (page, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
+            for item in page {
+                let Keys { pk, created_at } = items::read("index", item)?;
+                found.push((pk, created_at));
+            }
+            if next.is_none() {
+                return Ok(found);
+            }
+            start = next;
+        }
+    }
+
+    /// A reservation, and what is wrong with the keys that put it into the indexes.
+    fn stored(&self, item: Item) -> Result<Stored, Error> {
+        let attribute = |name: &str| match item.get(name) {
+            None => format!("no {name}"),
+            Some(value) => {
+                let value = value.as_s().or_else(|_| value.as_n()).map_or("?", String::as_str);
+                format!("{name} {value}")
+            }
+        };
+        let due = format!("{}, {}", attribute(keys::DUE_KEY), attribute(keys::DUE_AT));
+        let (is_made, made) = (item.contains_key(keys::MADE_KEY), attribute(keys::MADE_KEY));
+        let reservation: Reservation = items::read("reservation", item)?;
+        let id = &reservation.reservation_id;
+        let expected_due = if reservation.status == Status::Held {
+            let partition = keys::due_partition(id, self.due_partitions);
+            format!("{} {partition}, {} {}", keys::DUE_KEY, keys::DUE_AT, reservation.expires_at.as_millis())
+        } else {
+            format!("no {}, no {}", keys::DUE_KEY, keys::DUE_AT)
+        };
+        let expected_made = format!("{} {}", keys::MADE_KEY, keys::made_partition(id));
+        // One from before that index has no key of it.
+        let made = is_made.then_some((expected_made, made));
+        let pairs = [(expected_due, due)].into_iter().chain(made);
+        let faults = pairs.filter(|(expected, found)| expected != found);
+        let faults = faults.map(|(expected, found)| Fault { expected, found }).collect();
+        Ok(Stored { reservation, faults })
+    }
+
+    /// Total, shards and ledger of a product, and the limits of these customers. `others` are shards that it should not have.
+    async fn look(
+        &self,
+        id: &ProductId,
+        customers: &BTreeSet<CustomerId>,
+        others: &BTreeSet<u32>,
+        deadline: Deadline,
+    ) -> Result<Look, Error> {
+        let product: Option<Product> = self.get("product", keys::product(id), deadline).await?;
+        // The number of shards never changes.
+        let shards = product.map_or(0, |product| product.shards);
+        let (mut total, mut stock, mut ledger) = (0, BTreeMap::new(), None);
+        for _ in 0..LEDGER_TRIES {
+            let before = self.whole_ledger(id, deadline).await?;
+            let mut wanted = vec![keys::product(id)];
+            wanted.extend((0..shards).map(|shard| keys::shard(id, shard)));
+            // At one instant, or units that move from shard to shard would be counted twice or not at all.
+            let mut found = self.snapshot(&wanted, &mut self.attempts(deadline)).await?.into_iter();
+            total = number_of(found.next().flatten().as_ref(), "total").unwrap_or_default();
+            stock =
+                (0..).zip(found).filter_map(|(n, item)| Some((n, number_of(item.as_ref(), "available")?))).collect();
+            // Entries are only added, so the same ledger before and after is that of the instant in between.
+            if self.whole_ledger(id, deadline).await? == before {
+                ledger = Some(before);
+                break;
+            }
+        }
+        let others = (shards..MAX_SHARDS).chain(others.range(shards.max(MAX_SHARDS)..).copied());
+        let others: Vec<Key> = others.map(|shard| keys::shard(id, shard)).collect();
+        let limits: Vec<Key> = customers.iter().map(|customer| keys::limit(id, customer)).collect();
+        let (others, counted) = try_join(self.get_all(others, deadline), self.get_all(limits, deadline)).await?;
+        let mut limits: BTreeMap<CustomerId, i64> = customers.iter().map(|customer| (customer.clone(), 0)).collect();
+        for item in others.iter().chain(&counted) {
+            match owner(item) {
+                Owner::Shard(_, n) => drop(stock.insert(n, number_of(Some(item), "available").unwrap_or_default())),
+                Owner::Limit(_, customer) => {
+                    limits.insert(customer, number_of(Some(item), "units").unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
+        Ok(Look { total, shards, stock, ledger, limits })
+    }
+
+    /// A product's ledger, the oldest entry first.
+    async fn whole_ledger(&self, id: &ProductId, deadline: Deadline) -> Result<Vec<Entry>, Error> {
+        let request = self
+            .client
+            .query()
+            .key_condition_expression("#pk = :ledger")
+            .expression_attribute_names("#pk", keys::PK)
+            .expression_attribute_values(":ledger", text(keys::ledger(id, "").pk))
+            .consistent_read(true);
+        let (mut entries, mut start) = (Vec::new(), None);
+        loop {
+            let (page, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
+            for item in page {
+                let entry: LedgerEntry = items::read("ledger", item)?;
+                entries.push(Entry {
+                    compensates: entry.reason == COMPENSATION_REASON,
+                    total_after: i64::try_from(entry.total_after).unwrap_or(i64::MAX),
+                    entry_id: entry.entry_id,
+                    delta: entry.delta,
+                });
+            }
+            if next.is_none() {
+                return Ok(entries);
+            }
+            start = next;
+        }
+    }
+
+    /// Any number of items, several batches at once.
+    async fn get_all(&self, keys: Vec<Key>, deadline: Deadline) -> Result<Vec<Item>, Error> {
+        let mut read = Vec::with_capacity(keys.len());
+        for group in keys.chunks(BATCH * BATCHES_AT_ONCE) {
+            let batches = group.chunks(BATCH).map(|batch| self.get_many(batch.to_vec(), deadline));
+            read.extend(try_join_all(batches).await?.into_iter().flatten());
+        }
+        Ok(read)
+    }
+
+    /// Reads the whole table for an audit, in parts at once; returns the number of items.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
+    pub async fn scan_for(&self, audit: &mut TableAudit, deadline: Deadline) -> Result<u64, Error> {
+        let parts = try_join_all((0..SEGMENTS).map(|segment| self.scan_segment(segment, deadline))).await?;
+        let (mut count, mut scanned) = (0, Scanned::default());
+        for (items, part) in parts {
+            count += items;
+            scanned.unreadable.extend(part.unreadable);
+            scanned.versions.extend(part.versions);
+            for (id, seen) in part.reservations {
+                scanned.reservations.entry(id).or_default().extend(seen);
+            }
+            for (id, customers) in part.limits {
+                scanned.limits.entry(id).or_default().extend(customers);
+            }
+            for (id, shards) in part.shards {
+                scanned.shards.entry(id).or_default().extend(shards);
+            }
+        }
+        let wanted = |id: &&ProductId| audit.only.as_ref().is_none_or(|only| only == *id);
+        for id in scanned.shards.keys().filter(wanted) {
+            audit.audits.entry(id.clone()).or_insert_with(|| Audit::new(id.clone()));
+        }
+        let swaps: Arc<[_]> = swaps(&audit.scanned.versions, &scanned.versions).into();
+        for (id, audit) in &mut audit.audits {
+            let seen = scanned.reservations.remove(id).unwrap_or_default();
+            audit.add_pass(seen, Arc::clone(&swaps), BTreeMap::new());
+        }
+        audit.scanned = scanned;
+        Ok(count)
+    }
+
+    /// Looks at every product between two scans.
+    ///
+    /// # Errors
+    /// As [`Store::scan_for`].
+    pub async fn look_for(&self, audit: &mut TableAudit, deadline: Deadline) -> Result<(), Error> {
+        let none = BTreeSet::new();
+        for (id, one) in &mut audit.audits {
+            let mut customers = one.customers();
+            // Also those of whom no reservation is left.
+            customers.extend(audit.scanned.limits.get(id).into_iter().flatten().cloned());
+            let shards = audit.scanned.shards.get(id).unwrap_or(&none);
+            let look = self.look(id, &customers, shards, deadline).await?;
+            one.add_look(look);
+        }
+        Ok(())
+    }
+
+    async fn scan_segment(&self, segment: i32, deadline: Deadline) -> Result<(u64, Scanned), Error> {
+        let request =
+            self.client.scan().table_name(&self.table).consistent_read(true).segment(segment).total_segments(SEGMENTS);
+        let (mut scanned, mut count, mut start) = (Scanned::default(), 0, None);
+        let mut attempts = self.attempts(deadline);
+        loop {
+            let answer = match attempts.call(request.clone().set_exclusive_start_key(start.clone()).send()).await? {
+                Ok(answer) => answer,
+                Err(error) => {
+                    attempts.pause(call_error("Scan", &error)).await?;
+                    continue;
+                }
+            };
+            for item in answer.items.unwrap_or_default() {
+                count += 1;
+                self.enter(&mut scanned, item);
+            }
+            start = answer.last_evaluated_key;
+            if start.is_none() {
+                return Ok((count, scanned));
+            }
+            attempts = self.attempts(deadline);
+        }
+    }
+
+    fn enter(&self, scanned: &mut Scanned, item: Item) {
+        match owner(&item) {
+            // Whatever names a product makes it one to audit.
+            Owner::Product(id) | Owner::Ledger(id) => drop(scanned.shards.entry(id).or_default()),
+            Owner::Shard(id, shard) => drop(scanned.shards.entry(id).or_default().insert(shard)),
+            Owner::Limit(id, customer) => {
+                scanned.shards.entry(id.clone()).or_default();
+                scanned.limits.entry(id).or_default().insert(customer);
+            }
+            Owner::Reservation(id) => match self.stored(item) {
+                Ok(Stored { reservation, faults }) => {
+                    scanned.versions.insert(id.clone(), Version::of(&reservation));
+                    let products: BTreeSet<_> = reservation.lines.iter().map(|line| line.product_id.clone()).collect();
+                    for product in products {
+                        let seen = Seen::new(&reservation, &product, faults.clone());
+                        scanned.shards.entry(product.clone()).or_default();
+                        scanned.reservations.entry(product).or_default().insert(id.clone(), seen);
+                    }
+                }
+                Err(why) => drop(scanned.unreadable.insert(id.to_string(), why.to_string())),
+            },
+            Owner::Other => {}
+        }
+    }
+
+    /// Writes a compensation: an entry of the ledger and the product's total, together. Returns whether it was written; if
+    /// not, total or ledger are not what the compensation was decided on, or somebody has written it already.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
+    pub async fn compensate(
+        &self,
+        id: &ProductId,
+        compensation: Compensation,
+        actor: &str,
+        now: Timestamp,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        let Compensation { total_seen, entries_seen, ledger_seen, total_after, delta } = compensation;
+        let entry = LedgerEntry {
+            entry_id: entry_id(now, &digest_id("", &[id.as_str(), "compensation"])),
+            delta,
+            total_after,
+            reason: COMPENSATION_REASON.to_owned(),
+            reference: None,
+            actor: actor.to_owned(),
+            created_at: now,
+        };
+        // One of these books only, also if two runs have found the same.
+        let books = [entries_seen.to_string(), ledger_seen.to_string(), total_seen.to_string()];
+        let [entries, ledger, total] = books.each_ref().map(String::as_str);
+        let once = keys::adjustment(&digest_id("", &[id.as_str(), "compensation", entries, ledger, total]));
+        let record = KeyRecord { fingerprint: String::new(), entry: entry.clone() };
+        let mut transaction = Transaction::new(&self.table);
+        let update = Expression::new("SET #total = :after", vec![(":after", number(total_after))]);
+        // Enough: units that move leave the difference as it is, and an adjustment changes the total.
+        let condition = Expression::new("#total = :seen", vec![(":seen", number(total_seen))]);
+        transaction.update((), &keys::product(id), (update, condition))?;
+        transaction.put((), entry.item(id)?, "attribute_not_exists(#pk)")?;
+        transaction.put((), items::write("adjustment", &once, &record)?, "attribute_not_exists(#pk)")?;
+        let mut attempts = self.attempts(deadline);
+        loop {
+            // It may be this call's own write whose answer was lost.
+            if let Some(written) = self.get::<KeyRecord>("adjustment", once.clone(), deadline).await? {
+                return Ok(written.entry == entry);
+            }
+            let product: Option<Product> = self.get("product", keys::product(id), deadline).await?;
+            let ledger = self.whole_ledger(id, deadline).await?;
+            let sum: i64 = ledger.iter().map(|entry| entry.delta).sum();
+            if product.is_none_or(|product| product.total != total_seen)
+                || (ledger.len(), sum) != (entries_seen, ledger_seen)
+            {
+                return Ok(false);
+            }
+            if self.transact_or_wait("compensate", &transaction, &mut attempts).await? {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// A reservation in an index: its key, and when it was made. Another one may have its key, once DynamoDB has deleted it.
+type Position = (String, i64);
+
+/// What an item is.
+fn owner(item: &Item) -> Owner {
+    let part = |name: &str| item.get(name).and_then(|part| part.as_s().ok()).map_or("", String::as_str);
+    Owner::of(part(keys::PK), part(keys::SK))
+}
+
+/// A number of an item. Not as the functions read it: what they would not write is what an audit looks for.
+fn number_of(item: Option<&Item>, name: &str) -> Option<i64> {
+    item?.get(name)?.as_n().ok()?.parse().ok()
+}
