@@ -7,7 +7,9 @@
 //! an answer may have been applied at any time, or never. The last request of that order is a read of the table when
 //! nothing runs any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -27,7 +29,7 @@ pub(crate) struct Request<A> {
 
 /// The state machine of a reservation or of an adjustment.
 trait Machine {
-    type State: Ord + Clone;
+    type State: Hash + Eq;
     type Act;
     /// The states that a request with this answer may lead to; none if it cannot have this answer.
     fn answers(&self, state: &Self::State, request: &Request<Self::Act>, reply: &Reply) -> Vec<Self::State>;
@@ -54,13 +56,18 @@ fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::
         events.extend(request.answered.as_ref().map(|(tick, ..)| (*tick, at, true)));
     }
     events.sort_unstable();
-    let mut ways = BTreeSet::from([(first, BTreeSet::<usize>::new())]);
+    let first = Rc::new(first);
+    let mut known =
+        Known { states: vec![Rc::clone(&first)], numbers: HashMap::from([(first, 0)]), after: HashMap::new() };
+    // Each way is the number of its state, and which of the open requests have been applied: a bit for each.
+    let mut ways = vec![(0, 0_u128)];
     let (mut asked, mut haunting) = (Vec::new(), Vec::new());
     for (_, at, is_answer) in events {
         let request = &requests[at];
         if !is_answer {
             if request.answered.is_some() {
-                asked.push(at);
+                let free = (0..u128::BITS).find(|bit| asked.iter().all(|(_, other)| bit != other))?;
+                asked.push((at, free));
             }
             if machine.lingers(request) {
                 haunting.push(at);
@@ -68,30 +75,33 @@ fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::
             continue;
         }
         let Some((_, now, _)) = &request.answered else { continue };
-        let mut todo: Vec<_> = ways.into_iter().collect();
-        let mut seen: BTreeSet<_> = todo.iter().cloned().collect();
-        let mut explained = BTreeSet::new();
-        while let Some((state, mut done)) = todo.pop() {
-            if done.remove(&at) {
-                explained.insert((state, done));
+        let bit_of = |asked: &[(usize, u32)], at| asked.iter().find(|(of, _)| *of == at).map_or(0, |(_, bit)| 1 << bit);
+        let own = bit_of(&asked, at);
+        let mut todo = ways;
+        let mut seen: HashSet<_> = todo.iter().copied().collect();
+        let mut explained = HashSet::new();
+        while let Some((state, done)) = todo.pop() {
+            if done & own != 0 {
+                explained.insert((state, done & !own));
                 continue;
             }
-            let mut next = Vec::new();
-            for &other in asked.iter().filter(|other| !done.contains(other)) {
-                let Some((_, _, reply)) = &requests[other].answered else { continue };
-                let states = machine.answers(&state, &requests[other], reply).into_iter();
-                next.extend(states.map(|state| (state, done.iter().copied().chain([other]).collect::<BTreeSet<_>>())));
-            }
-            let alone = haunting.iter().flat_map(|&ghost| {
-                let open = asked.contains(&ghost) && !done.contains(&ghost);
-                machine.haunts(&state, &requests[ghost], open)
-            });
-            next.extend(alone.chain(machine.ages(&state, *now)).map(|state| (state, done.clone())));
-            for way in next {
-                if seen.insert(way.clone()) {
-                    todo.push(way);
+            let mut go_on = |state, done| {
+                if seen.insert((state, done)) {
+                    todo.push((state, done));
                 }
+            };
+            for &(other, bit) in asked.iter().filter(|(_, bit)| done & (1 << bit) == 0) {
+                let Some((_, _, reply)) = &requests[other].answered else { continue };
+                let answers = |state: &_| machine.answers(state, &requests[other], reply);
+                known.after(state, Step::Answer(other), answers).iter().for_each(|&next| go_on(next, done | 1 << bit));
             }
+            for &ghost in &haunting {
+                let open = bit_of(&asked, ghost) & !done != 0;
+                let haunts = |state: &_| machine.haunts(state, &requests[ghost], open);
+                known.after(state, Step::Haunt(ghost, open), haunts).iter().for_each(|&next| go_on(next, done));
+            }
+            let ages = |state: &_| machine.ages(state, *now);
+            known.after(state, Step::Age(*now), ages).iter().for_each(|&next| go_on(next, done));
             if seen.len() > MOST_WAYS {
                 return None;
             }
@@ -99,13 +109,45 @@ fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::
         if explained.is_empty() {
             return Some(at);
         }
-        ways = explained;
-        asked.retain(|other| *other != at);
+        ways = explained.into_iter().collect();
+        asked.retain(|(other, _)| *other != at);
     }
     None
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What may happen to a state: a request by its index is answered, or is applied without an answer (which is still to
+/// come if `true`), or it is this time.
+#[derive(PartialEq, Eq, Hash)]
+enum Step {
+    Answer(usize),
+    Haunt(usize, bool),
+    Age(i64),
+}
+
+/// The states met so far, by their numbers, and which may follow each: many ways lead through the same ones.
+struct Known<S> {
+    states: Vec<Rc<S>>,
+    numbers: HashMap<Rc<S>, usize>,
+    after: HashMap<(usize, Step), Vec<usize>>,
+}
+
+impl<S: Hash + Eq> Known<S> {
+    fn after(&mut self, state: usize, step: Step, follow: impl Fn(&S) -> Vec<S>) -> &[usize] {
+        let Self { states, numbers, after } = self;
+        after.entry((state, step)).or_insert_with(|| {
+            let next = follow(&states[state]).into_iter().map(Rc::new);
+            let number = |state: Rc<S>| {
+                *numbers.entry(state).or_insert_with_key(|state| {
+                    states.push(Rc::clone(state));
+                    states.len() - 1
+                })
+            };
+            next.map(number).collect()
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Status {
     None,
     Held,
@@ -145,7 +187,7 @@ pub(crate) enum Act {
     CleanUp,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Reservation {
     status: Status,
     /// Its customer, and those before.
@@ -580,7 +622,7 @@ pub(crate) fn reservation(requests: &[Request<Act>]) -> Option<usize> {
 }
 
 /// An adjustment's body, and its ledger entry if known.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Adjusted {
     body: String,
     entry: Option<String>,
