@@ -11,7 +11,8 @@ use holdfast_aws::clock;
 use holdfast_aws::config::Environment;
 use holdfast_domain::audit::{Audit, Compensation, Kind, Verdict};
 use holdfast_domain::{Clock, ProductId};
-use holdfast_store::{Deadline, Store, TableAudit};
+use holdfast_store::{Deadline, Intent, Store, TableAudit};
+use serde_json::json;
 use std::io::Write;
 use std::time::Duration;
 
@@ -28,9 +29,6 @@ It needs dynamodb:Scan, GetItem, BatchGetItem and Query on the table; --write-co
 const LIMIT: Duration = Duration::from_secs(3_600);
 /// Time between two looks at a table in use.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Who wrote a compensation, in the ledger.
-const ACTOR: &str = "cargo local audit";
-
 /// What to audit.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -42,8 +40,8 @@ pub struct Options {
     pub product: Option<String>,
     /// The most looks.
     pub looks: usize,
-    /// Whether drift is compensated in the ledger.
-    pub write_compensation: bool,
+    /// Who compensates drift in the ledger; `None`: it is only reported.
+    pub write_compensation: Option<String>,
 }
 
 /// Audits, writes the report to `out`, and returns whether the books agree.
@@ -60,9 +58,9 @@ pub async fn run(options: Options, out: &mut impl Write) -> Result<bool> {
     }
     write(out, &report(&table, &audit))?;
     let mut agree = agrees(&audit);
-    if options.write_compensation && !agree {
+    if let Some(actor) = options.write_compensation.as_deref().filter(|_| !agree) {
         for one in audit.products() {
-            write(out, &compensate(&store, &audit, one, &clock).await?)?;
+            write(out, &compensate(&store, &audit, one, actor, &clock).await?)?;
         }
         audit = look(&store, only.as_ref(), options.looks).await?;
         write(out, &report(&table, &audit))?;
@@ -162,7 +160,7 @@ fn report(table: &str, audit: &TableAudit) -> String {
 }
 
 /// Writes the entry that makes a product's books right; what was done, in words.
-async fn compensate(store: &Store, table: &TableAudit, audit: &Audit, clock: &Clock) -> Result<String> {
+async fn compensate(store: &Store, table: &TableAudit, audit: &Audit, actor: &str, clock: &Clock) -> Result<String> {
     let id = audit.product();
     let compensation = match table.compensation(audit) {
         Ok(None) => return Ok(String::new()),
@@ -170,8 +168,21 @@ async fn compensate(store: &Store, table: &TableAudit, audit: &Audit, clock: &Cl
         Ok(Some(compensation)) => compensation,
     };
     let Compensation { total_seen, total_after, delta, .. } = compensation;
-    let written = store.compensate(id, compensation, ACTOR, clock.now(), Deadline::after(LIMIT)).await;
-    Ok(if written.context(|| format!("cannot write to the ledger of {id}"))? {
+    // Like every change of an admin: in the log of actions before it is made, and its outcome afterwards.
+    let intent = Intent {
+        actor: actor.to_owned(),
+        action: "compensate_drift".to_owned(),
+        target: id.to_string(),
+        detail: json!({ "delta": delta, "expected_total": total_seen, "total_after": total_after }),
+        request_id: "cargo local audit".to_owned(),
+    };
+    let cannot = || format!("cannot write to the ledger of {id}");
+    let begun = store.begin_action(intent, clock.now(), Deadline::after(LIMIT)).await.context(cannot)?;
+    let written = store.compensate(id, compensation, actor, clock.now(), Deadline::after(LIMIT)).await;
+    let written = written.context(cannot)?;
+    let outcome = if written { "200" } else { "409 unchanged" };
+    store.finish_action(&begun, outcome, Deadline::after(LIMIT)).await.context(cannot)?;
+    Ok(if written {
         format!("\n  {id}: wrote {delta:+} to the ledger; the total was {total_seen} and is {total_after}\n")
     } else {
         format!(

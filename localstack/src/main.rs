@@ -80,9 +80,10 @@ enum Command {
         /// Look at most this often while the table is in use
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(2..=100))]
         looks: u16,
-        /// Where the books do not agree, write an entry to the ledger that makes them right, and set the total to it
-        #[arg(long)]
-        write_compensation: bool,
+        /// Where the books do not agree, write an entry to the ledger that makes them right, and set the total to it, in
+        /// this person's name
+        #[arg(long, value_name = "WHO")]
+        write_compensation: Option<String>,
     },
     /// Calls the admin API of any stack: a command for each operation, see `cargo local admin --help`
     #[command(disable_help_flag = true)]

@@ -7,9 +7,9 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json as Answer};
 use holdfast_domain::ProductId;
 use holdfast_domain::audit::{Finding, Verdict};
-use holdfast_http::budgets::REQUEST_BUDGET;
+use holdfast_http::budgets::{OUTCOME_BUDGET, REQUEST_BUDGET};
 use holdfast_http::{ApiTime, NoQuery, Outcome, Problem, Reader, codes, path_id, schema};
-use holdfast_store::{Audited, Deadline, measure};
+use holdfast_store::{Audited, Deadline, LastAudit, measure};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -93,7 +93,7 @@ impl From<Finding> for FindingView {
 ///
 /// Proves, by reading the table itself, that available, held and sold units add up to the total, that the ledger explains
 /// the total, that each customer's limit counts what the customer holds and owns, and that every hold will be found when
-/// it ends. It changes nothing, and may be used at any time: a change that is under way is told from drift by looking again.
+/// it ends. It changes no stock, and may be used at any time: a change that is under way is told from drift by looking again.
 ///
 /// It reads all reservations, so it takes seconds with many. Units that are missing while the indexes of the table lag by
 /// more than its time look like drift, as do those of orders from before the index `made`: `cargo local audit` reads the table
@@ -106,7 +106,7 @@ impl From<Finding> for FindingView {
 )]
 pub(crate) async fn audit(
     State(app): State<Arc<App>>,
-    _: Reader,
+    reader: Reader,
     NoQuery: NoQuery,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
@@ -118,6 +118,15 @@ pub(crate) async fn audit(
     if drift || complete && !suspected {
         measure::note(measure::DRIFT, findings.len() as u64);
     }
+    let (audited_at, consistent) = (app.clock.now(), complete && !drift && !suspected);
+    if consistent || drift {
+        let actor = reader.id.to_string();
+        let last = LastAudit { product_id: id.clone(), audited_at, actor, consistent };
+        // What was found is worth more than the record of it.
+        if let Err(error) = app.store.record_audit(&last, Deadline::after(OUTCOME_BUDGET)).await {
+            tracing::warn!(%error, "audit not recorded");
+        }
+    }
     let view = AuditView {
         product_id: id,
         total,
@@ -126,11 +135,11 @@ pub(crate) async fn audit(
         sold,
         ledger_total,
         checked_reservations: reservations,
-        consistent: complete && !drift && !suspected,
+        consistent,
         in_progress,
         complete,
         findings: findings.into_iter().map(FindingView::from).collect(),
-        server_time: ApiTime(app.clock.now()),
+        server_time: ApiTime(audited_at),
     };
     let outcome = Outcome(if drift { "drift_found" } else { "read" });
     Ok((Extension(outcome), Answer(view)).into_response())

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json as Answer};
 use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
 use holdfast_domain::text::is_visible;
-use holdfast_domain::{FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal, ReservationId};
+use holdfast_domain::{Confirmation, FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal, ReservationId};
 use holdfast_http::budgets::{INGEST_BUDGET, REQUEST_BUDGET};
 use holdfast_http::{Admin, ApiTime, List, ListQuery, NoQuery, Outcome, Problem, Query, Reader, Recorded, schema};
 use holdfast_store::{Cursor, Deadline, Error, FailedSearch};
@@ -66,11 +66,19 @@ struct FailedView {
     /// The admin's note.
     #[schema(required)]
     note: Option<String>,
+    /// The `X-Request-Id` of the request to confirm. Null if the message does not say; also for an order that was given back.
+    #[schema(required)]
+    request_id: Option<String>,
+    /// The id of that request's trace, which X-Ray shows with the parameter `Tracing`. Null if the message does not say.
+    #[schema(required)]
+    trace_id: Option<String>,
 }
 
 impl From<FailedConfirmation> for FailedView {
     fn from(failed: FailedConfirmation) -> Self {
         let unreadable = failed.reservation_id.is_none();
+        let request = serde_json::from_str(&failed.body).ok().and_then(|message: Confirmation| message.request);
+        let (request_id, trace_id) = request.map(|ids| (ids.request_id, ids.trace_id)).unzip();
         Self {
             failed_confirmation_id: failed.id,
             reservation_id: failed.reservation_id.map(String::from),
@@ -84,6 +92,8 @@ impl From<FailedConfirmation> for FailedView {
             settled_by: failed.settled_by,
             settled_at: failed.settled_at.map(ApiTime),
             note: failed.note,
+            request_id,
+            trace_id: trace_id.flatten(),
         }
     }
 }

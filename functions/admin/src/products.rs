@@ -124,10 +124,12 @@ pub(crate) async fn list(
     let deadline = Deadline::after(REQUEST_BUDGET);
     let page = app.store.products(query.limit()?, query.cursor()?, deadline).await?;
     let mut stock = app.store.stock(&page.items.iter().collect::<Vec<_>>(), deadline).await?;
+    let mut audits = app.store.last_audits(page.items.iter().map(|product| &product.product_id), deadline).await?;
     let now = app.clock.now();
     let view = |product: Product| {
         let stock = stock.remove(&product.product_id).unwrap_or_default();
-        ProductView::new(product, stock, now)
+        let last_audit = audits.remove(&product.product_id);
+        ProductView::new(product, stock, now).with_last_audit(last_audit)
     };
     Ok(Answer(List::of(page, view)).into_response())
 }

@@ -15,6 +15,7 @@ use holdfast_testkit::fixtures::{
 use holdfast_testkit::log::Log;
 use holdfast_testkit::wire::{Fault, Wire};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// The Idempotency-Key behind the reservation of the event files.
 const KEY: &str = "6f1c2e0a-4b0e-4c53-9a8e-0d7f3b1f5a21";
@@ -282,6 +283,28 @@ async fn unreadable_messages_are_listed_and_several_receives_are_ingested() {
     assert_eq!(messages, expected);
     assert!(of("unreadable").iter().all(|failed| failed["reservation_id"].is_null()));
     assert!(shop.wire.messages(FAILED).is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_confirmation_names_the_request_that_asked_for_it() {
+    let shop = shop().await;
+    let mut message: Value = serde_json::from_str(&shop.message("pay_1", Some("refund_required"))).unwrap();
+    message["request"] = json!({"request_id": "UYdGk15TDoEEM6g=", "trace_id": "1-5759e988-bd862e3fe1be46a994272793"});
+    shop.wire.send_message(FAILED, &message.to_string());
+    // A copy that was accepted later says nothing new.
+    message["request"] = json!({"request_id": "later"});
+    message["requested_at_ms"] = (NOW.as_millis() + 1).into();
+    shop.wire.send_message(FAILED, &message.to_string());
+    shop.refund_is_owed("pay_2");
+    let ids = |failed: &Value| (failed["request_id"].clone(), failed["trace_id"].clone());
+    let listed: BTreeMap<String, _> = shop
+        .listed("open")
+        .await
+        .iter()
+        .map(|failed| (failed["payment_reference"].as_str().unwrap().to_owned(), ids(failed)))
+        .collect();
+    assert_eq!(listed["pay_1"], (json!("UYdGk15TDoEEM6g="), json!("1-5759e988-bd862e3fe1be46a994272793")));
+    assert_eq!(listed["pay_2"], (Value::Null, Value::Null));
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use holdfast_aws::queues::{Queues, retry_delay};
 use holdfast_aws::{Unanswered, log, metrics};
 use holdfast_domain::{Confirmation, CustomerId, PaymentReference, Refusal, Reservation, ReservationId};
 use holdfast_http::budgets::{BATCH_BUDGET, DELAY_BUDGET, REQUEST_BUDGET, TABLE_BUDGET};
-use holdfast_http::{Caller, Json, Outcome, Problem, ReservationView, codes, schema};
+use holdfast_http::{Caller, Json, Named, Outcome, Problem, ReservationView, codes, schema};
 use holdfast_store::{Deadline, Error, Store, measure};
 use lambda_http::{Context, LambdaEvent};
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,7 @@ struct Queued<'a> {
 async fn confirm_reservation(
     State(app): State<Arc<App>>,
     caller: Caller,
+    Named(request): Named,
     Path(id): Path<String>,
     Json(body): Json<Confirm>,
 ) -> Result<Response, Problem> {
@@ -131,6 +132,7 @@ async fn confirm_reservation(
         customer: caller.customer(body.customer_id)?,
         payment_reference: body.payment_reference,
         requested_at: now,
+        request: Some(request),
     };
     match app.confirm_now(&confirmation, table).await {
         Ok(order) => {

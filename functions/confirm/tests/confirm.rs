@@ -8,7 +8,9 @@ use std::time::Duration;
 use axum::Router;
 use confirm::{App, handle, router};
 use holdfast_aws::queues::DeadLetter;
-use holdfast_domain::{Clock, Confirmation, Failure, PaymentReference, RateLimit, Reservation, Status, Timestamp};
+use holdfast_domain::{
+    Clock, Confirmation, Failure, PaymentReference, RateLimit, RequestIds, Reservation, Status, Timestamp,
+};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_testkit::event::{Answer, at, by, event, in_role, names, with_body, with_header};
 use holdfast_testkit::fixtures::{
@@ -62,7 +64,9 @@ impl Shop {
     }
 
     async fn call(&self, event: Value) -> Result<Value, Error> {
-        handle(&self.app, self.router.clone(), LambdaEvent::new(event, Context::default())).await
+        let mut context = Context::default();
+        context.xray_trace_id = Some(format!("Root={TRACE};Parent=53995c3f42cd8ad8;Sampled=1"));
+        handle(&self.app, self.router.clone(), LambdaEvent::new(event, context)).await
     }
 
     async fn http(&self, event: Value) -> Answer {
@@ -92,6 +96,9 @@ impl Shop {
     }
 }
 
+/// The trace of every invocation.
+const TRACE: &str = "1-5759e988-bd862e3fe1be46a994272793";
+
 /// The event file's confirmation, sent by the customer herself.
 fn own() -> Value {
     let mut event = with_body(by(event("confirm/confirm"), "alice"), json!({ "payment_reference": "pay_123" }));
@@ -113,7 +120,7 @@ fn batch(bodies: &[String]) -> Value {
 
 fn message(held: &Reservation, payment_reference: Option<PaymentReference>) -> String {
     let (reservation_id, customer) = (held.reservation_id.clone(), held.customer.clone());
-    let confirmation = Confirmation { reservation_id, customer, payment_reference, requested_at: NOW };
+    let confirmation = Confirmation { reservation_id, customer, payment_reference, requested_at: NOW, request: None };
     serde_json::to_string(&confirmation).unwrap()
 }
 
@@ -160,7 +167,12 @@ async fn while_the_table_is_away_the_payment_is_queued_with_its_time() {
         assert_eq!((answer.status, &answer.body["status"]), (202, &json!("queued")), "{fault:?}");
         assert_eq!(answer.body["reservation_id"], held.reservation_id.as_str());
         let queued = shop.wire.messages(CONFIRMATIONS);
-        assert_eq!(queued, [message(&held, Some(payment("pay_123")))], "{fault:?}");
+        let asked: Confirmation = serde_json::from_str(&queued[0]).unwrap();
+        let request_id = own()["requestContext"]["requestId"].as_str().unwrap().to_owned();
+        let request = Some(RequestIds { request_id, trace_id: Some(TRACE.to_owned()) });
+        let expected =
+            Confirmation { request, ..serde_json::from_str(&message(&held, Some(payment("pay_123")))).unwrap() };
+        assert_eq!((asked, queued.len()), (expected, 1), "{fault:?}");
 
         // While the table is away, the message stays.
         assert_eq!(shop.batch(&queued).await, ["m0"], "{fault:?}");
@@ -458,6 +470,7 @@ async fn resolving_without_a_payment_stops_queued_confirmations_only() {
             customer: held.customer.clone(),
             payment_reference: None,
             requested_at: NOW,
+            request: None,
         }),
         reason: "not_confirmed".to_owned(),
         body: message(&held, None),

@@ -52,13 +52,13 @@ fn places(audit: &Value) -> BTreeSet<(String, String)> {
 }
 
 /// The audit of a whole table from the terminal: whether the books agree, and what it says.
-async fn from_terminal(stack: &Stack, write_compensation: bool) -> (bool, String) {
+async fn from_terminal(stack: &Stack, write_compensation: Option<&str>) -> (bool, String) {
     let options = audit::Options {
         table: Some(stack.table().unwrap().to_owned()),
         endpoint: Some(stack.endpoint_url().to_owned()),
         product: None,
         looks: 3,
-        write_compensation,
+        write_compensation: write_compensation.map(str::to_owned),
     };
     let mut said = Vec::new();
     let agree = audit::run(options, &mut said).await.unwrap();
@@ -117,7 +117,7 @@ pub(crate) async fn ten_planted_inconsistencies_are_found(_: Api) {
     let units =
         ["total", "available", "held", "sold", "ledger_total", "checked_reservations"].map(|name| &healthy[name]);
     assert_eq!(units, [65, 58, 3, 4, 65, 3].map(Value::from).each_ref());
-    let (agree, said) = from_terminal(&stack, false).await;
+    let (agree, said) = from_terminal(&stack, None).await;
     assert!(agree && said.contains("agree"), "{said}");
 
     let product = || "planted".try_into().unwrap();
@@ -154,7 +154,7 @@ pub(crate) async fn ten_planted_inconsistencies_are_found(_: Api) {
         let found = audited(&api, "planted").await;
         let expected: BTreeSet<_> = expected.iter().map(|&(kind, place)| (kind.to_owned(), place.to_owned())).collect();
         assert_eq!((&found["consistent"], places(&found)), (&json!(false), expected), "{name}: {found:#}");
-        let (agree, said) = from_terminal(&stack, false).await;
+        let (agree, said) = from_terminal(&stack, None).await;
         assert!(!agree && said.contains("DRIFT"), "{name}: {said}");
         // Only the table itself still knows that Bob had an order.
         assert_eq!(said.contains("limit of customer bob: expected 0, found 4"), name == "a deleted order", "{said}");
@@ -172,25 +172,35 @@ pub(crate) async fn ten_planted_inconsistencies_are_found(_: Api) {
     let mut item: Item = ghost.item();
     item.insert("units".to_owned(), AttributeValue::N("1".to_owned()));
     behind.write(&ghost, Some(item)).await;
-    let (agree, said) = from_terminal(&stack, false).await;
+    let (agree, said) = from_terminal(&stack, None).await;
     assert!(!agree && said.contains("limit of customer zoe: expected 0, found 1"), "{said}");
     behind.write(&ghost, None).await;
 
     // A compensation: where it makes the books right, and not where it cannot.
     let before = behind.read(&shard(1)).await;
     behind.write(&shard(1), None).await;
-    let (agree, said) = from_terminal(&stack, true).await;
+    let (agree, said) = from_terminal(&stack, Some("olga")).await;
     assert!(!agree && said.contains("planted: no entry was written") && said.contains("shard 1"), "{said}");
     behind.write(&shard(1), before).await;
     let mut lossy = behind.read(&shard(0)).await;
     add(&mut lossy, "available", -2);
     behind.write(&shard(0), lossy).await;
-    let (agree, said) = from_terminal(&stack, true).await;
+    let (agree, said) = from_terminal(&stack, Some("olga")).await;
     assert!(agree && said.contains("wrote -2 to the ledger; the total was 65 and is 63"), "{said}");
     let compensated = audited(&api, "planted").await;
     assert_eq!((&compensated["consistent"], &compensated["ledger_total"]), (&json!(true), &json!(63)));
     let ledger = api.get("/admin/products/planted/ledger?limit=1", Who::Admin).await;
-    assert_eq!(ledger.is(200, "").body["items"][0]["reason"], "audit: compensates drift");
+    let entry = &ledger.is(200, "").body["items"][0];
+    assert_eq!((&entry["reason"], &entry["actor"]), (&json!("audit: compensates drift"), &json!("olga")));
+    let actions = api.get("/admin/actions?target=planted&limit=1", Who::Admin).await;
+    let action = &actions.is(200, "").body["items"][0];
+    assert_eq!((&action["action"], &action["actor"]), (&json!("compensate_drift"), &json!("olga")));
+    assert_eq!((&action["detail"]["delta"], &action["outcome"]), (&json!(-2), &json!("200")));
+    let products = api.get("/admin/products", Who::Admin).await;
+    let last = &products.is(200, "").body["items"][0]["last_audit"];
+    assert_eq!((&last["audited_at"], &last["consistent"]), (&compensated["server_time"], &json!(true)), "{last}");
+    let public = api.get("/products/planted", Who::Nobody).await;
+    assert!(public.is(200, "").body.get("last_audit").is_none());
     api.get("/admin/products/planted-not/audit", Who::Admin).await.is(404, "product_not_found");
     api.get("/admin/products/planted/audit?limit=1", Who::Admin).await.is(400, "invalid_request");
     end(stack, api).await;
@@ -242,7 +252,7 @@ pub(crate) async fn a_table_in_use_raises_no_alarm(_: Api) {
                     audits += usize::from(body["complete"] == true);
                 }
             }
-            let (agree, said) = from_terminal(&stack, false).await;
+            let (agree, said) = from_terminal(&stack, None).await;
             assert!(agree, "{said}");
         }
         audits
@@ -262,7 +272,7 @@ pub(crate) async fn a_table_in_use_raises_no_alarm(_: Api) {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
-    let (agree, said) = from_terminal(&stack, false).await;
+    let (agree, said) = from_terminal(&stack, None).await;
     assert!(agree && !said.contains("in use"), "{said}");
     end(stack, api).await;
 }

@@ -46,20 +46,24 @@ pub(crate) async fn the_console_loads_from_the_api_only(api: Api) {
 /// or one on the `PATH`. Without one it is left out, unless `BROWSER_REQUIRED` is set, as in `.ci/run`.
 pub(crate) fn trial(runtime: &Arc<Runtime>) -> Trial {
     let runtime = runtime.clone();
-    Trial::ignorable_test("console::it_works_in_a_browser", move || match browser() {
+    Trial::ignorable_test("console::it_works_in_a_browser", move || match browser()? {
         Some(browser) => runtime.block_on(works(browser)).map(|()| Completion::Completed).map_err(Into::into),
         None if std::env::var_os("BROWSER_REQUIRED").is_some() => Err("there is no Chromium".into()),
         None => Ok(Completion::ignored_with("left out, since there is no Chromium on the PATH, nor in CHROMIUM")),
     })
 }
 
-fn browser() -> Option<PathBuf> {
+fn browser() -> Result<Option<PathBuf>, String> {
+    if let Some(named) = std::env::var_os("CHROMIUM").filter(|named| !named.is_empty()).map(PathBuf::from) {
+        let missing = format!("CHROMIUM names {}, which is no file", named.display());
+        return if named.is_file() { Ok(Some(named)) } else { Err(missing) };
+    }
     let on_path = || {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
         CHROMIUM.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name))).find(|file| file.is_file())
     };
-    std::env::var_os("CHROMIUM").map(PathBuf::from).or_else(on_path)
+    Ok(on_path())
 }
 
 async fn works(browser: PathBuf) -> Result<(), String> {

@@ -17,6 +17,19 @@ pub struct Confirmation {
     /// When the request was accepted: decides whether it was in time, also where a queue carries it out later.
     #[serde(rename = "requested_at_ms")]
     pub requested_at: Timestamp,
+    /// The request that asked for it, for the logs. Nothing is decided by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestIds>,
+}
+
+/// A request over HTTP, as the logs name it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestIds {
+    /// API Gateway's id of the request.
+    pub request_id: String,
+    /// The id of its trace in AWS X-Ray, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
 }
 
 impl Confirmation {

@@ -240,6 +240,7 @@ mod tests {
             customer: found.customer.clone(),
             payment_reference: payment.cloned(),
             requested_at: at,
+            request: None,
         };
         confirmation(found, &command, Timestamp::from_millis(at.as_millis() + i64::from(queued)))
     }

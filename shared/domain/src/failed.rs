@@ -167,6 +167,7 @@ impl Failure {
             customer: order.customer.clone(),
             payment_reference: Some(order.payment_reference.clone()?),
             requested_at: now,
+            request: None,
         };
         Some(Self { confirmation: Some(confirmation), reason: ORDER_CANCELLED.to_owned(), body: String::new() })
     }
@@ -336,6 +337,7 @@ mod tests {
             customer,
             payment_reference: payment.map(|text| text.try_into().unwrap()),
             requested_at: NOW,
+            request: None,
         }
     }
 

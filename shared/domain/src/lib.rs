@@ -32,7 +32,7 @@ mod time;
 
 pub use adjustment::Adjustment;
 pub use cancellation::{Cancellation, HoldRelease, OrderCancellation};
-pub use confirmation::Confirmation;
+pub use confirmation::{Confirmation, RequestIds};
 pub use decide::{CLOCK_TOLERANCE_SECONDS, MAX_EXTENSIONS_OF_FIRST_HOLD, MAX_OWED_BACK};
 pub use draft::{
     Basket, BasketError, Draft, DraftLine, LinesChange, MAX_LINES, MAX_QUANTITY, RequestedLine, RequestedLines,

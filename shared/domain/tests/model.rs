@@ -118,6 +118,7 @@ impl World {
             customer: reservation.customer.clone(),
             payment_reference: payment.cloned(),
             requested_at: self.now,
+            request: None,
         };
         let takes = match decide::confirmation(reservation, &command, self.now) {
             ConfirmDecision::Refuse(refusal) => return Err(refusal),

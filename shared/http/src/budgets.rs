@@ -14,7 +14,7 @@ use std::time::Duration;
 pub const RATE_LIMIT_BUDGET: Duration = Duration::from_secs(1);
 /// Time of a handler.
 pub const REQUEST_BUDGET: Duration = Duration::from_secs(8);
-/// Time after that to write down what came of an admin's action: admins have no rate limit.
+/// Time after that to write down what came of an admin's action, or of an audit: admins have no rate limit.
 pub const OUTCOME_BUDGET: Duration = Duration::from_secs(1);
 /// Part of [`REQUEST_BUDGET`] for the table where there is a fallback to the queue: the rest is for the queue.
 pub const TABLE_BUDGET: Duration = Duration::from_secs(4);

@@ -94,8 +94,11 @@ pub struct Admin {
 }
 
 /// A verified caller who may read what admins read: an admin or an auditor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reader;
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader {
+    /// Whose.
+    pub id: CustomerId,
+}
 
 /// How callers are verified.
 #[derive(Clone)]
@@ -216,7 +219,7 @@ impl<S: Sync> FromRequestParts<S> for Reader {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let caller = Caller::from_request_parts(parts, state).await?;
         let reads = caller.admin || caller.auditor;
-        if reads { Ok(Self) } else { Err(Problem::forbidden("only admins and auditors may do this")) }
+        if reads { Ok(Self { id: caller.id }) } else { Err(Problem::forbidden("only admins and auditors may do this")) }
     }
 }
 

@@ -35,5 +35,5 @@ pub use limit::{Limiter, limited};
 #[cfg(feature = "local-sign-in")]
 pub use local_sign_in::{LOCAL_AUDIENCE, LOCAL_ISSUER};
 pub use problem::Problem;
-pub use serve::{Outcome, serve};
+pub use serve::{Named, Outcome, serve};
 pub use view::{ApiTime, List, ProductView, ReservationView};

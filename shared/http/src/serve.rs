@@ -4,17 +4,20 @@
 //! serve the next request.
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use axum::body::HttpBody as _;
-use axum::extract::Request;
+use axum::extract::{FromRequestParts, Request};
+use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderValue, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
 use futures_util::FutureExt as _;
 use holdfast_aws::{log, metrics};
+use holdfast_domain::RequestIds;
 use holdfast_store::measure;
 use lambda_http::{Context, request::RequestContext};
 use tracing::{Instrument as _, field};
@@ -44,8 +47,7 @@ async fn answer(request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let operation = operation(&request);
     let function = log::function();
-    let trace = request.extensions().get::<Context>().and_then(|context| context.xray_trace_id.as_deref());
-    let trace_id = log::trace_id(trace);
+    let trace_id = trace_id(request.extensions());
     let span =
         tracing::info_span!("request", function, request_id, trace_id, %method, path, reservation_id = field::Empty);
     let answered = async move {
@@ -133,6 +135,24 @@ fn operation(request: &Request) -> String {
         _ => None,
     });
     gateway.unwrap_or_else(|| "$default".to_owned())
+}
+
+/// Extracts how the logs name the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named(pub RequestIds);
+
+impl<S: Sync> FromRequestParts<S> for Named {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let trace_id = trace_id(&parts.extensions).map(str::to_owned);
+        Ok(Self(RequestIds { request_id: request_id(&parts.extensions), trace_id }))
+    }
+}
+
+/// The id of the request's trace, if Lambda names one.
+fn trace_id(extensions: &Extensions) -> Option<&str> {
+    log::trace_id(extensions.get::<Context>()?.xray_trace_id.as_deref())
 }
 
 /// API Gateway's request id, or Lambda's if there is no gateway.

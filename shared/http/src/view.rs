@@ -1,7 +1,7 @@
 //! Domain values as the JSON of the API.
 
 use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Stock, Timestamp};
-use holdfast_store::Page;
+use holdfast_store::{LastAudit, Page};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
 use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
@@ -115,6 +115,15 @@ pub struct ReservationView {
     /// admin.
     #[schema(value_type = Option<schema::Time>, required)]
     cancelled_at: Option<ApiTime>,
+    /// The length of the hold that was asked for, in seconds: `expires_at` is later if it was extended. Only in responses to
+    /// admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = schema::Seconds, required = false)]
+    hold_seconds: Option<u32>,
+    /// Number of changes of its lines or its customer. Only in responses to admins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = u32, required = false)]
+    revision: Option<u32>,
     /// Who cancelled it: `customer`, or the `sub` of an admin or a service. Only in responses to admins, and only if it is
     /// cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,6 +178,8 @@ impl ReservationView {
             confirmed_late: reservation.confirmed_late,
             payment_reference: reservation.payment_reference.map(String::from),
             cancelled_at: reservation.cancellation.as_ref().map(|by| by.at).or(reservation.cancelled_at).map(ApiTime),
+            hold_seconds: None,
+            revision: None,
             cancelled_by: None,
             restocked: reservation.cancellation.as_ref().map(|cancellation| cancellation.restocked),
             cancel_reason: reservation.cancellation.map(|cancellation| cancellation.reason),
@@ -180,7 +191,8 @@ impl ReservationView {
         let customer_id = Some(reservation.customer.clone());
         let by = reservation.cancellation.as_ref().map_or("customer", |cancellation| &cancellation.by);
         let cancelled_by = (reservation.status == Status::Cancelled).then(|| by.to_owned());
-        Self { customer_id, cancelled_by, ..Self::new(reservation, now) }
+        let (hold_seconds, revision) = (Some(u32::from(reservation.hold_seconds)), Some(reservation.revision()));
+        Self { customer_id, hold_seconds, revision, cancelled_by, ..Self::new(reservation, now) }
     }
 }
 
@@ -240,9 +252,37 @@ pub struct ProductView {
     /// of the sale is to come.
     #[schema(value_type = schema::Time)]
     server_time: ApiTime,
+    /// The last complete audit. Only in the list for admins, and only if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    last_audit: Option<LastAuditView>,
+}
+
+/// The last audit of a product's books that read everything.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = LastAudit)]
+struct LastAuditView {
+    #[schema(value_type = schema::Time)]
+    audited_at: ApiTime,
+    /// The `sub` of the admin or auditor.
+    actor: String,
+    /// Whether the books agreed.
+    consistent: bool,
+}
+
+impl From<LastAudit> for LastAuditView {
+    fn from(LastAudit { audited_at, actor, consistent, .. }: LastAudit) -> Self {
+        Self { audited_at: ApiTime(audited_at), actor, consistent }
+    }
 }
 
 impl ProductView {
+    /// The same with its last audit.
+    #[must_use]
+    pub fn with_last_audit(self, last: Option<LastAudit>) -> Self {
+        Self { last_audit: last.map(LastAuditView::from), ..self }
+    }
+
     /// The product with its stock, at `now`.
     pub fn new(product: Product, stock: Stock, now: Timestamp) -> Self {
         Self {
@@ -265,6 +305,7 @@ impl ProductView {
             shards: product.shards,
             version: product.version,
             server_time: ApiTime(now),
+            last_audit: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::future::{try_join, try_join_all};
 use holdfast_domain::audit::{
     Audit, COMPENSATION_REASON, Compensation, Entry, Fault, Look, Seen, Verdict, Version, swaps,
@@ -15,9 +16,9 @@ use holdfast_domain::audit::{
 use holdfast_domain::{
     CustomerId, MAX_SHARDS, Product, ProductId, Reservation, ReservationId, Status, Timestamp, digest_id,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use crate::items::{self, number, text};
+use crate::items::{self, number, text, time};
 use crate::keys::{self, Key, Owner};
 use crate::stock::{KeyRecord, LedgerEntry, entry_id};
 use crate::transact::Transaction;
@@ -44,6 +45,19 @@ pub struct Audited {
     pub verdict: Verdict,
     /// Whether every reservation was read within the deadline. If not, only `total`, `available` and `ledger_total` are known.
     pub complete: bool,
+}
+
+/// The last audit of a product that read everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastAudit {
+    /// The product.
+    pub product_id: ProductId,
+    /// When it was.
+    pub audited_at: Timestamp,
+    /// Who asked for it.
+    pub actor: String,
+    /// Whether the books agreed.
+    pub consistent: bool,
 }
 
 /// A reservation's item with its place in the indexes.
@@ -151,6 +165,39 @@ impl Store {
             tokio::time::sleep(PAUSE).await;
         }
         Ok(audited)
+    }
+
+    /// Records the outcome of an audit, unless that of a later one is recorded.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
+    pub async fn record_audit(&self, audit: &LastAudit, deadline: Deadline) -> Result<(), Error> {
+        let update = Expression::new(
+            "SET #product_id = :id, #audited_at = :at, #actor = :actor, #consistent = :consistent",
+            vec![
+                (":id", text(audit.product_id.as_str())),
+                (":at", time(audit.audited_at)),
+                (":actor", text(&audit.actor)),
+                (":consistent", AttributeValue::Bool(audit.consistent)),
+            ],
+        );
+        let latest = Expression::new("attribute_not_exists(#pk) OR #audited_at <= :at", vec![]);
+        let key = keys::audit(&audit.product_id);
+        self.update(&key, (update, latest), &mut self.attempts(deadline)).await.map(drop)
+    }
+
+    /// The last audits of these products, where there was one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline.
+    pub async fn last_audits(
+        &self,
+        products: impl Iterator<Item = &ProductId>,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, LastAudit>, Error> {
+        let found = self.get_all(products.map(keys::audit).collect(), deadline).await?;
+        let read = |item| items::read("audit", item).map(|audit: LastAudit| (audit.product_id.clone(), audit));
+        found.into_iter().map(read).collect()
     }
 
     /// A pass, a look and another pass.

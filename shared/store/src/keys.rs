@@ -157,6 +157,11 @@ pub fn failed(id: &str) -> Key {
     Key { pk: FAILED.to_owned(), sk: id.to_owned() }
 }
 
+/// The last audit of a product.
+pub fn audit(product: &ProductId) -> Key {
+    Key { pk: format!("AUDIT#{product}"), sk: "AUDIT".to_owned() }
+}
+
 /// One action of an admin with this target.
 pub fn action(target: &str, action_id: &str) -> Key {
     Key { pk: format!("{ACTION_PREFIX}{target}"), sk: action_id.to_owned() }
@@ -253,6 +258,7 @@ mod tests {
             (rate(&customer), Owner::Other),
             (adjustment("a"), Owner::Other),
             (failed("fc_x"), Owner::Other),
+            (audit(&product()), Owner::Other),
             (Key { pk: "STOCK#tee-black".to_owned(), sk: "STOCK".to_owned() }, Owner::Other),
         ] {
             assert_eq!(Owner::of(&key.pk, &key.sk), owner, "{key:?}");

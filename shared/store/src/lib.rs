@@ -52,7 +52,7 @@ use holdfast_domain::{Clock, ProductId};
 use serde::de::DeserializeOwned;
 
 pub use actions::{Action, Intent};
-pub use audit::{Audited, TableAudit};
+pub use audit::{Audited, LastAudit, TableAudit};
 pub use error::{Deadline, Error};
 pub use failed::FailedSearch;
 pub use page::{Cursor, Page};

@@ -155,6 +155,7 @@ pub fn confirmation(
         customer: customer.clone(),
         payment_reference: payment.cloned(),
         requested_at: at,
+        request: None,
     }
 }
 

@@ -65,6 +65,7 @@ fn failure_of(held: &Reservation, who: &str, paid: Option<&str>, reason: &str, a
             customer: customer(who),
             payment_reference: paid.map(payment),
             requested_at: at,
+            request: None,
         }),
         reason: reason.to_owned(),
         body: format!("{who} {}", at.as_millis()),
