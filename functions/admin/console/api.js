@@ -7,6 +7,7 @@ import { useEffect, useRef, useState } from './preact-htm.js';
 /** The API's root: the page is `admin` below it, also under a stage's path. */
 const ROOT = new URL('../../', import.meta.url);
 const POLL_MS = 3_000;
+const SLOW_MS = 15_000;
 const TIMEOUT_MS = 15_000;
 
 /** A value that components can watch. */
@@ -63,7 +64,8 @@ export function signIn(token, rolesClaim = 'cognito:groups') {
   } catch {
     return 'This is not a token. A token has three parts, separated by dots.';
   }
-  const roles = [claims[rolesClaim] ?? []].flat();
+  // A list, or one text of words.
+  const roles = String(claims[rolesClaim]).split(/[ ,]/);
   if (claims.exp * 1_000 <= now()) return 'This token has expired.';
   if (!roles.includes('admin') && !roles.includes('auditor')) {
     return 'This token has neither the role admin nor the role auditor.';
@@ -147,24 +149,22 @@ export async function call(method, path, body, { key, signal } = {}) {
   throw new Failure(response.status, answer);
 }
 
-export const get = (path, signal) => call('GET', path, undefined, { signal });
-
-/** `path?a=1&b=2`, without what is empty. */
-export function withQuery(path, parameters) {
-  const given = Object.entries(parameters).filter(([, value]) => value || value === 0);
-  return given.length ? `${path}?${new URLSearchParams(given)}` : path;
-}
+/** Reads something. Parameters that are empty are left out. */
+export const get = (path, signal, parameters = {}) => {
+  const given = Object.entries(parameters).filter(([, value]) => value);
+  return call('GET', given.length ? `${path}?${new URLSearchParams(given)}` : path, undefined, { signal });
+};
 
 /**
- * Reads pages of a list until there are `enough` items, or no more pages, or `rounds` requests were made: with filters, a
- * page can be empty although there are more.
+ * Reads pages of a list until there are `enough` items to `keep`, or no more pages, or `rounds` requests were made: with
+ * filters, a page can be empty although there are more.
  */
-export async function pages(path, parameters, { enough = 1, rounds = 8, signal, progress } = {}) {
+export async function pages(path, parameters, { enough = 1, rounds = 8, signal, progress, keep = () => true } = {}) {
   const items = [];
   let cursor = parameters.cursor;
   do {
-    const page = await get(withQuery(path, { ...parameters, cursor }), signal);
-    items.push(...page.items);
+    const page = await get(path, signal, { ...parameters, cursor });
+    items.push(...page.items.filter(keep));
     cursor = page.next_cursor;
     progress?.(items.length);
   } while (cursor && items.length < enough && --rounds > 0);
@@ -173,7 +173,7 @@ export async function pages(path, parameters, { enough = 1, rounds = 8, signal, 
 
 /* ---- polling ---- */
 
-/** `{ at, failure, since }`: when the figures on the page were read, and whether the API fails since. */
+/** `{ at, failure, since }`: when the figures on the page were read, and what fails since. */
 export const health = atom({});
 /** Whether polling rests: the page is hidden or has no focus, and was not told to go on. */
 export const resting = atom(false);
@@ -197,16 +197,16 @@ look();
 export const refresh = () => nudge.set(nudge.get() + 1);
 
 /**
- * Calls `load(signal)` now, and again `every` milliseconds after each answer while the page is looked at.
+ * Calls `load(signal)` now, and again some seconds after each answer while the page is looked at.
  * Returns `{ data, failure, stale }`: `data` is the latest answer, `stale` says that it is of another `key`.
  */
-export function usePoll(load, key, { every = POLL_MS, main = true } = {}) {
+export function usePoll(load, key, { slow, main = true } = {}) {
   const [state, setState] = useState({});
   const loader = useRef();
   loader.current = load;
   useEffect(() => {
     let timer, cancel, due;
-    if (main) health.set({ ...health.get(), at: undefined });
+    if (main) health.set(health.get().failure?.down ? { ...health.get(), at: undefined } : {});
     const run = async () => {
       clearTimeout(timer);
       cancel?.abort();
@@ -223,9 +223,10 @@ export function usePoll(load, key, { every = POLL_MS, main = true } = {}) {
         if (!(failure instanceof Failure)) throw failure;
         setState((before) => ({ ...before, failure, failed: key }));
         const { at, since = Date.now() } = health.get();
-        if (main) health.set(failure.down ? { at, since, failure } : { at: Date.now() });
+        // What is shown stays as old as it is. If nothing is shown yet, the view says why.
+        if (main) health.set(failure.down || at ? { at, since, failure } : {});
       } finally {
-        if (!signal.aborted) timer = setTimeout(tick, every);
+        if (!signal.aborted) timer = setTimeout(tick, slow ? SLOW_MS : POLL_MS);
       }
     };
     const tick = () => {

@@ -1,8 +1,8 @@
 // The books: an audit per product; and the actions: who did what, and what came of it.
 
-import { atom, Failure, get, kept, usePoll, withQuery } from './api.js';
+import { atom, Failure, get, kept, pages, session, usePoll } from './api.js';
 import { html } from './preact-htm.js';
-import { Chip, go, Head, Id, num, Pager, plural, Problem, Product, Table, Target, tell, Time, to, words } from './ui.js';
+import { at, Chip, go, Head, Id, num, Pager, plural, Problem, Product, Table, Target, tell, Time, to, words } from './ui.js';
 
 /* ---- the books ---- */
 
@@ -14,9 +14,10 @@ const audit = async (id) => {
   const before = audits.get()[id];
   put({ ...before, running: true });
   try {
-    put(await get(`admin/products/${id}/audit`));
+    const result = await get(`admin/products/${id}/audit`);
+    put({ ...result, audited_at: result.server_time, actor: session.get()?.sub ?? '' });
   } catch (failure) {
-    put({ failed: failure.message, server_time: before?.server_time });
+    put({ failed: failure.message });
     if (!(failure instanceof Failure)) throw failure;
   }
   kept.write('audits', Object.fromEntries(Object.entries(audits.get()).filter(([, { running }]) => !running)));
@@ -30,49 +31,68 @@ const WHAT = {
   reservation: 'A reservation contradicts itself or its index',
 };
 
-const stateOf = (r) => (r.running ? 'checking' : r.failed ? 'failed' : r.consistent === undefined ? 'not checked'
-  : r.consistent ? 'consistent' : r.findings.length ? 'drift' : 'changing');
+/** What is known of a product: this tab's audit, or the last one of anybody, which has no figures, if that is later. */
+const auditOf = ({ product_id, last_audit }) => {
+  const own = audits.get()[product_id];
+  return own && (own.running || !own.complete || !(last_audit?.audited_at > own.audited_at)) ? own : last_audit ?? {};
+};
+const stateOf = (r) => (r.running ? 'checking' : r.failed ? 'failed' : r.complete === false ? 'incomplete'
+  : r.consistent === undefined ? 'not checked' : r.consistent ? 'consistent' : r.findings?.length === 0 ? 'changing' : 'drift');
+/** What there is to say about that, besides findings. */
+const remark = (r) => (r.failed ? `The check failed. ${r.failed}`
+  : r.complete === false ? html`Too many reservations for one request, so nothing is known. <code>cargo local audit</code> takes the time that it needs.`
+  : r.in_progress && !r.findings.length ? 'It was changed during the check, so this is not certain. Check it again.'
+  : stateOf(r) === 'drift' && !r.findings && 'Check it to see what is off.');
 
 export const Books = ({ query }) => {
   const results = audits.use();
+  const id = query.product_id;
   const { data, failure, stale } = usePoll(async (signal) => {
-    if (query.product_id) return { items: [await get(`products/${encodeURIComponent(query.product_id)}`, signal)] };
-    return get(withQuery('admin/products', { limit: 50, cursor: query.cursor }), signal);
-  }, JSON.stringify(query), { every: 15_000 });
+    if (id) {
+      // Only the list has the last audit.
+      const { items } = await pages('admin/products', { limit: 100 }, { rounds: 20, signal, keep: (p) => p.product_id === id });
+      return { items: items.length ? items : [await get(`products/${encodeURIComponent(id)}`, signal)] };
+    }
+    return get('admin/products', signal, { limit: 50, cursor: query.cursor });
+  }, JSON.stringify(query), { slow: true });
   if (!data) return html`<h1>Books</h1><${Problem} failure=${failure} />`;
-  const of = (p) => results[p.product_id] ?? {};
+  const rows = data.items.map((p) => ({ ...p, r: auditOf(p) }));
   const running = Object.values(results).some((result) => result.running);
   const all = async () => {
-    for (const { product_id } of data.items) await audit(product_id);
-    const count = (state) => data.items.filter((p) => stateOf(audits.get()[p.product_id]) === state).length;
-    const bad = ['drift', 'changing', 'failed'].filter(count).map((state) => `${num(count(state))} ${state}`);
-    tell(`${plural(data.items.length, 'product')} checked: ${bad.join(', ') || 'all are consistent'}.`, bad.length > 0);
+    for (const { product_id } of rows) await audit(product_id);
+    const count = (state) => rows.filter((p) => stateOf(auditOf(p)) === state).length;
+    const bad = ['drift', 'incomplete', 'changing', 'failed'].filter(count).map((state) => `${num(count(state))} ${state}`);
+    tell(`${plural(rows.length, 'product')} checked: ${bad.join(', ') || 'all are consistent'}.`, bad.length > 0);
   };
-  const figure = (title, name = title.toLowerCase()) => [title, (p) => (name in of(p) ? num(of(p)[name]) : '–'), 'number'];
+  const figure = (title, name = title.toLowerCase()) => [title, ({ r }) => (r.complete ? num(r[name]) : '–'), 'number'];
+  const lastRun = ({ r, last_audit }) => {
+    // Only what is certain counts, as in the API's record.
+    const { audited_at, actor, consistent } = r.complete && (r.consistent || r.findings.length) ? r : last_audit ?? {};
+    return audited_at ? html`<${Time} t=${audited_at} /> by <${Id} id=${actor} plain />: ${consistent ? 'consistent' : 'drift'}` : '–';
+  };
   const columns = [
     ['Product', (p) => html`<${Product} of=${p} />`, 'first'],
-    ['Result', (p) => html`<${Chip} state=${stateOf(of(p))} />`, 'w-status'],
+    ['Result', ({ r }) => html`<${Chip} state=${stateOf(r)} />`, 'w-status'],
     ...['Available', 'Held', 'Sold', 'Total'].map((title) => figure(title)),
     figure('Ledger', 'ledger_total'),
     figure('Reservations', 'checked_reservations'),
-    ['Checked', (p) => html`<${Time} t=${of(p).server_time} />`, 'w-time'],
-    ['Run', (p) => html`<button type="button" disabled=${of(p).running} aria-label="Check ${p.product_id}" onClick=${() => audit(p.product_id)}>Check</button>`, 'w-acts'],
+    ['Last run', lastRun, 'w-pay'],
+    ['Run', ({ product_id, r }) => html`<button disabled=${r.running} aria-label="Check ${product_id}" onClick=${() => audit(product_id)}>Check</button>`, 'w-acts'],
   ];
-  const off = data.items.filter((p) => of(p).findings?.length || of(p).failed || of(p).in_progress);
-  return html`<${Head} title="Books"><button type="button" class="main" disabled=${running} onClick=${all}>Check all</button><//>
+  const off = rows.filter(({ r }) => remark(r) || r.findings?.length);
+  return html`<${Head} title="Books"><button class="main" disabled=${running} onClick=${all}>Check all</button><//>
     <p class="lead">A check reads all reservations of a product: available + held + sold = total = ledger, and each customer’s
-      count = what they have. It changes nothing, and works during a sale.</p>
-    <section class="panel"><${Table} label="Books" columns=${columns} rows=${data.items} id=${(p) => p.product_id} stale=${stale} empty="There is no product." />
-      <${Pager} path=${['books']} query=${query} next=${data.next_cursor}>${query.product_id && html`<a href=${to(['books'])}>All products</a>`}<//></section>
-    ${off.map((p) => html`<section class="panel" key=${p.product_id}><h2>${p.name} <small class="mono">${p.product_id}</small></h2>
-      ${of(p).failed && html`<p>The check failed. ${of(p).failed}</p>`}
-      ${of(p).in_progress && !of(p).findings.length && html`<p>It was changed during the check: this need not be drift. Check it again.</p>`}
-      <${Table} label="Findings of ${p.product_id}" rows=${of(p).findings ?? []} id=${(f) => f.kind + f.where} columns=${[
+      count = what they have. It changes no stock, and works during a sale.</p>
+    <section class="panel"><${Table} label="Books" columns=${columns} rows=${rows} id=${(p) => p.product_id} stale=${stale} empty="There is no product." />
+      <${Pager} path=${['books']} query=${query} next=${data.next_cursor}>${id && html`<a href=${to(['books'])}>All products</a>`}<//></section>
+    ${off.map(({ product_id, name, r }) => html`<section class="panel" key=${product_id}><h2>${name} <small class="mono">${product_id}</small></h2>
+      <p>${remark(r)}</p>
+      ${r.complete && r.findings.length > 0 && html`<${Table} label="Findings of ${product_id}" rows=${r.findings} id=${(f) => f.kind + f.where} columns=${[
         ['What', (f) => WHAT[f.kind] ?? words(f.kind), 'first'],
         ['Where', (f) => (f.where.startsWith('rsv_') ? html`<${Target} id=${f.where} />` : html`<span class="mono">${f.where}</span>`)],
         ['Expected', (f) => num(f.expected), 'number'],
         ['Found', (f) => num(f.found), 'number'],
-      ]} /></section>`)}`;
+      ]} />`}</section>`)}`;
 };
 
 /* ---- actions ---- */
@@ -80,7 +100,7 @@ export const Books = ({ query }) => {
 const shown = (value) => (typeof value === 'object' ? JSON.stringify(value) : String(value));
 
 export const actionColumns = (target) => [
-  ['When', (a) => html`<${Time} t=${a.at} />`, 'w-time'],
+  ['When', at('at'), 'w-time'],
   ['Who', (a) => html`<${Id} id=${a.actor} plain />`, 'w-by'],
   ['What', (a) => words(a.action), 'first w-pay'],
   target && ['On', (a) => html`<${Target} id=${a.target} />`],
@@ -90,7 +110,7 @@ export const actionColumns = (target) => [
 ];
 
 export const Actions = ({ query }) => {
-  const { data, failure, stale } = usePoll((signal) => get(withQuery('admin/actions', { limit: 50, target: query.target, cursor: query.cursor }), signal), JSON.stringify(query));
+  const { data, failure, stale } = usePoll((signal) => get('admin/actions', signal, { limit: 50, ...query }), JSON.stringify(query));
   const find = (event) => {
     event.preventDefault();
     go(['actions'], { target: new FormData(event.target).get('target').trim() });

@@ -1,7 +1,7 @@
 // The page itself: sign-in, the frame, and which view the address asks for.
 
 import { Age, Dialog, news, readRoute, tell, to, Time } from './ui.js';
-import { atom, get, health, keepOn, kept, resting, second, session, signedOut, signIn, signOut, usePoll } from './api.js';
+import { atom, get, health, keepOn, kept, now, resting, second, session, signedOut, signIn, signOut, usePoll } from './api.js';
 import { Actions, Books } from './books.js';
 import { Failed, JobLine } from './failed.js';
 import { html, render, useEffect, useErrorBoundary, useRef, useState } from './preact-htm.js';
@@ -91,10 +91,10 @@ const SignIn = () => {
   };
   return html`<main class="sign-in"><h1>Holdfast <span>console</span></h1>
     ${why && html`<p class="why" role="status">${why}</p>`}
-    ${failed && html`<p class="why" role="alert">The API does not answer. <button type="button" onClick=${configure}>Try again</button></p>`}
-    ${sign_in && html`<button class="main" type="button" onClick=${() => leaveToSignIn(sign_in)}>Sign in</button>`}
-    ${local && html`<button class="main" type="button" onClick=${as('admin')}>Sign in as local admin</button>
-      <button type="button" onClick=${as('auditor')}>Sign in as local auditor</button>`}
+    ${failed && html`<p class="why" role="alert">The API does not answer. <button onClick=${configure}>Try again</button></p>`}
+    ${sign_in && html`<button class="main" onClick=${() => leaveToSignIn(sign_in)}>Sign in</button>`}
+    ${local && html`<button class="main" onClick=${as('admin')}>Sign in as local admin</button>
+      <button onClick=${as('auditor')}>Sign in as local auditor</button>`}
     <form onSubmit=${paste}><label for="token">Access token</label>
       <input id="token" name="token" type="password" autocomplete="off" required aria-describedby="token-help" />
       <small id="token-help">With the role admin, or auditor to read only. It stays in this tab.</small>
@@ -104,13 +104,17 @@ const SignIn = () => {
 
 /* ---- the frame ---- */
 
-const VIEWS = { sale: 'Sale', reservations: 'Reservations', failed: 'Failed confirmations', books: 'Books', actions: 'Actions' };
+/** By name in the address: the title, the view, and the page of one. */
+const VIEWS = {
+  sale: ['Sale', Sale, ProductPage], reservations: ['Reservations', Reservations, ReservationPage],
+  failed: ['Failed confirmations', Failed], books: ['Books', Books], actions: ['Actions', Actions],
+};
 
 const Freshness = () => {
   const { at, failure } = health.use();
   const rests = resting.use();
   const keep = keepOn.use();
-  const [tone, text] = failure ? ['bad', 'No answer'] : rests ? ['idle', 'Resting: not in focus'] : ['good', 'Live'];
+  const [tone, text] = failure ? ['bad', failure.down ? 'No answer' : 'Refused'] : rests ? ['idle', 'Resting: not in focus'] : ['good', 'Live'];
   return html`<div class="fresh ${tone}"><span class="dot" />${text}<span class="n age">${at ? html`<${Age} at=${at} />${' '}old` : '–'}</span>
     <label title="Go on updating while another window has the focus"><input type="checkbox" checked=${keep} onChange=${(e) => keepOn.set(e.target.checked)} /> Stay live</label></div>`;
 };
@@ -120,7 +124,7 @@ const Dock = ({ away }) => {
   const { failure, since } = health.use();
   const items = news.use();
   second.use();
-  const left = (session.get().expires - Date.now()) / 60_000;
+  const left = (session.get().expires - now()) / 60_000;
   return html`<aside class="dock" aria-label="News">
     <div role="alert">${failure && html`<p class="note bad"><b>${failure.message}</b> Since <${Time} t=${new Date(since).toISOString()} />. Trying again every few seconds.</p>`}</div>
     ${left < 5 && html`<p class="note bad">Your sign-in ends in ${left < 1 ? 'less than a minute' : `${Math.floor(left)} min`}. Then sign in again: you come back to this page.</p>`}
@@ -129,20 +133,17 @@ const Dock = ({ away }) => {
   </aside>`;
 };
 
-const viewOf = ({ path: [view, id], query }) => {
-  if (view === 'sale') return id ? html`<${ProductPage} key=${id} id=${id} query=${query} />` : html`<${Sale} query=${query} />`;
-  if (view === 'reservations') return id ? html`<${ReservationPage} key=${id} id=${id} />` : html`<${Reservations} query=${query} />`;
-  if (view === 'failed') return html`<${Failed} query=${query} />`;
-  if (view === 'books') return html`<${Books} query=${query} />`;
-  if (view === 'actions') return html`<${Actions} query=${query} />`;
-  return html`<h1>No such page</h1><p><a href=${to(['sale'])}>Go to the sale</a></p>`;
+const viewOf = ({ path: [name, id], query }) => {
+  const [, View, One] = Object.hasOwn(VIEWS, name) ? VIEWS[name] : [];
+  if (!View) return html`<h1>No such page</h1><p><a href=${to(['sale'])}>Go to the sale</a></p>`;
+  return id && One ? html`<${One} key=${id} id=${id} query=${query} />` : html`<${View} query=${query} />`;
 };
 
 const Frame = () => {
   const [route, setRoute] = useState(readRoute);
   const main = useRef();
   const [error] = useErrorBoundary();
-  const open = usePoll((signal) => get('admin/failed-confirmations?state=open&limit=100', signal), '', { every: 15_000, main: false });
+  const open = usePoll((signal) => get('admin/failed-confirmations?state=open&limit=100', signal), '', { slow: true, main: false });
   useEffect(() => {
     const follow = () => setRoute(readRoute());
     addEventListener('hashchange', follow);
@@ -150,7 +151,7 @@ const Frame = () => {
   }, []);
   const [view, id] = route.path;
   useEffect(() => {
-    document.title = `${id ?? VIEWS[view] ?? 'Not found'} · Holdfast`;
+    document.title = `${id ?? VIEWS[view]?.[0] ?? 'Not found'} · Holdfast`;
     scrollTo(0, 0);
     if (document.activeElement !== document.body) main.current?.focus({ preventScroll: true });
   }, [view, id]);
@@ -160,19 +161,19 @@ const Frame = () => {
     return health.watch(() => {
       const { failure, at } = health.get();
       if (down && !failure && at) tell('The API answers again.');
-      if (failure || at) down = !!failure;
+      if (failure || at) down = failure?.down;
     });
   }, []);
   const { sub, admin } = session.get();
   const count = open.data?.items.length;
   return html`<a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>Skip to the content</a>
     <header class="top"><a class="brand" href=${to(['sale'])}>Holdfast</a>
-      <nav aria-label="Views">${Object.entries(VIEWS).map(([name, title]) => html`<a href=${to([name])} aria-current=${name === view ? 'page' : undefined}>
-        <span>${title.split(' ')[0]}<span class="long">${title.slice(title.split(' ')[0].length)}</span></span>${
-        name === 'failed' && count ? html` <span class="count n">${count}${open.data.next_cursor ? '+' : ''}<span class="sr"> open</span></span>` : ''}</a>`)}</nav>
+      <nav aria-label="Views">${Object.entries(VIEWS).map(([name, [title]]) => html`<a href=${to([name])} aria-current=${name === view ? 'page' : undefined}>
+        <span>${title.split(' ')[0]}<span class="long">${title.replace(/\w+/, '')}</span></span>${
+        name === 'failed' && count ? html` <span class="count n">${count}${open.failure ? '?' : open.data.next_cursor ? '+' : ''}<span class="sr"> open</span></span>` : ''}</a>`)}</nav>
       <${Freshness} />
       <div class="who">${!admin && html`<span class="chip warn">Auditor: read only</span>`}<span class="muted sub" title=${sub}>${sub}</span>
-        <button type="button" onClick=${leave}>Sign out</button></div></header>
+        <button onClick=${leave}>Sign out</button></div></header>
     <main id="main" ref=${main} tabindex="-1">${error ? html`<h1>This page failed</h1><p role="alert">${String(error)}</p>
       <p><a href=${to(['sale'])} onClick=${() => location.reload()}>Reload</a></p>` : viewOf(route)}</main>
     <${Dock} away=${view === 'failed'} /><${Dialog} />`;

@@ -2,9 +2,9 @@
 //
 // What must always hold: a job of many goes on after a reload where it was. Each of its requests is safe to repeat.
 
-import { atom, call, Failure, get, kept, pages, refresh, session, signedOut, usePoll, withQuery } from './api.js';
+import { atom, call, Failure, kept, pages, refresh, session, signedOut, usePoll } from './api.js';
 import { html, useState } from './preact-htm.js';
-import { Act, ask, Chip, Export, go, Head, num, Pager, plural, Problem, Table, Target, tell, Time, to, words } from './ui.js';
+import { Act, ask, at, Export, go, Head, logged, num, Pager, plural, Problem, status, Table, Target, tell, Time, to, words } from './ui.js';
 
 /** For each reason: a title, what to do, and whether a retry can help. In this order on the page. */
 const REASONS = {
@@ -24,12 +24,13 @@ export const reasonOf = (code) => {
 
 const STATES = ['open', 'retrying', 'confirmed', 'resolved'];
 const settled = (state) => state === 'confirmed' || state === 'resolved';
+const records = (filter, options) => pages('admin/failed-confirmations', { ...filter, limit: 100 }, { rounds: 100, ...options });
 
 /* ---- a job: many, one after another, at most `AT_ONCE` at the same time ---- */
 
 const AT_ONCE = 4;
 const LOOK_MS = 3_000;
-/** The index lags: one that is in no list for this many looks is settled. */
+/** The index lags: one without a reservation that is in no list for this many looks is settled. */
 const LOOKS = 3;
 
 /** `{ kind, note, by, items: [{ id, reservation, payment, failedAt, state, said, looks }] }`; a state is todo, wait, done or failed. */
@@ -55,42 +56,55 @@ const itemOf = (f) => ({
   id: f.failed_confirmation_id, reservation: f.reservation_id, payment: f.payment_reference, failedAt: f.last_failed_at, state: 'todo',
 });
 
+/** What became of one that was retried, as its record says. */
+const judge = (item, { state, settled_by, last_failed_at, reason }) => {
+  const end = state === 'confirmed' ? 'confirmed: it is an order' : settled_by === 'duplicate' ? 'resolved: with another one of its payment' : `resolved by ${settled_by}`;
+  if (settled(state)) Object.assign(item, { state: 'done', said: end });
+  else if (state === 'open' && last_failed_at !== item.failedAt) {
+    Object.assign(item, { state: 'failed', said: `failed again: ${reasonOf(reason).title.toLowerCase()}` });
+  }
+};
+
 async function send(item, { kind, note }) {
   const path = `admin/failed-confirmations/${item.id}/${kind}`;
   try {
     const answer = await call('POST', path, kind === 'resolve' ? { note } : undefined);
     if (kind === 'resolve') Object.assign(item, { state: 'done', said: 'resolved' });
-    else if (settled(answer.state)) Object.assign(item, { state: 'done', said: answer.state });
-    else Object.assign(item, { state: 'wait', said: 'retrying', failedAt: answer.last_failed_at, looks: 0 });
+    else {
+      Object.assign(item, { state: 'wait', said: 'retrying', looks: 0 });
+      // It may have failed again already.
+      judge(item, answer);
+      item.failedAt = answer.last_failed_at;
+    }
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     if (failure.down || failure.status === 401) {
       item.said = failure.message;
-      return false;
+      throw failure;
     }
-    Object.assign(item, { state: 'failed', said: failure.message });
+    // A retry that was sent before may have settled it: its record says how.
+    if (kind === 'retry' && failure.problem.code === 'already_settled') Object.assign(item, { state: 'wait', said: 'settled', looks: 0 });
+    else Object.assign(item, { state: 'failed', said: failure.message });
   }
-  return true;
 }
 
-/** Looks at what became of those that were retried. */
-async function lookAt(items) {
-  const list = async (state) => {
-    const { items } = await pages('admin/failed-confirmations', { state, limit: 100 }, { enough: Infinity, rounds: 20 });
-    return new Map(items.map((f) => [f.failed_confirmation_id, f]));
-  };
+/** Looks for the record of one in the list of its reservation. If that has none, it is one of the `rest`. */
+async function look(item, rest) {
+  const keep = (f) => f.failed_confirmation_id === item.id;
+  const [record] = item.reservation ? (await records({ reservation_id: item.reservation }, { keep })).items : [];
+  if (record) judge(item, record);
+  else rest.push(item);
+}
+
+async function lookInLists(items) {
+  const lists = [];
   // In this order: one that fails again in between is seen in the second list.
-  const [retrying, open] = [await list('retrying'), await list('open')];
+  for (const state of ['retrying', 'open']) lists.push(await records({ state }, { enough: Infinity, rounds: 20 }));
+  const found = new Map(lists.flatMap((list) => list.items).map((f) => [f.failed_confirmation_id, f]));
   for (const item of items) {
-    const failed = open.get(item.id);
-    if (failed && failed.last_failed_at !== item.failedAt) {
-      Object.assign(item, { state: 'failed', said: `failed again: ${reasonOf(failed.reason).title.toLowerCase()}` });
-    } else if (!failed && !retrying.has(item.id)) {
-      item.looks += 1;
-      const r = item.reservation && (await get(`admin/reservations/${item.reservation}`).catch(() => null));
-      if (r?.status === 'confirmed' && r.payment_reference === item.payment) Object.assign(item, { state: 'done', said: 'confirmed: it is an order' });
-      else if (item.looks >= LOOKS) Object.assign(item, { state: 'done', said: 'settled meanwhile' });
-    }
+    if (found.has(item.id)) judge(item, found.get(item.id));
+    // It may be further down in a list that goes on.
+    else if (!lists.some(({ next }) => next) && ++item.looks >= LOOKS) Object.assign(item, { state: 'done', said: 'settled meanwhile' });
   }
 }
 
@@ -105,28 +119,29 @@ async function run() {
   // It may be stopped, and another one started, at each `await`.
   const goesOn = () => job.get() === mine && session.get();
   const those = (wanted) => mine.items.filter(({ state }) => state === wanted);
-  const worker = async (todo) => {
-    for (let item = todo.shift(); item && goesOn(); item = todo.shift()) {
-      if (!(await send(item, mine))) await pause();
+  const each = (items, step) => Promise.all(Array.from({ length: AT_ONCE }, async () => {
+    for (let item = items.shift(); item && goesOn(); item = items.shift()) {
+      await step(item).catch((failure) => (failure instanceof Failure ? pause() : Promise.reject(failure)));
       save();
     }
-  };
+  }));
   while (goesOn() && !mine.items.every(isOver)) {
-    const todo = those('todo');
-    await Promise.all(Array.from({ length: AT_ONCE }, () => worker(todo)));
-    const waiting = those('wait');
-    if (waiting.length && goesOn()) {
+    await each(those('todo'), (item) => send(item, mine));
+    if (those('wait').length && goesOn()) {
+      const rest = [];
       refresh();
       await pause();
-      if (goesOn()) await lookAt(waiting).catch((failure) => failure instanceof Failure || Promise.reject(failure));
+      await each(those('wait'), (item) => look(item, rest));
+      await each(rest.length ? [rest] : [], lookInLists);
     }
     save();
   }
   running = false;
-  if (job.get() !== mine) return job.get() && run();
-  if (!mine.items.every(isOver)) return;
   refresh();
-  tell(summary(mine));
+  // The lists, and so the count of open ones, lag.
+  setTimeout(refresh, LOOK_MS);
+  if (job.get() !== mine) return job.get() && run();
+  if (mine.items.every(isOver)) tell(summary(mine));
 }
 session.watch(() => {
   // Whose token ended, and who did not sign out, may come back.
@@ -143,7 +158,7 @@ const start = (kind, items, note) => {
 const summary = ({ items }) => {
   const counts = {};
   for (const { state, said } of items) {
-    const name = state === 'todo' ? 'to do' : /^[a-z ]+:/.test(said) ? said.split(':')[0] : state === 'failed' ? 'refused' : said;
+    const name = state === 'todo' ? 'to do' : state === 'failed' && !said.startsWith('failed') ? 'refused' : said.split(/:| by /)[0];
     counts[name] = (counts[name] ?? 0) + 1;
   }
   return Object.entries(counts).map(([name, count]) => `${num(count)} ${name}`).join(', ');
@@ -153,7 +168,7 @@ const summary = ({ items }) => {
 export const JobLine = () => {
   const current = job.use();
   if (!current || current.items.every(isOver)) return null;
-  return html`<a class="note" href="#/failed">${current.kind === 'retry' ? 'Retrying' : 'Resolving'}: ${num(current.items.filter(isOver).length)} of ${num(current.items.length)} done</a>`;
+  return html`<a class="note" href="#/failed">${verb(current.kind)}: ${num(current.items.filter(isOver).length)} of ${num(current.items.length)} done</a>`;
 };
 
 const Job = () => {
@@ -165,7 +180,7 @@ const Job = () => {
   return html`<section class="panel job" aria-label="Progress">
     <${Head} panel title="${verb(kind)} ${plural(items.length, 'confirmation')}"
       beside=${html`<span class="n" role="status">${num(over)} of ${num(items.length)} done. ${summary(current)}</span>`}>
-      <button type="button" onClick=${drop}>${over < items.length ? 'Stop' : 'Close'}</button><//>
+      <button onClick=${drop}>${over < items.length ? 'Stop' : 'Close'}</button><//>
     <progress max=${items.length} value=${over} aria-label="Done" />
     <div class="fixed"><${Table} label="Outcomes" id=${(item) => item.id} rows=${items.toSorted((a, b) => order[a.state] - order[b.state]).slice(0, 200)} columns=${[
       ['Payment', (item) => html`<span class="mono">${item.payment ?? '–'}</span>`, 'first'],
@@ -203,16 +218,18 @@ export const Both = ({ of, reason, name, what, main, done }) => ['retry', 'resol
 
 export const Failed = ({ query }) => {
   const { state = 'open', reason, cursor } = query;
-  const parameters = { state: state === 'all' ? '' : state, limit: 100 };
+  const parameters = { state: state === 'all' ? '' : state };
+  const keep = (f) => !reason || f.reason === reason;
   const [selected, setSelected] = useState(new Map());
-  const { data, failure, stale } = usePoll((signal) => get(withQuery('admin/failed-confirmations', { ...parameters, cursor }), signal), `${state} ${cursor ?? ''}`);
+  const { data, failure, stale } = usePoll((signal) => records({ ...parameters, cursor }, { enough: 50, rounds: 20, signal, keep }),
+    `${state} ${reason ?? ''} ${cursor ?? ''}`, { slow: reason });
   const link = (change) => to(['failed'], { ...query, cursor: '', ...change });
   const groups = Object.groupBy(data?.items ?? [], (f) => f.reason);
-  const order = [...new Set([...Object.keys(REASONS), ...Object.keys(groups)])].filter((code) => groups[code] || code === reason);
-  const head = html`<${Head} title="Failed confirmations"><${Export} name="failed-confirmations" path="admin/failed-confirmations" parameters=${{ ...parameters, cursor }} keep=${(f) => !reason || f.reason === reason} /><//>
+  const codes = [...new Set([...Object.keys(REASONS), ...Object.keys(groups)])];
+  const head = html`<${Head} title="Failed confirmations"><${Export} name="failed-confirmations" path="admin/failed-confirmations" parameters=${{ ...parameters, cursor }} keep=${keep} /><//>
     <div class="tabs"><nav aria-label="State">${[...STATES, 'all'].map((name) => html`<a href=${link({ state: name, reason: '' })} aria-current=${name === state ? 'page' : undefined}>${name}</a>`)}</nav>
       <label>Reason <select onChange=${(event) => go(['failed'], { ...query, cursor: '', reason: event.target.value })}>
-        <option value="">all</option>${order.map((code) => html`<option value=${code} selected=${code === reason}>${reasonOf(code).title}</option>`)}</select></label></div>
+        <option value="">all</option>${codes.map((code) => html`<option value=${code} selected=${code === reason}>${reasonOf(code).title}</option>`)}</select></label></div>
     <${Job} />`;
   if (!data) return html`${head}<${Problem} failure=${failure} />`;
   const live = (f) => !settled(f.state);
@@ -230,17 +247,18 @@ export const Failed = ({ query }) => {
   };
   const clear = () => setSelected(new Map());
   const everything = (code) => async (progress) => {
-    const { items } = await pages('admin/failed-confirmations', parameters, { enough: Infinity, rounds: 100, progress: (count) => progress(`${num(count)} read …`) });
-    return items.filter((f) => f.reason === code && live(f));
+    const all = { enough: Infinity, progress: (count) => progress(`${num(count)} found …`), keep: (f) => f.reason === code && live(f) };
+    return (await records(parameters, all)).items;
   };
   const columns = (code) => [
     ['Payment', (f) => html`<span class="mono">${f.payment_reference ?? 'none'}</span>`, 'first'],
     ['Reservation', (f) => (f.reservation_id ? html`<${Target} id=${f.reservation_id} />` : '–')],
     ['Customer', (f) => f.customer_id ?? '–'],
-    ['First failed', (f) => html`<${Time} t=${f.first_failed_at} />`, 'w-time'],
-    ['Last failed', (f) => html`<${Time} t=${f.last_failed_at} />`, 'w-time'],
-    state !== 'open' && ['State', (f) => html`<${Chip} state=${f.state} />`],
+    ['First failed', at('first_failed_at'), 'w-time'],
+    ['Last failed', at('last_failed_at'), 'w-time'],
+    state !== 'open' && ['State', status],
     state !== 'open' && state !== 'retrying' && ['Settled', (f) => f.settled_at && html`<${Time} t=${f.settled_at} /> by ${f.settled_by}${f.note && html`: ${f.note}`}`],
+    groups[code].some((f) => f.request_id || f.trace_id) && ['Logs', logged],
     code === 'unreadable' && ['Message', (f) => html`<code>${f.unreadable_message}</code>`],
     ['Actions', (f) => html`<span class="buttons">${live(f) && html`<${Both} of=${[f]} reason=${code} name=${f.payment_reference ?? 'it'} />`}
       <a href=${to(['actions'], { target: f.failed_confirmation_id })} aria-label="History of ${f.failed_confirmation_id}">History</a></span>`, 'w-acts'],
@@ -250,21 +268,21 @@ export const Failed = ({ query }) => {
     const { title, advice, retry } = reasonOf(code);
     const rows = groups[code];
     const count = rows.filter(live).length;
-    const every = data.next_cursor || cursor ? 'all of this reason' : count > 1 ? `all ${num(count)}` : 'it';
+    const every = data.next || cursor ? 'all of this reason' : count > 1 ? `all ${num(count)}` : 'it';
     return html`<section class="panel" key=${code}>
-      <${Head} panel title=${title} beside=${html`<small class="n">${num(rows.length)}${data.next_cursor ? '+' : ''}</small><small class="mono">${code}</small>`}>
+      <${Head} panel title=${title} beside=${html`<small class="n">${num(rows.length)}${data.next ? '+' : ''}</small><small class="mono">${code}</small>`}>
         ${count > 0 && html`<div class="buttons">
           <${Both} of=${everything(code)} reason=${code} name="${every}: ${title}" what=${every} main=${retry ? 'retry' : 'resolve'} done=${clear} /></div>`}<//>
       <p class="advice">${advice}</p>
       <${Table} label=${title} columns=${columns(code)} rows=${rows} id=${(f) => f.failed_confirmation_id} stale=${stale} select=${session.get()?.admin && count ? select : undefined} />
     </section>`;
   };
-  const shown = order.filter((code) => groups[code] && (!reason || code === reason));
+  const shown = codes.filter((code) => groups[code] && (!reason || code === reason));
   return html`${head}
     ${shown.length ? shown.map(group) : html`<section class="panel"><div class="empty">
-      ${state === 'open' && !reason ? html`<p><b>Nothing is open.</b></p><p>Every payment that Holdfast was told about is an order, or settled.</p>` : 'None.'}</div></section>`}
-    <${Pager} path=${['failed']} query=${query} next=${data.next_cursor} />
+      ${stale ? 'Loading …' : data.next ? 'None among those that were read. “Next page” reads on.' : state === 'open' && !reason ? html`<p><b>Nothing is open.</b></p><p>Every payment that Holdfast was told about is an order, or settled.</p>` : 'None.'}</div></section>`}
+    <${Pager} path=${['failed']} query=${query} next=${data.next} />
     ${chosen.length > 0 && html`<div class="selection" role="region" aria-label="Selected"><b class="n">${num(chosen.length)} selected</b>
       <${Both} of=${chosen} name="${num(chosen.length)} selected" main="retry" done=${clear} />
-      <button type="button" onClick=${clear}>Clear</button></div>`}`;
+      <button onClick=${clear}>Clear</button></div>`}`;
 };

@@ -1,11 +1,11 @@
 // Reservations and orders: search, and one page that tells a reservation's whole life.
 
-import { call, Failure, get, now, pages, refresh, usePoll, withQuery } from './api.js';
+import { call, Failure, get, now, pages, refresh, usePoll } from './api.js';
 import { Both, reasonOf } from './failed.js';
 import { html, useRef } from './preact-htm.js';
 import {
-  Act, ask, Back, Chip, Countdown, Export, Facts, fromLocal, go, Head, Id, length, money, Pager, plural, Problem, Product,
-  REASON, Table, Target, Time, to, toLocal, words,
+  Act, ask, at, Back, Countdown, Export, Facts, fromLocal, go, Head, length, logged, money, Pager, plural, Problem, Product,
+  REASON, status, Table, Target, Time, to, toLocal, words,
 } from './ui.js';
 
 const price = (r) => money(r.total_price_minor, r.currency, r.currency_exponent);
@@ -15,15 +15,17 @@ const lastAt = (r) => r.cancelled_at ?? r.confirmed_at ?? (r.status === 'expired
 export const Reservations = ({ query }) => {
   // A list that moves under the pointer is of no use: it ends at the time when it was opened, and is read again up to then.
   const key = JSON.stringify(query);
+  const any = Object.keys(query).length > 0;
   const opened = useRef({});
   if (opened.current.key !== key) opened.current = { key, at: new Date(now()).toISOString() };
   const { data, failure, stale } = usePoll(async (signal) => {
     const { at } = opened.current;
     const list = { limit: 50, ...query, to: query.to || query.cursor ? query.to : at };
-    const newer = query.to || query.cursor ? null : get(withQuery('admin/reservations', { ...query, from: at, limit: 1 }), signal);
+    const newer = query.to || query.cursor ? null : get('admin/reservations', signal, { ...query, from: at, limit: 1 });
     const [page, more] = await Promise.all([pages('admin/reservations', list, { signal }), newer]);
     return { ...page, newer: more?.items.length };
-  }, key);
+    // A search reads much.
+  }, key, { slow: any });
   const find = (event) => {
     event.preventDefault();
     const form = Object.fromEntries(new FormData(event.target));
@@ -36,9 +38,9 @@ export const Reservations = ({ query }) => {
     refresh();
   };
   const columns = [
-    ['Made', (r) => html`<${Time} t=${r.created_at} />`, 'w-time'],
+    ['Made', at('created_at'), 'w-time'],
     ['Reservation', (r) => html`<${Target} id=${r.reservation_id} />`, 'first'],
-    ['Status', (r) => html`<${Chip} state=${r.status} />`, 'w-status'],
+    ['Status', status, 'w-status'],
     ['Customer', (r) => r.customer_id],
     ['Units', units],
     ['Price', price, 'number'],
@@ -47,7 +49,6 @@ export const Reservations = ({ query }) => {
   ];
   const field = (name, label, rest) => html`<label>${label} <input name=${name} defaultValue=${query[name] ?? ''} autocomplete="off" spellcheck=${false} ...${rest} /></label>`;
   const time = (name, label) => field(name, label, { type: 'datetime-local', defaultValue: toLocal(query[name]).slice(0, 16) });
-  const any = Object.keys(query).length > 0;
   return html`<${Head} title="Reservations"><${Export} name="reservations" path="admin/reservations" parameters=${query} /><//>
     <form class="filters" onSubmit=${find} key=${key}>
       ${field('id', 'Reservation id', { placeholder: 'rsv_…' })}${field('payment_reference', 'Payment')}${field('customer_id', 'Customer')}${field('product_id', 'Product id')}
@@ -57,9 +58,9 @@ export const Reservations = ({ query }) => {
     </form>
     <section class="panel">
       <${Table} label="Reservations" columns=${columns} rows=${data?.items} id=${(r) => r.reservation_id} stale=${stale} failure=${failure}
-        empty=${data?.next ? 'None on this page, but the search can go on.' : html`<p><b>No reservation matches.</b></p><p>A new one can be missing for a few seconds.</p>`} />
+        empty=${data?.next ? 'None among those that were read. “Next page” reads on.' : html`<p><b>No reservation matches.</b></p><p>A new one can be missing for a few seconds.</p>`} />
       <${Pager} path=${['reservations']} query=${query} next=${data?.next}>
-        <span aria-live="polite">${data?.newer ? html`<button type="button" onClick=${show}>Show newer reservations</button>`
+        <span aria-live="polite">${data?.newer ? html`<button onClick=${show}>Show newer reservations</button>`
           : html`<span class="muted">${data && `Newest first. Times are this browser’s.`}</span>`}</span><//>
     </section>`;
 };
@@ -95,35 +96,39 @@ const giveBack = (r) => ask({
 
 /** Everything that is known to have happened, oldest first: `[time, what, details, tone]`. */
 const life = (r, failed, actions) => {
-  const request = (a) => a?.request_id && html` <span class="muted">Request <${Id} id=${a.request_id} /></span>`;
-  const ending = r.cancelled_at && actions.find((a) => /cancel|release|give/.test(a.action) && /^2/.test(a.outcome));
-  const by = r.cancelled_by ?? ending?.actor;
+  // `200 unchanged`: it was done before.
+  const ending = r.cancelled_at && actions.find((a) => /cancel|release/.test(a.action) && /^2\d+$/.test(a.outcome) && a.actor === r.cancelled_by);
+  const extended = Date.parse(r.expires_at) > Date.parse(r.created_at) + 1_000 * r.hold_seconds;
   const units = plural(r.lines.reduce((n, line) => n + line.quantity, 0), 'unit');
   const payment = ({ payment_reference }) => html`<span class="mono">${payment_reference ?? 'no payment'}</span>`;
   const events = [
-    [r.created_at, 'Held', `${units} by ${r.customer_id}`],
+    [r.created_at, 'Held', html`${units} by ${r.customer_id}, for ${length(r.hold_seconds)}. ${extended && html`Extended to <${Time} t=${r.expires_at} />. `}
+      ${r.revision > 0 && `Changed ${plural(r.revision, 'time')}: units and customer are those of now.`}`],
     r.status === 'held' && [r.expires_at, 'The hold will expire', html`in <${Countdown} t=${r.expires_at} />`, 'future'],
     (r.status === 'expired' || r.confirmed_late) && [r.expires_at, 'The hold expired', 'Its units were available again', 'warn'],
     r.confirmed_at && [r.confirmed_at, r.confirmed_late ? 'Confirmed late: an order, after the hold had expired' : 'Confirmed: an order', payment(r), 'good'],
-    r.cancelled_at && [r.cancelled_at, `${r.confirmed_at ? 'Given back' : 'Cancelled'}${by ? ` by ${by}` : ''}`,
-      html`${r.cancel_reason && html`“${r.cancel_reason}” `}${r.restocked === false ? 'Its units left the stock.' : 'Its units are on sale again.'}${request(ending)}`, 'bad'],
+    r.cancelled_at && [r.cancelled_at, `${r.confirmed_at ? 'Given back' : 'Cancelled'} by ${r.cancelled_by}`,
+      html`${r.cancel_reason && html`“${r.cancel_reason}” `}${r.restocked === false ? 'Its units left the stock.' : 'Its units are on sale again.'}${ending && logged(ending)}`, 'bad'],
     r.status === 'cancelled' && !r.cancelled_at && [null, 'Cancelled by the customer', 'When is not recorded', 'warn'],
     ...failed.flatMap((f) => [
-      [f.first_failed_at, f.reason === 'order_cancelled' ? 'Its payment is to be refunded' : `Payment not accepted: ${reasonOf(f.reason).title}`, payment(f), 'bad'],
+      [f.first_failed_at, f.reason === 'order_cancelled' ? 'Its payment is to be refunded' : `Payment not accepted: ${reasonOf(f.reason).title}`, html`${payment(f)}${logged(f)}`, 'bad'],
       f.last_failed_at !== f.first_failed_at && [f.last_failed_at, 'Payment not accepted again', payment(f), 'bad'],
       f.settled_at && [f.settled_at, `Failed confirmation ${f.state} by ${f.settled_by}`, f.note ?? payment(f), 'good'],
     ]),
-    ...actions.filter((a) => a !== ending).map((a) => [a.at, `${words(a.action)} by ${a.actor}`, html`${words(a.outcome)}${request(a)}`]),
+    ...actions.filter((a) => a !== ending).map((a) => [a.at, `${words(a.action)} by ${a.actor}`, html`${words(a.outcome)}${logged(a)}`]),
   ];
   return events.filter(Boolean).toSorted(([a], [b]) => ((a ?? '~') < (b ?? '~') ? -1 : 1));
 };
+
+/** What is missing of a list. */
+const lacks = (what, { next, failure }) => (failure ? html`<p class="bad">${what} could not be read. ${failure.message}</p>` : next && html`<p>There are more ${what.toLowerCase()} than are shown.</p>`);
 
 export const ReservationPage = ({ id }) => {
   const { data, failure } = usePoll(async (signal) => {
     const path = `admin/reservations/${encodeURIComponent(id)}`;
     // The reservation is shown also without them.
-    const list = (name, filter) => get(withQuery(`admin/${name}`, { ...filter, limit: 100 }), signal)
-      .then(({ items }) => items, (failure) => (failure instanceof Failure ? [] : Promise.reject(failure)));
+    const list = (name, filter) => pages(`admin/${name}`, { ...filter, limit: 100 }, { enough: 100, signal })
+      .catch((failure) => (failure instanceof Failure ? { items: [], failure } : Promise.reject(failure)));
     const [r, failed, done] = await Promise.all([
       get(path, signal), list('failed-confirmations', { reservation_id: id }), list('actions', { target: id }),
     ]);
@@ -133,26 +138,27 @@ export const ReservationPage = ({ id }) => {
   if (!data) return html`${back}<h1>Reservation</h1><${Problem} failure=${failure}><p>It was never made, or its record is deleted. <a href=${to(['reservations'])}>Search</a></p><//>`;
   const { r, failed, done } = data;
   return html`${back}
-    <${Head} title=${r.confirmed_at ? 'Order' : 'Reservation'} beside=${html`<${Chip} state=${r.status} />`}>
+    <${Head} title=${r.confirmed_at ? 'Order' : 'Reservation'} beside=${status(r)}>
       ${(r.status === 'held' || r.status === 'expired') && html`<${Act} class="danger" onClick=${() => release(r)}>Release<//>`}
         ${r.status === 'confirmed' && html`<${Act} class="danger" onClick=${() => giveBack(r)}>Give back<//>`}<//>
     <div class="two">
-      <section class="panel"><h2>Its life</h2><ol class="life">${life(r, failed, done).map(([time, what, details, tone]) => html`
+      <section class="panel"><h2>Its life</h2>${lacks('Failed confirmations', failed)}${lacks('Actions', done)}
+        <ol class="life">${life(r, failed.items, done.items).map(([time, what, details, tone]) => html`
         <li class=${tone ?? ''}><span class="n muted"><${Time} t=${time} /></span><div><b>${what}</b><p>${details}</p></div></li>`)}</ol></section>
       <section class="panel"><h2>Facts</h2><${Facts} of=${[
         ['Id', html`<span class="mono all">${r.reservation_id}</span>`],
         ['Customer', html`<a href=${to(['reservations'], { customer_id: r.customer_id })}>${r.customer_id}</a>`],
         ['Payment', r.payment_reference ? html`<a class="mono" href=${to(['reservations'], { payment_reference: r.payment_reference })}>${r.payment_reference}</a>` : 'none'],
-        ['Length of the hold', length(Math.round((Date.parse(r.expires_at) - Date.parse(r.created_at)) / 1_000))],
+        ['Length of the hold', length(r.hold_seconds)],
         ['Price', price(r)],
       ]} /><h2>Lines</h2><${Table} label="Lines" rows=${r.lines} id=${(line) => line.product_id} columns=${[
         ['Product', (line) => html`<${Product} of=${line} />`, 'first'],
         ['Units', (line) => line.quantity, 'number'],
         ['Each', (line) => money(line.unit_price_minor, r.currency, r.currency_exponent), 'number'],
       ]} />
-      ${failed.length > 0 && html`<h2>Failed confirmations</h2><${Table} label="Failed confirmations" rows=${failed} id=${(f) => f.failed_confirmation_id} columns=${[
+      ${failed.items.length > 0 && html`<h2>Failed confirmations</h2><${Table} label="Failed confirmations" rows=${failed.items} id=${(f) => f.failed_confirmation_id} columns=${[
         ['Payment', (f) => html`<a class="mono" href=${to(['failed'], { state: f.state, reason: f.reason })}>${f.payment_reference ?? 'none'}</a>`, 'first'],
-        ['State', (f) => html`<${Chip} state=${f.state} />`, 'w-status'],
+        ['State', status, 'w-status'],
         ['Actions', (f) => !f.settled_at && html`<span class="buttons"><${Both} of=${[f]} reason=${f.reason} name=${f.payment_reference ?? 'it'} /></span>`, 'w-acts'],
       ]} />`}
       </section>

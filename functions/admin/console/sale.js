@@ -1,12 +1,12 @@
 // The sale: all products with what moves, and one product with everything about it.
 
-import { call, get, pages, usePoll, withQuery } from './api.js';
+import { call, get, pages, usePoll } from './api.js';
 import { actionColumns } from './books.js';
 import { Chart, perMinute, rate, record, SOLD, soldOutIn } from './chart.js';
 import { html, useState } from './preact-htm.js';
 import {
-  Act, ask, Back, Bar, Chip, Countdown, Facts, fromLocal, Head, Id, length, money, num, Pager, plural, Problem, Product,
-  REASON, Table, Tiles, Time, to, toLocal, words,
+  Act, ask, at, Back, Bar, Countdown, Facts, fromLocal, Head, Id, length, money, num, Pager, plural, Problem, Product,
+  REASON, status, Table, Tiles, Time, to, toLocal, words,
 } from './ui.js';
 
 /* ---- all products ---- */
@@ -16,17 +16,18 @@ const sum = (products, field) => num(products.reduce((total, product) => total +
 export const Sale = ({ query }) => {
   const track = `*${query.cursor ?? ''}`;
   const { data, failure, stale } = usePoll(async (signal) => {
-    const page = await get(withQuery('admin/products', { limit: 50, cursor: query.cursor }), signal);
+    const page = await get('admin/products', signal, { limit: 50, cursor: query.cursor });
     record(track, page.items);
     for (const product of page.items) record(product.product_id, [product]);
     return page;
   }, track);
   if (!data) return html`<h1>Sale</h1><${Problem} failure=${failure} />`;
   const archived = data.items.filter(({ status }) => status === 'archived').length;
+  const here = data.next_cursor || query.cursor ? ' on this page' : '';
   const shown = query.archived ? data.items : data.items.filter(({ status }) => status !== 'archived');
   const columns = [
     ['Product', (p) => html`<${Product} of=${p} />`, 'first'],
-    ['Status', (p) => html`<${Chip} state=${p.status} />`, 'w-status'],
+    ['Status', status, 'w-status'],
     ['Stock', (p) => html`<${Bar} product=${p} />`, 'w-bar'],
     ['Available', (p) => num(p.available), 'number'],
     ['Held', (p) => num(p.reserved), 'number'],
@@ -38,16 +39,16 @@ export const Sale = ({ query }) => {
   return html`
     <${Head} title="Sale"><${Act} class="main" onClick=${createProduct}>New product<//><//>
     <${Tiles} of=${[
-      ['On sale', num(shown.filter(({ status }) => status === 'on_sale').length), `of ${plural(shown.length, 'product')}${data.next_cursor || query.cursor ? ' on this page' : ''}`],
-      ['Available', sum(data.items, 'available'), 'units'],
-      ['Held', sum(data.items, 'reserved'), 'units in live holds'],
-      ['Sold', sum(data.items, 'sold'), `of ${sum(data.items, 'total')} units`],
+      ['On sale', num(shown.filter(({ status }) => status === 'on_sale').length), `of ${plural(shown.length, 'product')}${here}`],
+      ['Available', sum(shown, 'available'), `units${here}`],
+      ['Held', sum(shown, 'reserved'), `units in live holds${here}`],
+      ['Sold', sum(shown, 'sold'), `of ${sum(shown, 'total')} units${here}`],
     ]} />
-    <${Chart} key=${track} id=${track} title="All products" />
+    <${Chart} key=${track} id=${track} title=${here ? 'Products on this page' : 'All products'} />
     <section class="panel">
       <${Head} panel title="Products"><small><i class="key sold" /> sold</small><small><i class="key held" /> held</small><small><i class="key" /> available</small><//>
       <${Table} label="Products" columns=${columns} rows=${shown} id=${(p) => p.product_id} stale=${stale}
-        empty=${html`<p><b>No products here.</b></p><p>Create one with “New product”, or by POST /admin/products.</p>`} />
+        empty=${html`<p><b>No products here.</b></p><p>Create one with “New product”.</p>`} />
       <${Pager} path=${['sale']} query=${query} next=${data.next_cursor}>
         ${(archived > 0 || query.archived) && html`<a href=${to(['sale'], { ...query, archived: query.archived ? '' : '1' })}>
           ${query.archived ? 'Hide archived products' : `Show ${plural(archived, 'archived product')}`}</a>`}<//>
@@ -226,10 +227,10 @@ const holdColumns = (id) => [
   ['Ends in', (r) => html`<${Countdown} t=${r.expires_at} />`, 'w-left'],
   ['Customer', (r) => html`<a href=${to(['reservations', r.reservation_id])}>${r.customer_id}</a>`, 'first'],
   ['Units', (r) => num(r.lines.filter((l) => l.product_id === id).reduce((n, l) => n + l.quantity, 0)), 'number w-units'],
-  ['Since', (r) => html`<${Time} t=${r.created_at} />`, 'w-time'],
+  ['Since', at('created_at'), 'w-time'],
 ];
 const ledgerColumns = [
-  ['When', (e) => html`<${Time} t=${e.created_at} />`, 'w-time'],
+  ['When', at('created_at'), 'w-time'],
   ['Units', (e) => signed(e.delta), 'number w-units'],
   ['Total', (e) => num(e.total_after), 'number w-units'],
   ['Reason', (e) => html`${e.reason}${e.reference && html` <span class="muted">${e.reference}</span>`}`, 'first'],
@@ -244,9 +245,9 @@ export const ProductPage = ({ id, query }) => {
     return product;
   }, id);
   const holds = usePoll((signal) => pages('admin/reservations', { product_id: id, status: 'held', limit: 100 }, { enough: 100, rounds: 5, signal }), id, { main: false });
-  const slow = { every: 15_000, main: false };
-  const ledger = usePoll((signal) => get(withQuery(`admin/${path}/ledger`, { limit: 25, cursor: query.ledger }), signal), `${id} ${query.ledger ?? ''}`, slow);
-  const actions = usePoll((signal) => get(withQuery('admin/actions', { target: id, limit: 25 }), signal), id, slow);
+  const slow = { slow: true, main: false };
+  const ledger = usePoll((signal) => get(`admin/${path}/ledger`, signal, { limit: 25, cursor: query.ledger }), `${id} ${query.ledger ?? ''}`, slow);
+  const actions = usePoll((signal) => get('admin/actions', signal, { target: id, limit: 25 }), id, slow);
   // While it is pointed at, the list holds still: nobody opens another hold than the one they meant.
   const [still, setStill] = useState(null);
   const p = product.data;
@@ -256,7 +257,7 @@ export const ProductPage = ({ id, query }) => {
   const hold = () => setStill(live);
   const letGo = () => setStill(null);
   return html`${back}
-    <${Head} title=${p.name} beside=${html`<${Chip} state=${p.status} />`}><div class="buttons">
+    <${Head} title=${p.name} beside=${status(p)}><div class="buttons">
         <${Act} class="main" onClick=${() => adjust(p)}>Adjust stock<//>
         <${Act} onClick=${() => changeProduct(p)}>Change<//>
         ${p.status !== 'paused' && html`<${Act} onClick=${() => setStatus(p, 'paused')}>Pause<//>`}
@@ -289,7 +290,7 @@ export const ProductPage = ({ id, query }) => {
           <a href=${to(['reservations'], { product_id: id })}>All reservations</a><//>
         <div class="fixed" onPointerEnter=${hold} onPointerLeave=${letGo} onFocusIn=${hold} onFocusOut=${letGo}>
           <${Table} label="Live holds" columns=${holdColumns(id)} rows=${live} id=${(r) => live.indexOf(r)} failure=${holds.failure}
-          empty="No hold is live." /></div>
+          empty=${holds.data?.next ? 'None among the reservations that were read.' : 'No hold is live.'} /></div>
       </section>
       <section class="panel"><${Head} panel title="Ledger"><a href=${to(['books'], { product_id: id })}>Check the books</a><//>
         <div class="fixed"><${Table} label="Ledger" columns=${ledgerColumns} rows=${ledger.data?.items} id=${(e) => e.entry_id} failure=${ledger.failure}
@@ -299,5 +300,5 @@ export const ProductPage = ({ id, query }) => {
     </div>
     <section class="panel"><${Head} panel title="Actions"><a href=${to(['actions'], { target: id })}>All actions on it</a><//>
       <${Table} label="Actions on ${id}" columns=${actionColumns(false)} rows=${actions.data?.items} id=${(a) => a.action_id} failure=${actions.failure}
-        empty="Nobody has done anything with it in the console or by the admin API." /></section>`;
+        empty="Nobody has done anything with it." /></section>`;
 };

@@ -44,6 +44,8 @@ const when = (time) => {
   if (day(time) === day(now())) return clock(time);
   return `${day(time, day(time).slice(-4) === day(now()).slice(-4) ? DAY : YEAR)}, ${clock(time)}`;
 };
+/** A column of times. */
+export const at = (name) => (row) => html`<${Time} t=${row[name]} />`;
 export const Time = ({ t }) => (t ? html`<time datetime=${t} title=${t}>${when(t)}</time>` : '–');
 
 /** A figure; what is none stays as it is. */
@@ -91,7 +93,11 @@ const TONES = {
   on_sale: 'good', held: 'calm', confirmed: 'good', open: 'bad', retrying: 'calm', consistent: 'good', drift: 'bad', failed: 'bad', changing: 'calm',
 };
 export const Chip = ({ state }) => html`<span class="chip ${TONES[state] ?? ''}">${words(state)}</span>`;
+export const status = (row) => html`<${Chip} state=${row.status ?? row.state} />`;
 export const Id = ({ id, plain }) => html`<span class="id ${plain ? '' : 'mono'}" title=${id}>${id.length > 20 ? `${id.slice(0, 12)}…` : id}</span>`;
+
+/** The ids that lead to a request's lines in the logs, and to its trace. */
+export const logged = ({ request_id, trace_id }) => Object.entries({ Request: request_id, Trace: trace_id }).map(([name, id]) => id && html` <span class="muted">${name} <${Id} id=${id} /></span>`);
 
 /** A bar of a product's units. The numbers beside it say the same to those who do not see it. */
 export const Bar = ({ product: { available, reserved, sold, total }, tall }) => {
@@ -106,15 +112,16 @@ export const Bar = ({ product: { available, reserved, sold, total }, tall }) => 
 
 /**
  * A table; on a phone, each row is a card, headed by the column of the class `first`. A column is `[name, cell(row),
- * class]`. `select` is `{ can(row), has(id), set(ids, on) }`.
+ * class]`. `select` is `{ can(row), has(id), set(ids, on) }`. A `failure` stands above the rows of before.
  */
 export const Table = ({ label, columns, rows, id, stale, empty, failure, select }) => {
   if (!rows) return html`<div class="empty tallest">${failure ? failure.message : 'Loading …'}</div>`;
-  if (!rows.length) return html`<div class="empty">${empty}</div>`;
+  const old = failure && html`<p class="bad">${failure.message} This was read before.</p>`;
+  if (!rows.length) return html`${old}<div class="empty">${empty}</div>`;
   const shown = columns.filter(Boolean);
   const check = (name, some) => html`<input type="checkbox" aria-label="Select ${name}" checked=${some.every((row) => select.has(id(row)))}
     onChange=${(event) => select.set(some.map(id), event.target.checked)} />`;
-  return html`<div class="scroll" role="region" aria-label=${label} tabindex="0"><table class=${stale ? 'stale' : ''}>
+  return html`${old}<div class="scroll" role="region" aria-label=${label} tabindex="0"><table class=${stale ? 'stale' : ''}>
     <thead><tr>${select && html`<th class="check" scope="col">${check(`all of ${label}`, rows.filter(select.can))}</th>`}
       ${shown.map(([name, , style]) => html`<th scope="col" class=${style}>${name}</th>`)}</tr></thead>
     <tbody>${rows.map((row) => html`<tr key=${id(row)}>
@@ -193,9 +200,8 @@ const Asking = ({ title, text, fields, action, danger, send, key_ }) => {
     if (show && !show(values)) return null;
     const set = ({ target }) => setValues((before) => ({ ...before, [name]: type === 'checkbox' ? target.checked : target.value }));
     const hint = typeof help === 'function' ? help(values) : help;
-    const all = { ...rest, id: `f-${name}`, name, onInput: set, disabled: busy };
-    if (hint !== undefined) all['aria-describedby'] = `h-${name}`;
-    const small = hint !== undefined && html`<small id="h-${name}">${hint}</small>`;
+    const [described, small] = hint === undefined ? [] : [`h-${name}`, html`<small id="h-${name}">${hint}</small>`];
+    const all = { ...rest, id: `f-${name}`, name, onInput: set, disabled: busy, 'aria-describedby': described };
     if (type === 'radio') {
       return html`<fieldset><legend>${label}</legend>${options.map(([option, text]) => html`<label class="choice">
         <input type="radio" name=${name} value=${option} checked=${values[name] === option} onInput=${set}
@@ -225,7 +231,7 @@ const Asking = ({ title, text, fields, action, danger, send, key_ }) => {
 
 /** A button that only an admin has. */
 export const Act = ({ onClick, children, ...rest }) =>
-  session.get()?.admin && html`<button type="button" onClick=${onClick} ...${rest}>${children}</button>`;
+  session.get()?.admin && html`<button onClick=${onClick} ...${rest}>${children}</button>`;
 
 /** Common fields. */
 export const REASON = {
@@ -260,15 +266,13 @@ const saveCsv = (name, rows) => {
 
 const MAX_EXPORT = 10_000;
 /** Saves everything that a list has from this page on, at most `MAX_EXPORT` rows. */
-export const Export = ({ name, path, parameters, keep = () => true }) => {
+export const Export = ({ name, path, parameters, keep }) => {
   const [said, setSaid] = useState('');
   const run = async () => {
     setSaid('0 rows …');
     try {
       const progress = (count) => setSaid(`${num(count)} rows …`);
-      const all = { ...parameters, limit: 100 };
-      const { items, next } = await pages(path, all, { enough: MAX_EXPORT, rounds: 1_000, progress });
-      const rows = items.filter(keep);
+      const { items: rows, next } = await pages(path, { ...parameters, limit: 100 }, { enough: MAX_EXPORT, rounds: 1_000, progress, keep });
       const names = [...new Set(rows.flatMap(Object.keys))].filter((field) => field !== 'server_time');
       saveCsv(name, [names, ...rows.map((row) => names.map((field) => row[field]))]);
       tell(`${plural(rows.length, 'row')} exported.${next ? ' There are more: narrow the search.' : ''}`);
@@ -278,7 +282,7 @@ export const Export = ({ name, path, parameters, keep = () => true }) => {
     }
     setSaid('');
   };
-  return html`<button type="button" class="export" disabled=${!!said} onClick=${run}>${said || 'Export CSV'}</button>`;
+  return html`<button class="export" disabled=${!!said} onClick=${run}>${said || 'Export CSV'}</button>`;
 };
 
 /** Instead of a view that cannot be shown yet, or at all. */

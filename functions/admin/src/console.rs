@@ -159,8 +159,8 @@ mod tests {
 
     use super::*;
 
-    /// The console's whole size.
-    const MAX_BYTES: usize = 120_000;
+    /// The console's whole size: 120 KiB.
+    const MAX_BYTES: usize = 122_880;
     const LICENSES: &str = include_str!("../console/vendor/LICENSES.md");
 
     fn text_of(name: &str) -> &'static str {

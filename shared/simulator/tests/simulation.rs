@@ -66,7 +66,10 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
 const SEEDS_OF_A_BUG: u64 = 60;
 
 /// Planted bugs that need more seeds: `cargo local simulate --planted all` plays them.
-const RARE: [&str; 22] = [
+const RARE: [&str; 25] = [
+    "confirm-with-what-was-given-back",
+    "adjust-on-old-total",
+    "released-by-whoever-it-was",
     "changed-and-takes-more-than-there-is",
     "given-back-without-status",
     "given-back-though-an-order",
