@@ -61,7 +61,7 @@ export const Reservations = ({ query }) => {
         empty=${data?.next ? 'None among those that were read. “Next page” reads on.' : html`<p><b>No reservation matches.</b></p><p>A new one can be missing for a few seconds.</p>`} />
       <${Pager} path=${['reservations']} query=${query} next=${data?.next}>
         <span aria-live="polite">${data?.newer ? html`<button onClick=${show}>Show newer reservations</button>`
-          : html`<span class="muted">${data && `Newest first. Times are this browser’s.`}</span>`}</span><//>
+          : html`<span class="muted">${data && `${query.status === 'held' ? '' : 'Newest first. '}Times are this browser’s.`}</span>`}</span><//>
     </section>`;
 };
 
