@@ -181,14 +181,18 @@ async fn compensate(store: &Store, table: &TableAudit, audit: &Audit, actor: &st
     let written = store.compensate(id, compensation, actor, clock.now(), Deadline::after(LIMIT)).await;
     let written = written.context(cannot)?;
     let outcome = if written { "200" } else { "409 unchanged" };
-    store.finish_action(&begun, outcome, Deadline::after(LIMIT)).await.context(cannot)?;
-    Ok(if written {
+    let recorded = store.finish_action(&begun, outcome, Deadline::after(LIMIT)).await;
+    // What was written, was written all the same.
+    let unrecorded = recorded
+        .map_or_else(|error| format!("  its outcome is not in the log of actions: {error}\n"), |()| String::new());
+    let done = if written {
         format!("\n  {id}: wrote {delta:+} to the ledger; the total was {total_seen} and is {total_after}\n")
     } else {
         format!(
             "\n  {id}: no entry was written: the books have changed meanwhile, or another run has written it; audit again\n"
         )
-    })
+    };
+    Ok(done + &unrecorded)
 }
 
 fn write(out: &mut impl Write, text: &str) -> Result<()> {

@@ -40,15 +40,16 @@ export const kept = {
   },
 };
 
-/* ---- time: the server's clock, as far as its answers tell it ---- */
+/* time: the server's clock, as far as its answers tell it */
 
 let offset = 0;
 export const now = () => Date.now() + offset;
+export const timeNow = () => new Date(now()).toISOString();
 /** Changes each second. */
 export const second = atom(0);
 setInterval(() => second.set(second.get() + 1), 1_000);
 
-/* ---- the session ---- */
+/* the session */
 
 /** `{ token, sub, expires, admin }`, or null. `expires` is in milliseconds. */
 export const session = atom(null);
@@ -91,10 +92,10 @@ second.watch(() => {
   if (session.get()?.expires <= now()) signOut('Your token has expired.');
 });
 
-/* ---- requests ---- */
+/* requests */
 
 /** A request without the result that was asked for. */
-export class Failure extends Error {
+class Failure extends Error {
   constructor(status, problem = {}) {
     super(sentence(status, problem));
     this.status = status;
@@ -107,6 +108,12 @@ export class Failure extends Error {
     return !this.status || this.status >= 500 || this.status === 429;
   }
 }
+
+/** Throws on what is no `Failure`. */
+export const expected = (error) => {
+  if (!(error instanceof Failure)) throw error;
+  return error;
+};
 
 function sentence(status, { code, title, detail, message, lines, current }) {
   if (!status) return 'The API does not answer.';
@@ -149,11 +156,12 @@ export async function call(method, path, body, { key, signal } = {}) {
   throw new Failure(response.status, answer);
 }
 
-/** Reads something. Parameters that are empty are left out. */
-export const get = (path, signal, parameters = {}) => {
+/** Empty parameters are left out. */
+export const queryOf = (parameters = {}) => {
   const given = Object.entries(parameters).filter(([, value]) => value);
-  return call('GET', given.length ? `${path}?${new URLSearchParams(given)}` : path, undefined, { signal });
+  return given.length ? `?${new URLSearchParams(given)}` : '';
 };
+export const get = (path, signal, parameters) => call('GET', path + queryOf(parameters), undefined, { signal });
 
 /**
  * Reads pages of a list until there are `enough` items to `keep`, or no more pages, or `rounds` requests were made: with
@@ -171,7 +179,7 @@ export async function pages(path, parameters, { enough = 1, rounds = 8, signal, 
   return { items, next: cursor };
 }
 
-/* ---- polling ---- */
+/* polling */
 
 /** `{ at, failure, since }`: when the figures on the page were read, and what fails since. */
 export const health = atom({});
@@ -220,8 +228,9 @@ export function usePoll(load, key, { slow, main = true } = {}) {
         if (main) health.set({ at: Date.now() });
       } catch (failure) {
         if (signal.aborted) return;
-        if (!(failure instanceof Failure)) throw failure;
-        setState((before) => ({ ...before, failure, failed: key }));
+        expected(failure);
+        // What was read at another address is no answer here.
+        setState((before) => ({ ...(before.key === key && before), failure, failed: key }));
         const { at, since = Date.now() } = health.get();
         // What is shown stays as old as it is. If nothing is shown yet, the view says why.
         if (main) health.set(failure.down || at ? { at, since, failure } : {});

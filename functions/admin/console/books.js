@@ -1,24 +1,27 @@
 // The books: an audit per product; and the actions: who did what, and what came of it.
 
-import { atom, Failure, get, kept, pages, session, usePoll } from './api.js';
+import { atom, expected, get, kept, pages, session, timeNow, usePoll } from './api.js';
 import { html } from './preact-htm.js';
-import { at, Chip, go, Head, Id, num, Pager, plural, Problem, Product, Table, Target, tell, Time, to, words } from './ui.js';
+import { at, go, Head, Id, mono, num, Pager, plural, Problem, Product, status, Table, Target, tell, Time, to, words } from './ui.js';
 
-/* ---- the books ---- */
+/* the books */
 
 /** By product: the audit's answer, or `{ failed }`, or `{ running }`. Of this tab, also after a reload. */
 const audits = atom(kept.read('audits') ?? {});
 
 const audit = async (id) => {
   const put = (result) => audits.set({ ...audits.get(), [id]: result });
-  const before = audits.get()[id];
+  const before = { ...audits.get()[id], running: false };
+  // Drift stands until a check is certain.
+  const end = (result) => put(stateOf(before) === 'drift' && !certain(result) ? { ...before, since: stateOf(result) } : result);
+  const began = timeNow();
   put({ ...before, running: true });
   try {
     const result = await get(`admin/products/${id}/audit`);
-    put({ ...result, audited_at: result.server_time, actor: session.get()?.sub ?? '' });
+    end({ ...result, began, audited_at: result.server_time, actor: session.get()?.sub ?? '' });
   } catch (failure) {
-    put({ failed: failure.message });
-    if (!(failure instanceof Failure)) throw failure;
+    end({ failed: failure.message, audited_at: began });
+    expected(failure);
   }
   kept.write('audits', Object.fromEntries(Object.entries(audits.get()).filter(([, { running }]) => !running)));
 };
@@ -31,18 +34,22 @@ const WHAT = {
   reservation: 'A reservation contradicts itself or its index',
 };
 
-/** What is known of a product: this tab's audit, or the last one of anybody, which has no figures, if that is later. */
-const auditOf = ({ product_id, last_audit }) => {
-  const own = audits.get()[product_id];
-  return own && (own.running || !own.complete || !(last_audit?.audited_at > own.audited_at)) ? own : last_audit ?? {};
-};
 const stateOf = (r) => (r.running ? 'checking' : r.failed ? 'failed' : r.complete === false ? 'incomplete'
-  : r.consistent === undefined ? 'not checked' : r.consistent ? 'consistent' : r.findings?.length === 0 ? 'changing' : 'drift');
+  : r.consistent === undefined ? 'not checked' : r.consistent && !r.in_progress ? 'consistent' : r.findings?.length === 0 ? 'changing' : 'drift');
+const certain = (r) => (r.consistent ? !r.in_progress : r.findings?.length > 0);
+/** This tab's audit, or the last certain one of anybody, which has no figures: the later one. Drift stands until one that begins later is certain. */
+const auditOf = ({ product_id, last_audit: last = {} }) => {
+  const own = audits.get()[product_id];
+  if (!own || own.running) return own ?? last;
+  const stands = last.consistent === false && stateOf(own) !== 'drift';
+  if (stands ? certain(own) && own.began > last.audited_at : !(last.audited_at > own.audited_at)) return own;
+  return { ...last, since: !certain(own) && own.audited_at > last.audited_at && stateOf(own) };
+};
 /** What there is to say about that, besides findings. */
 const remark = (r) => (r.failed ? `The check failed. ${r.failed}`
   : r.complete === false ? html`Too many reservations for one request, so nothing is known. <code>cargo local audit</code> takes the time that it needs.`
   : r.in_progress && !r.findings.length ? 'It was changed during the check, so this is not certain. Check it again.'
-  : stateOf(r) === 'drift' && !r.findings && 'Check it to see what is off.');
+  : stateOf(r) === 'drift' && `${r.since ? `A later check was not certain: ${r.since}. ` : ''}${r.findings ? '' : 'Check it to see what is off.'}`);
 
 export const Books = ({ query }) => {
   const results = audits.use();
@@ -60,19 +67,19 @@ export const Books = ({ query }) => {
   const running = Object.values(results).some((result) => result.running);
   const all = async () => {
     for (const { product_id } of rows) await audit(product_id);
-    const count = (state) => rows.filter((p) => stateOf(auditOf(p)) === state).length;
-    const bad = ['drift', 'incomplete', 'changing', 'failed'].filter(count).map((state) => `${num(count(state))} ${state}`);
+    const { consistent, ...others } = Object.groupBy(rows, (p) => stateOf(auditOf(p)).replace(/^ch.*ing$/, 'not certain yet'));
+    const bad = Object.entries(others).map(([state, { length }]) => `${num(length)} ${state}`);
     tell(`${plural(rows.length, 'product')} checked: ${bad.join(', ') || 'all are consistent'}.`, bad.length > 0);
   };
   const figure = (title, name = title.toLowerCase()) => [title, ({ r }) => (r.complete ? num(r[name]) : '–'), 'number'];
   const lastRun = ({ r, last_audit }) => {
     // Only what is certain counts, as in the API's record.
-    const { audited_at, actor, consistent } = r.complete && (r.consistent || r.findings.length) ? r : last_audit ?? {};
+    const { audited_at, actor, consistent } = certain(r) ? r : last_audit ?? {};
     return audited_at ? html`<${Time} t=${audited_at} /> by <${Id} id=${actor} plain />: ${consistent ? 'consistent' : 'drift'}` : '–';
   };
   const columns = [
     ['Product', (p) => html`<${Product} of=${p} />`, 'first'],
-    ['Result', ({ r }) => html`<${Chip} state=${stateOf(r)} />`, 'w-status'],
+    ['Result', ({ r }) => status({ state: stateOf(r) }), 'w-status'],
     ...['Available', 'Held', 'Sold', 'Total'].map((title) => figure(title)),
     figure('Ledger', 'ledger_total'),
     figure('Reservations', 'checked_reservations'),
@@ -89,22 +96,20 @@ export const Books = ({ query }) => {
       <p>${remark(r)}</p>
       ${r.complete && r.findings.length > 0 && html`<${Table} label="Findings of ${product_id}" rows=${r.findings} id=${(f) => f.kind + f.where} columns=${[
         ['What', (f) => WHAT[f.kind] ?? words(f.kind), 'first'],
-        ['Where', (f) => (f.where.startsWith('rsv_') ? html`<${Target} id=${f.where} />` : html`<span class="mono">${f.where}</span>`)],
+        ['Where', (f) => (f.where.startsWith('rsv_') ? html`<${Target} id=${f.where} />` : mono(f.where))],
         ['Expected', (f) => num(f.expected), 'number'],
         ['Found', (f) => num(f.found), 'number'],
       ]} />`}</section>`)}`;
 };
 
-/* ---- actions ---- */
-
-const shown = (value) => (typeof value === 'object' ? JSON.stringify(value) : String(value));
+/* actions */
 
 export const actionColumns = (target) => [
   ['When', at('at'), 'w-time'],
   ['Who', (a) => html`<${Id} id=${a.actor} plain />`, 'w-by'],
   ['What', (a) => words(a.action), 'first w-pay'],
   target && ['On', (a) => html`<${Target} id=${a.target} />`],
-  ['Details', (a) => Object.entries(a.detail ?? {}).map(([name, value]) => html`<span class="pair"><i>${words(name)}</i> ${shown(value)}</span> `)],
+  ['Details', (a) => Object.entries(a.detail ?? {}).map(([name, value]) => html`<span class="pair"><i>${words(name)}</i> ${typeof value === 'object' ? JSON.stringify(value) : String(value)}</span> `)],
   ['Outcome', (a) => html`<span class=${/^2/.test(a.outcome) ? '' : 'bad'}>${words(a.outcome)}</span>`, 'w-by'],
   ['Request', (a) => html`<${Id} id=${a.request_id ?? '–'} />`],
 ];

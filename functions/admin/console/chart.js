@@ -1,8 +1,8 @@
 // Rates of the last minutes, from the figures that were polled; and a chart of them.
 
-import { now } from './api.js';
+import { kept, now } from './api.js';
 import { html, useState } from './preact-htm.js';
-import { about, clock, num } from './ui.js';
+import { about, clock, num, sumOf } from './ui.js';
 
 const KEPT_MS = 600_000;
 /** Single figures jump: `reserved` lags, and holds are released in groups. So a rate is over this long at least. */
@@ -11,15 +11,15 @@ const SMOOTH_MS = 30_000;
 const GAP_MS = 20_000;
 
 /** For each product: `[time, held + sold, sold]` of the last minutes. Survives a reload. */
-const tracks = new Map(JSON.parse(sessionStorage.getItem('tracks') ?? '[]'));
-addEventListener('pagehide', () => sessionStorage.setItem('tracks', JSON.stringify([...tracks])));
+const tracks = new Map(kept.read('tracks') ?? []);
+addEventListener('pagehide', () => kept.write('tracks', [...tracks]));
 
 /** Notes the figures of some products under an id of one's own. */
 export const record = (id, products) => {
   const time = now();
-  const sum = (field) => products.reduce((total, product) => total + product[field], 0);
+  const sold = sumOf(products, 'sold');
   const track = (tracks.get(id) ?? []).filter(([at]) => at < time && at > time - KEPT_MS - SMOOTH_MS);
-  track.push([time, sum('reserved') + sum('sold'), sum('sold')]);
+  track.push([time, sumOf(products, 'reserved') + sold, sold]);
   tracks.set(id, track);
 };
 
@@ -35,7 +35,6 @@ const rateAt = (track, index, field, span = SMOOTH_MS) => {
   return past < 5_000 ? null : Math.max(0, (60_000 * (end[field] - track[start][field])) / past);
 };
 
-/** Units per minute now. */
 export const rate = (id, field) => {
   const track = tracks.get(id) ?? [];
   return track.length ? rateAt(track, track.length - 1, field, 60_000) : null;
@@ -61,8 +60,9 @@ export const Chart = ({ id, title }) => {
   const track = tracks.get(id) ?? [];
   const end = now();
   const lines = [TAKEN, SOLD].map((field) => track.map((_, index) => rateAt(track, index, field)));
-  const step = stepOf(Math.max(4, ...lines.flat()));
-  const top = step * Math.ceil(Math.max(4, ...lines.flat()) / step);
+  const most = Math.max(4, ...lines.flat());
+  const step = stepOf(most);
+  const top = step * Math.ceil(most / step);
   const span = Math.min(KEPT_MS, Math.max(30_000, end - (track[0]?.[0] ?? end)));
   const x = (time) => 100 * (1 - (end - time) / span);
   const y = (value) => 100 * (1 - value / top);
@@ -85,13 +85,14 @@ export const Chart = ({ id, title }) => {
     setHover(track.length && Math.abs(track[nearest][0] - time) < GAP_MS ? track[nearest][0] : null);
   };
   const at = track.findIndex(([time]) => time === hover);
-  const [taken, sold] = at < 0 ? [rate(id, TAKEN), rate(id, SOLD)] : lines.map((values) => values[at]);
+  const latest = [TAKEN, SOLD].map((field) => perMinute(rate(id, field)));
+  const [taken, sold] = at < 0 ? latest : lines.map((values) => perMinute(values[at]));
   return html`<section class="panel chart">
     <header><h2>${title}</h2>
-      <span><i class="key held" /> Held or bought, net <b class="n">${perMinute(taken)}</b></span>
-      <span><i class="key sold" /> Bought <b class="n">${perMinute(sold)}</b></span>
+      <span><i class="key held" /> Held or bought, net <b class="n">${taken}</b></span>
+      <span><i class="key sold" /> Bought <b class="n">${sold}</b></span>
       <span class="muted n grow">units per minute, ${at < 0 ? 'now' : clock(hover)}</span></header>
-    <div class="plot" role="img" aria-label="The last ten minutes. Units per minute now: ${perMinute(rate(id, TAKEN))} held or bought, ${perMinute(rate(id, SOLD))} bought."
+    <div class="plot" role="img" aria-label="The last ten minutes. Units per minute now: ${latest[0]} held or bought, ${latest[1]} bought."
         onPointerMove=${move} onPointerLeave=${() => setHover(null)}>
       ${Array.from({ length: top / step + 1 }, (_, index) => html`<span class="line" style=${{ top: `${y(index * step)}%` }}><small>${num(index * step)}</small></span>`)}
       <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">

@@ -1,7 +1,7 @@
 // The page itself: sign-in, the frame, and which view the address asks for.
 
 import { Age, Dialog, news, readRoute, tell, to, Time } from './ui.js';
-import { atom, get, health, keepOn, kept, now, resting, second, session, signedOut, signIn, signOut, usePoll } from './api.js';
+import { atom, call, get, health, keepOn, kept, now, resting, second, session, signedOut, signIn, signOut, usePoll } from './api.js';
 import { Actions, Books } from './books.js';
 import { Failed, JobLine } from './failed.js';
 import { html, render, useEffect, useErrorBoundary, useRef, useState } from './preact-htm.js';
@@ -10,7 +10,7 @@ import { ProductPage, Sale } from './sale.js';
 
 const HERE = new URL('../../admin', import.meta.url);
 
-/* ---- sign-in ---- */
+/* sign-in */
 
 const config = atom(null);
 
@@ -79,8 +79,7 @@ const SignIn = () => {
   }, []);
   const as = (role) => async () => {
     try {
-      const response = await fetch(new URL('../../local/token', import.meta.url), { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ role }) });
-      setSaid(signIn((await response.json()).token, roles_claim));
+      setSaid(signIn((await call('POST', 'local/token', { role })).token, roles_claim));
     } catch {
       setSaid('The API does not answer.');
     }
@@ -102,7 +101,7 @@ const SignIn = () => {
       <button type="submit">Use token</button></form></main>`;
 };
 
-/* ---- the frame ---- */
+/* the frame */
 
 /** By name in the address: the title, the view, and the page of one. */
 const VIEWS = {
@@ -170,7 +169,7 @@ const Frame = () => {
     <header class="top"><a class="brand" href=${to(['sale'])}>Holdfast</a>
       <nav aria-label="Views">${Object.entries(VIEWS).map(([name, [title]]) => html`<a href=${to([name])} aria-current=${name === view ? 'page' : undefined}>
         <span>${title.split(' ')[0]}<span class="long">${title.replace(/\w+/, '')}</span></span>${
-        name === 'failed' && count ? html` <span class="count n">${count}${open.failure ? '?' : open.data.next_cursor ? '+' : ''}<span class="sr"> open</span></span>` : ''}</a>`)}</nav>
+        name === 'failed' && (count || open.failure) ? html` <span class="count n">${count || ''}${open.failure ? '?' : open.data.next_cursor ? '+' : ''}<span class="sr"> open</span></span>` : ''}</a>`)}</nav>
       <${Freshness} />
       <div class="who">${!admin && html`<span class="chip warn">Auditor: read only</span>`}<span class="muted sub" title=${sub}>${sub}</span>
         <button onClick=${leave}>Sign out</button></div></header>

@@ -2,9 +2,9 @@
 //
 // What must always hold: a job of many goes on after a reload where it was. Each of its requests is safe to repeat.
 
-import { atom, call, Failure, kept, pages, refresh, session, signedOut, usePoll } from './api.js';
+import { atom, call, expected, kept, pages, refresh, session, signedOut, usePoll } from './api.js';
 import { html, useState } from './preact-htm.js';
-import { Act, ask, at, Export, go, Head, logged, num, Pager, plural, Problem, status, Table, Target, tell, Time, to, words } from './ui.js';
+import { Act, ask, at, Export, go, Head, logged, mono, num, Pager, plural, Problem, status, Table, Target, tell, Time, to, words } from './ui.js';
 
 /** For each reason: a title, what to do, and whether a retry can help. In this order on the page. */
 const REASONS = {
@@ -26,14 +26,19 @@ const STATES = ['open', 'retrying', 'confirmed', 'resolved'];
 const settled = (state) => state === 'confirmed' || state === 'resolved';
 const records = (filter, options) => pages('admin/failed-confirmations', { ...filter, limit: 100 }, { rounds: 100, ...options });
 
-/* ---- a job: many, one after another, at most `AT_ONCE` at the same time ---- */
+/* a job of many, at most `AT_ONCE` at a time */
 
 const AT_ONCE = 4;
 const LOOK_MS = 3_000;
 /** The index lags: one without a reservation that is in no list for this many looks is settled. */
 const LOOKS = 3;
+/** Nothing settles the record of an unreadable message whose retry can be read: it is waited for this many looks at most. */
+const MAX_LOOKS = 10;
 
-/** `{ kind, note, by, items: [{ id, reservation, payment, failedAt, state, said, looks }] }`; a state is todo, wait, done or failed. */
+/**
+ * `{ kind, note, by, items: [{ id, reservation, payment, failedAt, state, said, looks, lists }] }`; a state is todo, wait,
+ * again (it failed again: looked at once more in the end), done or failed.
+ */
 const job = atom(kept.read('job'));
 let saving;
 /** Shows it now, and writes it soon: what is sent again after a reload changes nothing. */
@@ -48,9 +53,9 @@ const put = (value) => {
   job.set(value);
   kept.write('job', value);
 };
-const drop = () => put(null);
 const verb = (kind) => (kind === 'retry' ? 'Retry' : 'Resolve');
 const isOver = ({ state }) => state === 'done' || state === 'failed';
+const mark = (item, state, said) => Object.assign(item, { state, said });
 
 const itemOf = (f) => ({
   id: f.failed_confirmation_id, reservation: f.reservation_id, payment: f.payment_reference, failedAt: f.last_failed_at, state: 'todo',
@@ -58,33 +63,35 @@ const itemOf = (f) => ({
 
 /** What became of one that was retried, as its record says. */
 const judge = (item, { state, settled_by, last_failed_at, reason }) => {
-  const end = state === 'confirmed' ? 'confirmed: it is an order' : settled_by === 'duplicate' ? 'resolved: with another one of its payment' : `resolved by ${settled_by}`;
-  if (settled(state)) Object.assign(item, { state: 'done', said: end });
-  else if (state === 'open' && last_failed_at !== item.failedAt) {
-    Object.assign(item, { state: 'failed', said: `failed again: ${reasonOf(reason).title.toLowerCase()}` });
-  }
+  const again = item.state === 'again';
+  if (state === 'confirmed') mark(item, 'done', 'confirmed: it is an order');
+  else if (state === 'resolved') mark(item, 'done', settled_by === 'duplicate' ? 'resolved: with another one of its payment' : `resolved by ${settled_by}`);
+  else if (state === 'retrying') mark(item, 'wait', 'retrying');
+  // Looked at twice: a late copy in the dead-letter queue opens also one whose retry then makes an order of it.
+  else if (again || last_failed_at !== item.failedAt) mark(item, again ? 'failed' : 'again', `failed again: ${reasonOf(reason).title.toLowerCase()}`);
 };
 
 async function send(item, { kind, note }) {
   const path = `admin/failed-confirmations/${item.id}/${kind}`;
+  const wait = (said) => Object.assign(mark(item, 'wait', said), { looks: 0, lists: 0 });
   try {
     const answer = await call('POST', path, kind === 'resolve' ? { note } : undefined);
-    if (kind === 'resolve') Object.assign(item, { state: 'done', said: 'resolved' });
+    if (kind === 'resolve') mark(item, 'done', 'resolved');
     else {
-      Object.assign(item, { state: 'wait', said: 'retrying', looks: 0 });
+      wait('retrying');
       // It may have failed again already.
       judge(item, answer);
       item.failedAt = answer.last_failed_at;
     }
   } catch (failure) {
-    if (!(failure instanceof Failure)) throw failure;
+    expected(failure);
     if (failure.down || failure.status === 401) {
       item.said = failure.message;
       throw failure;
     }
     // A retry that was sent before may have settled it: its record says how.
-    if (kind === 'retry' && failure.problem.code === 'already_settled') Object.assign(item, { state: 'wait', said: 'settled', looks: 0 });
-    else Object.assign(item, { state: 'failed', said: failure.message });
+    if (kind === 'retry' && failure.problem.code === 'already_settled') wait('settled');
+    else mark(item, 'failed', failure.message);
   }
 }
 
@@ -102,9 +109,11 @@ async function lookInLists(items) {
   for (const state of ['retrying', 'open']) lists.push(await records({ state }, { enough: Infinity, rounds: 20 }));
   const found = new Map(lists.flatMap((list) => list.items).map((f) => [f.failed_confirmation_id, f]));
   for (const item of items) {
-    if (found.has(item.id)) judge(item, found.get(item.id));
+    const record = found.get(item.id);
+    if (record) judge(item, record);
     // It may be further down in a list that goes on.
-    else if (!lists.some(({ next }) => next) && ++item.looks >= LOOKS) Object.assign(item, { state: 'done', said: 'settled meanwhile' });
+    else if (!lists.some(({ next }) => next) && ++item.looks >= LOOKS) mark(item, 'done', 'settled meanwhile');
+    if (!isOver(item) && ++item.lists >= MAX_LOOKS) mark(item, 'done', record?.state === 'retrying' ? 'still being retried' : item.said);
   }
 }
 
@@ -121,17 +130,18 @@ async function run() {
   const those = (wanted) => mine.items.filter(({ state }) => state === wanted);
   const each = (items, step) => Promise.all(Array.from({ length: AT_ONCE }, async () => {
     for (let item = items.shift(); item && goesOn(); item = items.shift()) {
-      await step(item).catch((failure) => (failure instanceof Failure ? pause() : Promise.reject(failure)));
+      await step(item).catch((failure) => expected(failure) && pause());
       save();
     }
   }));
   while (goesOn() && !mine.items.every(isOver)) {
     await each(those('todo'), (item) => send(item, mine));
-    if (those('wait').length && goesOn()) {
+    const next = ['todo', 'wait', 'again'].find((state) => those(state).length) ?? 'todo';
+    if (next !== 'todo' && goesOn()) {
       const rest = [];
       refresh();
       await pause();
-      await each(those('wait'), (item) => look(item, rest));
+      await each(those(next), (item) => look(item, rest));
       await each(rest.length ? [rest] : [], lookInLists);
     }
     save();
@@ -147,21 +157,12 @@ session.watch(() => {
   // Whose token ended, and who did not sign out, may come back.
   if (!job.get() || (!session.get() && signedOut.get())) return;
   if (job.get().by === session.get()?.sub) run();
-  else drop();
+  else put(null);
 });
 
-const start = (kind, items, note) => {
-  put({ kind, note, items, by: session.get().sub });
-  run();
-};
-
 const summary = ({ items }) => {
-  const counts = {};
-  for (const { state, said } of items) {
-    const name = state === 'todo' ? 'to do' : state === 'failed' && !said.startsWith('failed') ? 'refused' : said.split(/:| by /)[0];
-    counts[name] = (counts[name] ?? 0) + 1;
-  }
-  return Object.entries(counts).map(([name, count]) => `${num(count)} ${name}`).join(', ');
+  const groups = Object.groupBy(items, ({ state, said }) => (state === 'todo' ? 'to do' : state === 'failed' && !said.startsWith('failed') ? 'refused' : said.split(/:| by /)[0]));
+  return Object.entries(groups).map(([name, { length }]) => `${num(length)} ${name}`).join(', ');
 };
 
 /** What the job does, anywhere in the console. */
@@ -176,21 +177,21 @@ const Job = () => {
   if (!current) return null;
   const { kind, items } = current;
   const over = items.filter(isOver).length;
-  const order = { failed: 0, wait: 1, todo: 2, done: 3 };
+  const order = { failed: 0, again: 0, wait: 1, todo: 2, done: 3 };
   return html`<section class="panel job" aria-label="Progress">
     <${Head} panel title="${verb(kind)} ${plural(items.length, 'confirmation')}"
       beside=${html`<span class="n" role="status">${num(over)} of ${num(items.length)} done. ${summary(current)}</span>`}>
-      <button onClick=${drop}>${over < items.length ? 'Stop' : 'Close'}</button><//>
+      <button onClick=${() => put(null)}>${over < items.length ? 'Stop' : 'Close'}</button><//>
     <progress max=${items.length} value=${over} aria-label="Done" />
     <div class="fixed"><${Table} label="Outcomes" id=${(item) => item.id} rows=${items.toSorted((a, b) => order[a.state] - order[b.state]).slice(0, 200)} columns=${[
-      ['Payment', (item) => html`<span class="mono">${item.payment ?? '–'}</span>`, 'first'],
+      ['Payment', (item) => mono(item.payment), 'first'],
       ['Outcome', (item) => html`<span class=${item.state === 'failed' ? 'bad' : ''}>${item.said ?? 'to do'}</span>`],
       ['Reservation', (item) => item.reservation && html`<${Target} id=${item.reservation} />`],
     ]} /></div>
   </section>`;
 };
 
-/* ---- the view ---- */
+/* the view */
 
 /** Asks, then starts a job. `items` are failed confirmations, or a function that reads them all. */
 const confirmJob = (kind, count, items, done) => {
@@ -206,7 +207,8 @@ const confirmJob = (kind, count, items, done) => {
     async send({ note }, _, progress) {
       const all = typeof items === 'function' ? await items(progress) : items;
       if (!all.length) throw new RangeError('There is none any more.');
-      start(kind, all.map(itemOf), note);
+      put({ kind, note, items: all.map(itemOf), by: session.get().sub });
+      run();
       done?.();
     },
   });
@@ -251,7 +253,7 @@ export const Failed = ({ query }) => {
     return (await records(parameters, all)).items;
   };
   const columns = (code) => [
-    ['Payment', (f) => html`<span class="mono">${f.payment_reference ?? 'none'}</span>`, 'first'],
+    ['Payment', (f) => mono(f.payment_reference, 'none'), 'first'],
     ['Reservation', (f) => (f.reservation_id ? html`<${Target} id=${f.reservation_id} />` : '–')],
     ['Customer', (f) => f.customer_id ?? '–'],
     ['First failed', at('first_failed_at'), 'w-time'],
@@ -280,7 +282,7 @@ export const Failed = ({ query }) => {
   const shown = codes.filter((code) => groups[code] && (!reason || code === reason));
   return html`${head}
     ${shown.length ? shown.map(group) : html`<section class="panel"><div class="empty">
-      ${stale ? 'Loading …' : data.next ? 'None among those that were read. “Next page” reads on.' : state === 'open' && !reason ? html`<p><b>Nothing is open.</b></p><p>Every payment that Holdfast was told about is an order, or settled.</p>` : 'None.'}</div></section>`}
+      ${stale ? 'Loading …' : data.next ? 'None among those that were read. “Next page” reads on.' : state === 'open' && !reason && !cursor ? html`<p><b>Nothing is open.</b></p><p>What is being retried or waits in the queue is not listed here.</p>` : 'None.'}</div></section>`}
     <${Pager} path=${['failed']} query=${query} next=${data.next} />
     ${chosen.length > 0 && html`<div class="selection" role="region" aria-label="Selected"><b class="n">${num(chosen.length)} selected</b>
       <${Both} of=${chosen} name="${num(chosen.length)} selected" main="retry" done=${clear} />

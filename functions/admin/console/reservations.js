@@ -1,23 +1,22 @@
 // Reservations and orders: search, and one page that tells a reservation's whole life.
 
-import { call, Failure, get, now, pages, refresh, usePoll } from './api.js';
+import { call, expected, get, pages, refresh, session, timeNow, usePoll } from './api.js';
 import { Both, reasonOf } from './failed.js';
 import { html, useRef } from './preact-htm.js';
 import {
-  Act, ask, at, Back, Countdown, Export, Facts, fromLocal, go, Head, length, logged, money, Pager, plural, Problem, Product,
-  REASON, status, Table, Target, Time, to, toLocal, words,
+  Act, ask, at, Back, Countdown, Export, Facts, fromLocal, go, Head, length, logged, money, mono, Pager, plural, Problem, Product,
+  REASON, status, sumOf, Table, Target, Time, to, toLocal, words,
 } from './ui.js';
 
 const price = (r) => money(r.total_price_minor, r.currency, r.currency_exponent);
 const units = (r) => r.lines.map((line) => `${line.quantity} × ${line.name}`).join(', ');
-const lastAt = (r) => r.cancelled_at ?? r.confirmed_at ?? (r.status === 'expired' ? r.expires_at : null);
 
 export const Reservations = ({ query }) => {
   // A list that moves under the pointer is of no use: it ends at the time when it was opened, and is read again up to then.
   const key = JSON.stringify(query);
   const any = Object.keys(query).length > 0;
   const opened = useRef({});
-  if (opened.current.key !== key) opened.current = { key, at: new Date(now()).toISOString() };
+  if (opened.current.key !== key) opened.current = { key, at: timeNow() };
   const { data, failure, stale } = usePoll(async (signal) => {
     const { at } = opened.current;
     const list = { limit: 50, ...query, to: query.to || query.cursor ? query.to : at };
@@ -34,7 +33,7 @@ export const Reservations = ({ query }) => {
     else go(['reservations'], { ...rest, from: fromLocal(from), to: fromLocal(until) });
   };
   const show = () => {
-    opened.current.at = new Date(now()).toISOString();
+    opened.current.at = timeNow();
     refresh();
   };
   const columns = [
@@ -44,8 +43,8 @@ export const Reservations = ({ query }) => {
     ['Customer', (r) => r.customer_id],
     ['Units', units],
     ['Price', price, 'number'],
-    ['Payment', (r) => html`<span class="mono">${r.payment_reference ?? '–'}</span>`, 'w-pay'],
-    ['Ends / ended', (r) => (r.status === 'held' ? html`<${Countdown} t=${r.expires_at} />` : html`<${Time} t=${lastAt(r)} />`), 'w-time'],
+    ['Payment', (r) => mono(r.payment_reference), 'w-pay'],
+    ['Ends / ended', (r) => (r.status === 'held' ? html`<${Countdown} t=${r.expires_at} />` : html`<${Time} t=${r.cancelled_at ?? r.confirmed_at ?? (r.status === 'expired' && r.expires_at)} />`), 'w-time'],
   ];
   const field = (name, label, rest) => html`<label>${label} <input name=${name} defaultValue=${query[name] ?? ''} autocomplete="off" spellcheck=${false} ...${rest} /></label>`;
   const time = (name, label) => field(name, label, { type: 'datetime-local', defaultValue: toLocal(query[name]).slice(0, 16) });
@@ -65,7 +64,7 @@ export const Reservations = ({ query }) => {
     </section>`;
 };
 
-/* ---- one reservation ---- */
+/* one reservation */
 
 const release = (r) => ask({
   title: 'Release this hold',
@@ -79,9 +78,11 @@ const release = (r) => ask({
   },
 });
 
+const itsUnits = ({ restocked }) => (restocked === false ? 'Its units left the stock.' : 'Its units are on sale again.');
+
 const giveBack = (r) => ask({
   title: 'Give this order back',
-  text: `${units(r)}, ${price(r)}. The order ends, and its payment ${r.payment_reference ?? ''} is then in Failed confirmations, to be refunded.`,
+  text: `${units(r)}, ${price(r)}. The order ends${r.payment_reference ? `, and its payment ${r.payment_reference} is then in Failed confirmations, to be refunded` : ''}.`,
   action: 'Give back',
   danger: true,
   fields: [
@@ -89,8 +90,10 @@ const giveBack = (r) => ask({
     { type: 'radio', name: 'restock', label: 'Its units', required: true, options: [['yes', 'go on sale again'], ['no', 'leave the stock, with an entry of the ledger']] },
   ],
   async send({ reason, restock }) {
-    await call('POST', `admin/orders/${r.reservation_id}/cancel`, { reason, restock: restock === 'yes' });
-    return 'The order was given back. Its payment is in Failed confirmations.';
+    const order = await call('POST', `admin/orders/${r.reservation_id}/cancel`, { reason, restock: restock === 'yes' });
+    // The first one counts, whoever asks again.
+    const before = order.cancelled_by === session.get()?.sub ? '' : ` before, by ${order.cancelled_by}`;
+    return `The order was given back${before}. ${itsUnits(order)}${order.payment_reference ? ' Its payment is in Failed confirmations.' : ''}`;
   },
 });
 
@@ -99,8 +102,8 @@ const life = (r, failed, actions) => {
   // `200 unchanged`: it was done before.
   const ending = r.cancelled_at && actions.find((a) => /cancel|release/.test(a.action) && /^2\d+$/.test(a.outcome) && a.actor === r.cancelled_by);
   const extended = Date.parse(r.expires_at) > Date.parse(r.created_at) + 1_000 * r.hold_seconds;
-  const units = plural(r.lines.reduce((n, line) => n + line.quantity, 0), 'unit');
-  const payment = ({ payment_reference }) => html`<span class="mono">${payment_reference ?? 'no payment'}</span>`;
+  const units = plural(sumOf(r.lines, 'quantity'), 'unit');
+  const payment = ({ payment_reference }) => mono(payment_reference, 'no payment');
   const events = [
     [r.created_at, 'Held', html`${units} by ${r.customer_id}, for ${length(r.hold_seconds)}. ${extended && html`Extended to <${Time} t=${r.expires_at} />. `}
       ${r.revision > 0 && `Changed ${plural(r.revision, 'time')}: units and customer are those of now.`}`],
@@ -108,11 +111,12 @@ const life = (r, failed, actions) => {
     (r.status === 'expired' || r.confirmed_late) && [r.expires_at, 'The hold expired', 'Its units were available again', 'warn'],
     r.confirmed_at && [r.confirmed_at, r.confirmed_late ? 'Confirmed late: an order, after the hold had expired' : 'Confirmed: an order', payment(r), 'good'],
     r.cancelled_at && [r.cancelled_at, `${r.confirmed_at ? 'Given back' : 'Cancelled'} by ${r.cancelled_by}`,
-      html`${r.cancel_reason && html`“${r.cancel_reason}” `}${r.restocked === false ? 'Its units left the stock.' : 'Its units are on sale again.'}${ending && logged(ending)}`, 'bad'],
+      html`${r.cancel_reason && html`“${r.cancel_reason}” `}${itsUnits(r)}${ending && logged(ending)}`, 'bad'],
     r.status === 'cancelled' && !r.cancelled_at && [null, 'Cancelled by the customer', 'When is not recorded', 'warn'],
     ...failed.flatMap((f) => [
-      [f.first_failed_at, f.reason === 'order_cancelled' ? 'Its payment is to be refunded' : `Payment not accepted: ${reasonOf(f.reason).title}`, html`${payment(f)}${logged(f)}`, 'bad'],
-      f.last_failed_at !== f.first_failed_at && [f.last_failed_at, 'Payment not accepted again', payment(f), 'bad'],
+      // Only the latest reason is kept.
+      f.last_failed_at !== f.first_failed_at && [f.first_failed_at, 'Payment not accepted', payment(f), 'bad'],
+      [f.last_failed_at, f.reason === 'order_cancelled' ? 'Its payment is to be refunded' : `Payment not accepted: ${reasonOf(f.reason).title}`, html`${payment(f)}${logged(f)}`, 'bad'],
       f.settled_at && [f.settled_at, `Failed confirmation ${f.state} by ${f.settled_by}`, f.note ?? payment(f), 'good'],
     ]),
     ...actions.filter((a) => a !== ending).map((a) => [a.at, `${words(a.action)} by ${a.actor}`, html`${words(a.outcome)}${logged(a)}`]),
@@ -128,7 +132,7 @@ export const ReservationPage = ({ id }) => {
     const path = `admin/reservations/${encodeURIComponent(id)}`;
     // The reservation is shown also without them.
     const list = (name, filter) => pages(`admin/${name}`, { ...filter, limit: 100 }, { enough: 100, signal })
-      .catch((failure) => (failure instanceof Failure ? { items: [], failure } : Promise.reject(failure)));
+      .catch((failure) => ({ items: [], failure: expected(failure) }));
     const [r, failed, done] = await Promise.all([
       get(path, signal), list('failed-confirmations', { reservation_id: id }), list('actions', { target: id }),
     ]);
@@ -146,7 +150,7 @@ export const ReservationPage = ({ id }) => {
         <ol class="life">${life(r, failed.items, done.items).map(([time, what, details, tone]) => html`
         <li class=${tone ?? ''}><span class="n muted"><${Time} t=${time} /></span><div><b>${what}</b><p>${details}</p></div></li>`)}</ol></section>
       <section class="panel"><h2>Facts</h2><${Facts} of=${[
-        ['Id', html`<span class="mono all">${r.reservation_id}</span>`],
+        ['Id', mono(r.reservation_id)],
         ['Customer', html`<a href=${to(['reservations'], { customer_id: r.customer_id })}>${r.customer_id}</a>`],
         ['Payment', r.payment_reference ? html`<a class="mono" href=${to(['reservations'], { payment_reference: r.payment_reference })}>${r.payment_reference}</a>` : 'none'],
         ['Length of the hold', length(r.hold_seconds)],

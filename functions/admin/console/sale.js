@@ -6,12 +6,12 @@ import { Chart, perMinute, rate, record, SOLD, soldOutIn } from './chart.js';
 import { html, useState } from './preact-htm.js';
 import {
   Act, ask, at, Back, Bar, Countdown, Facts, fromLocal, Head, Id, length, money, num, Pager, plural, Problem, Product,
-  REASON, status, Table, Tiles, Time, to, toLocal, words,
+  REASON, status, sumOf, Table, Tiles, Time, to, toLocal, words,
 } from './ui.js';
 
-/* ---- all products ---- */
+/* all products */
 
-const sum = (products, field) => num(products.reduce((total, product) => total + product[field], 0));
+const sum = (products, field) => num(sumOf(products, field));
 
 export const Sale = ({ query }) => {
   const track = `*${query.cursor ?? ''}`;
@@ -29,10 +29,7 @@ export const Sale = ({ query }) => {
     ['Product', (p) => html`<${Product} of=${p} />`, 'first'],
     ['Status', status, 'w-status'],
     ['Stock', (p) => html`<${Bar} product=${p} />`, 'w-bar'],
-    ['Available', (p) => num(p.available), 'number'],
-    ['Held', (p) => num(p.reserved), 'number'],
-    ['Sold', (p) => num(p.sold), 'number'],
-    ['Total', (p) => num(p.total), 'number'],
+    ...Object.entries({ Available: 'available', Held: 'reserved', Sold: 'sold', Total: 'total' }).map(([title, name]) => [title, (p) => num(p[name]), 'number']),
     ['Bought / min', (p) => perMinute(rate(p.product_id, SOLD)), 'number w-rate'],
     ['Sold out in', soldOutIn, 'number w-out'],
   ];
@@ -55,7 +52,7 @@ export const Sale = ({ query }) => {
     </section>`;
 };
 
-/* ---- changes ---- */
+/* changes */
 
 /** A whole number, or what is wrong with it. */
 const whole = (text, label) => {
@@ -154,10 +151,10 @@ const STATUS = {
   on_sale: ['Put on sale', 'Customers can reserve it, from now or from the start of its sale.'],
   archived: ['Archive', 'It leaves the public list and cannot be reserved. Its holds, orders and ledger stay. To bring it back, put it on sale.'],
 };
-const setStatus = (product, status) => ask({
-  title: `${STATUS[status][0]}: ${product.product_id}`,
-  text: STATUS[status][1],
-  action: STATUS[status][0],
+const setStatus = (product, status, [action, text] = STATUS[status]) => ask({
+  title: `${action}: ${product.product_id}`,
+  text,
+  action,
   danger: status === 'archived',
   async send() {
     await patch(product, { status });
@@ -198,7 +195,8 @@ const adjust = (product) => {
   });
 };
 
-const releaseHolds = (product) => ask({
+// The sums are the dialog's, also when it is sent again. A round without an answer may have released more.
+const releaseHolds = (product, [least, holds, units] = ['', 0, 0]) => ask({
   title: `Release all holds of ${product.product_id}`,
   text: `${plural(product.reserved, 'unit')} in holds. Their customers cannot pay any more: a payment that still comes must be refunded.`,
   action: 'Release all holds',
@@ -207,26 +205,28 @@ const releaseHolds = (product) => ask({
     REASON,
     product.status === 'on_sale' && { type: 'checkbox', name: 'pause', label: 'Pause the product first', value: true, help: 'Otherwise new holds are made meanwhile.' },
   ].filter(Boolean),
-  async send({ reason, pause }, key, progress) {
+  async send({ reason, pause }, _, progress) {
     if (pause) await patch(product, { status: 'paused' });
-    let [holds, units] = [0, 0];
-    for (;;) {
+    for (let complete; !complete;) {
+      const before = least;
+      least = 'At least ';
       const released = await call('POST', `admin/products/${product.product_id}/release-holds`, { reason });
+      least = before;
       holds += released.released_holds;
       units += released.released_units;
-      if (released.complete) break;
-      progress(`${plural(holds, 'hold')} released …`);
+      complete = released.complete;
+      progress(`${least}${plural(holds, 'hold')} released …`);
     }
-    return `${plural(holds, 'hold')} with ${plural(units, 'unit')} released.`;
+    return `${least}${plural(holds, 'hold')} with ${plural(units, 'unit')} released.`;
   },
 });
 
-/* ---- one product ---- */
+/* one product */
 
 const holdColumns = (id) => [
   ['Ends in', (r) => html`<${Countdown} t=${r.expires_at} />`, 'w-left'],
   ['Customer', (r) => html`<a href=${to(['reservations', r.reservation_id])}>${r.customer_id}</a>`, 'first'],
-  ['Units', (r) => num(r.lines.filter((l) => l.product_id === id).reduce((n, l) => n + l.quantity, 0)), 'number w-units'],
+  ['Units', (r) => num(sumOf(r.lines.filter((l) => l.product_id === id), 'quantity')), 'number w-units'],
   ['Since', at('created_at'), 'w-time'],
 ];
 const ledgerColumns = [
@@ -260,9 +260,7 @@ export const ProductPage = ({ id, query }) => {
     <${Head} title=${p.name} beside=${status(p)}><div class="buttons">
         <${Act} class="main" onClick=${() => adjust(p)}>Adjust stock<//>
         <${Act} onClick=${() => changeProduct(p)}>Change<//>
-        ${p.status !== 'paused' && html`<${Act} onClick=${() => setStatus(p, 'paused')}>Pause<//>`}
-        ${p.status !== 'on_sale' && html`<${Act} onClick=${() => setStatus(p, 'on_sale')}>Put on sale<//>`}
-        ${p.status !== 'archived' && html`<${Act} onClick=${() => setStatus(p, 'archived')}>Archive<//>`}
+        ${Object.keys(STATUS).map((status) => p.status !== status && html`<${Act} onClick=${() => setStatus(p, status)}>${STATUS[status][0]}<//>`)}
         <${Act} class="danger" onClick=${() => releaseHolds(p)}>Release holds<//>
       </div><//>
     <section class="panel">
@@ -293,8 +291,8 @@ export const ProductPage = ({ id, query }) => {
           empty=${holds.data?.next ? 'None among the reservations that were read.' : 'No hold is live.'} /></div>
       </section>
       <section class="panel"><${Head} panel title="Ledger"><a href=${to(['books'], { product_id: id })}>Check the books</a><//>
-        <div class="fixed"><${Table} label="Ledger" columns=${ledgerColumns} rows=${ledger.data?.items} id=${(e) => e.entry_id} failure=${ledger.failure}
-          stale=${ledger.stale} empty="The total has never changed." /></div>
+        <div class="fixed"><${Table} label="Ledger" columns=${ledgerColumns} rows=${ledger.data?.items} id=${(e) => e.entry_id} ...${ledger}
+          empty="The total has never changed." /></div>
         <${Pager} path=${['sale', id]} query=${query} next=${ledger.data?.next_cursor} of="ledger" />
       </section>
     </div>

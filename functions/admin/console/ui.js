@@ -1,10 +1,10 @@
 // What the views share: words for figures and times, tables, dialogs, news, CSV. Text from the API is only ever set as
 // text: no markup and no link is made of it, except links within this page.
 
-import { atom, Failure, now, pages, refresh, second, session } from './api.js';
+import { atom, expected, now, pages, queryOf, refresh, second, session, timeNow } from './api.js';
 import { html, useEffect, useRef, useState } from './preact-htm.js';
 
-/* ---- the address ---- */
+/* the address */
 
 /** `#/sale/tee?cursor=a` as `{ path: ['sale', 'tee'], query: { cursor: 'a' } }`. */
 export const readRoute = () => {
@@ -22,16 +22,13 @@ export const readRoute = () => {
   };
 };
 
-/** The address of a view: `to(['sale', id], { cursor })`. Empty parameters are left out. */
-export const to = (path, query = {}) => {
-  const given = Object.entries(query).filter(([, value]) => value);
-  return `#/${path.map(encodeURIComponent).join('/')}${given.length ? `?${new URLSearchParams(given)}` : ''}`;
-};
+/** The address of a view: `to(['sale', id], { cursor })`. */
+export const to = (path, query) => `#/${path.map(encodeURIComponent).join('/')}${queryOf(query)}`;
 export const go = (path, query) => {
   location.hash = to(path, query);
 };
 
-/* ---- words ---- */
+/* words */
 
 const format = (options) => new Intl.DateTimeFormat('en-GB', options);
 const CLOCK = format({ hour: '2-digit', minute: '2-digit', second: '2-digit' });
@@ -50,6 +47,7 @@ export const Time = ({ t }) => (t ? html`<time datetime=${t} title=${t}>${when(t
 
 /** A figure; what is none stays as it is. */
 export const num = (value) => (isNaN(value) ? value : Number(value).toLocaleString('en'));
+export const sumOf = (rows, field) => rows.reduce((sum, row) => sum + row[field], 0);
 export const plural = (count, word) => `${num(count)} ${word}${count === 1 ? '' : 's'}`;
 export const words = (code) => String(code).replaceAll('_', ' ');
 
@@ -78,10 +76,10 @@ export const about = (seconds) => {
   return amount(size > 1 && count < 9.95 ? Math.round(10 * count) / 10 : Math.round(count), unit);
 };
 
-export const Countdown = ({ t, end = 'ended' }) => {
+export const Countdown = ({ t }) => {
   second.use();
   const left = (Date.parse(t) - now()) / 1_000;
-  return html`<span class=${left < 30 ? 'n soon' : 'n'} title=${t}>${left > 0 ? countdown(left) : end}</span>`;
+  return html`<span class=${left < 30 ? 'n soon' : 'n'} title=${t}>${left > 0 ? countdown(left) : 'ended'}</span>`;
 };
 /** How long ago a time of this browser's clock was. */
 export const Age = ({ at }) => {
@@ -92,8 +90,8 @@ export const Age = ({ at }) => {
 const TONES = {
   on_sale: 'good', held: 'calm', confirmed: 'good', open: 'bad', retrying: 'calm', consistent: 'good', drift: 'bad', failed: 'bad', changing: 'calm',
 };
-export const Chip = ({ state }) => html`<span class="chip ${TONES[state] ?? ''}">${words(state)}</span>`;
-export const status = (row) => html`<${Chip} state=${row.status ?? row.state} />`;
+export const mono = (text, none = '–') => html`<span class="mono">${text ?? none}</span>`;
+export const status = ({ state, status = state }) => html`<span class="chip ${TONES[status] ?? ''}">${words(status)}</span>`;
 export const Id = ({ id, plain }) => html`<span class="id ${plain ? '' : 'mono'}" title=${id}>${id.length > 20 ? `${id.slice(0, 12)}…` : id}</span>`;
 
 /** The ids that lead to a request's lines in the logs, and to its trace. */
@@ -108,7 +106,7 @@ export const Bar = ({ product: { available, reserved, sold, total }, tall }) => 
   </div>`;
 };
 
-/* ---- lists ---- */
+/* lists */
 
 /**
  * A table; on a phone, each row is a card, headed by the column of the class `first`. A column is `[name, cell(row),
@@ -136,9 +134,8 @@ export const Head = ({ title, panel, beside, children }) => html`<header class="
 export const Facts = ({ of }) => html`<dl class="facts">${of.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 export const Tiles = ({ of }) => html`<dl class="tiles">${of.map(([name, value, note, key]) => html`<div>
   <dt>${key && html`<i class="key ${key}" /> `}${name}</dt><dd class="n">${value}</dd>${note && html`<dd><small>${note}</small></dd>`}</div>`)}</dl>`;
-export const Back = ({ path, title, id }) => html`<p class="back"><a href=${to(path)}>${title}</a> / <span class="mono">${id}</span></p>`;
+export const Back = ({ path, title, id }) => html`<p class="back"><a href=${to(path)}>${title}</a> / ${mono(id)}</p>`;
 
-/** Links within the console. */
 export const Product = ({ of: { product_id, name } }) => html`<a href=${to(['sale', product_id])}><b>${name}</b><span class="mono muted">${product_id}</span></a>`;
 const pageOf = (id) => (id.startsWith('rsv_') ? to(['reservations', id]) : id.startsWith('fc_') ? to(['actions'], { target: id }) : id === 'failed-confirmations' ? to(['failed']) : to(['sale', id]));
 export const Target = ({ id }) => html`<a href=${pageOf(id)}><${Id} id=${id} /></a>`;
@@ -150,7 +147,7 @@ export const Pager = ({ path, query, next, of = 'cursor', children }) => html`<n
   ${next && html`<a class="button" href=${to(path, { ...query, [of]: next })}>Next page</a>`}
 </nav>`;
 
-/* ---- news ---- */
+/* news */
 
 /** `{ id, text, bad }`: what just happened. */
 export const news = atom([]);
@@ -160,7 +157,7 @@ export const tell = (text, bad = false) => {
   setTimeout(() => news.set(news.get().filter((other) => other !== item)), bad ? 15_000 : 8_000);
 };
 
-/* ---- dialogs ---- */
+/* dialogs */
 
 const dialog = atom(null);
 session.watch(() => session.get() || dialog.set(null));
@@ -190,7 +187,7 @@ const Asking = ({ title, text, fields, action, danger, send, key_ }) => {
       if (result) tell(result);
       refresh();
     } catch (failure) {
-      if (!(failure instanceof Failure) && !(failure instanceof RangeError)) throw failure;
+      if (!(failure instanceof RangeError)) expected(failure);
       const unsure = failure.down;
       setState({ unsure, failed: true, said: `${failure.message}${failure.request ?? ''}${unsure ? ' It may have been done. It is safe to send it again.' : ''}` });
     }
@@ -245,7 +242,7 @@ export const toLocal = (time) => {
 };
 export const fromLocal = (text) => (text ? new Date(text).toISOString() : null);
 
-/* ---- CSV ---- */
+/* CSV */
 
 /** A spreadsheet runs such a cell as a formula; another separator makes other cells. An apostrophe makes it text. */
 const FORMULA = /(^|[;,\t\r\n"])[\s\u0000-\u001f]*(?=[=+\-@\uff1d\uff0b\uff0d\uff20])/g;
@@ -259,7 +256,7 @@ const saveCsv = (name, rows) => {
   const text = `\ufeff${rows.map((row) => row.map(cell).join(',')).join('\r\n')}\r\n`;
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], { type: 'text/csv' }));
-  link.download = `${name}-${new Date(now()).toISOString().slice(0, 19).replaceAll(':', '')}.csv`;
+  link.download = `${name}-${timeNow().slice(0, 19).replaceAll(':', '')}.csv`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 };
@@ -277,7 +274,7 @@ export const Export = ({ name, path, parameters, keep }) => {
       saveCsv(name, [names, ...rows.map((row) => names.map((field) => row[field]))]);
       tell(`${plural(rows.length, 'row')} exported.${next ? ' There are more: narrow the search.' : ''}`);
     } catch (failure) {
-      if (!(failure instanceof Failure)) throw failure;
+      expected(failure);
       tell(`Nothing was exported. ${failure.message}${failure.request}`, true);
     }
     setSaid('');

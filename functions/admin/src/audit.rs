@@ -111,6 +111,7 @@ pub(crate) async fn audit(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
+    let began = app.clock.now();
     let Audited { verdict, complete } = app.store.audit(&id, Deadline::after(REQUEST_BUDGET)).await?;
     let Verdict { total, available, held, sold, ledger_total, reservations, findings, in_progress, suspected } =
         verdict;
@@ -118,10 +119,11 @@ pub(crate) async fn audit(
     if drift || complete && !suspected {
         measure::note(measure::DRIFT, findings.len() as u64);
     }
-    let (audited_at, consistent) = (app.clock.now(), complete && !drift && !suspected);
-    if consistent || drift {
+    let consistent = complete && !drift && !suspected;
+    // Only what is certain; and dated by its beginning, so that it does not replace one that saw something later.
+    if drift || consistent && !in_progress {
         let actor = reader.id.to_string();
-        let last = LastAudit { product_id: id.clone(), audited_at, actor, consistent };
+        let last = LastAudit { product_id: id.clone(), audited_at: began, actor, consistent };
         // What was found is worth more than the record of it.
         if let Err(error) = app.store.record_audit(&last, Deadline::after(OUTCOME_BUDGET)).await {
             tracing::warn!(%error, "audit not recorded");
@@ -139,7 +141,7 @@ pub(crate) async fn audit(
         in_progress,
         complete,
         findings: findings.into_iter().map(FindingView::from).collect(),
-        server_time: ApiTime(audited_at),
+        server_time: ApiTime(app.clock.now()),
     };
     let outcome = Outcome(if drift { "drift_found" } else { "read" });
     Ok((Extension(outcome), Answer(view)).into_response())

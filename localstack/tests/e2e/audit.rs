@@ -198,7 +198,7 @@ pub(crate) async fn ten_planted_inconsistencies_are_found(_: Api) {
     assert_eq!((&action["detail"]["delta"], &action["outcome"]), (&json!(-2), &json!("200")));
     let products = api.get("/admin/products", Who::Admin).await;
     let last = &products.is(200, "").body["items"][0]["last_audit"];
-    assert_eq!((&last["audited_at"], &last["consistent"]), (&compensated["server_time"], &json!(true)), "{last}");
+    assert!(last["audited_at"].as_str() <= compensated["server_time"].as_str() && last["consistent"] == true, "{last}");
     let public = api.get("/products/planted", Who::Nobody).await;
     assert!(public.is(200, "").body.get("last_audit").is_none());
     api.get("/admin/products/planted-not/audit", Who::Admin).await.is(404, "product_not_found");

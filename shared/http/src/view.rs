@@ -252,16 +252,17 @@ pub struct ProductView {
     /// of the sale is to come.
     #[schema(value_type = schema::Time)]
     server_time: ApiTime,
-    /// The last complete audit. Only in the list for admins, and only if there was one.
+    /// The last audit that was certain. Only in the list for admins, and only if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
     last_audit: Option<LastAuditView>,
 }
 
-/// The last audit of a product's books that read everything.
+/// The last audit of a product's books that was certain: it found drift, or nothing while no units moved.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = LastAudit)]
 struct LastAuditView {
+    /// When it began.
     #[schema(value_type = schema::Time)]
     audited_at: ApiTime,
     /// The `sub` of the admin or auditor.
