@@ -1115,9 +1115,9 @@ mod tests {
         let mut reader = Reader::new(1, false);
         reader.looks(&mut world, 1);
         reader.pass(&mut world);
-        reader.look(&mut world);
         world.give(&held, true, true);
         world.reservations.get_mut(&held).unwrap().status = Status::Cancelled;
+        reader.look(&mut world);
         reader.pass(&mut world);
         // The second look alone could be right: its units moved.
         let verdict = reader.audit.verdict().unwrap();

@@ -9,7 +9,7 @@ use holdfast_simulator::planted::{self, Planted};
 use holdfast_simulator::{Part, history, seconds, shrink};
 
 /// Number of seeds in an ordinary run of the tests. Longer runs: `cargo local simulate`.
-const SEEDS: u64 = 240;
+const SEEDS: u64 = 160;
 
 #[test]
 fn no_seed_breaks_a_promise() {
