@@ -119,8 +119,8 @@ impl Sam {
         Expanded { root: serde_json::from_slice(&output.stdout).expect("JSON") }
     }
 
-    /// Builds all functions for one processor, as a release; the folder holds `<logical id>/bootstrap` for each.
-    pub(crate) async fn build(&self, architecture: Architecture) -> PathBuf {
+    /// Builds functions for one processor, as a release, all or `only` one; the folder holds `<logical id>/bootstrap` for each.
+    pub(crate) async fn build(&self, architecture: Architecture, only: Option<&str>) -> PathBuf {
         let step = Step::start(format!(
             "sam build for {} (minutes: each function with link-time optimisation)",
             architecture.name()
@@ -136,7 +136,9 @@ impl Sam {
         let parameter = format!("Architecture={}", architecture.name());
         // A target directory for each: link-time optimisation uses one core, and Cargo builds in one directory at a time.
         let target = folder.with_extension("target").display().to_string();
-        let build = ["build", "--build-dir", &build_dir, "--parameter-overrides", &parameter];
+        // The function's id comes first: `--parameter-overrides` takes every word that follows.
+        let options = ["--build-dir", &build_dir, "--parameter-overrides", &parameter];
+        let build: Vec<&str> = ["build"].into_iter().chain(only).chain(options).collect();
         let name = format!("sam-build-{}", architecture.name());
         self.sam(&name, &build, &[("CARGO_TARGET_DIR", &target)]).await;
         step.done(&paths::shown(&folder));

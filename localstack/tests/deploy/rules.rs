@@ -76,11 +76,6 @@ impl Expanded {
         self.of("AWS::Lambda::Function")
     }
 
-    /// The functions' names in the template.
-    pub(crate) fn function_ids(&self) -> Vec<&str> {
-        self.functions().map(|(id, _)| id).collect()
-    }
-
     /// The function that a value refers to, itself or by one of its aliases.
     fn function(&self, value: &Value) -> Option<String> {
         self.one(value, "AWS::Lambda::Function").or_else(|| {
