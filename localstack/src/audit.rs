@@ -113,8 +113,7 @@ fn verdicts(audit: &TableAudit) -> impl Iterator<Item = (&Audit, Verdict)> {
 }
 
 fn agrees(audit: &TableAudit) -> bool {
-    audit.unreadable().is_empty()
-        && verdicts(audit).all(|(_, verdict)| verdict.findings.is_empty() && !verdict.suspected)
+    audit.unreadable().is_empty() && verdicts(audit).all(|(_, verdict)| verdict.is_consistent())
 }
 
 /// The table for a person.

@@ -131,7 +131,7 @@ function sentence(status, { code, title, detail, message, lines, current }) {
 /** Sends a request and returns the body of its answer. Throws a `Failure`. */
 export async function call(method, path, body, { key, signal } = {}) {
   const { token } = session.get() ?? {};
-  const headers = { authorization: `Bearer ${token}` };
+  const headers = token ? { authorization: `Bearer ${token}` } : {};
   if (body) headers['content-type'] = 'application/json';
   if (key) headers['idempotency-key'] = key;
   const limit = AbortSignal.timeout(TIMEOUT_MS);

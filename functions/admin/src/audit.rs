@@ -113,13 +113,11 @@ pub(crate) async fn audit(
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
     let began = app.clock.now();
     let Audited { verdict, complete } = app.store.audit(&id, Deadline::after(REQUEST_BUDGET)).await?;
-    let Verdict { total, available, held, sold, ledger_total, reservations, findings, in_progress, suspected } =
-        verdict;
-    let drift = !findings.is_empty();
-    if drift || complete && !suspected {
+    let (drift, consistent) = (!verdict.findings.is_empty(), complete && verdict.is_consistent());
+    let Verdict { total, available, held, sold, ledger_total, reservations, findings, in_progress, .. } = verdict;
+    if drift || consistent {
         measure::note(measure::DRIFT, findings.len() as u64);
     }
-    let consistent = complete && !drift && !suspected;
     // Only what is certain; and dated by its beginning, so that it does not replace one that saw something later.
     if drift || consistent && !in_progress {
         let actor = reader.id.to_string();

@@ -76,7 +76,7 @@ async fn release(app: &App) -> Result<Released, Error> {
     let started = Instant::now();
     let swept = app.store.release_overdue(app.clock.now(), Deadline::after(RELEASE_BUDGET)).await?;
     let (holds, units, ended_before, complete) = (swept.holds, swept.units, swept.ended_before, swept.complete);
-    let duration_ms = log::millis_since(started);
+    let duration_ms = log::millis(started.elapsed());
     tracing::info!(holds, units, ended_before, complete, duration_ms, "released");
     Ok(Released { holds, units, complete })
 }

@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal as _;
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::Duration;
 
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -69,9 +69,9 @@ pub fn message(request_id: &str, trace: Option<&str>, message_id: Option<&str>) 
     tracing::info_span!("message", function, request_id, trace_id, message_id, reservation_id = tracing::field::Empty)
 }
 
-/// The milliseconds since `started`, as `duration_ms` gives them.
-pub fn millis_since(started: Instant) -> u64 {
-    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+/// A duration in milliseconds, as `duration_ms` and the metrics give it.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Adds the reservation's id to the following log lines of this request or message.

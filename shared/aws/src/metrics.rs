@@ -23,8 +23,8 @@ use holdfast_store::measure::{self, Kind, Metric, Numbers};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use crate::clock;
 use crate::config::{self, ConfigError};
+use crate::{clock, log};
 
 /// The namespace in CloudWatch.
 pub const NAMESPACE: &str = "Holdfast";
@@ -150,8 +150,7 @@ impl Intercept for Calls {
         config: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if let (Some(call), Some(Started(at))) = (config.load::<Metadata>(), config.load::<Started>()) {
-            let millis = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
-            measure::note_by(measure::CALL_LATENCY, call.name(), millis);
+            measure::note_by(measure::CALL_LATENCY, call.name(), log::millis(at.elapsed()));
         }
         Ok(())
     }

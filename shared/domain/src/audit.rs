@@ -240,6 +240,12 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Whether nothing is off, nor was at the last look. While it is not final, a difference smaller than what moved cannot be
+    /// excluded.
+    pub fn is_consistent(&self) -> bool {
+        self.findings.is_empty() && !self.suspected
+    }
+
     /// Whether another look could say more.
     pub fn is_final(&self) -> bool {
         !self.in_progress

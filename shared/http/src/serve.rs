@@ -56,7 +56,7 @@ async fn answer(request: Request, next: Next) -> Response {
         let problem = response.extensions_mut().remove::<Problem>();
         // axum itself refuses an id in the path that is not UTF-8.
         let problem = problem.or_else(|| response.status().is_client_error().then(Problem::route_not_found));
-        let duration_ms = log::millis_since(started);
+        let duration_ms = log::millis(started.elapsed());
         measure::note_by(measure::LATENCY, &operation, duration_ms);
         let mut response = match problem {
             None => {

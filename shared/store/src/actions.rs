@@ -98,18 +98,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Page<Action>, Error> {
         let Some(target) = target else { return self.all_actions(limit, cursor, deadline).await };
-        let partition = keys::action(target, "").pk;
-        let parts = [(keys::PK, Part::Is(&partition)), (keys::SK, Part::Begins(""))];
-        let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
-        let request = self
-            .client
-            .query()
-            .key_condition_expression("#pk = :actions")
-            .expression_attribute_names("#pk", keys::PK)
-            .expression_attribute_values(":actions", text(partition))
-            .consistent_read(true)
-            .scan_index_forward(false)
-            .set_exclusive_start_key(start);
+        let request = self.newest_in(keys::action(target, "").pk, cursor)?;
         self.page("action", request, limit, deadline).await
     }
 

@@ -23,7 +23,7 @@ use crate::keys::{self, Key, Owner};
 use crate::stock::{KeyRecord, LedgerEntry, entry_id};
 use crate::transact::Transaction;
 use crate::update::Expression;
-use crate::{Deadline, Error, Item, Store, call_error};
+use crate::{BATCH, Deadline, Error, Item, Store, call_error};
 
 /// Time between two looks, for the indexes to catch up. Nothing is concluded from it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -31,8 +31,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const MAX_LOOKS: usize = 4;
 /// Batches that are read at once.
 const BATCHES_AT_ONCE: usize = 8;
-/// The keys of one batch: BatchGetItem's limit.
-const BATCH: usize = 100;
 /// How often a ledger that changes while it is read is read again.
 const LEDGER_TRIES: u32 = 3;
 /// The parts of the table that are scanned at once.
@@ -195,7 +193,7 @@ impl Store {
         products: impl Iterator<Item = &ProductId>,
         deadline: Deadline,
     ) -> Result<BTreeMap<ProductId, LastAudit>, Error> {
-        let found = self.get_all(products.map(keys::audit).collect(), deadline).await?;
+        let found = self.get_many(products.map(keys::audit).collect(), deadline).await?;
         let read = |item| items::read("audit", item).map(|audit: LastAudit| (audit.product_id.clone(), audit));
         found.into_iter().map(read).collect()
     }
@@ -265,18 +263,14 @@ impl Store {
             .expression_attribute_names("#created_at", keys::CREATED_AT)
             .expression_attribute_values(":key", text(value))
             .projection_expression("#pk, #created_at");
-        let (mut found, mut start) = (Vec::new(), None);
-        loop {
-            let (page, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
-            for item in page {
-                let Keys { pk, created_at } = items::read("index", item)?;
-                found.push((pk, created_at));
-            }
-            if next.is_none() {
-                return Ok(found);
-            }
-            start = next;
-        }
+        let mut found = Vec::new();
+        let add = |item| {
+            let Keys { pk, created_at } = items::read("index", item)?;
+            found.push((pk, created_at));
+            Ok(())
+        };
+        self.query_each(request, deadline, add).await?;
+        Ok(found)
     }
 
     /// A reservation, and what is wrong with the keys that put it into the indexes.
@@ -360,23 +354,19 @@ impl Store {
             .expression_attribute_names("#pk", keys::PK)
             .expression_attribute_values(":ledger", text(keys::ledger(id, "").pk))
             .consistent_read(true);
-        let (mut entries, mut start) = (Vec::new(), None);
-        loop {
-            let (page, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
-            for item in page {
-                let entry: LedgerEntry = items::read("ledger", item)?;
-                entries.push(Entry {
-                    compensates: entry.reason == COMPENSATION_REASON,
-                    total_after: i64::try_from(entry.total_after).unwrap_or(i64::MAX),
-                    entry_id: entry.entry_id,
-                    delta: entry.delta,
-                });
-            }
-            if next.is_none() {
-                return Ok(entries);
-            }
-            start = next;
-        }
+        let mut entries = Vec::new();
+        let add = |item| {
+            let entry: LedgerEntry = items::read("ledger", item)?;
+            entries.push(Entry {
+                compensates: entry.reason == COMPENSATION_REASON,
+                total_after: i64::try_from(entry.total_after).unwrap_or(i64::MAX),
+                entry_id: entry.entry_id,
+                delta: entry.delta,
+            });
+            Ok(())
+        };
+        self.query_each(request, deadline, add).await?;
+        Ok(entries)
     }
 
     /// Any number of items, several batches at once.

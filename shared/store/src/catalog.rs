@@ -161,20 +161,15 @@ impl Store {
                 .expression_attribute_names("#lines", "lines")
                 .expression_attribute_values(":key", text(keys::due_key(k)))
                 .projection_expression("#pk, #due_at, #lines");
-            let mut start = None;
             // By reservation: one that is extended between two pages is on both, and its later end is the newer.
             let mut found = HashMap::new();
-            loop {
-                let (items, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
-                for item in items {
-                    let hold: DueHold = items::read("hold", item)?;
-                    found.insert(hold.pk.clone(), hold);
-                }
-                if next.is_none() {
-                    return Ok(found);
-                }
-                start = next;
-            }
+            let add = |item| {
+                let hold: DueHold = items::read("hold", item)?;
+                found.insert(hold.pk.clone(), hold);
+                Ok(())
+            };
+            self.query_each(request, deadline, add).await?;
+            Ok(found)
         };
         let mut units: HashMap<ProductId, Held> = HashMap::new();
         let holds = try_join_all((0..self.due_partitions).map(partition)).await?;

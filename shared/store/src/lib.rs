@@ -63,6 +63,10 @@ pub use reserve::Reserved;
 pub use stock::{Adjusted, LedgerEntry};
 
 use error::{Attempts, LostWrites, call_error};
+use page::Part;
+
+/// The most items of one BatchGetItem.
+const BATCH: usize = 100;
 
 /// A stored item.
 pub(crate) type Item = HashMap<String, AttributeValue>;
@@ -167,10 +171,46 @@ impl Store {
         }
     }
 
+    /// Every item of a query, page by page.
+    async fn query_each(
+        &self,
+        request: QueryFluentBuilder,
+        deadline: Deadline,
+        mut each: impl FnMut(Item) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut start = None;
+        loop {
+            let (items, next) = self.query(request.clone().set_exclusive_start_key(start), deadline).await?;
+            items.into_iter().try_for_each(&mut each)?;
+            if next.is_none() {
+                return Ok(());
+            }
+            start = next;
+        }
+    }
+
+    /// A query of one partition of the table, by consistent reads, from `cursor` on. Its sort keys are ULIDs: the newest comes
+    /// first.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list.
+    fn newest_in(&self, partition: String, cursor: Option<Cursor>) -> Result<QueryFluentBuilder, Error> {
+        let parts = [(keys::PK, Part::Is(&partition)), (keys::SK, Part::Begins(""))];
+        let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
+        let request = self
+            .client
+            .query()
+            .key_condition_expression("#pk = :partition")
+            .expression_attribute_names("#pk", keys::PK)
+            .expression_attribute_values(":partition", items::text(partition))
+            .consistent_read(true)
+            .scan_index_forward(false)
+            .set_exclusive_start_key(start);
+        Ok(request)
+    }
+
     /// Several items, by consistent reads, in any order; those that do not exist are left out.
     async fn get_many(&self, keys: Vec<keys::Key>, deadline: Deadline) -> Result<Vec<Item>, Error> {
-        /// BatchGetItem's limit.
-        const BATCH: usize = 100;
         let mut items = Vec::with_capacity(keys.len());
         // DynamoDB refuses a batch that names an item twice, and an index that lags may return one twice.
         let unique: BTreeSet<(String, String)> = keys.into_iter().map(|key| (key.pk, key.sk)).collect();

@@ -8,8 +8,7 @@ use ulid::Ulid;
 
 use crate::cache::CachedProduct;
 use crate::error::Attempts;
-use crate::items::{self, number, text};
-use crate::page::Part;
+use crate::items::{self, number};
 use crate::transact::Transaction;
 use crate::units::{give_units, take_units, units_on};
 use crate::update::Expression;
@@ -296,19 +295,8 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<LedgerEntry>, Error> {
-        let partition = keys::ledger(id, "").pk;
-        let parts = [(keys::PK, Part::Is(&partition)), (keys::SK, Part::Begins(""))];
-        let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
+        let request = self.newest_in(keys::ledger(id, "").pk, cursor)?;
         self.product(id, deadline).await?;
-        let request = self
-            .client
-            .query()
-            .key_condition_expression("#pk = :ledger")
-            .expression_attribute_names("#pk", keys::PK)
-            .expression_attribute_values(":ledger", text(partition))
-            .consistent_read(true)
-            .scan_index_forward(false)
-            .set_exclusive_start_key(start);
         self.page("ledger", request, limit, deadline).await
     }
 }

@@ -72,6 +72,19 @@ impl Log {
         found
     }
 
+    /// Checks that each of these was measured: a metric, and the value of its label or "".
+    ///
+    /// # Panics
+    /// If one was not; as [`Log::measured`].
+    #[track_caller]
+    pub fn has_measured(&self, expected: &[(&str, &str)]) {
+        let measured = self.measured();
+        for (metric, label) in expected {
+            let found = measured.iter().any(|(name, value, _)| (name.as_str(), value.as_str()) == (*metric, *label));
+            assert!(found, "{metric} {label}: {measured:?}");
+        }
+    }
+
     /// Checks that none of these was logged.
     ///
     /// # Panics
