@@ -4,7 +4,7 @@ use holdfast_aws::config::{Environment, rate_limit, table_name};
 use holdfast_aws::{clock, log, metrics};
 use holdfast_http::{Authenticator, Limiter, handle, limited, serve};
 use holdfast_store::Store;
-use lambda_http::lambda_runtime::run;
+use lambda_http::lambda_runtime::run_concurrent;
 use lambda_http::{Error, service_fn};
 use reserve::{App, router};
 
@@ -18,5 +18,6 @@ async fn main() -> Result<(), Error> {
     let app = App { store: store(), schedules: environment.schedules()?, clock: clock::system() };
     let router = limited(router(app), limiter);
     let router = serve(router, Authenticator::from_environment()?);
-    run(service_fn(|event| handle(router.clone(), event))).await
+    // Where Lambda sends several requests at once, they share transactions. Plain Lambda sends one.
+    run_concurrent(service_fn(move |event| handle(router.clone(), event))).await
 }

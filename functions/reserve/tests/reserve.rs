@@ -2,7 +2,12 @@
 //! the length.)
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
+use std::sync::Arc;
+
 use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use holdfast_domain::{ProductChange, Timestamp};
 use holdfast_http::{Authenticator, serve};
 use holdfast_testkit::event::{Answer, at, by, event, in_role, names, send, with_body, with_header, with_query};
@@ -564,4 +569,104 @@ async fn only_a_service_gives_a_customers_order_back_and_with_a_reason() {
     let other = json!({ "reason": "x", "restock": true, "customer_id": "bob" });
     shop.send(with_body(event("reserve/order-cancel"), other)).await.problem(404, "reservation_not_found");
     assert_eq!(shop.free().await, 98);
+}
+
+/// What Lambda and AWS are to the function's binary: the runtime API, DynamoDB and Scheduler, at one address.
+struct Outside {
+    wire: Wire,
+    /// The requests to hand out.
+    events: tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Value>>,
+    answers: tokio::sync::mpsc::Sender<Value>,
+    /// A transaction that arrives is announced here, and waits there.
+    transactions: tokio::sync::mpsc::Sender<tokio::sync::oneshot::Sender<()>>,
+    invocations: std::sync::atomic::AtomicU64,
+}
+
+async fn outside(State(outside): State<Arc<Outside>>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok()).map(str::to_owned);
+    let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    if path.ends_with("/invocation/next") {
+        let Some(event) = outside.events.lock().await.recv().await else { return std::future::pending().await };
+        let id = outside.invocations.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let headers = [
+            ("lambda-runtime-aws-request-id", format!("invocation-{id}")),
+            ("lambda-runtime-deadline-ms", "4102444800000".to_owned()),
+            (
+                "lambda-runtime-invoked-function-arn",
+                "arn:aws:lambda:us-east-1:123456789012:function:reserve".to_owned(),
+            ),
+        ];
+        return (headers, event.to_string()).into_response();
+    }
+    if path.contains("/invocation/") {
+        outside.answers.send(body).await.unwrap();
+        return StatusCode::ACCEPTED.into_response();
+    }
+    let Some(operation) = target.as_deref().and_then(|target| target.rsplit('.').next()) else {
+        return json!({ "ScheduleArn": "arn:aws:scheduler:::schedule/holds/slot" }).to_string().into_response();
+    };
+    if operation == "TransactWriteItems" {
+        let (open, opened) = tokio::sync::oneshot::channel();
+        outside.transactions.send(open).await.unwrap();
+        opened.await.unwrap();
+    }
+    let (status, body) = outside.wire.send(operation, &body);
+    (StatusCode::from_u16(status).unwrap(), body.to_string()).into_response()
+}
+
+#[tokio::test]
+async fn the_binary_serves_as_many_requests_at_once_as_lambda_sends() {
+    let wire = table();
+    stocked(&wire, &[product("tee-black", 100, 4)]).await;
+    let (to_serve, events) = tokio::sync::mpsc::channel(9);
+    let (answers, mut answered) = tokio::sync::mpsc::channel(9);
+    let (transactions, mut arrived) = tokio::sync::mpsc::channel(9);
+    let events = tokio::sync::Mutex::new(events);
+    let invocations = std::sync::atomic::AtomicU64::new(0);
+    let state = Arc::new(Outside { wire: wire.clone(), events, answers, transactions, invocations });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(axum::serve(listener, Router::new().fallback(outside).with_state(state)).into_future());
+    let endpoint = format!("http://{address}");
+    let variables = [
+        ("AWS_LAMBDA_RUNTIME_API", address.as_str()),
+        ("AWS_LAMBDA_MAX_CONCURRENCY", "8"),
+        ("AWS_LAMBDA_FUNCTION_NAME", "reserve"),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "2048"),
+        ("AWS_LAMBDA_FUNCTION_VERSION", "1"),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ("STACK_NAME", "test"),
+        ("TABLE_NAME", holdfast_testkit::fixtures::TABLE),
+        ("SCHEDULE_GROUP", "holds"),
+        ("SCHEDULE_ROLE_ARN", "arn:aws:iam::123456789012:role/schedule"),
+        ("SCHEDULE_DLQ_ARN", "arn:aws:sqs:us-east-1:123456789012:schedule-failures"),
+        ("EXPIRE_FUNCTION_ARN", "arn:aws:lambda:us-east-1:123456789012:function:expire:live"),
+        ("EXPIRY_SLOT_SECONDS", "10"),
+        ("ROLES_CLAIM", "cognito:groups"),
+        ("RATE_LIMIT_PER_SECOND", "0"),
+        ("RATE_LIMIT_BURST", "20"),
+    ];
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_reserve"));
+    command.env_clear().envs(variables).stdout(std::process::Stdio::null());
+    let mut binary = command.spawn().unwrap();
+    let served = async {
+        let reserve = |who: &str| by(event("reserve/create"), who);
+        to_serve.send(reserve("alice")).await.unwrap();
+        let first = arrived.recv().await.unwrap();
+        // Hers has no answer yet.
+        to_serve.send(with_body(reserve("mallory"), "not json")).await.unwrap();
+        assert_eq!(answered.recv().await.unwrap()["statusCode"], 400);
+        first.send(()).unwrap();
+        assert_eq!(answered.recv().await.unwrap()["statusCode"], 201);
+    };
+    let served = tokio::time::timeout(std::time::Duration::from_secs(30), served).await;
+    binary.kill().unwrap();
+    binary.wait().unwrap();
+    served.unwrap();
+    assert_eq!(books(&wire).await["tee-black"].held, 2);
 }

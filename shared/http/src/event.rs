@@ -21,7 +21,9 @@ pub async fn handle(
 ) -> Result<impl Serialize + use<>, Error> {
     let LambdaEvent { payload, context } = event;
     let request = LambdaEvent::new(LambdaRequest::ApiGatewayV2(sanitize(payload)?), context);
-    Ok(Adapter::from(router).call(request).await?)
+    // The adapter cannot be sent to another thread while it waits; its answer can.
+    let answer = Adapter::from(router).call(request);
+    Ok(answer.await?)
 }
 
 /// Escapes the event so that `lambda_http` can make a request of it.

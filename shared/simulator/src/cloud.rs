@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use aws_sdk_dynamodb::config::StalledStreamProtectionConfig;
 use aws_sdk_dynamodb::config::retry::RetryPartition;
@@ -71,10 +71,14 @@ enum Doom {
     FrozenAfter(u64),
 }
 
-/// The state of an environment that its connection and the future that runs it share.
+/// The state of an environment that its connections and the futures that run it share.
 #[derive(Debug, Default)]
 struct Vitals {
     killed: bool,
+    /// Those who wait in it when it is killed.
+    wakers: Vec<Waker>,
+    /// How many requests it serves.
+    running: usize,
     frozen_until: Option<Instant>,
     /// After how many more calls something happens to it, and what.
     doom: Option<(u32, Doom)>,
@@ -90,16 +94,25 @@ struct Connection {
     vitals: Arc<Mutex<Vitals>>,
 }
 
+impl Vitals {
+    fn kill(&mut self) {
+        self.killed = true;
+        self.wakers.drain(..).for_each(Waker::wake);
+    }
+}
+
 fn lock(vitals: &Mutex<Vitals>) -> MutexGuard<'_, Vitals> {
     vitals.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[derive(Clone)]
 enum Handler {
     Http(Router),
     Confirm(Arc<confirm::App>, Router),
     Expire(Arc<expire::App>),
 }
 
+#[derive(Clone)]
 struct Environment {
     name: Arc<str>,
     /// The skew of its clock, until the clock is set.
@@ -112,21 +125,24 @@ struct Environment {
 #[derive(Clone)]
 pub(crate) struct Cloud {
     pub(crate) world: World,
-    idle: Arc<Mutex<BTreeMap<Function, Vec<Environment>>>>,
+    /// Those that can serve another request.
+    free: Arc<Mutex<BTreeMap<Function, Vec<Environment>>>>,
+    /// How many requests one environment of `reserve` serves at once.
+    at_once: usize,
     /// The rate limit on each customer's changes, if any.
     pub(crate) rate: Option<RateLimit>,
     due_partitions: u32,
 }
 
 impl Cloud {
-    /// As a plan has it: with or without a rate limit, and with this many partitions of the index `due`.
+    /// As a plan has it.
     pub(crate) fn new(world: World, plan: &Plan) -> Self {
         let rate = plan.rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
-        Self { world, idle: Arc::default(), rate, due_partitions: plan.due_partitions }
+        Self { world, free: Arc::default(), at_once: plan.at_once, rate, due_partitions: plan.due_partitions }
     }
 
-    fn idle(&self) -> MutexGuard<'_, BTreeMap<Function, Vec<Environment>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn free(&self) -> MutexGuard<'_, BTreeMap<Function, Vec<Environment>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls a function. `None` without an answer: it failed, ran out of time, or was killed.
@@ -145,6 +161,7 @@ impl Cloud {
             planted.read(function, &mut event);
         }
         let environment = self.environment(function);
+        self.starts(function, &environment);
         let kill_after = self.doom(function, &environment);
         let skew_ms = environment.skew_ms;
         let work = run(&environment.handler, event.clone());
@@ -162,10 +179,7 @@ impl Cloud {
                 (None, false)
             }
         };
-        if survives {
-            lock(&environment.vitals).doom = None;
-            self.idle().entry(function).or_default().push(environment);
-        }
+        self.ends(function, environment, survives);
         let mut answer = answer?;
         if let Some(planted) = planted {
             planted.replied(function, &event, &mut answer);
@@ -173,16 +187,52 @@ impl Cloud {
         Some((answer, skew_ms))
     }
 
+    fn at_once(&self, function: Function) -> usize {
+        if function == Function::Reserve { self.at_once } else { 1 }
+    }
+
+    /// Counts a request of an environment, which stays free for others while it has room.
+    fn starts(&self, function: Function, environment: &Environment) {
+        let mut vitals = lock(&environment.vitals);
+        vitals.running += 1;
+        if vitals.running < self.at_once(function) {
+            self.free().entry(function).or_default().push(environment.clone());
+        }
+    }
+
+    /// Counts the end of a request. If the environment was killed, so were its other requests.
+    fn ends(&self, function: Function, environment: Environment, survives: bool) {
+        let mut free = self.free();
+        let free = free.entry(function).or_default();
+        let mut vitals = lock(&environment.vitals);
+        let had_room = vitals.running < self.at_once(function);
+        vitals.running -= 1;
+        if !survives {
+            vitals.kill();
+            free.retain(|other| !Arc::ptr_eq(&other.vitals, &environment.vitals));
+            return;
+        }
+        if vitals.running == 0 {
+            vitals.doom = None;
+        }
+        drop(vitals);
+        if !had_room {
+            free.push(environment);
+        }
+    }
+
     fn environment(&self, function: Function) -> Environment {
-        let mut idle = self.idle();
-        let idle = idle.entry(function).or_default();
+        let mut free = self.free();
+        let idle = free.entry(function).or_default();
         let mut state = self.world.lock();
         let crate::world::State { random, faults, .. } = &mut *state;
         let cold = faults.strikes(random, Fault::ColdStart);
         if !cold && !idle.is_empty() {
             let at = random.usize(0..idle.len());
             let mut environment = idle.swap_remove(at);
-            if faults.strikes(random, Fault::ClockSet) {
+            // One that is set while a request runs is another fault: a clock that jumps.
+            let rests = lock(&environment.vitals).running == 0;
+            if rests && faults.strikes(random, Fault::ClockSet) {
                 environment.skew_ms = skew(random);
                 state.history.note(
                     self.world.at(),
@@ -217,7 +267,9 @@ impl Cloud {
         } else {
             None
         };
-        lock(&environment.vitals).doom = doom.map(|doom| (at, doom));
+        if let Some(doom) = doom {
+            lock(&environment.vitals).doom = Some((at, doom));
+        }
         let kill_after = [random.u64(1..200), random.u64(1..function.timeout_ms())][random.usize(0..2)];
         faults.strikes(random, Fault::KilledAnytime).then_some(kill_after)
     }
@@ -361,8 +413,11 @@ impl<T> Future for Alive<'_, T> {
             if let Poll::Ready(done) = self.work.as_mut().poll(context) {
                 return Poll::Ready(Some(done));
             }
-            let vitals = lock(self.vitals);
+            let mut vitals = lock(self.vitals);
             if !vitals.killed && vitals.frozen_until.is_none() {
+                if vitals.running > 1 && !vitals.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                    vitals.wakers.push(context.waker().clone());
+                }
                 return Poll::Pending;
             }
         }
@@ -386,7 +441,7 @@ impl Connection {
             }
             vitals.doom = None;
             match doom {
-                Doom::KilledBefore | Doom::KilledAfter => vitals.killed = true,
+                Doom::KilledBefore | Doom::KilledAfter => vitals.kill(),
                 Doom::FrozenBefore(ms) | Doom::FrozenAfter(ms) => {
                     vitals.frozen_until = Some(Instant::now() + millis(ms));
                 }

@@ -66,6 +66,7 @@ fn fault(name: &str) -> Result<Option<Fault>, String> {
 struct Summary {
     histories: u64,
     calls: u64,
+    groups: u64,
     lines: u64,
     checks: u64,
     injected: PerFault,
@@ -160,6 +161,7 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                     all.histories += 1;
                     all.calls += outcome.calls;
+                    all.groups += outcome.groups;
                     all.lines += outcome.lines as u64;
                     all.checks += outcome.checks;
                     all.injected.iter_mut().zip(outcome.injected).for_each(|(sum, new)| *sum += new);
@@ -187,7 +189,7 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
 }
 
 fn told(summary: &Summary, elapsed: Duration) -> String {
-    let Summary { histories, calls, lines, checks, injected, .. } = summary;
+    let Summary { histories, calls, groups, lines, checks, injected, .. } = summary;
     let rate = |count: u64| {
         #[expect(clippy::cast_precision_loss, reason = "a rate for people to read")]
         let count = count as f64;
@@ -201,7 +203,8 @@ fn told(summary: &Summary, elapsed: Duration) -> String {
         .collect();
     let total: u64 = injected.iter().sum();
     format!(
-        "{histories} histories in {:.0} s ({:.1} a second): {calls} calls to AWS, {lines} steps, {checks} checks\n\
+        "{histories} histories in {:.0} s ({:.1} a second): {calls} calls to AWS ({groups} of them made several \
+         reservations), {lines} steps, {checks} checks\n\
          {total} faults injected:\n{}",
         elapsed.as_secs_f64(),
         rate(*histories),

@@ -159,6 +159,8 @@ pub(crate) struct Plan {
     pub(crate) rate: Option<(u32, u32)>,
     /// The number of partitions of the index `due`. Rarely two, since each is queried again and again.
     pub(crate) due_partitions: u32,
+    /// How many requests one environment of `reserve` serves at once.
+    pub(crate) at_once: usize,
 }
 
 /// The part of a plan that is played: everything, unless a smaller history is searched for or replayed.
@@ -184,7 +186,14 @@ pub(crate) const WEEKS: u64 = 32 * 86_400;
 impl Plan {
     pub(crate) fn of(seed: u64, part: &Part) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
-        let products = products(&mut random);
+        // Drawn apart, so that the rest of a plan is the same with a crowd and without.
+        let mut apart = fastrand::Rng::with_seed(!seed);
+        let at_once = if apart.u32(0..4) == 0 { 8 } else { 1 };
+        let mut products = products(&mut random);
+        if at_once > 1 {
+            // For some of the crowd.
+            products[0].total += apart.u64(0..=6);
+        }
         let mut per_mille = troubles(&mut random, part);
         let mut number = 0;
         let customers = random.usize(2..=4);
@@ -215,6 +224,9 @@ impl Plan {
             let plan = customer(n, &names, &mut random, &products, &mut number);
             actors.push(Actor { served, ..plan });
         }
+        if at_once > 1 {
+            actors.extend((0..apart.usize(4..=8)).map(|n| passer_by(n, &mut apart, &products, &mut number)));
+        }
         if let Some(kept) = &part.moments {
             for actor in &mut actors {
                 actor.moments.retain(|moment| kept.contains(&moment.number));
@@ -239,7 +251,7 @@ impl Plan {
             [if long == 0 { 2 } else { usize::from(long < 11) }];
         let rate = (random.u32(0..8) == 0).then(|| (random.u32(1..=3), random.u32(1..=4)));
         let due_partitions = if random.u32(0..4) == 0 { 2 } else { 1 };
-        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions }
+        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions, at_once }
     }
 
     /// The kinds of faults that this plan has.
@@ -598,6 +610,33 @@ fn search(names: &[String], random: &mut fastrand::Rng, products: &[ProductPlan]
         product: has(3, random).then(|| random.usize(0..products.len())),
         made: has(4, random).then(|| (from, from + random.i64(1..60_000))),
     }
+}
+
+/// One of a crowd that comes at the same instants, so that an environment has several of them at once.
+fn passer_by(n: usize, random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usize) -> Actor {
+    let wanted = |random: &mut fastrand::Rng| {
+        // Most want the same.
+        if random.u32(0..4) == 0 { body(random, products) } else { vec![(0, random.u32(1..=2))] }
+    };
+    let mut moment = |random: &mut fastrand::Rng| {
+        let reserve = Step::Reserve { key: 0, body: wanted(random) };
+        let mut then = vec![match random.u32(0..6) {
+            0 => reserve.clone().then(vec![Step::Cancel { key: 0 }]),
+            1 | 2 => reserve.clone().then(vec![Step::Confirm { key: 0, payment: Some(0) }]),
+            _ => reserve.clone(),
+        }];
+        match random.u32(0..6) {
+            // The same request twice, or another one with another key.
+            0 => then.push(reserve),
+            1 => then.push(Step::Reserve { key: 1, body: wanted(random) }),
+            _ => {}
+        }
+        *number += 1;
+        let wait_ms = [0, random.u64(0..12_000)][random.usize(0..2)];
+        Moment { number: *number - 1, wait_ms, steps: vec![Step::Meet { then }], patience: random.u32(0..4) }
+    };
+    let moments = (0..random.usize(1..=2)).map(|_| moment(random)).collect();
+    Actor { name: format!("passer-by-{n}"), admin: false, served: false, moments, afterwards: Vec::new() }
 }
 
 fn admin(

@@ -198,6 +198,14 @@ fn in_update(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> P
     None
 }
 
+/// The positions of the reservations that a transaction makes, if it is a group's.
+pub(crate) fn group(call: &Call) -> Vec<usize> {
+    let actions = call.request["TransactItems"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let made = |action: &Value| action["Put"]["Item"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("HOLD#"));
+    let made: Vec<usize> = (0..actions.len()).filter(|&at| made(&actions[at])).collect();
+    if made.len() > 1 { made } else { Vec::new() }
+}
+
 /// Removes actions from a transaction.
 fn without(call: &mut Call, of: Deed, prefix: &str) -> Pretended {
     if deed(call) == of
@@ -376,6 +384,50 @@ pub static ALL: &[Planted] = &[
         }
         None
     }),
+    // ---- many reserves in one call
+    asks("group-takes-one-share", "a group of reserves takes the units of all but one from a shard", |call| {
+        if !group(call).is_empty() {
+            parts(call, "STOCK#").for_each(|part| number(part, ":q", |units| (units - 1).max(1)));
+        }
+        None
+    }),
+    asks("group-forgets-a-member", "a group of reserves leaves its second reservation out", |call| {
+        let &[_, forgotten, ..] = group(call).as_slice() else { return None };
+        let action = &mut call.request["TransactItems"][forgotten];
+        let key = json!({ "pk": action["Put"]["Item"]["pk"], "sk": action["Put"]["Item"]["sk"] });
+        *action = json!({ "ConditionCheck": {
+            "TableName": action["Put"]["TableName"], "Key": key, "ConditionExpression": "attribute_not_exists(pk)",
+        } });
+        None
+    }),
+    asks("group-checks-one-limit", "a group of reserves looks at the limit of its first member only", |call| {
+        if !group(call).is_empty() {
+            let any = "attribute_not_exists(#units) OR #units <= :room";
+            parts(call, "LIMIT#").skip(1).for_each(|part| condition(part, any, ""));
+        }
+        None
+    }),
+    hears(
+        "group-reads-the-reason-of-another",
+        "a member of a group reads the reason of another member",
+        |call, _, body| {
+            let &[first, second, ..] = group(call).as_slice() else { return };
+            if let Some(reasons) = body["CancellationReasons"].as_array_mut() {
+                reasons.swap(first, second);
+            }
+        },
+    ),
+    hears(
+        "group-reads-the-item-of-another",
+        "of reservations that are read together, one takes another",
+        |call, _, body| {
+            let gets = call.request["TransactItems"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let hold = |get: &Value| get["Get"]["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("HOLD#"));
+            if call.operation == "TransactGetItems" && gets.len() > 1 && gets.iter().all(hold) {
+                _ = body["Responses"].as_array_mut().map(|found| found.rotate_left(1));
+            }
+        },
+    ),
     // ---- the end of a hold
     asks("release-without-status", "a release does not ask whether the hold is still held", |call| {
         in_condition(call, Deed::Release, "HOLD#", " AND #status = :held", "")

@@ -30,6 +30,8 @@ pub struct Outcome {
     pub digest: u64,
     /// Calls to AWS.
     pub calls: u64,
+    /// Of these, transactions that made several reservations.
+    pub groups: u64,
     /// Number of lines of the history: requests, events, messages and calls.
     pub lines: usize,
     /// Injected faults by kind.
@@ -86,6 +88,7 @@ async fn play(plan: &Plan, databases: (Database, Database), planted: Option<&'st
     Outcome {
         digest: state.history.digest,
         calls: state.calls,
+        groups: state.groups,
         lines: state.history.lines.len(),
         injected: state.faults.injected,
         checks: state.books.checks,

@@ -20,7 +20,7 @@ use crate::dynamo::{self, Place};
 use crate::faults::{Fault, Faults};
 use crate::history::History;
 use crate::plan::HOUR_MS;
-use crate::planted::Planted;
+use crate::planted::{Planted, group};
 use crate::promises::Promises;
 use crate::services::{Made, Message, Queues, Schedules};
 use crate::table::{Stop, join, leave_out, sort_keys, split};
@@ -84,6 +84,8 @@ pub(crate) struct State {
     pub(crate) promises: Promises,
     pub(crate) history: History,
     pub(crate) calls: u64,
+    /// Of these, transactions that made several reservations.
+    pub(crate) groups: u64,
     /// Number of background tasks that still run.
     background: usize,
     /// An outage: the service that is away, from when and until when.
@@ -150,6 +152,7 @@ impl World {
             promises: Promises::default(),
             history: History::new(),
             calls: 0,
+            groups: 0,
             background: 0,
             away: None,
             planted,
@@ -254,6 +257,7 @@ impl World {
         let (fate, travel, carry, back) = {
             let mut state = self.lock();
             state.calls += 1;
+            state.groups += u64::from(!group(&call).is_empty());
             state.fate(&call)
         };
         sleep(millis(travel)).await;

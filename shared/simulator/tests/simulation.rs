@@ -13,7 +13,7 @@ const SEEDS: u64 = 160;
 
 #[test]
 fn no_seed_breaks_a_promise() {
-    let next = AtomicU64::new(0);
+    let (next, groups) = (AtomicU64::new(0), AtomicU64::new(0));
     let play = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -21,6 +21,7 @@ fn no_seed_breaks_a_promise() {
                 break;
             }
             let outcome = history(seed, &Part::default(), None);
+            groups.fetch_add(outcome.groups, Ordering::Relaxed);
             if let Some(violation) = outcome.violation {
                 let lines = &outcome.history[outcome.history.len().saturating_sub(40)..];
                 panic!(
@@ -41,6 +42,8 @@ fn no_seed_breaks_a_promise() {
             }
         }
     });
+    // Otherwise nothing of what can go wrong in a group was tried.
+    assert!(groups.into_inner() >= SEEDS / 4, "hardly any transaction made several reservations");
 }
 
 #[test]
@@ -66,7 +69,8 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
 const SEEDS_OF_A_BUG: u64 = 60;
 
 /// Planted bugs that need more seeds: `cargo local simulate --planted all` plays them.
-const RARE: [&str; 25] = [
+const RARE: [&str; 26] = [
+    "group-checks-one-limit",
     "confirm-with-what-was-given-back",
     "adjust-on-old-total",
     "released-by-whoever-it-was",

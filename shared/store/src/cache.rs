@@ -3,8 +3,10 @@
 //! With a warm cache a reserve takes one round trip. What is cached may be stale: the condition on the write decides.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use holdfast_domain::{Clock, Product, ProductId, Take, Timestamp, shards};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::{Deadline, Error, Store, items, keys, lock};
@@ -44,10 +46,15 @@ pub(crate) struct CachedProduct {
     read_at: Option<ReadTime>,
     home: u32,
     available: Vec<Option<u64>>,
-    /// When all shards were last read and had no more than is cached, after all overdue holds were released.
-    pub(crate) exhausted_at: Option<ReadTime>,
+    /// When all shards were last read at one instant, after all overdue holds were released, and how many units are left of
+    /// those that were free then. What is cached may be less: a transaction that the read had seen may be subtracted after it.
+    exhausted: Option<(ReadTime, u64)>,
+    /// How often that was read.
+    snapshots: u64,
     /// When its overdue holds were last searched for, and the time until which no other hold ends.
     pub(crate) no_overdue: Option<(ReadTime, Timestamp)>,
+    /// Held by the request that finds out whether there are units: what it finds serves all who wait.
+    pub(crate) search: Arc<Mutex<()>>,
 }
 
 impl CachedProduct {
@@ -55,8 +62,9 @@ impl CachedProduct {
         shards::choose(quantity, &self.available, self.home)
     }
 
-    pub(crate) fn free(&self) -> u64 {
-        self.available.iter().flatten().sum()
+    /// The units of each shard, and the home shard.
+    pub(crate) fn stock(&self) -> (Vec<Option<u64>>, u32) {
+        (self.available.clone(), self.home)
     }
 
     pub(crate) fn set_stock(&mut self, available: Vec<u64>) {
@@ -69,6 +77,31 @@ impl CachedProduct {
         }
     }
 
+    /// Notes what all shards had at one instant, and whether that is all that there is.
+    pub(crate) fn set_snapshot(&mut self, available: Vec<u64>, at: ReadTime, is_all: bool) {
+        self.exhausted = is_all.then(|| (at, available.iter().sum()));
+        self.snapshots += 1;
+        self.set_stock(available);
+    }
+
+    /// When it was certain that no more units were free than these.
+    pub(crate) fn exhausted(&self) -> Option<(ReadTime, u64)> {
+        self.exhausted
+    }
+
+    /// The number of the last snapshot.
+    pub(crate) fn snapshots(&self) -> u64 {
+        self.snapshots
+    }
+
+    /// Notes that a transaction took units that was sent after the snapshot of this number and before any other.
+    pub(crate) fn subtract_since(&mut self, snapshot: u64, shard: u32, units: u32) {
+        if let Some((_, free)) = self.exhausted.as_mut().filter(|_| self.snapshots == snapshot) {
+            *free = free.saturating_sub(u64::from(units));
+        }
+        self.subtract(shard, units);
+    }
+
     pub(crate) fn subtract(&mut self, shard: u32, units: u32) {
         if let Some(Some(available)) = self.available.get_mut(shard as usize) {
             *available = available.saturating_sub(u64::from(units));
@@ -77,11 +110,14 @@ impl CachedProduct {
 
     /// "Sold out" is no longer certain: the next refusal has to read the shards.
     pub(crate) fn invalidate_stock(&mut self) {
-        self.exhausted_at = None;
+        self.exhausted = None;
     }
 
-    pub(crate) fn move_home(&mut self, home: u32) {
-        self.home = home;
+    /// Moves to another home; if it is known `from` which one, unless another request has moved since.
+    pub(crate) fn move_home(&mut self, from: Option<u32>, to: u32) {
+        if from.is_none_or(|from| from == self.home) {
+            self.home = to;
+        }
     }
 }
 
@@ -129,8 +165,10 @@ impl Store {
             read_at,
             home,
             available: vec![None; product.shards as usize],
-            exhausted_at: None,
+            exhausted: None,
+            snapshots: 0,
             no_overdue: None,
+            search: Arc::default(),
         });
         entry.product = product.clone();
         entry.read_at = read_at;

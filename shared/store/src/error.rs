@@ -1,7 +1,7 @@
 //! What can go wrong with a call, how long it is retried, and the error that the caller gets.
 
 use std::cell::Cell;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_dynamodb::config::interceptors::{
@@ -148,6 +148,22 @@ tokio::task_local! {
     static WRITES: Writes;
 }
 
+/// What came of a call.
+#[derive(Debug)]
+pub(crate) struct Seen<T> {
+    pub(crate) answer: T,
+    /// Whether a write of it may have been applied without an answer.
+    lost: bool,
+}
+
+/// Awaits a call and watches its tries. (No `async fn`: that would hold the call twice, and a call is large.)
+pub(crate) fn watch<T>(call: impl Future<Output = T>) -> impl Future<Output = Seen<T>> {
+    WRITES.scope(Writes::default(), async move {
+        let answer = call.await;
+        Seen { answer, lost: WRITES.with(|writes| writes.lost.get()) }
+    })
+}
+
 /// Watches the SDK's own retries, which it does not report. A write without an answer may still be applied, even after its
 /// repetition was refused.
 #[derive(Debug)]
@@ -236,17 +252,25 @@ impl<'a> Attempts<'a> {
 
     /// Awaits `call` until the deadline. Whether a call that is given up was applied is unknown.
     pub(crate) async fn call<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Error> {
-        let watched = WRITES.scope(Writes::default(), async {
-            let answer = call.await;
-            (answer, WRITES.with(|writes| writes.lost.get()))
-        });
-        match tokio::time::timeout_at(self.deadline.0, watched).await {
-            Ok((answer, lost)) => {
+        match tokio::time::timeout_at(self.deadline.0, watch(call)).await {
+            Ok(Seen { answer, lost }) => {
                 self.ambiguous |= lost;
                 Ok(answer)
             }
             Err(_) => Err(self.unavailable("call")),
         }
+    }
+
+    /// The same for a call that others wait for as well.
+    pub(crate) async fn see<T>(&mut self, call: impl Future<Output = Arc<Seen<T>>>) -> Result<Arc<Seen<T>>, Error> {
+        let seen = self.until_deadline(call).await?;
+        self.ambiguous |= seen.lost;
+        Ok(seen)
+    }
+
+    /// Awaits `work` until the deadline.
+    pub(crate) async fn until_deadline<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::time::timeout_at(self.deadline.0, work).await.map_err(|_| self.unavailable("call"))
     }
 
     /// Backs off as `error` requires, or gives up where that would pass the deadline.

@@ -12,6 +12,7 @@
 //! - `update`, `transact`: conditional updates of one item, and transactions with their cancellation reasons by position
 //! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
 //! - [`measure`]: what an invocation did, in numbers
+//! - `group`: requests that wait in one environment share a call
 //! - `cache`: what an environment remembers of products and their stock
 //! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
@@ -27,6 +28,7 @@ mod changes;
 mod confirm;
 mod error;
 mod failed;
+mod group;
 mod items;
 pub mod keys;
 pub mod measure;
@@ -43,7 +45,7 @@ mod units;
 mod update;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
@@ -79,7 +81,8 @@ pub struct Store {
     client: Client,
     table: String,
     clock: Clock,
-    cached: Mutex<HashMap<ProductId, cache::CachedProduct>>,
+    cached: Arc<Mutex<HashMap<ProductId, cache::CachedProduct>>>,
+    gates: group::Gates,
     catalog: tokio::sync::Mutex<catalog::CatalogSnapshot>,
     random: Mutex<fastrand::Rng>,
     due_partitions: u32,
@@ -94,7 +97,8 @@ impl Store {
             client: Client::from_conf(watched),
             table: table.into(),
             clock,
-            cached: Mutex::default(),
+            cached: Arc::default(),
+            gates: group::Gates::default(),
             catalog: tokio::sync::Mutex::default(),
             random: Mutex::new(fastrand::Rng::new()),
             due_partitions: keys::DUE_PARTITIONS,

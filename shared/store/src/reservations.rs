@@ -77,7 +77,7 @@ impl Store {
         id: &ReservationId,
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Reservation>, Error> {
-        let found = self.snapshot(&[keys::reservation(id)], attempts).await?.into_iter().next().flatten();
+        let found = self.latest(keys::reservation(id), attempts).await?;
         found.map(|item| items::read("reservation", item)).transpose()
     }
 

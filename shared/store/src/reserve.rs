@@ -7,8 +7,9 @@ use serde::Deserialize;
 
 use crate::cache::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
 use crate::error::Attempts;
+use crate::group::{Committed, Company};
 use crate::items::{self, ShardItem};
-use crate::transact::{Outcome, Reason, Transaction, contention_error};
+use crate::transact::{Reason, contention_error};
 use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};
 use crate::{Deadline, Error, Item, Store, keys};
 
@@ -57,6 +58,7 @@ impl Store {
         let began = self.clock.now();
         let mut attempts = self.attempts(deadline);
         let mut facts_age = FACTS_LIFETIME_MS;
+        let mut company = Company::Untried;
         loop {
             let facts = self.facts(basket.products(), facts_age, deadline).await?;
             let draft = match draft(basket, &facts, now) {
@@ -70,7 +72,8 @@ impl Store {
                     facts_age = REFUSAL_LIFETIME_MS;
                     continue;
                 }
-                Err(refusal) => return self.replay_or(basket, refusal, now, &mut attempts).await,
+                // Boxed, like all that is rare: it would make the future of every reserve large.
+                Err(refusal) => return Box::pin(self.replay_or(basket, refusal, now, &mut attempts)).await,
             };
             let wanted: Vec<Wanted<'_>> =
                 draft.lines.iter().map(|line| Wanted { product: &line.product, quantity: line.quantity }).collect();
@@ -80,21 +83,32 @@ impl Store {
                 Allocation::Takes(takes) => takes,
                 Allocation::Short(shortages) => {
                     let refusal = Refusal::InsufficientStock { shortages };
-                    return self.replay_or(basket, refusal, now, &mut attempts).await;
+                    return Box::pin(self.replay_or(basket, refusal, now, &mut attempts)).await;
                 }
             };
             remind(draft.expires_at).await?;
-            if self.clock.now() >= began.plus_seconds(draft.hold_seconds.get()) {
+            let ends_at = began.plus_seconds(draft.hold_seconds.get());
+            if self.clock.now() >= ends_at {
                 // The environment was frozen meanwhile: do not make a hold that has ended.
                 return Err(attempts.unavailable("reserve"));
             }
             let reservation = draft.hold(basket, takes, now);
-            let reasons = match self.try_reserve(&reservation, &wanted, &mut attempts).await? {
-                Outcome::Applied => return Ok(Reserved { reservation, replayed: false }),
-                Outcome::TryAgain => continue,
-                Outcome::Cancelled(reasons) => reasons,
+            let (reasons, next) = match self.commit(reservation, &wanted, ends_at, company, &mut attempts).await? {
+                Committed::Made(reservation) => return Ok(Reserved { reservation, replayed: false }),
+                Committed::TryAgain => continue,
+                Committed::Again(next) => {
+                    company = next;
+                    continue;
+                }
+                Committed::LeftOut => {
+                    attempts.count();
+                    continue;
+                }
+                Committed::Cancelled(reasons, company) => (reasons, company),
             };
-            if let Some(found) = self.answer_cancelled(basket, &wanted, &reasons, now, &mut attempts).await? {
+            company = next;
+            let answer = Box::pin(self.answer_cancelled(basket, &wanted, &reasons, now, &mut attempts));
+            if let Some(found) = answer.await? {
                 return Ok(found);
             }
             if deadline.passed() {
@@ -210,29 +224,6 @@ impl Store {
         Ok(now.limit_exceeded_by(wanted.quantity).filter(|_| unchanged))
     }
 
-    /// The transaction. Each condition is one promise: the shard has the units and knows no newer product, the
-    /// reservation does not exist, the customer stays within the limit.
-    async fn try_reserve(
-        &self,
-        reservation: &Reservation,
-        wanted: &[Wanted<'_>],
-        attempts: &mut Attempts<'_>,
-    ) -> Result<Outcome<TakeAction>, Error> {
-        let mut transaction = Transaction::new(&self.table);
-        let item = items::reservation(reservation, self.due_partitions)?;
-        transaction.put(TakeAction::Reservation, item, "attribute_not_exists(#pk)")?;
-        Self::take_lines(&mut transaction, &reservation.customer, &reservation.lines, wanted, |_| true)?;
-        let outcome = self.transact(&transaction, attempts).await?;
-        if matches!(outcome, Outcome::Applied) {
-            for line in &reservation.lines {
-                self.with_cached(&line.product_id, |cached| {
-                    line.takes.iter().for_each(|take| cached.subtract(take.shard, take.units));
-                });
-            }
-        }
-        Ok(outcome)
-    }
-
     /// What the reasons mean, in order of precedence. What they say about the stock goes into the cache.
     pub(crate) fn interpret(&self, wanted: &[Wanted<'_>], reasons: &[(TakeAction, Reason)]) -> Result<Verdict, Error> {
         let mut stale = false;
@@ -244,7 +235,7 @@ impl Store {
             match (action, reason) {
                 (TakeAction::Reservation, Reason::Condition(item)) => exists = Some(item.clone()),
                 (&TakeAction::Limit { line }, Reason::Condition(_)) => limit = limit.or(Some(line)),
-                (&TakeAction::Shard { line, take }, Reason::Condition(item)) => {
+                (&TakeAction::Shard { line, take, home: _ }, Reason::Condition(item)) => {
                     let product = wanted[line].product;
                     let shard = item.clone().map(|item| items::read::<ShardItem>("shard", item)).transpose()?;
                     // A shard whose reason has no item is read instead.
@@ -256,11 +247,11 @@ impl Store {
                         cached.invalidate_stock();
                     });
                 }
-                (&TakeAction::Shard { line, take: _ }, Reason::Conflict) => {
-                    // Another environment uses this home shard: choose another one, to avoid further conflicts.
+                (&TakeAction::Shard { line, take: _, home: from }, Reason::Conflict) => {
+                    // Another environment uses this shard: choose another home, to avoid further conflicts.
                     let product = wanted[line].product;
                     let home = self.random_below(product.shards);
-                    self.with_cached(&product.product_id, |cached| cached.move_home(home));
+                    self.with_cached(&product.product_id, |cached| cached.move_home(from, home));
                 }
                 // It may exist, or have changed: the other reasons are not enough for a refusal.
                 (TakeAction::Reservation, Reason::Conflict | Reason::Throttled)

@@ -7,13 +7,16 @@
 //! nothing is concluded from it. And the conditions of a transaction are not evaluated at one instant, so a refusal about
 //! an item reads that item last, in a [`snapshot`](Store::snapshot) with everything else the refusal is based on.
 
-use aws_sdk_dynamodb::error::BuildError;
+use aws_sdk_dynamodb::error::{BuildError, SdkError};
 use aws_sdk_dynamodb::operation::transact_get_items::TransactGetItemsError;
+use aws_sdk_dynamodb::operation::transact_get_items::builders::TransactGetItemsFluentBuilder;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
+use aws_sdk_dynamodb::operation::transact_write_items::builders::TransactWriteItemsFluentBuilder;
 use aws_sdk_dynamodb::types::{
     CancellationReason, ConditionCheck, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
     TransactGetItem, TransactWriteItem, Update,
 };
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use crate::error::{Attempts, CallError, call_error};
 use crate::keys::Key;
@@ -123,14 +126,9 @@ impl Store {
     /// Costs twice as much as a consistent read, and waits while a transaction is on one of the items: for answers that must
     /// be true as a whole.
     pub(crate) async fn snapshot(&self, keys: &[Key], attempts: &mut Attempts<'_>) -> Result<Vec<Option<Item>>, Error> {
-        let get = |key: &Key| {
-            let get = Get::builder().table_name(&self.table).set_key(Some(key.item())).build().map_err(incomplete)?;
-            Ok(TransactGetItem::builder().get(get).build())
-        };
-        let gets = keys.iter().map(get).collect::<Result<Vec<_>, Error>>()?;
+        let request = self.snapshot_request(keys)?;
         loop {
-            let request = self.client.transact_get_items().set_transact_items(Some(gets.clone()));
-            let error = match attempts.call(request.send()).await? {
+            let error = match attempts.call(request.clone().send()).await? {
                 Ok(answer) => {
                     let found = answer.responses.unwrap_or_default();
                     if found.len() != keys.len() {
@@ -140,40 +138,42 @@ impl Store {
                 }
                 Err(error) => error,
             };
-            let fault = match error.as_service_error() {
-                Some(TransactGetItemsError::TransactionCanceledException(cancelled)) => {
-                    let codes = cancelled.cancellation_reasons().iter().filter_map(CancellationReason::code);
-                    let codes: Vec<&str> = codes.filter(|code| *code != "None").collect();
-                    if codes.iter().any(|code| THROTTLED.contains(code)) {
-                        CallError::Throttled
-                    } else if codes.contains(&CONFLICT) {
-                        CallError::Conflict
-                    } else {
-                        CallError::Fatal(Error::internal("cancelled snapshot", codes.join(", ")))
-                    }
-                }
-                _ => call_error("TransactGetItems", &error),
-            };
-            attempts.pause(fault).await?;
+            attempts.pause(snapshot_error(&error, |_| true).unwrap_or_else(unexplained)).await?;
         }
     }
 
-    /// Applies the transaction, or says what stopped it. The SDK gives each call one ClientRequestToken and keeps it over
-    /// its own retries, so a retry after a lost answer cannot apply it twice.
+    /// The read of these items at one instant.
+    pub(crate) fn snapshot_request(&self, keys: &[Key]) -> Result<TransactGetItemsFluentBuilder, Error> {
+        let get = |key: &Key| {
+            let get = Get::builder().table_name(&self.table).set_key(Some(key.item())).build().map_err(incomplete)?;
+            Ok(TransactGetItem::builder().get(get).build())
+        };
+        let gets = keys.iter().map(get).collect::<Result<Vec<_>, Error>>()?;
+        Ok(self.client.transact_get_items().set_transact_items(Some(gets)))
+    }
+
+    /// The call of a transaction. The SDK gives each call one ClientRequestToken and keeps it over its own retries, so a retry
+    /// after a lost answer cannot apply it twice.
+    pub(crate) fn transaction_request<A>(&self, transaction: &Transaction<'_, A>) -> TransactWriteItemsFluentBuilder {
+        let actions = transaction.actions.iter().map(|(_, action)| action.clone()).collect();
+        let request = self.client.transact_write_items().set_transact_items(Some(actions));
+        request.return_consumed_capacity(ReturnConsumedCapacity::Indexes)
+    }
+
+    /// Applies the transaction, or says what stopped it.
     pub(crate) async fn transact<A: Clone>(
         &self,
         transaction: &Transaction<'_, A>,
         attempts: &mut Attempts<'_>,
     ) -> Result<Outcome<A>, Error> {
-        let actions = transaction.actions.iter().map(|(_, action)| action.clone()).collect();
-        let request = self.client.transact_write_items().set_transact_items(Some(actions));
-        let request = request.return_consumed_capacity(ReturnConsumedCapacity::Indexes);
-        let error = match attempts.call(request.send()).await? {
+        let error = match attempts.call(self.transaction_request(transaction).send()).await? {
             Ok(_) => return Ok(Outcome::Applied),
             Err(error) => error,
         };
         if let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() {
-            return Ok(Outcome::Cancelled(by_position(&transaction.actions, cancelled.cancellation_reasons())?));
+            let actions = &transaction.actions;
+            let positions = actions.iter().map(|(means, _)| means.clone()).enumerate();
+            return Ok(Outcome::Cancelled(by_position(positions, actions.len(), cancelled.cancellation_reasons())?));
         }
         attempts.pause(call_error("TransactWriteItems", &error)).await?;
         Ok(Outcome::TryAgain)
@@ -197,16 +197,54 @@ impl Store {
     }
 }
 
-/// The actions that stopped a transaction, each with its reason.
-fn by_position<A: Clone>(
-    actions: &[(A, TransactWriteItem)],
+/// What a cancelled snapshot says about the items at these positions: `None` if it was others that stopped it.
+pub(crate) fn snapshot_error(
+    error: &SdkError<TransactGetItemsError, HttpResponse>,
+    at: impl Fn(usize) -> bool,
+) -> Option<CallError> {
+    let Some(TransactGetItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() else {
+        return Some(call_error("TransactGetItems", error));
+    };
+    let reasons = cancelled.cancellation_reasons().iter().enumerate();
+    let codes = reasons.filter(|&(position, _)| at(position)).filter_map(|(_, reason)| reason.code());
+    let codes: Vec<&str> = codes.filter(|code| *code != "None").collect();
+    if codes.is_empty() {
+        return cancelled.cancellation_reasons().iter().all(is_none).then(unexplained);
+    }
+    Some(if codes.iter().any(|code| THROTTLED.contains(code)) {
+        CallError::Throttled
+    } else if codes.contains(&CONFLICT) {
+        CallError::Conflict
+    } else {
+        CallError::Fatal(Error::internal("cancelled snapshot", codes.join(", ")))
+    })
+}
+
+/// A cancelled snapshot without any reason.
+fn unexplained() -> CallError {
+    CallError::Fatal(Error::internal("cancelled snapshot", "no reason given"))
+}
+
+fn is_none(reason: &CancellationReason) -> bool {
+    matches!(reason.code(), None | Some("None"))
+}
+
+/// The reasons at these positions of a transaction of that many `actions`. It was stopped by at least one action, perhaps at
+/// another position.
+pub(crate) fn by_position<A>(
+    positions: impl IntoIterator<Item = (usize, A)>,
+    actions: usize,
     reasons: &[CancellationReason],
 ) -> Result<Vec<(A, Reason)>, Error> {
-    if actions.len() != reasons.len() {
-        return Err(Error::internal("cancellation reasons", format!("{} for {}", reasons.len(), actions.len())));
+    if actions != reasons.len() {
+        return Err(Error::internal("cancellation reasons", format!("{} for {actions}", reasons.len())));
+    }
+    if reasons.iter().all(is_none) {
+        return Err(Error::internal("cancelled transaction", "no reason given"));
     }
     let mut stopped = Vec::new();
-    for ((means, _), reason) in actions.iter().zip(reasons) {
+    for (at, means) in positions {
+        let Some(reason) = reasons.get(at) else { continue };
         let reason = match reason.code() {
             None | Some("None") => continue,
             Some("ConditionalCheckFailed") => Reason::Condition(reason.item().filter(|i| !i.is_empty()).cloned()),
@@ -214,10 +252,7 @@ fn by_position<A: Clone>(
             Some(code) if THROTTLED.contains(&code) => Reason::Throttled,
             Some(other) => return Err(Error::internal("cancelled transaction", other.to_owned())),
         };
-        stopped.push((means.clone(), reason));
-    }
-    if stopped.is_empty() {
-        return Err(Error::internal("cancelled transaction", "no reason given"));
+        stopped.push((means, reason));
     }
     Ok(stopped)
 }
@@ -244,22 +279,23 @@ mod tests {
         CancellationReason::builder().code(code).build()
     }
 
-    fn actions(count: usize) -> Vec<(usize, TransactWriteItem)> {
-        (0..count).map(|n| (n, TransactWriteItem::builder().build())).collect()
-    }
-
     #[test]
     fn reasons_belong_to_actions_by_position() {
         let reasons = [reason("None"), reason("TransactionConflict"), reason("ConditionalCheckFailed"), reason("None")];
-        let stopped = by_position(&actions(4), &reasons).unwrap();
-        let stopped: Vec<_> = stopped.iter().map(|(means, reason)| (*means, format!("{reason:?}"))).collect();
-        assert_eq!(stopped, [(1, "Conflict".to_owned()), (2, "Condition(None)".to_owned())]);
+        let stopped_at = |positions: &[usize]| {
+            let stopped = by_position(positions.iter().map(|&at| (at, at)), 4, &reasons).unwrap();
+            stopped.iter().map(|(means, reason)| (*means, format!("{reason:?}"))).collect::<Vec<_>>()
+        };
+        assert_eq!(stopped_at(&[0, 1, 2, 3]), [(1, "Conflict".to_owned()), (2, "Condition(None)".to_owned())]);
+        // Of two members of a group, one stopped it.
+        assert_eq!(stopped_at(&[0, 1]), [(1, "Conflict".to_owned())]);
+        assert_eq!(stopped_at(&[0, 3]), []);
     }
 
     #[test]
     fn reasons_that_cannot_be_matched_are_an_error() {
-        assert!(by_position(&actions(2), &[reason("ConditionalCheckFailed")]).is_err());
-        assert!(by_position(&actions(1), &[reason("None")]).is_err());
-        assert!(by_position(&actions(1), &[reason("ItemCollectionSizeLimitExceeded")]).is_err());
+        assert!(by_position([(0, ())], 2, &[reason("ConditionalCheckFailed")]).is_err());
+        assert!(by_position([(0, ())], 1, &[reason("None")]).is_err());
+        assert!(by_position([(0, ())], 1, &[reason("ItemCollectionSizeLimitExceeded")]).is_err());
     }
 }

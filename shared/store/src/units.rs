@@ -11,6 +11,7 @@ use std::time::Duration;
 use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
 
 use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
+use crate::group::PATIENCE;
 use crate::items::{self, Hold, ShardItem, number};
 use crate::keys::Key;
 use crate::transact::{MAX_ACTIONS, Transaction};
@@ -52,6 +53,8 @@ pub(crate) enum TakeAction {
     Shard {
         line: usize,
         take: Take,
+        /// The home shard for which it was chosen, if known.
+        home: Option<u32>,
     },
     Limit {
         line: usize,
@@ -84,13 +87,14 @@ impl Store {
     ) -> Result<Allocation, Error> {
         let mut attempts = self.attempts(deadline);
         let (mut read, mut released) = (false, None);
+        let mut search = None;
         loop {
             // Another request of this environment may have removed them from the cache.
             wanted.iter().for_each(|one| self.ensure_cached(one.product));
             let short = match self.choose(wanted, other_actions) {
                 Choice::Takes(takes) => return Ok(Allocation::Takes(takes)),
                 Choice::Fragmented(one) => {
-                    self.consolidate(one, deadline).await?;
+                    Box::pin(self.consolidate(one, deadline)).await?;
                     attempts.count();
                     if deadline.passed() {
                         return Err(attempts.unavailable("consolidate"));
@@ -99,10 +103,18 @@ impl Store {
                 }
                 Choice::Short(short) => short,
             };
-            if basis == RefusalBasis::Cache && short.iter().all(|one| self.is_exhausted(one.product)) {
-                let remembered = |one: &Wanted<'_>| self.with_cached(&one.product.product_id, |cached| cached.free());
-                let shortages = short.iter().map(|one| shortage(one, remembered(one).unwrap_or_default()));
-                return Ok(Allocation::Short(shortages.collect()));
+            if basis == RefusalBasis::Cache
+                && let Some(shortages) = short.iter().map(|one| self.remembered_shortage(one)).collect()
+            {
+                return Ok(Allocation::Short(shortages));
+            }
+            if basis == RefusalBasis::Cache && search.is_none() {
+                // Another request of this environment may be searching: what it finds serves this one, unless it takes long.
+                let of = short
+                    .first()
+                    .and_then(|one| self.with_cached(&one.product.product_id, |cached| cached.search.clone()));
+                search = Some(tokio::time::timeout(PATIENCE, of.unwrap_or_default().lock_owned()).await.ok());
+                continue;
             }
             let products: Vec<&Product> = short.iter().map(|one| one.product).collect();
             if !read {
@@ -111,7 +123,8 @@ impl Store {
                 continue;
             }
             let Some(complete) = released else {
-                let part = self.release_overdue_of(&products, None, now, deadline.sooner(RELEASE_BUDGET)).await?;
+                let released_by = deadline.sooner(RELEASE_BUDGET);
+                let part = Box::pin(self.release_overdue_of(&products, None, now, released_by)).await?;
                 if part.holds > 0 {
                     self.refresh_stock(&products, deadline).await?;
                 }
@@ -191,8 +204,7 @@ impl Store {
                 shortages.push(shortage(one, free));
             }
             self.with_cached(&one.product.product_id, |cached| {
-                cached.set_stock(available);
-                cached.exhausted_at = (falls_short && released).then_some(seen_at);
+                cached.set_snapshot(available, seen_at, falls_short && released);
             });
         }
         Ok(shortages)
@@ -264,11 +276,14 @@ impl Store {
             let version = of_version(line).then_some(wanted.product.version);
             for &take in &line.takes {
                 let key = keys::shard(&line.product_id, take.shard);
-                transaction.update(TakeAction::Shard { line: at, take }, &key, take_units(take.units, version))?;
+                transaction.update(
+                    TakeAction::Shard { line: at, take, home: None },
+                    &key,
+                    take_units(take.units, version),
+                )?;
             }
             if line.limited {
-                // Counted also without a limit: one that is set later counts these units, and a release gives them back.
-                let limit = wanted.product.max_per_customer.unwrap_or(u32::MAX);
+                let limit = limit_of(wanted.product);
                 let key = keys::limit(&line.product_id, customer);
                 transaction.update(TakeAction::Limit { line: at }, &key, take_limit(line.quantity, limit))?;
             }
@@ -276,12 +291,19 @@ impl Store {
         Ok(())
     }
 
-    /// Whether this environment read within the last second, after all overdue holds were released, that the product has no
-    /// more units than are cached.
-    fn is_exhausted(&self, product: &Product) -> bool {
-        let exhausted_at = self.with_cached(&product.product_id, |cached| cached.exhausted_at).flatten();
-        exhausted_at.is_some_and(|at| at.within(REFUSAL_LIFETIME_MS, &self.clock))
+    /// What is missing, if this environment read within the last second, after all overdue holds were released, that too few
+    /// units are free.
+    fn remembered_shortage(&self, wanted: &Wanted<'_>) -> Option<Shortage> {
+        let (at, free) = self.with_cached(&wanted.product.product_id, |cached| cached.exhausted()).flatten()?;
+        let certain = at.within(REFUSAL_LIFETIME_MS, &self.clock) && free < u64::from(wanted.quantity);
+        certain.then(|| shortage(wanted, free))
     }
+}
+
+/// How many units of it each customer may have. They are counted also without a limit: one that is set later counts these,
+/// and a release gives them back.
+pub(crate) fn limit_of(product: &Product) -> u32 {
+    product.max_per_customer.unwrap_or(u32::MAX)
 }
 
 fn shortage(wanted: &Wanted<'_>, available: u64) -> Shortage {

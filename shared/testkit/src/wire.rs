@@ -120,7 +120,8 @@ struct Inner {
     began: Instant,
     stepped_ms: AtomicI64,
     short_pages: AtomicBool,
-    gate: Mutex<Option<(Wanted, Arc<Gate>)>>,
+    gate: Slot,
+    gate_after: Slot,
     services: Mutex<Services>,
     script: Mutex<Script>,
     calls: Mutex<Vec<Call>>,
@@ -142,6 +143,7 @@ impl Wire {
             stepped_ms: AtomicI64::new(0),
             short_pages: AtomicBool::new(false),
             gate: Mutex::default(),
+            gate_after: Mutex::default(),
             services: Mutex::default(),
             script: Mutex::new(script),
             calls: Mutex::default(),
@@ -170,22 +172,12 @@ impl Wire {
 
     /// Makes the first call that is `wanted` wait at the gate until it is opened.
     pub fn gate(&self, wanted: impl FnMut(&Call) -> bool + Send + 'static) -> Arc<Gate> {
-        let gate = Arc::new(Gate::default());
-        *lock(&self.0.gate) = Some((Box::new(wanted), gate.clone()));
-        gate
+        set_gate(&self.0.gate, wanted)
     }
 
-    /// Waits at the gate if it is for this request.
-    async fn pass(&self, request: &HttpRequest) {
-        let gate = {
-            let mut slot = lock(&self.0.gate);
-            let wanted = slot.as_mut().is_some_and(|(wanted, _)| wanted(&call(request)));
-            slot.take_if(|_| wanted)
-        };
-        if let Some((_, gate)) = gate {
-            gate.arrived.notify_one();
-            gate.opened.notified().await;
-        }
+    /// The same for its answer: the call is applied before.
+    pub fn gate_after(&self, wanted: impl FnMut(&Call) -> bool + Send + 'static) -> Arc<Gate> {
+        set_gate(&self.0.gate_after, wanted)
     }
 
     /// From now on, `script` decides for each call whether a fault meets it.
@@ -305,6 +297,27 @@ impl Wire {
     }
 }
 
+type Slot = Mutex<Option<(Wanted, Arc<Gate>)>>;
+
+fn set_gate(slot: &Slot, wanted: impl FnMut(&Call) -> bool + Send + 'static) -> Arc<Gate> {
+    let gate = Arc::new(Gate::default());
+    *lock(slot) = Some((Box::new(wanted), gate.clone()));
+    gate
+}
+
+/// Waits at the gate if it is for this request.
+async fn pass(slot: &Slot, request: &HttpRequest) {
+    let gate = {
+        let mut slot = lock(slot);
+        let wanted = slot.as_mut().is_some_and(|(wanted, _)| wanted(&call(request)));
+        slot.take_if(|_| wanted)
+    };
+    if let Some((_, gate)) = gate {
+        gate.arrived.notify_one();
+        gate.opened.notified().await;
+    }
+}
+
 /// Names the operation: by a header in the protocols of DynamoDB and SQS, by method and path in Scheduler's.
 fn call(request: &HttpRequest) -> Call {
     let mut body: Value = request.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
@@ -354,11 +367,10 @@ impl HttpConnector for Wire {
         HttpConnectorFuture::new(async move {
             // As on a real network, other tasks run between a request and its answer.
             tokio::task::yield_now().await;
-            wire.pass(&request).await;
-            match wire.answer(&request) {
-                Some(answer) => answer,
-                None => std::future::pending().await,
-            }
+            pass(&wire.0.gate, &request).await;
+            let Some(answer) = wire.answer(&request) else { return std::future::pending().await };
+            pass(&wire.0.gate_after, &request).await;
+            answer
         })
     }
 }

@@ -7,6 +7,7 @@ mod audit;
 mod changes;
 mod confirm;
 mod failed;
+mod group;
 mod lists;
 mod orders;
 mod products;
