@@ -16,6 +16,7 @@ pub mod app;
 pub mod audit;
 pub mod aws;
 pub mod bare;
+pub mod bench;
 pub mod bootstrap;
 pub mod cors;
 pub mod demo;

@@ -4,6 +4,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use holdfast_local::admin_cli;
 use holdfast_local::audit;
 use holdfast_local::bare;
+use holdfast_local::bench;
 use holdfast_local::demo;
 use holdfast_local::emulator::{Choice, endpoint};
 use holdfast_local::error::{Context as _, Result};
@@ -51,6 +52,13 @@ enum Command {
         #[arg(long)]
         fast: bool,
         /// Options of the simulator, see below
+        #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measures the functions under load, optimised, over a DynamoDB in memory; exits with 1 if a unit is sold twice
+    #[command(after_help = bench::OPTIONS)]
+    Bench {
+        /// Options of the benchmark, see below
         #[arg(value_name = "ARGUMENTS", trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -183,8 +191,10 @@ async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Resources(args) => unless_stopped(resources(args)).await.map(|ended| verdict(ended.map(|()| true))),
         Command::Triggers { env_file, invoke_address } => triggers(env_file, &invoke_address).await,
-        Command::Simulate { arguments, .. } if simulate::asks_for_help(&arguments) => simulator_help(),
+        Command::Simulate { arguments, .. } if simulate::asks_for_help(&arguments) => help("simulate"),
         Command::Simulate { fast, arguments } => simulate::run(fast, &arguments),
+        Command::Bench { arguments } if simulate::asks_for_help(&arguments) => help("bench"),
+        Command::Bench { arguments } => bench::run(&arguments),
         Command::Fuzz { target, minutes, input } => {
             unless_stopped(fuzz::run(fuzz::Options { target, minutes, input })).await.map(verdict)
         }
@@ -291,10 +301,11 @@ async fn triggers(env_file: Option<PathBuf>, invoke_address: &str) -> Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
-fn simulator_help() -> Result<ExitCode> {
+/// The help of a command whose options are those of another program.
+fn help(command: &str) -> Result<ExitCode> {
     let mut cli = Cli::command();
     cli.build();
-    let help = cli.find_subcommand_mut("simulate").map(clap::Command::render_help);
+    let help = cli.find_subcommand_mut(command).map(clap::Command::render_help);
     println!("{}", help.map(|help| help.to_string()).unwrap_or_default());
     Ok(ExitCode::SUCCESS)
 }

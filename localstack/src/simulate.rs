@@ -43,24 +43,34 @@ pub fn run(fast: bool, arguments: &[String]) -> Result<ExitCode> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    #[test]
-    fn the_help_names_every_option_of_the_simulator() {
-        let source = crate::paths::workspace().join("shared/simulator/src/main.rs");
-        let source = std::fs::read_to_string(source).unwrap();
-        let (cli, _) = source.split_once("\nstruct Cli {").unwrap().1.split_once("\n}\n").unwrap();
-        let fields = cli.lines().filter_map(|line| line.trim().split_once(": ").filter(|_| !line.contains("//")));
+    /// The options that the fields of a struct in this file are, sorted.
+    pub(crate) fn options_in(source: &str, of: &str) -> Vec<String> {
+        let source = std::fs::read_to_string(crate::paths::workspace().join(source)).unwrap();
+        let (fields, _) = source.split_once(&format!("\n{of} {{")).unwrap().1.split_once("\n}\n").unwrap();
+        let fields = fields.lines().filter_map(|line| line.trim().split_once(": ").filter(|_| !line.contains("//")));
         let mut options: Vec<String> = fields
             .filter(|(name, _)| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
             .map(|(name, _)| format!("--{}", name.replace('_', "-")))
             .collect();
         options.sort();
-        let listed = OPTIONS.lines().filter_map(|line| line.trim().split(' ').next());
-        let mut listed: Vec<&str> = listed.filter(|word| word.starts_with("--")).collect();
-        listed.sort_unstable();
-        assert_eq!(listed, options);
+        options
+    }
+
+    /// The options that a help lists at the beginning of its lines, sorted.
+    pub(crate) fn listed(help: &str) -> Vec<String> {
+        let lines = help.lines().filter(|line| line.trim().starts_with("--"));
+        let words = lines.flat_map(|line| line.split_whitespace().take_while(|word| word.starts_with("--")));
+        let mut options: Vec<String> = words.map(|word| word.trim_end_matches(',').to_owned()).collect();
+        options.sort();
+        options
+    }
+
+    #[test]
+    fn the_help_names_every_option_of_the_simulator() {
+        assert_eq!(listed(OPTIONS), options_in("shared/simulator/src/main.rs", "struct Cli"));
     }
 
     #[test]

@@ -1,0 +1,74 @@
+//! `cargo local bench`: hands over to the benchmark, which is a program of its own.
+//!
+//! Not a library of this one: it is built as optimised as a release, which must not contain the sign-in of the local stack.
+
+use std::process::ExitCode;
+
+use crate::error::{Context as _, Result};
+use crate::paths::workspace;
+use crate::process::cargo;
+use crate::token::{Role, Signer};
+
+/// The benchmark's options, for the help of `cargo local bench`, which must not need minutes of compiling.
+pub const OPTIONS: &str = "\
+Options of the benchmark:
+      --case <CASE,CASE>     herd, plenty, basket, limit, confirm, life, catalogue [default: herd,plenty]
+      --connections <N,N>    Numbers of connections, each with one request at a time [default: 100]
+      --requests <N>         Requests of a run [default: 10000]
+      --runs <N>             Runs of each case; the table has their medians [default: 3]
+      --rate <R>             Requests a second, whatever the answers; latencies count from when a request was due
+      --replays <PERCENT>    Requests that repeat an earlier one, with its key [default: 0]
+      --call-ms <MS>         Delay each answer of DynamoDB by this time [default: 0]
+      --json <FILE>          Write all figures to this file
+      --plot <FILE>          Draw the latencies by percentile, as SVG
+      --url <URL>            Load the Holdfast that runs there, such as that of `cargo local up`
+      --service-token, --admin-token <TOKEN>
+                             Its tokens, if it is not a local one
+      --against <NAME=URL>   Load this other service as well, in turn, for the cases herd and plenty
+      --path <PATH>          Path of its requests. {n} is a unique number, {customer} a customer, also below
+      --header <K=V>         A header of its requests; may be repeated
+      --body <TEMPLATE>      The body of its requests
+      --reset <COMMAND>      A command that gives it its stock before each run; {units} is how many
+      --pids <PID,PID>       Its processes, whose processor time is counted";
+
+/// Builds the benchmark, and runs it with these arguments. Their paths are relative to the current folder.
+///
+/// # Errors
+/// Cargo cannot be started, or a token cannot be made.
+pub fn run(arguments: &[String]) -> Result<ExitCode> {
+    let mut cargo = cargo();
+    cargo.current_dir(".").args(["run", "--locked", "--profile", "simulate", "--package", "holdfast-bench"]);
+    cargo.arg("--manifest-path").arg(workspace().join("Cargo.toml")).arg("--").args(arguments);
+    if names(arguments, "--url") && !names(arguments, "--service-token") {
+        let signer = Signer::load()?;
+        cargo.args(["--service-token", &signer.token("bench", Role::Service)?]);
+        cargo.args(["--admin-token", &signer.token("bench", Role::Admin)?]);
+    }
+    let status = cargo.status().context(|| "cannot start cargo".to_owned())?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether an option is among the arguments, with its value in the same one or the next.
+fn names(arguments: &[String], option: &str) -> bool {
+    arguments
+        .iter()
+        .any(|argument| argument.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulate::tests::{listed, options_in};
+
+    #[test]
+    fn the_help_names_every_option_of_the_benchmark() {
+        assert_eq!(listed(OPTIONS), options_in("localstack/bench/src/main.rs", "struct Options"));
+    }
+
+    #[test]
+    fn an_option_is_found_in_both_its_forms() {
+        let found = |words: &[&str]| names(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>(), "--url");
+        assert!(found(&["--runs", "1", "--url", "http://a:1"]) && found(&["--url=http://a:1"]));
+        assert!(!found(&["--urls", "x"]) && !found(&[]));
+    }
+}
