@@ -18,7 +18,9 @@ Options of the benchmark:
       --runs <N>             Runs of each case; the table has their medians [default: 3]
       --rate <R>             Requests a second, whatever the answers; latencies count from when a request was due
       --replays <PERCENT>    Requests that repeat an earlier one, with its key [default: 0]
+      --units <N>            Units of the product of herd and plenty [default: 100, and one for each request]
       --call-ms <MS>         Delay each answer of DynamoDB by this time [default: 0]
+      --conflicts            Refuse a transaction while another one is on one of its items; needs --call-ms
       --json <FILE>          Write all figures to this file
       --plot <FILE>          Draw the latencies by percentile, as SVG
       --url <URL>            Load the Holdfast that runs there, such as that of `cargo local up`

@@ -11,8 +11,8 @@ use serde_json::json;
 use crate::Result;
 use crate::load::{Call, Script};
 
-/// The units of a herd's product.
-const HERD_UNITS: u64 = 100;
+/// The units of a herd's product, unless another number is given.
+pub(crate) const HERD_UNITS: u64 = 100;
 /// The holds that are open while the catalogue is read, and the number of products that they are of.
 const CATALOGUE_HOLDS: usize = 20_000;
 const CATALOGUE_PRODUCTS: usize = 10;
@@ -72,6 +72,8 @@ pub(crate) struct Plan {
     /// In all ids of the run, so that a run on a table in use is one of its own.
     pub(crate) run: String,
     pub(crate) requests: usize,
+    /// The units of `herd` and `plenty`. In the other cases there is one for each request.
+    pub(crate) units: u64,
     pub(crate) caller: Caller,
 }
 
@@ -92,8 +94,8 @@ impl Plan {
         let one = |units: u64| vec![self.product("product", units)];
         let every = self.requests as u64;
         let mut products = match self.case {
-            Case::Herd => one(HERD_UNITS),
-            Case::Plenty | Case::Confirm => one(every),
+            Case::Herd | Case::Plenty => one(self.units),
+            Case::Confirm => one(every),
             Case::Basket => self.basket().map(|name| self.product(&name, every)).collect(),
             Case::Limit => one(every).into_iter().map(|product| fixtures::limited(product, LIMIT)).collect(),
             Case::Life => {
@@ -106,11 +108,6 @@ impl Plan {
         };
         products.push(self.product("warm-up", 1_000_000));
         products
-    }
-
-    /// The units that may be sold of what is measured.
-    pub(crate) fn units(&self) -> u64 {
-        if self.case == Case::Herd { HERD_UNITS } else { self.requests as u64 }
     }
 
     /// The number of requests before what is measured.

@@ -4,8 +4,11 @@
 //! Units are those that dynoxide reports as `ConsumedCapacity`. DynamoDB reports none for a write whose condition fails, and
 //! bills it all the same, so that is counted here: a unit for each begun KB of each item that is named, twice that in a
 //! transaction, and none for indexes. An item whose size the answer does not show counts as one that is below 1 KB.
+//!
+//! dynoxide carries out one operation at a time, so no transaction meets another one. With [`Options::conflicts`] a
+//! transaction is on its items until its delayed answer, and refuses others there, as in DynamoDB.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -72,24 +75,96 @@ impl Counts {
     }
 }
 
+/// How it behaves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Each answer of DynamoDB is delayed by this time.
+    pub(crate) delay: Duration,
+    /// Whether a transaction is refused while another one is on one of its items.
+    pub(crate) conflicts: bool,
+}
+
 struct Cloud {
     database: Database,
+    options: Options,
     counts: Mutex<Counts>,
-    delay: Duration,
+    /// The items that transactions are on.
+    busy: Mutex<BTreeSet<String>>,
 }
 
 impl Cloud {
+    fn new(options: Options) -> Result<Self> {
+        let database = database(TABLE, &INDEXES)?;
+        Ok(Self { database, options, counts: Mutex::default(), busy: Mutex::default() })
+    }
+
     fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.counts)
+    }
+
+    /// The answer to an operation, or `None` if it is not one of DynamoDB.
+    async fn carry_out(&self, operation: &str, request: &Value) -> Option<(u16, Value)> {
+        let keys = if self.options.conflicts { keys(request) } else { Vec::new() };
+        let writes = operation == "TransactWriteItems";
+        let answer = {
+            let mut busy = lock(&self.busy);
+            let refused = conflict(request, &keys, &busy);
+            if refused.is_none() && writes {
+                busy.extend(keys.iter().cloned());
+            }
+            refused
+        };
+        let is_refused = answer.is_some();
+        // Blocks this thread for the time of the operation, as dynoxide's own server does.
+        let answer = answer.or_else(|| carry_out(&self.database, operation, request));
+        if !self.options.delay.is_zero() {
+            tokio::time::sleep(self.options.delay).await;
+        }
+        if writes && !is_refused {
+            let mut busy = lock(&self.busy);
+            keys.iter().for_each(|key| _ = busy.remove(key));
+        }
+        answer
     }
 }
 
-/// Serves until this process ends. Each answer of DynamoDB is delayed by `delay`.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The items that a request names by key, each as text: of a transaction in the order of its actions.
+fn keys(request: &Value) -> Vec<String> {
+    let key = |action: &Value| {
+        let of = if action["Key"].is_null() { &action["Item"] } else { &action["Key"] };
+        format!("{} {}", of["pk"]["S"], of["sk"]["S"])
+    };
+    match request["TransactItems"].as_array() {
+        Some(actions) => actions.iter().filter_map(|action| action.as_object()?.values().next().map(key)).collect(),
+        None => vec![key(request)],
+    }
+}
+
+/// DynamoDB's refusal of a request if one of its items is busy.
+fn conflict(request: &Value, keys: &[String], busy: &BTreeSet<String>) -> Option<(u16, Value)> {
+    if !keys.iter().any(|key| busy.contains(key)) {
+        return None;
+    }
+    let error = |code: &str| json!({ "__type": format!("com.amazonaws.dynamodb.v20120810#{code}"), "message": "busy" });
+    if request["TransactItems"].is_null() {
+        return Some((400, error("TransactionConflictException")));
+    }
+    let reason = |key| json!({ "Code": if busy.contains(key) { "TransactionConflict" } else { "None" } });
+    let mut cancelled = error("TransactionCanceledException");
+    cancelled["CancellationReasons"] = keys.iter().map(reason).collect();
+    Some((400, cancelled))
+}
+
+/// Serves until this process ends.
 ///
 /// # Errors
 /// There is no database, or no port.
-pub(crate) async fn run(delay: Duration) -> Result<()> {
-    let cloud = Cloud { database: database(TABLE, &INDEXES)?, counts: Mutex::default(), delay };
+pub(crate) async fn run(options: Options) -> Result<()> {
+    let cloud = Cloud::new(options)?;
     let router = Router::new()
         .route("/counts", get(async |State(cloud): State<Arc<Cloud>>| axum::Json(cloud.counts().clone())))
         .fallback(answer)
@@ -130,16 +205,12 @@ async fn dynamodb(cloud: &Cloud, operation: &str, body: &[u8]) -> Response {
     if let Some(request) = request.as_object_mut() {
         request.insert("ReturnConsumedCapacity".to_owned(), "INDEXES".into());
     }
-    // Blocks this thread for the time of the operation, as dynoxide's own server does.
-    let Some((status, mut said)) = carry_out(&cloud.database, operation, &request) else {
+    let Some((status, mut said)) = cloud.carry_out(operation, &request).await else {
         return amazon_json(StatusCode::BAD_REQUEST, &json!({ "__type": "UnknownOperationException" }));
     };
     cloud.counts().add(operation, units(operation, &request, &said));
     if !asked && let Some(said) = said.as_object_mut() {
         said.remove("ConsumedCapacity");
-    }
-    if !cloud.delay.is_zero() {
-        tokio::time::sleep(cloud.delay).await;
     }
     amazon_json(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &said)
 }
@@ -243,6 +314,23 @@ mod tests {
         assert_eq!(call(&database, "GetItem", get(false)), Units { reads: 0.5, ..Units::default() });
         let batch = json!({ "RequestItems": { TABLE: { "Keys": [key], "ConsistentRead": true } } });
         assert_eq!(call(&database, "BatchGetItem", batch), Units { reads: 1.0, ..Units::default() });
+    }
+
+    #[tokio::test]
+    async fn a_transaction_refuses_others_on_its_items_until_its_answer() {
+        let cloud = Cloud::new(Options { delay: Duration::from_millis(20), conflicts: true }).unwrap();
+        let two =
+            |a: &str, b: &str| json!({ "TransactItems": [{ "Put": put(a, "x", "") }, { "Put": put(b, "x", "") }] });
+        let (first, second, third) = (two("a", "b"), two("c", "a"), two("c", "d"));
+        let call = |request| cloud.carry_out("TransactWriteItems", request);
+        let (first, second, third) = tokio::join!(call(&first), call(&second), call(&third));
+        assert_eq!((first.unwrap().0, third.unwrap().0), (200, 200));
+        let (status, said) = second.unwrap();
+        let codes: Vec<&Value> =
+            said["CancellationReasons"].as_array().unwrap().iter().map(|one| &one["Code"]).collect();
+        assert_eq!((status, codes), (400, vec![&json!("None"), &json!("TransactionConflict")]));
+        assert_eq!(cloud.carry_out("TransactWriteItems", &two("c", "a")).await.unwrap().0, 200);
+        assert!(lock(&cloud.busy).is_empty());
     }
 
     #[test]

@@ -37,7 +37,7 @@ use holdfast_testkit::fixtures::{TABLE, books_of};
 use hyper::body::Bytes;
 use serde_json::{Value, json};
 
-use cases::{Caller, Case, Phase, Plan};
+use cases::{Caller, Case, HERD_UNITS, Phase, Plan};
 use cloud::Counts;
 use load::{Call, Connection, Connections, Measured, WARM_UP, numbers};
 use peer::Peer;
@@ -71,6 +71,8 @@ enum Role {
     Cloud {
         #[arg(long, default_value_t = 0)]
         call_ms: u64,
+        #[arg(long)]
+        conflicts: bool,
     },
     /// The functions
     #[command(hide = true)]
@@ -100,9 +102,15 @@ struct Options {
     /// Let this percentage of the requests repeat an earlier one, with its key
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=99))]
     replays: u8,
-    /// Delay each answer of DynamoDB by this time: in AWS a transaction takes some 10 ms. Not with --url
-    #[arg(long, value_name = "MS", default_value_t = 0)]
+    /// Units of the product of herd and plenty [default: 100 of herd; of plenty as many as there are requests]
+    #[arg(long, value_name = "N")]
+    units: Option<u64>,
+    /// Delay each answer of DynamoDB by this time: in AWS a transaction takes some 10 ms
+    #[arg(long, value_name = "MS", default_value_t = 0, conflicts_with = "url")]
     call_ms: u64,
+    /// Refuse a transaction while another one is on one of its items, as DynamoDB does; needs --call-ms
+    #[arg(long, requires = "call_ms")]
+    conflicts: bool,
     /// Write all figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -150,7 +158,10 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 fn main() -> ExitCode {
     let Cli { role, options } = Cli::parse();
     let done = match role {
-        Some(Role::Cloud { call_ms }) => on_all_cores(cloud::run(Duration::from_millis(call_ms))).map(|()| true),
+        Some(Role::Cloud { call_ms, conflicts }) => {
+            let options = cloud::Options { delay: Duration::from_millis(call_ms), conflicts };
+            on_all_cores(cloud::run(options)).map(|()| true)
+        }
         Some(Role::Server { sweeps }) => on_all_cores(server::run(sweeps)).map(|()| true),
         // One thread: the load must leave the processor to what is measured.
         None => tokio::runtime::Builder::new_current_thread()
@@ -177,7 +188,7 @@ fn on_all_cores(work: impl Future<Output = Result<()>>) -> Result<()> {
 async fn bench(options: &Options) -> Result<bool> {
     let peer = options.peer()?;
     let load_average = load_average();
-    eprintln!("load average at the start: {load_average}");
+    println!("load average at the start: {load_average}");
     let mut rows = Vec::new();
     for &case in &options.case {
         for &connections in &options.connections {
@@ -197,7 +208,7 @@ async fn bench(options: &Options) -> Result<bool> {
             rows.extend(std::iter::once(ours).chain(theirs));
         }
     }
-    println!("load average at the start: {load_average}\n\n{}", report::table(&rows));
+    println!("\n{}", report::table(&rows));
     if let Some(path) = &options.json {
         report::write_json(path, &load_average, &rows)?;
     }
@@ -220,7 +231,8 @@ impl Options {
 
     fn plan(&self, case: Case, caller: Caller) -> Arc<Plan> {
         let run = format!("{:08x}", fastrand::u32(..));
-        Arc::new(Plan { case, run, requests: self.requests, caller })
+        let units = self.units.unwrap_or(if case == Case::Herd { HERD_UNITS } else { self.requests as u64 });
+        Arc::new(Plan { case, run, requests: self.requests, units, caller })
     }
 
     async fn sample(&self, case: Case, connections: usize) -> Result<Sample> {
@@ -235,7 +247,9 @@ impl Options {
 
     /// A run in processes of its own.
     async fn sample_of_own(&self, plan: &Arc<Plan>, connections: usize) -> Result<Sample> {
-        let cloud = Child::start(&["cloud", "--call-ms", &self.call_ms.to_string()], &[])?;
+        let call_ms = self.call_ms.to_string();
+        let arguments = ["cloud", "--call-ms", &call_ms, "--conflicts"];
+        let cloud = Child::start(&arguments[..if self.conflicts { 4 } else { 3 }], &[])?;
         let variables = [server::VARIABLES, &[("AWS_ENDPOINT_URL", cloud.url.as_str())]].concat();
         let arguments: &[&str] = if plan.case == Case::Life { &["server", "--sweeps"] } else { &["server"] };
         let server = Child::start(arguments, &variables)?;
@@ -253,6 +267,8 @@ impl Options {
         let measured = self.measure(plan, &mut connections).await?;
         let after = (used()?, counts(&cloud.url).await?);
 
+        // It would move units while they are counted.
+        drop(server);
         let books = books_of(&dynamodb, TABLE).await;
         for (product, books) in &books {
             if !books.balance() {
@@ -315,7 +331,7 @@ impl Options {
     }
 
     async fn sample_of_peer(&self, peer: &Peer, case: Case, connections: usize) -> Result<Sample> {
-        let units = self.plan(case, Caller::Verified).units();
+        let units = self.plan(case, Caller::Verified).units;
         peer.reset(units).await?;
         let mut warm = Connections::open(&peer.url, connections).await?;
         peer.load(&mut warm, connections * WARM_UP, 0, None).await?;
