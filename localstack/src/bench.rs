@@ -15,6 +15,7 @@ Options of the benchmark:
       --case <CASE,CASE>     herd, plenty, basket, limit, confirm, life, catalogue [default: herd,plenty]
       --connections <N,N>    Numbers of connections, each with one request at a time [default: 100]
       --requests <N>         Requests of a run [default: 10000]
+      --seconds <S>          The longest time of a run: after that no more requests are sent [default: 60]
       --runs <N>             Runs of each case; the table has their medians [default: 3]
       --rate <R>             Requests a second, whatever the answers; latencies count from when a request was due
       --replays <PERCENT>    Requests that repeat an earlier one, with its key [default: 0]

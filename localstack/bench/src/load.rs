@@ -30,6 +30,15 @@ pub(crate) const WARM_UP: usize = 5;
 /// What is counted for a request without an answer.
 pub(crate) const NO_ANSWER: &str = "no answer";
 
+/// When requests are sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Pace {
+    /// So many a second, whatever the answers; `None`: each when a connection is free.
+    pub(crate) rate: Option<f64>,
+    /// After this time no more are sent.
+    pub(crate) limit: Option<Duration>,
+}
+
 /// A request.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
@@ -216,7 +225,7 @@ impl Connections {
     /// As [`Connections::run`].
     pub(crate) async fn warm_up(&mut self, script: Arc<dyn Script>) -> Result<()> {
         let count = self.0.len() * WARM_UP;
-        self.run(script, numbers(count, 0), None).await.map(drop)
+        self.run(script, numbers(count, 0), Pace::default()).await.map(drop)
     }
 
     /// Sends the requests of these numbers, in this order, over all connections: at this rate a second, or each when a
@@ -224,17 +233,12 @@ impl Connections {
     ///
     /// # Errors
     /// The script makes no request that can be sent.
-    pub(crate) async fn run(
-        &mut self,
-        script: Arc<dyn Script>,
-        numbers: Arc<[usize]>,
-        rate: Option<f64>,
-    ) -> Result<Measured> {
+    pub(crate) async fn run(&mut self, script: Arc<dyn Script>, numbers: Arc<[usize]>, pace: Pace) -> Result<Measured> {
         let next = Arc::new(AtomicUsize::new(0));
         let began = Instant::now();
         let mut workers = JoinSet::new();
         for connection in self.0.drain(..) {
-            let turn = Turn { script: script.clone(), numbers: numbers.clone(), next: next.clone(), rate, began };
+            let turn = Turn { script: script.clone(), numbers: numbers.clone(), next: next.clone(), pace, began };
             workers.spawn(turn.take(connection));
         }
         let mut all = Measured::new()?;
@@ -253,7 +257,7 @@ struct Turn {
     numbers: Arc<[usize]>,
     /// The place of the next request, of all connections.
     next: Arc<AtomicUsize>,
-    rate: Option<f64>,
+    pace: Pace,
     began: Instant,
 }
 
@@ -264,6 +268,9 @@ impl Turn {
             let place = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(&number) = self.numbers.get(place) else { break };
             let mut since = self.due(place).await;
+            if self.pace.limit.is_some_and(|limit| self.began.elapsed() > limit) {
+                break;
+            }
             for step in 0.. {
                 let Some(call) = self.script.call(number, step)? else { break };
                 let reply = connection.send(call).await?;
@@ -285,7 +292,7 @@ impl Turn {
 
     /// Waits until the request at this place is due; from when its latency counts.
     async fn due(&self, place: usize) -> Instant {
-        let Some(rate) = self.rate else { return Instant::now() };
+        let Some(rate) = self.pace.rate else { return Instant::now() };
         #[expect(clippy::cast_precision_loss, reason = "there are not that many requests")]
         let due = self.began + Duration::from_secs_f64(place as f64 / rate);
         sleep_until(due - TICK).await;
@@ -374,18 +381,22 @@ mod tests {
     async fn every_request_is_sent_once_and_a_refusal_ends_its_steps() {
         let (url, _server) = serve().await;
         let mut connections = Connections::open(&url, 3).await.unwrap();
-        let measured = connections.run(Arc::new(Two), numbers(10, 0), None).await.unwrap();
+        let measured = connections.run(Arc::new(Two), numbers(10, 0), Pace::default()).await.unwrap();
         assert_eq!(measured.answers, [("200".to_owned(), 18), ("409 sold_out".to_owned(), 1)].into());
         assert_eq!(measured.accepted.len(), 9);
         assert!(!measured.accepted.contains(&3));
     }
 
     #[tokio::test]
-    async fn the_open_loop_keeps_its_rate() {
+    async fn the_open_loop_keeps_its_rate_and_ends_in_time() {
         let (url, _server) = serve().await;
         let mut connections = Connections::open(&url, 3).await.unwrap();
-        let measured = connections.run(Arc::new(Two), numbers(50, 0), Some(250.0)).await.unwrap();
+        let pace = Pace { rate: Some(250.0), ..Pace::default() };
+        let measured = connections.run(Arc::new(Two), numbers(50, 0), pace).await.unwrap();
         assert!(measured.elapsed >= Duration::from_millis(190), "{:?}", measured.elapsed);
+        let pace = Pace { limit: Some(Duration::from_millis(100)), ..pace };
+        let measured = connections.run(Arc::new(Two), numbers(50, 0), pace).await.unwrap();
+        assert!((1..40).contains(&measured.accepted.len()), "{:?}", measured.answers);
     }
 
     #[tokio::test]
@@ -394,7 +405,7 @@ mod tests {
         let mut connections = Connections::open(&url, 1).await.unwrap();
         drop(server);
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let measured = connections.run(Arc::new(Two), numbers(2, 0), None).await.unwrap();
+        let measured = connections.run(Arc::new(Two), numbers(2, 0), Pace::default()).await.unwrap();
         assert_eq!(measured.answers, [(NO_ANSWER.to_owned(), 2)].into());
     }
 }

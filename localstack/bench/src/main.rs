@@ -39,7 +39,7 @@ use serde_json::{Value, json};
 
 use cases::{Caller, Case, HERD_UNITS, Phase, Plan};
 use cloud::Counts;
-use load::{Call, Connection, Connections, Measured, WARM_UP, numbers};
+use load::{Call, Connection, Connections, Measured, Pace, WARM_UP, numbers};
 use peer::Peer;
 use process::{Child, cpu, load_average};
 use report::{Row, Sample};
@@ -93,6 +93,9 @@ struct Options {
     /// Requests of a run
     #[arg(long, value_name = "N", default_value = "10000", value_parser = at_least_one)]
     requests: usize,
+    /// The longest time of a run, in seconds: after that no more requests are sent
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    seconds: u64,
     /// Runs of each case; the table has their medians
     #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_one)]
     runs: usize,
@@ -229,6 +232,10 @@ impl Options {
         Peer::new(named, &self.path, &self.header, body, self.reset.clone(), self.pids.clone()).map(Some)
     }
 
+    fn pace(&self) -> Pace {
+        Pace { rate: self.rate, limit: Some(Duration::from_secs(self.seconds)) }
+    }
+
     fn plan(&self, case: Case, caller: Caller) -> Arc<Plan> {
         let run = format!("{:08x}", fastrand::u32(..));
         let units = self.units.unwrap_or(if case == Case::Herd { HERD_UNITS } else { self.requests as u64 });
@@ -318,7 +325,7 @@ impl Options {
     async fn prepare(&self, plan: &Arc<Plan>, connections: &mut Connections) -> Result<()> {
         connections.warm_up(plan.script(Phase::WarmUp)).await?;
         let wanted = plan.prepared();
-        let prepared = connections.run(plan.script(Phase::Prepare), numbers(wanted, 0), None).await?;
+        let prepared = connections.run(plan.script(Phase::Prepare), numbers(wanted, 0), Pace::default()).await?;
         if prepared.accepted.len() == wanted {
             Ok(())
         } else {
@@ -327,14 +334,14 @@ impl Options {
     }
 
     async fn measure(&self, plan: &Arc<Plan>, connections: &mut Connections) -> Result<Measured> {
-        connections.run(plan.script(Phase::Measure), numbers(self.requests, self.replays), self.rate).await
+        connections.run(plan.script(Phase::Measure), numbers(self.requests, self.replays), self.pace()).await
     }
 
     async fn sample_of_peer(&self, peer: &Peer, case: Case, connections: usize) -> Result<Sample> {
         let units = self.plan(case, Caller::Verified).units;
         peer.reset(units).await?;
         let mut warm = Connections::open(&peer.url, connections).await?;
-        peer.load(&mut warm, connections * WARM_UP, 0, None).await?;
+        peer.load(&mut warm, connections * WARM_UP, 0, Pace::default()).await?;
         drop(warm);
         peer.reset(units).await?;
         // The command may have started the service again.
@@ -344,7 +351,7 @@ impl Options {
             Ok::<_, Error>((server, cpu(&[std::process::id()])?))
         };
         let before = used()?;
-        let measured = peer.load(&mut connections, self.requests, self.replays, self.rate).await?;
+        let measured = peer.load(&mut connections, self.requests, self.replays, self.pace()).await?;
         let after = used()?;
         // Its answers are all that is known of its stock.
         let oversold = (measured.accepted.len() as u64).saturating_sub(units);

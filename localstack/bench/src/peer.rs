@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 use tokio::process::Command;
 
 use crate::Result;
-use crate::load::{Call, Connections, Measured, Script, numbers};
+use crate::load::{Call, Connections, Measured, Pace, Script, numbers};
 
 /// The other service, as the command line describes it.
 #[derive(Debug)]
@@ -77,11 +77,11 @@ impl Peer {
         connections: &mut Connections,
         requests: usize,
         replays_percent: u8,
-        rate: Option<f64>,
+        pace: Pace,
     ) -> Result<Measured> {
         let first = self.sent.fetch_add(requests, Ordering::Relaxed);
         let script = Arc::new(Template { first, ..(*self.request).clone() });
-        connections.run(script, numbers(requests, replays_percent), rate).await
+        connections.run(script, numbers(requests, replays_percent), pace).await
     }
 }
 
