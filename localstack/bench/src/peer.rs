@@ -1,5 +1,6 @@
 //! Another reservation service under the same load, for a comparison within one run.
 
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -57,14 +58,14 @@ impl Peer {
         Ok(Self { name, url, request, reset, processes, sent: AtomicUsize::new(1) })
     }
 
-    /// Gives it `units` of stock, by its command: `{units}` in it is their number.
+    /// Gives it `units` of stock, by its command: `{units}` in it is their number. What it prints is not shown.
     ///
     /// # Errors
     /// The command fails.
     pub(crate) async fn reset(&self, units: u64) -> Result<()> {
         let Some(command) = &self.reset else { return Ok(()) };
         let command = command.replace("{units}", &units.to_string());
-        let status = Command::new("sh").arg("-c").arg(&command).status().await?;
+        let status = Command::new("sh").arg("-c").arg(&command).stdout(Stdio::null()).status().await?;
         if status.success() { Ok(()) } else { Err(format!("--reset failed ({status}): {command}").into()) }
     }
 
