@@ -628,6 +628,7 @@ async fn the_binary_serves_as_many_requests_at_once_as_lambda_sends() {
     let state = Arc::new(Outside { wire: wire.clone(), events, answers, transactions, invocations });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
+    #[expect(clippy::disallowed_methods, reason = "for tests: it serves until the test ends")]
     tokio::spawn(axum::serve(listener, Router::new().fallback(outside).with_state(state)).into_future());
     let endpoint = format!("http://{address}");
     let variables = [

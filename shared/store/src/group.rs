@@ -214,7 +214,7 @@ struct Lookup {
 /// What came of a hold's group.
 pub(crate) enum Committed {
     /// The hold is made.
-    Made(Reservation),
+    Made(Box<Reservation>),
     /// There is no group for it any more: choose units again.
     LeftOut,
     /// Others were why nothing was made: it goes again, with this company.
@@ -353,22 +353,31 @@ impl Group {
         }
     }
 
-    /// The transaction, and the units that it takes from each shard, with the number of the product's last snapshot. Each condition is one promise: the shard has the units
-    /// and knows no newer product, the reservation does not exist, the customer stays within the limit.
-    fn transaction(self, table: &str) -> Result<(Transaction<'_, ()>, Vec<(ProductId, Take, u64)>), Error> {
+    /// The units that it takes from each shard, with the number of the product's last snapshot.
+    fn takes(&self) -> Vec<(ProductId, Take, u64)> {
+        let take = |slot: &Slot| match *slot {
+            Slot::Shard { ref product, shard, units, snapshot, .. } => {
+                Some((product.clone(), Take { shard, units }, snapshot))
+            }
+            _ => None,
+        };
+        self.slots.iter().filter_map(take).collect()
+    }
+
+    /// The transaction. Each condition is one promise: the shard has the units and knows no newer product, the reservation
+    /// does not exist, the customer stays within the limit.
+    fn transaction(self, table: &str) -> Result<Transaction<'_, ()>, Error> {
         let mut transaction = Transaction::new(table);
-        let mut takes = Vec::new();
         for slot in self.slots {
             match slot {
                 Slot::Reservation(item) => transaction.put((), item, "attribute_not_exists(#pk)")?,
                 Slot::Limit { key, quantity, limit } => transaction.update((), &key, take_limit(quantity, limit))?,
-                Slot::Shard { product, shard, units, version, snapshot } => {
+                Slot::Shard { product, shard, units, version, .. } => {
                     transaction.update((), &keys::shard(&product, shard), take_units(units, Some(version)))?;
-                    takes.push((product, Take { shard, units }, snapshot));
                 }
             }
         }
-        Ok((transaction, takes))
+        Ok(transaction)
     }
 }
 
@@ -398,7 +407,7 @@ impl Store {
             return Ok(Committed::LeftOut);
         };
         let seen = attempts.see(call).await?;
-        let Err(error) = &seen.answer else { return Ok(Committed::Made(reservation)) };
+        let Err(error) = &seen.answer else { return Ok(Committed::Made(Box::new(reservation))) };
         if let Some(TransactWriteItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() {
             let is_shard = |action: &TakeAction| matches!(action, TakeAction::Shard { .. });
             let shards = positions.iter().filter(|(_, action)| is_shard(action)).count();
@@ -431,8 +440,8 @@ impl Store {
         if picked.is_empty() {
             return;
         }
-        let (actions, alone) = (group.slots.len(), picked.len() == 1);
-        let (transaction, takes) = match group.transaction(&self.table) {
+        let (actions, alone, takes) = (group.slots.len(), picked.len() == 1, group.takes());
+        let transaction = match group.transaction(&self.table) {
             Ok(built) => built,
             Err(error) => return tell_all(picked, &error),
         };

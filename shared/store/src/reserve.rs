@@ -94,7 +94,7 @@ impl Store {
             }
             let reservation = draft.hold(basket, takes, now);
             let (reasons, next) = match self.commit(reservation, &wanted, ends_at, company, &mut attempts).await? {
-                Committed::Made(reservation) => return Ok(Reserved { reservation, replayed: false }),
+                Committed::Made(made) => return Ok(Reserved { reservation: *made, replayed: false }),
                 Committed::TryAgain => continue,
                 Committed::Again(next) => {
                     company = next;

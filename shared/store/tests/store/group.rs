@@ -204,6 +204,7 @@ async fn whoever_gives_up_takes_nobody_along() {
     let (gate, store) = (hold_up(&wire), Arc::new(store));
     let request = |who: &'static str| {
         let store = store.clone();
+        #[expect(clippy::disallowed_methods, reason = "for tests: a caller that goes away is a task that is aborted")]
         tokio::spawn(async move { reserve(&store, &one(who), NOW).await })
     };
     let sent = request("gives up while the call is on its way");
