@@ -400,13 +400,6 @@ pub static ALL: &[Planted] = &[
         } });
         None
     }),
-    asks("group-checks-one-limit", "a group of reserves looks at the limit of its first member only", |call| {
-        if !group(call).is_empty() {
-            let any = "attribute_not_exists(#units) OR #units <= :room";
-            parts(call, "LIMIT#").skip(1).for_each(|part| condition(part, any, ""));
-        }
-        None
-    }),
     hears(
         "group-reads-the-reason-of-another",
         "a member of a group reads the reason of another member",
