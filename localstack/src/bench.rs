@@ -22,6 +22,7 @@ Options of the benchmark:
       --units <N>            Units of the product of herd and plenty [default: 100, and one for each request]
       --call-ms <MS>         Delay each answer of DynamoDB by this time [default: 0]
       --conflicts            Refuse a transaction while another one is on one of its items; needs --call-ms
+      --model                Measure nothing, and print by a model what one product would take on AWS
       --json <FILE>          Write all figures to this file
       --plot <FILE>          Draw the latencies by percentile, as SVG
       --url <URL>            Load the Holdfast that runs there, such as that of `cargo local up`

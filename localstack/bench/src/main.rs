@@ -13,10 +13,12 @@
 //! - [`server`], [`cloud`]: the other two processes; [`process`]: their start and their processor time
 //! - [`peer`]: another service under the same load
 //! - [`report`]: what is printed
+//! - [`model`]: what it would be on AWS, by a model
 
 mod cases;
 mod cloud;
 mod load;
+mod model;
 mod peer;
 mod process;
 mod report;
@@ -114,6 +116,9 @@ struct Options {
     /// Refuse a transaction while another one is on one of its items, as DynamoDB does; needs --call-ms
     #[arg(long, requires = "call_ms")]
     conflicts: bool,
+    /// Measure nothing, and print by a model what one product would take on AWS
+    #[arg(long)]
+    model: bool,
     /// Write all figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -160,6 +165,10 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
 
 fn main() -> ExitCode {
     let Cli { role, options } = Cli::parse();
+    if options.model {
+        print!("{}", model::table());
+        return ExitCode::SUCCESS;
+    }
     let done = match role {
         Some(Role::Cloud { call_ms, conflicts }) => {
             let options = cloud::Options { delay: Duration::from_millis(call_ms), conflicts };

@@ -1,0 +1,250 @@
+//! What one product takes on AWS, by a model: nothing here measures, and each assumption is printed with the result.
+//!
+//! Environments serve requests that arrive at random; each environment takes those who wait for the product into one
+//! transaction, as `holdfast_store` does, on its home shard. A transaction is refused if another one is on that shard; the
+//! environment moves to another home then, and its requests back off and go again.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// The time of a transaction: this much, and this much for each of its items, in microseconds.
+const CALL_US: f64 = 18_000.0;
+const ITEM_US: f64 = 300.0;
+/// How many times the median the slowest hundredth takes.
+const P99_TIMES: f64 = 3.5;
+/// The most reservations of one transaction: each is an action, one more is on the shard, and some may need a second shard.
+const MOST: usize = 97;
+/// The longest first backoff after a conflict, in microseconds: as in `holdfast_store`.
+const BACKOFF_US: u64 = 8_000;
+/// How long a history is, and how much of its start is not counted, in microseconds.
+const LENGTH_US: u64 = 6_000_000;
+const WARM_UP_US: u64 = 2_000_000;
+/// After this long a request fails.
+const DEADLINE_US: u64 = 8_000_000;
+
+/// A situation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Situation {
+    /// Requests for the product, each second.
+    pub(crate) rate: u32,
+    /// Environments of `reserve`.
+    pub(crate) environments: usize,
+    /// The most requests that one environment serves at once.
+    pub(crate) at_once: usize,
+    /// Shards of the product.
+    pub(crate) shards: usize,
+}
+
+/// What comes of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Forecast {
+    /// Reservations that were made, each second.
+    pub(crate) made: f64,
+    /// The time from a request to its answer, in milliseconds: of half of them, and of all but a hundredth.
+    pub(crate) p50_ms: f64,
+    /// See `p50_ms`.
+    pub(crate) p99_ms: f64,
+    /// Reservations of one transaction.
+    pub(crate) group: f64,
+    /// The part of all transactions that was refused.
+    pub(crate) refused: f64,
+    /// Write units of the table for each reservation.
+    pub(crate) units: f64,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Arrives,
+    /// A group of this environment has ended; `true` if it was applied.
+    Ends(usize, bool),
+    /// The backoff of a refused group of this environment is over.
+    Again(usize),
+}
+
+#[derive(Debug, Default)]
+struct Environment {
+    home: usize,
+    /// When each of those who wait came.
+    waiting: Vec<u64>,
+    /// The group in flight, or in its backoff.
+    group: Vec<u64>,
+    busy: bool,
+}
+
+/// Plays a situation. The same seed gives the same forecast.
+#[expect(clippy::cast_precision_loss, reason = "a model of counts far below 2^53")]
+pub(crate) fn forecast(of: Situation, seed: u64) -> Forecast {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let sigma = P99_TIMES.ln() / 2.326_347_9;
+    let mut queue = BinaryHeap::new();
+    let mut environments: Vec<Environment> = (0..of.environments)
+        .map(|_| Environment { home: random.usize(0..of.shards), ..Environment::default() })
+        .collect();
+    let mut taken = vec![false; of.shards];
+    let mut outside: Vec<u64> = Vec::new();
+    let (mut times, mut groups, mut refused, mut units) = (Vec::new(), 0_u64, 0_u64, 0.0);
+    let mut number = 0_u64;
+    let mut push = |queue: &mut BinaryHeap<Reverse<(u64, u64, Event)>>, at: u64, event: Event| {
+        number += 1;
+        queue.push(Reverse((at, number, event)));
+    };
+    push(&mut queue, 0, Event::Arrives);
+    while let Some(Reverse((now, _, event))) = queue.pop() {
+        if now >= LENGTH_US {
+            break;
+        }
+        let counts = now >= WARM_UP_US;
+        let start = match event {
+            Event::Arrives => {
+                // Poisson arrivals.
+                let gap = -(1.0 - random.f64()).ln() * 1e6 / f64::from(of.rate);
+                push(&mut queue, now + whole(gap).max(1), Event::Arrives);
+                // The environment with the fewest requests, as a load balancer tries to; among equals, any.
+                let first = random.usize(0..of.environments);
+                let load = |n: &usize| environments[*n].waiting.len() + environments[*n].group.len();
+                let least = (0..of.environments).map(|n| (n + first) % of.environments).min_by_key(load).unwrap_or(0);
+                if load(&least) < of.at_once {
+                    environments[least].waiting.push(now);
+                    Some(least)
+                } else {
+                    outside.push(now);
+                    None
+                }
+            }
+            Event::Ends(which, applied) => {
+                let environment = &mut environments[which];
+                if applied {
+                    taken[environment.home] = false;
+                    if counts {
+                        groups += 1;
+                        units += 2.0 * (environment.group.len() as f64 + 1.0);
+                        times.extend(environment.group.iter().map(|came| now - came));
+                    }
+                    let room = environment.group.len().min(outside.len());
+                    environment.waiting.extend(outside.drain(..room));
+                    environment.group.clear();
+                    environment.busy = false;
+                    Some(which)
+                } else {
+                    refused += u64::from(counts);
+                    environment.home = random.usize(0..of.shards);
+                    push(&mut queue, now + random.u64(0..=BACKOFF_US), Event::Again(which));
+                    None
+                }
+            }
+            Event::Again(which) => {
+                let environment = &mut environments[which];
+                // They go again together with those who came meanwhile.
+                let group = std::mem::take(&mut environment.group);
+                environment.waiting.splice(0..0, group);
+                environment.busy = false;
+                Some(which)
+            }
+        };
+        let Some(which) = start else { continue };
+        let environment = &mut environments[which];
+        if environment.busy || environment.waiting.is_empty() {
+            continue;
+        }
+        let members = environment.waiting.len().min(MOST);
+        environment.group = environment.waiting.drain(..members).collect();
+        environment.busy = true;
+        let items = environment.group.len() as f64 + 1.0;
+        let slow = (sigma * normal(&mut random)).exp();
+        let free = !std::mem::replace(&mut taken[environment.home], true);
+        // A refusal does not write: it takes the time of the call alone.
+        let time = if free { (CALL_US + ITEM_US * items) * slow } else { CALL_US * slow };
+        push(&mut queue, now + whole(time), Event::Ends(which, free));
+        outside.retain(|came| now - came < DEADLINE_US);
+    }
+    times.sort_unstable();
+    let nth = |part: f64| usize::try_from(whole(times.len() as f64 * part)).unwrap_or(usize::MAX);
+    let at = |part: f64| times.get(nth(part)).map_or(f64::NAN, |&us| us as f64 / 1e3);
+    let seconds = (LENGTH_US - WARM_UP_US) as f64 / 1e6;
+    let made = times.len() as f64;
+    Forecast {
+        made: made / seconds,
+        p50_ms: at(0.5),
+        p99_ms: at(0.99),
+        group: made / groups.max(1) as f64,
+        refused: refused as f64 / (refused + groups).max(1) as f64,
+        units: units / made.max(1.0),
+    }
+}
+
+/// A sample of the standard normal distribution (Box and Muller).
+fn normal(random: &mut fastrand::Rng) -> f64 {
+    let (radius, angle) = (1.0 - random.f64(), random.f64());
+    (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "microseconds of a model, never negative")]
+fn whole(us: f64) -> u64 {
+    us.round() as u64
+}
+
+/// What is printed: each situation with its forecast, and what the model assumes.
+const SITUATIONS: [(u32, usize, usize, usize); 16] = [
+    // Plain Lambda: one request at a time, as many environments as the account may have.
+    (30, 1_000, 1, 1),
+    (300, 1_000, 1, 8),
+    (600, 1_000, 1, 16),
+    (2_500, 1_000, 1, 64),
+    // Several requests an environment.
+    (1_000, 1, 64, 1),
+    (2_000, 1, 128, 1),
+    (5_000, 8, 8, 8),
+    (5_000, 8, 64, 8),
+    (10_000, 8, 64, 8),
+    (10_000, 8, 64, 16),
+    (10_000, 16, 8, 16),
+    (10_000, 16, 64, 16),
+    (10_000, 16, 128, 16),
+    (10_000, 16, 64, 8),
+    (10_000, 32, 64, 16),
+    (20_000, 32, 64, 64),
+];
+
+/// The forecasts of all situations, as text.
+pub(crate) fn table() -> String {
+    let mut text = format!(
+        "A model, not a measurement. A transaction takes {} ms and {} ms an item in the median, its slowest hundredth {P99_TIMES} \
+         times that; while it is on a shard, another one on that shard is refused. Requests arrive at random.\n\n\
+         requests/s  environments  at once  shards |  made/s  p50 ms  p99 ms  a group  refused  units\n",
+        CALL_US / 1e3,
+        ITEM_US / 1e3
+    );
+    for (rate, environments, at_once, shards) in SITUATIONS {
+        let Forecast { made, p50_ms, p99_ms, group, refused, units } =
+            forecast(Situation { rate, environments, at_once, shards }, 1);
+        text += &format!(
+            "{rate:>10}  {environments:>12}  {at_once:>7}  {shards:>6} |  {made:>6.0}  {p50_ms:>6.0}  {p99_ms:>6.0}  {group:>7.1}  \
+             {:>5.0} %  {units:>5.2}\n",
+            refused * 100.0
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_environments_sell_ten_thousand_a_second_on_sixteen_shards() {
+        let of = Situation { rate: 10_000, environments: 16, at_once: 128, shards: 16 };
+        let found = forecast(of, 1);
+        assert_eq!(found, forecast(of, 1), "the same seed, another forecast");
+        assert!(found.made > 9_800.0 && found.units * found.made < 24_000.0, "{found:?}");
+        // More environments than shards refuse one another, and one request at a time sells hardly anything.
+        assert!(forecast(Situation { shards: 8, ..of }, 1).refused > 0.4);
+        let plain = forecast(Situation { environments: 50, at_once: 1, rate: 2_000, ..of }, 1);
+        assert!(plain.made < 1_000.0 && (plain.units - 4.0).abs() < 0.01, "{plain:?}");
+    }
+
+    #[test]
+    fn a_lone_request_takes_a_transaction_of_two_items() {
+        let lone = forecast(Situation { rate: 5, environments: 1, at_once: 8, shards: 1 }, 1);
+        assert!((lone.p50_ms - 18.6).abs() < 4.0 && (lone.group - 1.0).abs() < 0.2, "{lone:?}");
+    }
+}
