@@ -12,10 +12,10 @@ const CALL_US: f64 = 18_000.0;
 const ITEM_US: f64 = 300.0;
 /// How many times the median the slowest hundredth takes.
 const P99_TIMES: f64 = 3.5;
-/// The most reservations of one transaction: each is an action, one more is on the shard, and some may need a second shard.
+/// The most actions of a transaction on reservations and limits: of 100, some are on shards.
 const MOST: usize = 97;
-/// The longest first backoff after a conflict, in microseconds: as in `holdfast_store`.
-const BACKOFF_US: u64 = 8_000;
+/// The longest backoff after a first conflict and after any, in microseconds: as in `holdfast_store`. It doubles in between.
+const BACKOFF_US: (u64, u64) = (8_000, 200_000);
 /// How long a history is, and how much of its start is not counted, in microseconds.
 const LENGTH_US: u64 = 6_000_000;
 const WARM_UP_US: u64 = 2_000_000;
@@ -33,6 +33,8 @@ pub(crate) struct Situation {
     pub(crate) at_once: usize,
     /// Shards of the product.
     pub(crate) shards: usize,
+    /// Whether its customers' units are counted: another action of each reservation.
+    pub(crate) limited: bool,
 }
 
 /// What comes of it.
@@ -48,7 +50,7 @@ pub(crate) struct Forecast {
     pub(crate) group: f64,
     /// The part of all transactions that was refused.
     pub(crate) refused: f64,
-    /// Write units of the table for each reservation.
+    /// Write units of the table for each reservation, with those of refused transactions.
     pub(crate) units: f64,
 }
 
@@ -69,6 +71,8 @@ struct Environment {
     /// The group in flight, or in its backoff.
     group: Vec<u64>,
     busy: bool,
+    /// Conflicts one after another.
+    conflicts: u32,
 }
 
 /// Plays a situation. The same seed gives the same forecast.
@@ -81,6 +85,7 @@ pub(crate) fn forecast(of: Situation, seed: u64) -> Forecast {
         .map(|_| Environment { home: random.usize(0..of.shards), ..Environment::default() })
         .collect();
     let mut taken = vec![false; of.shards];
+    let actions = if of.limited { 2 } else { 1 };
     let mut outside: Vec<u64> = Vec::new();
     let (mut times, mut groups, mut refused, mut units) = (Vec::new(), 0_u64, 0_u64, 0.0);
     let mut number = 0_u64;
@@ -113,11 +118,14 @@ pub(crate) fn forecast(of: Situation, seed: u64) -> Forecast {
             }
             Event::Ends(which, applied) => {
                 let environment = &mut environments[which];
+                if counts {
+                    units += 2.0 * (environment.group.len() * actions + 1) as f64;
+                }
                 if applied {
+                    environment.conflicts = 0;
                     taken[environment.home] = false;
                     if counts {
                         groups += 1;
-                        units += 2.0 * (environment.group.len() as f64 + 1.0);
                         times.extend(environment.group.iter().map(|came| now - came));
                     }
                     let room = environment.group.len().min(outside.len());
@@ -128,7 +136,9 @@ pub(crate) fn forecast(of: Situation, seed: u64) -> Forecast {
                 } else {
                     refused += u64::from(counts);
                     environment.home = random.usize(0..of.shards);
-                    push(&mut queue, now + random.u64(0..=BACKOFF_US), Event::Again(which));
+                    let most = (BACKOFF_US.0 << environment.conflicts.min(10)).min(BACKOFF_US.1);
+                    environment.conflicts += 1;
+                    push(&mut queue, now + random.u64(0..=most), Event::Again(which));
                     None
                 }
             }
@@ -146,10 +156,10 @@ pub(crate) fn forecast(of: Situation, seed: u64) -> Forecast {
         if environment.busy || environment.waiting.is_empty() {
             continue;
         }
-        let members = environment.waiting.len().min(MOST);
+        let members = environment.waiting.len().min(MOST / actions);
         environment.group = environment.waiting.drain(..members).collect();
         environment.busy = true;
-        let items = environment.group.len() as f64 + 1.0;
+        let items = (environment.group.len() * actions + 1) as f64;
         let slow = (sigma * normal(&mut random)).exp();
         let free = !std::mem::replace(&mut taken[environment.home], true);
         // A refusal does not write: it takes the time of the call alone.
@@ -183,43 +193,51 @@ fn whole(us: f64) -> u64 {
     us.round() as u64
 }
 
-/// What is printed: each situation with its forecast, and what the model assumes.
-const SITUATIONS: [(u32, usize, usize, usize); 16] = [
+/// The situations of the table: requests a second, environments, requests at once, shards, and whether there is a limit.
+const SITUATIONS: [(u32, usize, usize, usize, bool); 16] = [
     // Plain Lambda: one request at a time, as many environments as the account may have.
-    (30, 1_000, 1, 1),
-    (300, 1_000, 1, 8),
-    (600, 1_000, 1, 16),
-    (2_500, 1_000, 1, 64),
+    (20, 1_000, 1, 1, false),
+    (200, 1_000, 1, 8, false),
+    (400, 1_000, 1, 16, false),
+    (1_600, 1_000, 1, 64, false),
     // Several requests an environment.
-    (1_000, 1, 64, 1),
-    (2_000, 1, 128, 1),
-    (5_000, 8, 8, 8),
-    (5_000, 8, 64, 8),
-    (10_000, 8, 64, 8),
-    (10_000, 8, 64, 16),
-    (10_000, 16, 8, 16),
-    (10_000, 16, 64, 16),
-    (10_000, 16, 128, 16),
-    (10_000, 16, 64, 8),
-    (10_000, 32, 64, 16),
-    (20_000, 32, 64, 64),
+    (1_000, 1, 64, 1, false),
+    (1_000, 1, 64, 1, true),
+    (5_000, 8, 8, 8, false),
+    (5_000, 8, 64, 8, false),
+    (5_000, 8, 64, 8, true),
+    (10_000, 8, 64, 16, false),
+    (10_000, 16, 8, 16, false),
+    (10_000, 16, 64, 16, false),
+    (10_000, 16, 128, 16, true),
+    (10_000, 16, 64, 8, false),
+    (10_000, 32, 64, 16, false),
+    (20_000, 32, 64, 64, false),
 ];
 
-/// The forecasts of all situations, as text.
+/// The forecasts of all situations, and what the model assumes, as text.
 pub(crate) fn table() -> String {
     let mut text = format!(
-        "A model, not a measurement. A transaction takes {} ms and {} ms an item in the median, its slowest hundredth {P99_TIMES} \
-         times that; while it is on a shard, another one on that shard is refused. Requests arrive at random.\n\n\
-         requests/s  environments  at once  shards |  made/s  p50 ms  p99 ms  a group  refused  units\n",
+        "A model, not a measurement. It assumes:\n\
+         - a transaction takes {} ms and {} ms an item at the median, {P99_TIMES} times that at the 99th percentile\n\
+         - while it is on a shard, another one on that shard is refused, and billed; its environment moves to another shard, and \
+         waits at most {} ms, doubled with each conflict up to {} ms\n\
+         - requests arrive at random and go to the environment with the fewest; they are for one line, and a transaction takes \
+         at most {MOST} actions on reservations and limits\n\
+         - the indexes and the quotas of the account have room: see docs/limits.md\n\n\
+         requests/s  environments  at once  shards  limit |  made/s  p50 ms  p99 ms  a group  refused  table WU\n",
         CALL_US / 1e3,
-        ITEM_US / 1e3
+        ITEM_US / 1e3,
+        BACKOFF_US.0 / 1_000,
+        BACKOFF_US.1 / 1_000,
     );
-    for (rate, environments, at_once, shards) in SITUATIONS {
+    for (rate, environments, at_once, shards, limited) in SITUATIONS {
         let Forecast { made, p50_ms, p99_ms, group, refused, units } =
-            forecast(Situation { rate, environments, at_once, shards }, 1);
+            forecast(Situation { rate, environments, at_once, shards, limited }, 1);
         text += &format!(
-            "{rate:>10}  {environments:>12}  {at_once:>7}  {shards:>6} |  {made:>6.0}  {p50_ms:>6.0}  {p99_ms:>6.0}  {group:>7.1}  \
-             {:>5.0} %  {units:>5.2}\n",
+            "{rate:>10}  {environments:>12}  {at_once:>7}  {shards:>6}  {:>5} |  {made:>6.0}  {p50_ms:>6.0}  {p99_ms:>6.0}  \
+             {group:>7.1}  {:>5.0} %  {units:>8.2}\n",
+            if limited { "yes" } else { "no" },
             refused * 100.0
         );
     }
@@ -232,19 +250,19 @@ mod tests {
 
     #[test]
     fn sixteen_environments_sell_ten_thousand_a_second_on_sixteen_shards() {
-        let of = Situation { rate: 10_000, environments: 16, at_once: 128, shards: 16 };
+        let of = Situation { rate: 10_000, environments: 16, at_once: 128, shards: 16, limited: false };
         let found = forecast(of, 1);
         assert_eq!(found, forecast(of, 1), "the same seed, another forecast");
         assert!(found.made > 9_800.0 && found.units * found.made < 24_000.0, "{found:?}");
         // More environments than shards refuse one another, and one request at a time sells hardly anything.
-        assert!(forecast(Situation { shards: 8, ..of }, 1).refused > 0.4);
+        assert!(forecast(Situation { shards: 8, ..of }, 1).refused > 0.1);
         let plain = forecast(Situation { environments: 50, at_once: 1, rate: 2_000, ..of }, 1);
-        assert!(plain.made < 1_000.0 && (plain.units - 4.0).abs() < 0.01, "{plain:?}");
+        assert!(plain.made < 1_000.0 && plain.units > 4.0, "{plain:?}");
     }
 
     #[test]
     fn a_lone_request_takes_a_transaction_of_two_items() {
-        let lone = forecast(Situation { rate: 5, environments: 1, at_once: 8, shards: 1 }, 1);
+        let lone = forecast(Situation { rate: 5, environments: 1, at_once: 8, shards: 1, limited: false }, 1);
         assert!((lone.p50_ms - 18.6).abs() < 4.0 && (lone.group - 1.0).abs() < 0.2, "{lone:?}");
     }
 }

@@ -1,13 +1,13 @@
 //! Group commit: requests that wait in one environment share a call.
 //!
-//! Of each kind one call is in flight at a time: one transaction for each product that is reserved, and one read of
-//! reservations by id. Whoever comes meanwhile waits, and the next call carries all who wait. A lone request waits for
-//! nobody, and its call is what it would be without groups. That serves an environment with many requests at once; with
-//! one request at a time every group has one member.
+//! Of each kind one call is in flight at a time: one transaction for each product that is reserved (of a basket with several,
+//! its first), and one read of reservations by id. Whoever comes meanwhile waits, and the next call carries all who wait. A
+//! lone request waits for nobody, and its call is what it would be without groups. That serves an environment with many
+//! requests at once; with one request at a time every group has one member. A call that takes long holds up nobody.
 //!
 //! A call that is cancelled has a reason for each of its actions, by position, and each member reads its own. A member
-//! without a reason was stopped by another one: it goes again, in a group of such members only. So whatever others send
-//! (replays, a limit that is reached) delays it once.
+//! without a reason was stopped by another one: it goes again, apart from those that were not tried yet. So whatever others
+//! send (replays, a limit that is reached) delays it once.
 //!
 //! A group belongs to all its members: each of them drives it, and it ends early only if all have given up. It has no
 //! deadline of its own, and each member stops waiting at its own one.
@@ -50,9 +50,9 @@ type Turn = OwnedSemaphorePermit;
 /// With whom a request may share a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Company {
-    /// With those that were not tried yet.
+    /// With those of which nothing is known: not tried yet, or stopped by reasons of their own.
     Untried,
-    /// With those that another member stopped: nothing is known against any of them.
+    /// With those that another member stopped, or their only shard: nothing is known against any of them.
     Innocent,
     /// With nobody: its last group was refused as a whole, so that nobody knows because of whom.
     Nobody,
@@ -175,7 +175,7 @@ impl fmt::Debug for Gates {
 
 /// A hold to make.
 struct Wish {
-    /// Without its takes: where the units come from is chosen when the group forms, by what is known then.
+    /// Its takes are replaced: where the units come from is chosen when the group forms, by what is known then.
     reservation: Reservation,
     /// Of each line's product.
     facts: Vec<Facts>,
@@ -237,7 +237,7 @@ enum Slot {
 #[derive(Debug, Clone)]
 struct Stock {
     version: u64,
-    /// The last snapshot of the shards before the group.
+    /// The number of the last snapshot of the shards before the group.
     snapshot: u64,
     available: Vec<Option<u64>>,
     home: u32,
@@ -382,8 +382,8 @@ impl Group {
 }
 
 impl Store {
-    /// Makes a hold, together with those that wait for the same product. It has no takes yet; `wanted` has the product of
-    /// each line.
+    /// Makes a hold, together with those that wait for the same product. Its takes are chosen again when the group forms;
+    /// `wanted` has the product of each line.
     pub(crate) async fn commit(
         &self,
         reservation: Reservation,
