@@ -118,6 +118,7 @@ impl Cloud {
         // Blocks this thread for the time of the operation, as dynoxide's own server does.
         let answer = answer.or_else(|| carry_out(&self.database, operation, request));
         if !self.options.delay.is_zero() {
+            // The time that is simulated.
             tokio::time::sleep(self.options.delay).await;
         }
         if writes && !is_refused {

@@ -33,7 +33,7 @@ pub(crate) const NO_ANSWER: &str = "no answer";
 /// When requests are sent.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Pace {
-    /// So many a second, whatever the answers; `None`: each when a connection is free.
+    /// Requests a second, whatever the answers; `None`: each when a connection is free.
     pub(crate) rate: Option<f64>,
     /// After this time no more are sent.
     pub(crate) limit: Option<Duration>,
@@ -404,7 +404,11 @@ mod tests {
         let (url, server) = serve().await;
         let mut connections = Connections::open(&url, 1).await.unwrap();
         drop(server);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // It closes its connections by itself.
+        let open = |connection: &Connection| connection.open.as_ref().is_some_and(|open| !open.sender.is_closed());
+        while connections.0.iter().any(open) {
+            tokio::task::yield_now().await;
+        }
         let measured = connections.run(Arc::new(Two), numbers(2, 0), Pace::default()).await.unwrap();
         assert_eq!(measured.answers, [(NO_ANSWER.to_owned(), 2)].into());
     }

@@ -319,6 +319,7 @@ impl Options {
         let load_before = cpu(&[std::process::id()])?;
         let measured = self.measure(plan, &mut connections).await?;
         let load_cpu = cpu(&[std::process::id()])?.saturating_sub(load_before);
+        // Nothing tells when a public read is newer than the last sale.
         tokio::time::sleep(CACHED).await;
         let mut oversold = 0;
         for product in plan.products() {

@@ -278,7 +278,7 @@ pub(crate) fn plot(path: &Path, rows: &[Row]) -> Result<()> {
     let mut curves = Vec::new();
     for row in rows {
         let latencies = row.latencies()?;
-        // One request in so many is the last that a percentile is known of.
+        // The number of requests bounds the percentiles that are known: of a thousand, the 99.9th.
         let known = float(latencies.len()).max(1.0).log10().min(LAST);
         let at = |step: u32| {
             let nines = known * f64::from(step) / 200.0;

@@ -11,6 +11,7 @@ use aws_sdk_dynamodb::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_dynamodb::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::interceptors::dyn_dispatch_hint;
 use aws_smithy_runtime_api::client::orchestrator::{HttpResponse, OrchestratorError};
+use futures_util::FutureExt as _;
 use holdfast_domain::{BasketError, Invalid, Refusal};
 use tokio::time::Instant;
 
@@ -156,12 +157,10 @@ pub(crate) struct Seen<T> {
     lost: bool,
 }
 
-/// Awaits a call and watches its tries. (No `async fn`: that would hold the call twice, and a call is large.)
+/// Awaits a call and watches its tries. (No `async fn`, here and below: that would hold the call twice, and a call is large.)
 pub(crate) fn watch<T>(call: impl Future<Output = T>) -> impl Future<Output = Seen<T>> {
-    WRITES.scope(Writes::default(), async move {
-        let answer = call.await;
-        Seen { answer, lost: WRITES.with(|writes| writes.lost.get()) }
-    })
+    let seen = |answer| Seen { answer, lost: WRITES.with(|writes| writes.lost.get()) };
+    WRITES.scope(Writes::default(), call.map(seen))
 }
 
 /// Watches the SDK's own retries, which it does not report. A write without an answer may still be applied, even after its
@@ -252,13 +251,9 @@ impl<'a> Attempts<'a> {
 
     /// Awaits `call` until the deadline. Whether a call that is given up was applied is unknown.
     pub(crate) async fn call<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Error> {
-        match tokio::time::timeout_at(self.deadline.0, watch(call)).await {
-            Ok(Seen { answer, lost }) => {
-                self.ambiguous |= lost;
-                Ok(answer)
-            }
-            Err(_) => Err(self.unavailable("call")),
-        }
+        let Seen { answer, lost } = self.until_deadline(watch(call)).await?;
+        self.ambiguous |= lost;
+        Ok(answer)
     }
 
     /// The same for a call that others wait for as well.
@@ -269,8 +264,8 @@ impl<'a> Attempts<'a> {
     }
 
     /// Awaits `work` until the deadline.
-    pub(crate) async fn until_deadline<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        tokio::time::timeout_at(self.deadline.0, work).await.map_err(|_| self.unavailable("call"))
+    pub(crate) fn until_deadline<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = Result<T, Error>> {
+        tokio::time::timeout_at(self.deadline.0, work).map(|done| done.map_err(|_| self.unavailable("call")))
     }
 
     /// Backs off as `error` requires, or gives up where that would pass the deadline.

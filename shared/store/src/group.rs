@@ -1,4 +1,5 @@
-//! Group commit: requests that wait in one environment share a call.
+//! Group commit: holds of one product that wait in one environment share a transaction, and lookups of reservations a read.
+//! How they wait for one another: [`gate`](crate::gate).
 //!
 //! Of each kind one call is in flight at a time: one transaction for each product that is reserved (of a basket with several,
 //! its first), and one read of reservations by id. Whoever comes meanwhile waits, and the next call carries all who wait. A
@@ -14,150 +15,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::operation::transact_get_items::{TransactGetItemsError, TransactGetItemsOutput};
 use aws_sdk_dynamodb::operation::transact_write_items::{TransactWriteItemsError, TransactWriteItemsOutput};
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_sdk_dynamodb::types::TransactWriteItem;
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
 use holdfast_domain::{CustomerId, ProductId, Reservation, Take, Timestamp, shards};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::cache::CachedProduct;
-use crate::error::{Attempts, CallError, Seen, call_error, watch};
+use crate::error::{Attempts, CallError, call_error};
+use crate::gate::{Call, Company, Fit, Gate, Picked, Turn, Waiting, pick, share};
 use crate::keys::{self, Key};
 use crate::transact::{MAX_ACTIONS, Reason, Transaction, by_position, snapshot_error};
 use crate::units::{TakeAction, Wanted, limit_of, take_limit, take_units};
 use crate::{Error, Item, Store, items, lock};
-
-/// How long a call keeps others of its kind waiting: longer than nearly all calls take, so that one that hangs does not
-/// stop a sale.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
-
-/// What DynamoDB answered, for every member of a group.
-type Answer<T, E> = Seen<Result<T, SdkError<E, HttpResponse>>>;
-
-/// A group's call.
-type Call<T, E> = Shared<BoxFuture<'static, Arc<Answer<T, E>>>>;
-
-/// A group's right to be the one in flight.
-type Turn = OwnedSemaphorePermit;
-
-/// With whom a request may share a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Company {
-    /// With those of which nothing is known: not tried yet, or stopped by reasons of their own.
-    Untried,
-    /// With those that another member stopped, or their only shard: nothing is known against any of them.
-    Innocent,
-    /// With nobody: its last group was refused as a whole, so that nobody knows because of whom.
-    Nobody,
-}
-
-/// A request that waits for its turn.
-struct Waiting<E, M> {
-    entry: E,
-    company: Company,
-    membership: oneshot::Sender<Result<M, Error>>,
-}
-
-/// Where requests of one kind wait: `E` is what one asks for, `M` its part in a group.
-struct Gate<E, M> {
-    turn: Arc<Semaphore>,
-    waiting: Mutex<VecDeque<Waiting<E, M>>>,
-}
-
-/// Whether a request fits into a group.
-enum Fit {
-    Member,
-    /// Into a later one, perhaps.
-    Later,
-    /// Into none, as it is.
-    Never,
-}
-
-impl<E, M> Default for Gate<E, M> {
-    fn default() -> Self {
-        Self { turn: Arc::new(Semaphore::new(1)), waiting: Mutex::default() }
-    }
-}
-
-impl<E, M> Gate<E, M> {
-    /// Waits until `form` has made the entry a member of a group; `None` if it was left out. `form` gets all who wait, and
-    /// must either take the first of them or leave it out.
-    async fn join(
-        &self,
-        entry: E,
-        company: Company,
-        form: impl Fn(Turn, &mut VecDeque<Waiting<E, M>>),
-    ) -> Result<Option<M>, Error> {
-        let (membership, mut mine) = oneshot::channel();
-        let request = Waiting { entry, company, membership };
-        match company {
-            Company::Untried => lock(&self.waiting).push_back(request),
-            // It has waited before.
-            Company::Innocent | Company::Nobody => lock(&self.waiting).push_front(request),
-        }
-        loop {
-            let turn = tokio::select! {
-                biased;
-                mine = &mut mine => return mine.ok().transpose(),
-                Ok(turn) = self.turn.clone().acquire_owned() => turn,
-            };
-            // Whoever is ready to join comes along.
-            tokio::task::yield_now().await;
-            let mut waiting = lock(&self.waiting);
-            // Those who have given up.
-            waiting.retain(|request| !request.membership.is_closed());
-            form(turn, &mut waiting);
-        }
-    }
-}
-
-/// Takes those who wait and fit into a group, in their order.
-fn pick<E, M>(
-    waiting: &mut VecDeque<Waiting<E, M>>,
-    mut fits: impl FnMut(&mut E) -> Result<Fit, Error>,
-) -> Vec<(E, oneshot::Sender<Result<M, Error>>)> {
-    let Some(company) = waiting.front().map(|first| first.company) else { return Vec::new() };
-    let mut picked = Vec::new();
-    for mut request in std::mem::take(waiting) {
-        if request.company != company || company == Company::Nobody && !picked.is_empty() {
-            waiting.push_back(request);
-            continue;
-        }
-        match fits(&mut request.entry) {
-            Ok(Fit::Member) => picked.push((request.entry, request.membership)),
-            Ok(Fit::Later) => waiting.push_back(request),
-            Ok(Fit::Never) => {}
-            // Whoever gave up in this moment does not hear it.
-            Err(error) => _ = request.membership.send(Err(error)),
-        }
-    }
-    picked
-}
-
-/// The call, for all members. The next group forms when it has ended, or takes too long.
-fn share<T, E>(turn: Turn, call: BoxFuture<'static, Result<T, SdkError<E, HttpResponse>>>) -> Call<T, E>
-where
-    T: Send + Sync + 'static,
-    E: Send + Sync + 'static,
-{
-    let call = async move {
-        let mut call = pin!(watch(call));
-        tokio::select! {
-            biased;
-            seen = &mut call => return Arc::new(seen),
-            () = tokio::time::sleep(PATIENCE) => drop(turn),
-        }
-        Arc::new(call.await)
-    };
-    call.boxed().shared()
-}
 
 /// The gates of a store.
 #[derive(Default)]
@@ -366,7 +238,7 @@ impl Group {
 
     /// The transaction. Each condition is one promise: the shard has the units and knows no newer product, the reservation
     /// does not exist, the customer stays within the limit.
-    fn transaction(self, table: &str) -> Result<Transaction<'_, ()>, Error> {
+    fn transaction(self, table: &str) -> Result<Vec<TransactWriteItem>, Error> {
         let mut transaction = Transaction::new(table);
         for slot in self.slots {
             match slot {
@@ -377,7 +249,7 @@ impl Group {
                 }
             }
         }
-        Ok(transaction)
+        Ok(transaction.into_actions())
     }
 }
 
@@ -440,15 +312,15 @@ impl Store {
         if picked.is_empty() {
             return;
         }
-        let (actions, alone, takes) = (group.slots.len(), picked.len() == 1, group.takes());
+        let (alone, takes) = (picked.len() == 1, group.takes());
         let transaction = match group.transaction(&self.table) {
-            Ok(built) => built,
+            Ok(actions) => actions,
             Err(error) => return tell_all(picked, &error),
         };
-        let request = self.transaction_request(&transaction);
+        let actions = transaction.len();
         let cached = self.cached.clone();
         // Boxed at once: it is large, and is moved several times.
-        let sent = request.send().boxed();
+        let sent = self.transaction_request(transaction).send().boxed();
         let applied = async move {
             let answer = sent.await;
             if answer.is_ok() {
@@ -521,7 +393,7 @@ impl Store {
 }
 
 /// Tells all that no call can be made for them.
-fn tell_all<E, M>(picked: Vec<(E, oneshot::Sender<Result<M, Error>>)>, error: &Error) {
+fn tell_all<E, M>(picked: Picked<E, M>, error: &Error) {
     for (_, membership) in picked {
         _ = membership.send(Err(Error::internal("group", error.to_string())));
     }

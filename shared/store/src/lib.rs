@@ -12,7 +12,7 @@
 //! - `update`, `transact`: conditional updates of one item, and transactions with their cancellation reasons by position
 //! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
 //! - [`measure`]: what an invocation did, in numbers
-//! - `group`: requests that wait in one environment share a call
+//! - `gate`, `group`: requests that wait in one environment share a call
 //! - `cache`: what an environment remembers of products and their stock
 //! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
@@ -28,6 +28,7 @@ mod changes;
 mod confirm;
 mod error;
 mod failed;
+mod gate;
 mod group;
 mod items;
 pub mod keys;

@@ -7,7 +7,8 @@ use serde::Deserialize;
 
 use crate::cache::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
 use crate::error::Attempts;
-use crate::group::{Committed, Company};
+use crate::gate::Company;
+use crate::group::Committed;
 use crate::items::{self, ShardItem};
 use crate::transact::{Reason, contention_error};
 use crate::units::{Allocation, RefusalBasis, TakeAction, Wanted};

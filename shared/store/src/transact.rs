@@ -115,6 +115,13 @@ impl<'a, A: Clone> Transaction<'a, A> {
     }
 }
 
+impl Transaction<'_, ()> {
+    /// The actions alone, of a transaction that is sent once.
+    pub(crate) fn into_actions(self) -> Vec<TransactWriteItem> {
+        self.actions.into_iter().map(|((), action)| action).collect()
+    }
+}
+
 fn incomplete(error: BuildError) -> Error {
     Error::internal("transaction", error)
 }
@@ -154,8 +161,7 @@ impl Store {
 
     /// The call of a transaction. The SDK gives each call one ClientRequestToken and keeps it over its own retries, so a retry
     /// after a lost answer cannot apply it twice.
-    pub(crate) fn transaction_request<A>(&self, transaction: &Transaction<'_, A>) -> TransactWriteItemsFluentBuilder {
-        let actions = transaction.actions.iter().map(|(_, action)| action.clone()).collect();
+    pub(crate) fn transaction_request(&self, actions: Vec<TransactWriteItem>) -> TransactWriteItemsFluentBuilder {
         let request = self.client.transact_write_items().set_transact_items(Some(actions));
         request.return_consumed_capacity(ReturnConsumedCapacity::Indexes)
     }
@@ -166,7 +172,8 @@ impl Store {
         transaction: &Transaction<'_, A>,
         attempts: &mut Attempts<'_>,
     ) -> Result<Outcome<A>, Error> {
-        let error = match attempts.call(self.transaction_request(transaction).send()).await? {
+        let actions = transaction.actions.iter().map(|(_, action)| action.clone()).collect();
+        let error = match attempts.call(self.transaction_request(actions).send()).await? {
             Ok(_) => return Ok(Outcome::Applied),
             Err(error) => error,
         };
@@ -205,11 +212,14 @@ pub(crate) fn snapshot_error(
     let Some(TransactGetItemsError::TransactionCanceledException(cancelled)) = error.as_service_error() else {
         return Some(call_error("TransactGetItems", error));
     };
-    let reasons = cancelled.cancellation_reasons().iter().enumerate();
-    let codes = reasons.filter(|&(position, _)| at(position)).filter_map(|(_, reason)| reason.code());
-    let codes: Vec<&str> = codes.filter(|code| *code != "None").collect();
+    let reasons = cancelled.cancellation_reasons();
+    if reasons.iter().all(is_none) {
+        return Some(unexplained());
+    }
+    let own = reasons.iter().enumerate().filter(|&(position, reason)| at(position) && !is_none(reason));
+    let codes: Vec<&str> = own.filter_map(|(_, reason)| reason.code()).collect();
     if codes.is_empty() {
-        return cancelled.cancellation_reasons().iter().all(is_none).then(unexplained);
+        return None;
     }
     Some(if codes.iter().any(|code| THROTTLED.contains(code)) {
         CallError::Throttled

@@ -11,7 +11,7 @@ use std::time::Duration;
 use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
 
 use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
-use crate::group::PATIENCE;
+use crate::gate::PATIENCE;
 use crate::items::{self, Hold, ShardItem, number};
 use crate::keys::Key;
 use crate::transact::{MAX_ACTIONS, Transaction};

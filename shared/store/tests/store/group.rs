@@ -27,6 +27,11 @@ fn one(who: &str) -> Basket {
     basket(who, "k", &[("tee", 1)])
 }
 
+/// What this many customers want, one unit each.
+fn customers(count: usize) -> Vec<Basket> {
+    (0..count).map(|n| one(&format!("customer-{n}"))).collect()
+}
+
 /// The first transaction waits at this gate, so that whoever comes next gathers behind it.
 fn hold_up(wire: &Wire) -> Arc<Gate> {
     wire.gate(|call| call.operation == "TransactWriteItems")
@@ -68,7 +73,7 @@ fn code(answer: &Result<Reserved, Error>) -> &str {
 #[tokio::test]
 async fn those_who_come_meanwhile_share_one_transaction() {
     let (wire, store) = warm(1_000, 2).await;
-    let baskets: Vec<Basket> = (0..41).map(|n| one(&format!("customer-{n}"))).collect();
+    let baskets = customers(41);
     let answers = together(&wire, &store, &baskets).await;
     assert!(answers.iter().all(|answer| code(answer) == "reserved"), "{answers:?}");
     let calls = wire.take_calls();
@@ -86,7 +91,7 @@ async fn those_who_come_meanwhile_share_one_transaction() {
 #[tokio::test]
 async fn a_group_has_at_most_the_actions_of_a_transaction() {
     let (wire, store) = warm(1_000, 2).await;
-    let baskets: Vec<Basket> = (0..120).map(|n| one(&format!("customer-{n}"))).collect();
+    let baskets = customers(120);
     let answers = together(&wire, &store, &baskets).await;
     assert!(answers.iter().all(|answer| code(answer) == "reserved"), "{answers:?}");
     let calls = wire.take_calls();
@@ -103,7 +108,7 @@ async fn replays_and_limits_drop_out_alone_and_the_others_go_again_once() {
     reserve(&other, &one("rita"), NOW).await.unwrap();
     reserve(&other, &basket("lena", "first", &[("tee", 3)]), NOW).await.unwrap();
     wire.take_calls();
-    let mut baskets: Vec<Basket> = (0..11).map(|n| one(&format!("customer-{n}"))).collect();
+    let mut baskets = customers(11);
     baskets.insert(3, one("rita"));
     baskets.insert(7, one("lena"));
     let answers = together(&wire, &store, &baskets).await;
@@ -129,7 +134,7 @@ async fn a_flood_of_replays_delays_others_once() {
             assert_eq!(code(&reserve(&store, &one("rita"), NOW).await), "replayed");
         }
     };
-    let others: Vec<Basket> = (0..10).map(|n| one(&format!("customer-{n}"))).collect();
+    let others = customers(10);
     let others = async {
         let answers = join_all(others.iter().map(|basket| reserve(&store, basket, NOW))).await;
         assert!(answers.iter().all(|answer| code(answer) == "reserved"), "{answers:?}");
@@ -149,7 +154,7 @@ async fn one_customer_is_once_in_a_group_and_holds_up_nobody_else() {
     // Two of Max's own that reach his limit together, and the same request twice.
     baskets.extend([basket("max", "a", &[("tee", 2)]), basket("max", "b", &[("tee", 2)])]);
     baskets.extend([one("nina"), one("nina")]);
-    baskets.extend((0..5).map(|n| one(&format!("customer-{n}"))));
+    baskets.extend(customers(5));
     let answers = together(&wire, &store, &baskets).await;
     let codes: Vec<&str> = answers.iter().map(code).collect();
     assert_eq!(codes[1..5], ["reserved", "customer_limit_reached", "reserved", "replayed"], "{codes:?}");
@@ -171,7 +176,7 @@ async fn one_customer_is_once_in_a_group_and_holds_up_nobody_else() {
 #[tokio::test]
 async fn a_lost_answer_of_a_group_is_one_hold_and_the_first_answer_for_each() {
     let (wire, store) = warm(1_000, 2).await;
-    let baskets: Vec<Basket> = (0..8).map(|n| one(&format!("customer-{n}"))).collect();
+    let baskets = customers(8);
     let mut seen = 0;
     wire.script(move |call| {
         seen += usize::from(call.operation == "TransactWriteItems");
@@ -186,7 +191,7 @@ async fn a_lost_answer_of_a_group_is_one_hold_and_the_first_answer_for_each() {
 #[tokio::test]
 async fn a_group_that_is_refused_as_a_whole_is_tried_one_by_one() {
     let (wire, store) = warm(1_000, 2).await;
-    let baskets: Vec<Basket> = (0..6).map(|n| one(&format!("customer-{n}"))).collect();
+    let baskets = customers(6);
     // As if one of them made the request invalid: nobody else fails because of it.
     wire.script(|call| {
         let keys = call.transaction_keys();
@@ -270,7 +275,7 @@ async fn a_call_that_hangs_does_not_stop_a_sale() {
 #[tokio::test]
 async fn a_herd_that_finds_nothing_shares_its_looks() {
     let (wire, store) = warm(10, 2).await;
-    let baskets: Vec<Basket> = (0..200).map(|n| one(&format!("customer-{n}"))).collect();
+    let baskets = customers(200);
     let answers = together(&wire, &store, &baskets).await;
     let count = |wanted: &str| answers.iter().filter(|answer| code(answer) == wanted).count();
     assert_eq!((count("reserved"), count("insufficient_stock")), (9, 191));
@@ -298,7 +303,7 @@ async fn a_key_that_is_being_written_delays_only_its_own_look() {
         met |= meets;
         meets.then_some(Fault::ConflictAt(1))
     });
-    let baskets: Vec<Basket> = (0..20).map(|n| one(&format!("customer-{n}"))).collect();
+    let baskets = customers(20);
     let answers = join_all(baskets.iter().map(|basket| reserve(&store, basket, NOW))).await;
     assert!(answers.iter().all(|answer| code(answer) == "insufficient_stock"), "{answers:?}");
     let calls = wire.take_calls();
