@@ -188,6 +188,31 @@ async fn the_schedule_is_created_before_the_hold_once_per_slot() {
 }
 
 #[tokio::test]
+async fn the_first_requests_of_an_environment_share_the_read_of_the_product_and_the_schedule() {
+    let shop = shop().await;
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    for operation in ["BatchGetItem", "CreateSchedule"] {
+        // Another environment, that has neither; twenty requests come while its first call is on its way.
+        let other = environment(&shop.wire, 2);
+        let gate = shop.wire.gate(move |call| call.operation == operation);
+        let open = async {
+            gate.arrived().await;
+            // Everybody has come by then: nothing else is ready to run.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            gate.open();
+        };
+        let requests = futures_util::future::join_all(keys.iter().map(|key| other.create(key)));
+        let (answers, ()) = tokio::join!(requests, open);
+        assert!(answers.iter().all(|answer| answer.status == 201), "{answers:?}");
+        let operations = operations(&shop.wire);
+        let count = |name: &str| operations.iter().filter(|operation| *operation == name).count();
+        assert_eq!((count("BatchGetItem"), count("CreateSchedule")), (1, 1), "{operations:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_schedule_of_another_environment_is_used() {
     let shop = shop().await;
     let other = environment(&shop.wire, 2);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use aws_sdk_scheduler::Client;
 use aws_sdk_scheduler::operation::create_schedule::CreateScheduleError;
@@ -21,6 +22,9 @@ use crate::Unanswered;
 
 /// How many slots an environment remembers: one hour, the longest hold, at the default length.
 const MAX_REMEMBERED_SLOTS: usize = 360;
+
+/// How long a request waits for another one of its environment that creates a schedule: longer than nearly all calls take.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The input of `expire`. It is only logged: `expire` always releases what is overdue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,12 +59,20 @@ pub struct Schedules {
     target: Target,
     slot_seconds: i64,
     made: Mutex<BTreeSet<i64>>,
+    /// Held by the request that creates a schedule, for all that wait.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Schedules {
     /// Schedules for slots of `slot_seconds`.
     pub fn new(client: Client, target: Target, slot_seconds: i64) -> Self {
-        Self { client, target, slot_seconds: slot_seconds.max(1), made: Mutex::default() }
+        Self {
+            client,
+            target,
+            slot_seconds: slot_seconds.max(1),
+            made: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The end of the slot that contains `at`, in seconds since the epoch: at `at` or after it.
@@ -77,6 +89,10 @@ impl Schedules {
     pub async fn ensure(&self, at: Timestamp) -> Result<(), Unanswered> {
         let slot = self.slot(at);
         let known = || self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(&slot) {
+            return Ok(());
+        }
+        let _turn = tokio::time::timeout(PATIENCE, self.turn.lock()).await;
         if known().contains(&slot) {
             return Ok(());
         }

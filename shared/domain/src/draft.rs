@@ -96,7 +96,7 @@ impl RequestedLines {
     }
 
     /// The products asked for, in the order of their ids.
-    pub fn products(&self) -> impl ExactSizeIterator<Item = &ProductId> {
+    pub fn products(&self) -> impl ExactSizeIterator<Item = &ProductId> + Clone {
         self.0.keys()
     }
 
@@ -125,7 +125,7 @@ impl Basket {
     }
 
     /// The products asked for, in the order of their ids.
-    pub fn products(&self) -> impl ExactSizeIterator<Item = &ProductId> {
+    pub fn products(&self) -> impl ExactSizeIterator<Item = &ProductId> + Clone {
         self.lines.products()
     }
 }

@@ -67,6 +67,7 @@ struct Summary {
     histories: u64,
     calls: u64,
     groups: u64,
+    looks: u64,
     lines: u64,
     checks: u64,
     injected: PerFault,
@@ -162,6 +163,7 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
                     all.histories += 1;
                     all.calls += outcome.calls;
                     all.groups += outcome.groups;
+                    all.looks += outcome.looks;
                     all.lines += outcome.lines as u64;
                     all.checks += outcome.checks;
                     all.injected.iter_mut().zip(outcome.injected).for_each(|(sum, new)| *sum += new);
@@ -189,7 +191,7 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
 }
 
 fn told(summary: &Summary, elapsed: Duration) -> String {
-    let Summary { histories, calls, groups, lines, checks, injected, .. } = summary;
+    let Summary { histories, calls, groups, looks, lines, checks, injected, .. } = summary;
     let rate = |count: u64| {
         #[expect(clippy::cast_precision_loss, reason = "a rate for people to read")]
         let count = count as f64;
@@ -204,7 +206,7 @@ fn told(summary: &Summary, elapsed: Duration) -> String {
     let total: u64 = injected.iter().sum();
     format!(
         "{histories} histories in {:.0} s ({:.1} a second): {calls} calls to AWS ({groups} of them made several \
-         reservations), {lines} steps, {checks} checks\n\
+         reservations, and {looks} told other environments that a product is sold out or not), {lines} steps, {checks} checks\n\
          {total} faults injected:\n{}",
         elapsed.as_secs_f64(),
         rate(*histories),

@@ -198,6 +198,16 @@ fn in_update(call: &mut Call, of: Deed, prefix: &str, old: &str, new: &str) -> P
     None
 }
 
+/// Whether a call is about the looks at a product that is sold out.
+fn is_of_looks(call: &Call) -> bool {
+    call.request["Key"]["sk"]["S"] == "LOOKS"
+}
+
+/// Whether it tells others what a look has found.
+pub(crate) fn is_end_of_look(call: &Call) -> bool {
+    is_of_looks(call) && call.request["ExpressionAttributeValues"][":ended"].is_object()
+}
+
 /// The positions of the reservations that a transaction makes, if it is a group's.
 pub(crate) fn group(call: &Call) -> Vec<usize> {
     let actions = call.request["TransactItems"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -421,6 +431,24 @@ pub static ALL: &[Planted] = &[
             }
         },
     ),
+    // ---- what environments tell one another about a product that is sold out
+    hears(
+        "look-of-before",
+        "a look that ended before an environment asked is taken for one that began since",
+        |call, _, body| {
+            if is_of_looks(call) && body["Item"]["free"].is_object() {
+                body["Item"]["ended"] = json!({ "N": "1000000" });
+            }
+        },
+    ),
+    asks("look-finds-nothing", "whoever has looked tells others that nothing is free, whatever there is", |call| {
+        if is_end_of_look(call) {
+            call.request["UpdateExpression"] = "SET #ended = :ended, #at = :at, #free = :free".into();
+            call.request["ExpressionAttributeValues"][":free"] = json!({ "N": "0" });
+            call.request["ExpressionAttributeNames"]["#free"] = "free".into();
+        }
+        None
+    }),
     // ---- the end of a hold
     asks("release-without-status", "a release does not ask whether the hold is still held", |call| {
         in_condition(call, Deed::Release, "HOLD#", " AND #status = :held", "")

@@ -32,6 +32,8 @@ pub struct Outcome {
     pub calls: u64,
     /// Of these, transactions that made several reservations.
     pub groups: u64,
+    /// The looks at the shards of a product that is sold out that were made for several environments.
+    pub looks: u64,
     /// Number of lines of the history: requests, events, messages and calls.
     pub lines: usize,
     /// Injected faults by kind.
@@ -89,6 +91,7 @@ async fn play(plan: &Plan, databases: (Database, Database), planted: Option<&'st
         digest: state.history.digest,
         calls: state.calls,
         groups: state.groups,
+        looks: state.looks,
         lines: state.history.lines.len(),
         injected: state.faults.injected,
         checks: state.books.checks,

@@ -20,7 +20,7 @@ use crate::dynamo::{self, Place};
 use crate::faults::{Fault, Faults};
 use crate::history::History;
 use crate::plan::HOUR_MS;
-use crate::planted::{Planted, group};
+use crate::planted::{Planted, group, is_end_of_look};
 use crate::promises::Promises;
 use crate::services::{Made, Message, Queues, Schedules};
 use crate::table::{Stop, join, leave_out, sort_keys, split};
@@ -86,6 +86,8 @@ pub(crate) struct State {
     pub(crate) calls: u64,
     /// Of these, transactions that made several reservations.
     pub(crate) groups: u64,
+    /// The looks at the shards of a product that is sold out that were made for several environments.
+    pub(crate) looks: u64,
     /// Number of background tasks that still run.
     background: usize,
     /// An outage: the service that is away, from when and until when.
@@ -153,6 +155,7 @@ impl World {
             history: History::new(),
             calls: 0,
             groups: 0,
+            looks: 0,
             background: 0,
             away: None,
             planted,
@@ -258,6 +261,7 @@ impl World {
             let mut state = self.lock();
             state.calls += 1;
             state.groups += u64::from(!group(&call).is_empty());
+            state.looks += u64::from(is_end_of_look(&call));
             state.fate(&call)
         };
         sleep(millis(travel)).await;

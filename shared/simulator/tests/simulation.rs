@@ -13,7 +13,7 @@ const SEEDS: u64 = 60;
 
 #[test]
 fn no_seed_breaks_a_promise() {
-    let (next, groups) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (next, groups, looks) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let play = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -22,6 +22,7 @@ fn no_seed_breaks_a_promise() {
             }
             let outcome = history(seed, &Part::default(), None);
             groups.fetch_add(outcome.groups, Ordering::Relaxed);
+            looks.fetch_add(outcome.looks, Ordering::Relaxed);
             if let Some(violation) = outcome.violation {
                 let lines = &outcome.history[outcome.history.len().saturating_sub(40)..];
                 panic!(
@@ -42,8 +43,9 @@ fn no_seed_breaks_a_promise() {
             }
         }
     });
-    // Otherwise nothing of what can go wrong in a group was tried.
+    // Otherwise nothing of what can go wrong in a group, or with a look for others, was tried.
     assert!(groups.into_inner() >= SEEDS / 4, "hardly any transaction made several reservations");
+    assert!(looks.into_inner() >= SEEDS / 4, "hardly any environment looked at the shards for others");
 }
 
 #[test]

@@ -3,10 +3,8 @@
 //! With a warm cache a reserve takes one round trip. What is cached may be stale: the condition on the write decides.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use holdfast_domain::{Clock, Product, ProductId, Take, Timestamp, shards};
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::{Deadline, Error, Store, items, keys, lock};
@@ -17,6 +15,10 @@ pub(crate) const FACTS_LIFETIME_MS: i64 = 5_000;
 /// How old cached data may be for a refusal, in milliseconds, since no shard checks it then. Applies to facts ("not on
 /// sale") and to stock ("sold out"), and saves reads when many requests are refused.
 pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
+
+/// How long a product counts as one that was sold out, in milliseconds: its next refusals share their looks at the shards
+/// with other environments.
+const SOLD_OUT_MEMORY_MS: i64 = 10_000;
 
 /// When something was read, by two clocks: the wall clock may be set back, and the monotonic clock stops while Lambda
 /// freezes the environment. The greater age counts.
@@ -36,6 +38,16 @@ impl ReadTime {
         let elapsed = i64::try_from(self.monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
         elapsed < millis && self.wall.within(millis, clock.now())
     }
+
+    /// Whether it is more than `millis` milliseconds after a time of another environment's clock.
+    pub(crate) fn is_after(self, time: Timestamp, millis: i64) -> bool {
+        self.wall.as_millis().saturating_sub(time.as_millis()) > millis
+    }
+
+    /// Whether it was not read before `other`.
+    fn is_since(self, other: Self) -> bool {
+        self.monotonic >= other.monotonic
+    }
 }
 
 /// A cached product.
@@ -51,10 +63,10 @@ pub(crate) struct CachedProduct {
     exhausted: Option<(ReadTime, u64)>,
     /// How often that was read.
     snapshots: u64,
+    /// When it was last certain that too few units were free.
+    sold_out_at: Option<ReadTime>,
     /// When its overdue holds were last searched for, and the time until which no other hold ends.
     pub(crate) no_overdue: Option<(ReadTime, Timestamp)>,
-    /// Held by the request that finds out whether there are units: what it finds serves all who wait.
-    pub(crate) search: Arc<Mutex<()>>,
 }
 
 impl CachedProduct {
@@ -79,9 +91,26 @@ impl CachedProduct {
 
     /// Notes what all shards had at one instant, and whether that is all that there is.
     pub(crate) fn set_snapshot(&mut self, available: Vec<u64>, at: ReadTime, is_all: bool) {
-        self.exhausted = is_all.then(|| (at, available.iter().sum()));
-        self.snapshots += 1;
+        let free = available.iter().sum();
         self.set_stock(available);
+        if is_all {
+            self.set_exhausted(at, free);
+        } else {
+            self.exhausted = None;
+            self.snapshots += 1;
+        }
+    }
+
+    /// Notes that after this time, with all overdue holds released, too few units were free.
+    pub(crate) fn set_exhausted(&mut self, at: ReadTime, free: u64) {
+        self.exhausted = Some((at, free));
+        self.snapshots += 1;
+        self.sold_out_at = Some(at);
+    }
+
+    /// Whether it was sold out a short time ago.
+    pub(crate) fn was_sold_out(&self, clock: &Clock) -> bool {
+        self.sold_out_at.is_some_and(|at| at.within(SOLD_OUT_MEMORY_MS, clock))
     }
 
     /// When it was certain that no more units were free than these.
@@ -96,8 +125,9 @@ impl CachedProduct {
 
     /// Notes that a transaction took units that was sent after the snapshot of this number and before any other.
     pub(crate) fn subtract_since(&mut self, snapshot: u64, shard: u32, units: u32) {
-        if let Some((_, free)) = self.exhausted.as_mut().filter(|_| self.snapshots == snapshot) {
-            *free = free.saturating_sub(u64::from(units));
+        if let Some((at, free)) = self.exhausted.filter(|_| self.snapshots == snapshot) {
+            // More than there was: units have come back since, and it is no longer certain how many.
+            self.exhausted = free.checked_sub(u64::from(units)).map(|free| (at, free));
         }
         self.subtract(shard, units);
     }
@@ -122,39 +152,48 @@ impl CachedProduct {
 }
 
 impl Store {
-    /// The facts of these products, read again if they are not cached or older than `max_age_ms`. Unknown products are left
-    /// out.
+    /// The facts of these products, read again if they are not cached or older than `max_age_ms`; one request reads for all
+    /// that wait. Unknown products are left out.
     pub(crate) async fn facts(
         &self,
-        ids: impl Iterator<Item = &ProductId>,
+        ids: impl Iterator<Item = &ProductId> + Clone,
         max_age_ms: i64,
         deadline: Deadline,
     ) -> Result<BTreeMap<ProductId, Product>, Error> {
-        let mut facts = BTreeMap::new();
-        let mut missing = Vec::new();
-        {
-            let cached = lock(&self.cached);
-            for id in ids {
-                let fresh = |cached: &&CachedProduct| {
-                    cached.read_at.is_some_and(|read_at| read_at.within(max_age_ms, &self.clock))
-                };
-                match cached.get(id).filter(fresh) {
-                    Some(cached) => _ = facts.insert(id.clone(), cached.product.clone()),
-                    None => missing.push(keys::product(id)),
-                }
-            }
-        }
+        let (facts, missing) = self.cached_facts(ids.clone(), |read_at| read_at.within(max_age_ms, &self.clock));
+        let Some(first) = missing.first() else { return Ok(facts) };
+        let asked_at = ReadTime::now(&self.clock);
+        let _turn = self.reads.wait(first).await;
+        let (mut facts, missing) =
+            self.cached_facts(ids, |read_at| read_at.is_since(asked_at) || read_at.within(max_age_ms, &self.clock));
         if missing.is_empty() {
             return Ok(facts);
         }
         // Dated before the read, so that the result is never older than its date.
         let read_at = ReadTime::now(&self.clock);
-        for item in self.get_many(missing, deadline).await? {
+        for item in self.get_many(missing.into_iter().map(keys::product).collect(), deadline).await? {
             let product: Product = items::read("product", item)?;
             self.remember(&product, Some(read_at));
             facts.insert(product.product_id.clone(), product);
         }
         Ok(facts)
+    }
+
+    /// The cached facts of these products, as far as they are fresh, and those that have to be read.
+    fn cached_facts<'a>(
+        &self,
+        ids: impl Iterator<Item = &'a ProductId>,
+        is_fresh: impl Fn(ReadTime) -> bool,
+    ) -> (BTreeMap<ProductId, Product>, Vec<&'a ProductId>) {
+        let (mut facts, mut missing) = (BTreeMap::new(), Vec::new());
+        let cached = lock(&self.cached);
+        for id in ids {
+            match cached.get(id).filter(|cached| cached.read_at.is_some_and(&is_fresh)) {
+                Some(cached) => _ = facts.insert(id.clone(), cached.product.clone()),
+                None => missing.push(id),
+            }
+        }
+        (facts, missing)
     }
 
     pub(crate) fn remember(&self, product: &Product, read_at: Option<ReadTime>) {
@@ -167,8 +206,8 @@ impl Store {
             available: vec![None; product.shards as usize],
             exhausted: None,
             snapshots: 0,
+            sold_out_at: None,
             no_overdue: None,
-            search: Arc::default(),
         });
         entry.product = product.clone();
         entry.read_at = read_at;

@@ -3,7 +3,7 @@
 //! One call of a kind is in flight at a time. Whoever comes meanwhile waits; when it has ended, one of them forms the next
 //! group, of all who fit, and every member drives its call. Nothing runs on its own, since Lambda freezes that.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +12,8 @@ use aws_sdk_dynamodb::error::SdkError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use holdfast_domain::ProductId;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::{Seen, watch};
 use crate::{Error, lock};
@@ -143,4 +144,21 @@ where
         Arc::new(call.await)
     };
     call.boxed().shared()
+}
+
+/// Where requests that would read the same of a product take turns: what one reads serves all who wait.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Mutex<HashMap<ProductId, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    /// Waits until no other request is at it, or one takes long.
+    pub(crate) async fn wait(&self, product: &ProductId) -> Option<OwnedMutexGuard<()>> {
+        let turn = {
+            let mut turns = lock(&self.0);
+            // Those that nobody waits for.
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry(product.clone()).or_default().clone()
+        };
+        tokio::time::timeout(PATIENCE, turn.lock_owned()).await.ok()
+    }
 }

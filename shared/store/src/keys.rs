@@ -127,6 +127,11 @@ pub fn shard(id: &ProductId, shard: u32) -> Key {
     Key { pk: format!("STOCK#{id}#{shard}"), sk: "STOCK".to_owned() }
 }
 
+/// The environments' looks at a product's shards while it is sold out.
+pub fn looks(id: &ProductId) -> Key {
+    Key { pk: format!("LOOKS#{id}"), sk: "LOOKS".to_owned() }
+}
+
 /// A reservation, which is also the record of its idempotency key.
 pub fn reservation(id: &ReservationId) -> Key {
     Key { pk: format!("{HOLD_PREFIX}{id}"), sk: HOLD.to_owned() }
@@ -259,6 +264,7 @@ mod tests {
             (adjustment("a"), Owner::Other),
             (failed("fc_x"), Owner::Other),
             (audit(&product()), Owner::Other),
+            (looks(&product()), Owner::Other),
             (Key { pk: "STOCK#tee-black".to_owned(), sk: "STOCK".to_owned() }, Owner::Other),
         ] {
             assert_eq!(Owner::of(&key.pk, &key.sk), owner, "{key:?}");

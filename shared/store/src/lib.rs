@@ -32,6 +32,7 @@ mod gate;
 mod group;
 mod items;
 pub mod keys;
+mod looks;
 pub mod measure;
 mod orders;
 mod page;
@@ -84,6 +85,10 @@ pub struct Store {
     clock: Clock,
     cached: Arc<Mutex<HashMap<ProductId, cache::CachedProduct>>>,
     gates: group::Gates,
+    /// Of requests that read a product's facts.
+    reads: gate::Turns,
+    /// Of requests that find out whether a product is sold out.
+    searches: gate::Turns,
     catalog: tokio::sync::Mutex<catalog::CatalogSnapshot>,
     random: Mutex<fastrand::Rng>,
     due_partitions: u32,
@@ -100,6 +105,8 @@ impl Store {
             clock,
             cached: Arc::default(),
             gates: group::Gates::default(),
+            reads: gate::Turns::default(),
+            searches: gate::Turns::default(),
             catalog: tokio::sync::Mutex::default(),
             random: Mutex::new(fastrand::Rng::new()),
             due_partitions: keys::DUE_PARTITIONS,

@@ -11,7 +11,6 @@ use std::time::Duration;
 use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
 
 use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
-use crate::gate::PATIENCE;
 use crate::items::{self, Hold, ShardItem, number};
 use crate::keys::Key;
 use crate::transact::{MAX_ACTIONS, Transaction};
@@ -88,11 +87,17 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let (mut read, mut released) = (false, None);
         let mut search = None;
+        let mut look = None;
         loop {
             // Another request of this environment may have removed them from the cache.
             wanted.iter().for_each(|one| self.ensure_cached(one.product));
             let short = match self.choose(wanted, other_actions) {
-                Choice::Takes(takes) => return Ok(Allocation::Takes(takes)),
+                Choice::Takes(takes) => {
+                    if let Some(look) = look.flatten() {
+                        self.end_look(look, None, now, deadline).await?;
+                    }
+                    return Ok(Allocation::Takes(takes));
+                }
                 Choice::Fragmented(one) => {
                     Box::pin(self.consolidate(one, deadline)).await?;
                     attempts.count();
@@ -110,10 +115,19 @@ impl Store {
             }
             if basis == RefusalBasis::Cache && search.is_none() {
                 // Another request of this environment may be searching: what it finds serves this one, unless it takes long.
-                let of = short
-                    .first()
-                    .and_then(|one| self.with_cached(&one.product.product_id, |cached| cached.search.clone()));
-                search = Some(tokio::time::timeout(PATIENCE, of.unwrap_or_default().lock_owned()).await.ok());
+                if let Some(one) = short.first() {
+                    search = Some(self.searches.wait(&one.product.product_id).await);
+                    continue;
+                }
+            }
+            if basis == RefusalBasis::Cache
+                && look.is_none()
+                && let Some(one) = short.first()
+            {
+                let id = &one.product.product_id;
+                // And another environment, of a product that was sold out before.
+                let shared = self.with_cached(id, |cached| cached.was_sold_out(&self.clock)).unwrap_or_default();
+                look = Some(if shared { Box::pin(self.join_look(id, deadline)).await? } else { None });
                 continue;
             }
             let products: Vec<&Product> = short.iter().map(|one| one.product).collect();
@@ -135,6 +149,10 @@ impl Store {
             if !shortages.is_empty() {
                 if !complete {
                     return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
+                }
+                if let Some(look) = look.flatten() {
+                    let of_it = shortages.iter().find(|short| short.product_id == *look.product());
+                    self.end_look(look, of_it.map(|short| short.available), now, deadline).await?;
                 }
                 return Ok(Allocation::Short(shortages));
             }

@@ -70,6 +70,24 @@ fn code(answer: &Result<Reserved, Error>) -> &str {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_read_of_the_product_that_hangs_keeps_nobody_else_waiting_for_long() {
+    let wire = table();
+    stocked(&wire, &[product("tee", 10, 1)]).await;
+    let store = store(&wire, 1);
+    wire.fail("BatchGetItem", 1, Fault::Silence);
+    let began = tokio::time::Instant::now();
+    let (ann, bob) = (one("ann"), one("bob"));
+    let first = reserve(&store, &ann, NOW);
+    let second = async {
+        let answer = reserve(&store, &bob, NOW).await;
+        (answer, began.elapsed())
+    };
+    let (_, (answer, took)) = tokio::join!(first, second);
+    assert_eq!(code(&answer), "reserved");
+    assert!(took < Duration::from_millis(300), "{took:?}");
+}
+
 #[tokio::test]
 async fn those_who_come_meanwhile_share_one_transaction() {
     let (wire, store) = warm(1_000, 2).await;

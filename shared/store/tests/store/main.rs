@@ -9,6 +9,7 @@ mod confirm;
 mod failed;
 mod group;
 mod lists;
+mod looks;
 mod orders;
 mod products;
 mod rate;

@@ -1,0 +1,140 @@
+//! Environments that share what they find out about a product that is sold out.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use holdfast_domain::Refusal;
+use holdfast_store::{Error, Reserved, Store};
+use holdfast_testkit::fixtures::{NOW, basket, product, reserve, soon, stocked, store, table};
+use holdfast_testkit::wire::{Call, Fault, Wire};
+use tokio::time::Instant;
+
+/// A product on four shards that is sold out, and this many environments, each of which has found that out some seconds ago.
+async fn sold_out(environments: usize) -> (Wire, Vec<Store>, Reserved) {
+    let wire = table();
+    stocked(&wire, &[product("tee", 4, 4)]).await;
+    let stores: Vec<Store> = (1..=environments).map(|n| store(&wire, n as u64)).collect();
+    let held = reserve(&stores[0], &basket("owner", "k", &[("tee", 4)]), NOW).await.unwrap();
+    for store in &stores {
+        assert_eq!(ask(store, "early").await, "insufficient_stock");
+    }
+    tokio::time::advance(Duration::from_secs(2)).await;
+    wire.take_calls();
+    (wire, stores, held)
+}
+
+async fn ask(store: &Store, key: &str) -> &'static str {
+    match reserve(store, &basket("guest", key, &[("tee", 1)]), NOW.plus_seconds(2)).await {
+        Ok(reserved) if reserved.replayed => "replayed",
+        Ok(_) => "reserved",
+        Err(Error::Refused(Refusal::InsufficientStock { .. })) => "insufficient_stock",
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+async fn give_back(store: &Store, Reserved { reservation, .. }: &Reserved) {
+    store.cancel(&reservation.reservation_id, &reservation.customer, NOW.plus_seconds(2), soon()).await.unwrap();
+}
+
+/// How often all shards were read at one instant.
+fn looks(calls: &[Call]) -> usize {
+    let is_look = |call: &&Call| {
+        call.operation == "TransactGetItems"
+            && call.request["TransactItems"].as_array().is_some_and(|all| all.len() == 4)
+    };
+    calls.iter().filter(is_look).count()
+}
+
+fn of_looks(call: &Call, operation: &str) -> bool {
+    call.operation == operation && call.request["Key"]["sk"]["S"] == "LOOKS"
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_environments_share_a_look() {
+    let (wire, stores, _) = sold_out(40).await;
+    let answers = join_all(stores.iter().map(|store| ask(store, "k"))).await;
+    assert!(answers.iter().all(|&answer| answer == "insufficient_stock"), "{answers:?}");
+    let calls = wire.take_calls();
+    // One that those share who asked before it began, and one for those who asked while it was under way.
+    assert!((1..=2).contains(&looks(&calls)), "{}", looks(&calls));
+    // Each remembers it for a second.
+    let answers = join_all(stores.iter().map(|store| ask(store, "again"))).await;
+    assert!(answers.iter().all(|&answer| answer == "insufficient_stock"), "{answers:?}");
+    assert_eq!(looks(&wire.take_calls()), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_began_before_is_not_enough() {
+    let (wire, stores, held) = sold_out(3).await;
+    assert_eq!(ask(&stores[0], "k").await, "insufficient_stock");
+    give_back(&stores[2], &held).await;
+    assert_eq!(ask(&stores[1], "k").await, "reserved", "the last look ended before the units came back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_is_under_way_is_not_enough() {
+    let (wire, stores, held) = sold_out(3).await;
+    // The first has looked, and has not said so, when the units come back and the second asks.
+    let gate = wire.gate(|call| of_looks(call, "UpdateItem") && call.request.to_string().contains("ended"));
+    let second = async {
+        gate.arrived().await;
+        give_back(&stores[2], &held).await;
+        wire.take_calls();
+        let asked = async {
+            // The second one has read what is under way.
+            while !wire.take_calls().iter().any(|call| of_looks(call, "GetItem")) {
+                tokio::task::yield_now().await;
+            }
+            gate.open();
+        };
+        tokio::join!(ask(&stores[1], "k"), asked).0
+    };
+    let answers = tokio::join!(ask(&stores[0], "k"), second);
+    assert_eq!(answers, ("insufficient_stock", "reserved"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_frozen_while_it_looks_stops_nobody() {
+    let (wire, stores, held) = sold_out(2).await;
+    let gate = wire.gate(|call| call.operation == "BatchGetItem");
+    let second = async {
+        gate.arrived().await;
+        let began = Instant::now();
+        let answer = ask(&stores[1], "k").await;
+        assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
+        assert_eq!(answer, "insufficient_stock");
+        give_back(&stores[1], &held).await;
+        gate.open();
+    };
+    let (first, ()) = tokio::join!(ask(&stores[0], "k"), second);
+    // It looks when it is back.
+    assert_eq!(first, "reserved");
+    // What it says then of its own look comes too late: the other one's has a greater number.
+    let item = wire.take_calls().into_iter().rev().find(|call| of_looks(call, "UpdateItem")).unwrap();
+    assert_eq!(
+        item.response.unwrap()["__type"].as_str().unwrap().rsplit('#').next(),
+        Some("ConditionalCheckFailedException")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_item_each_environment_looks_for_itself() {
+    for operation in ["GetItem", "UpdateItem"] {
+        for fault in [Fault::Throttled, Fault::LostBefore, Fault::LostAfter, Fault::Silence] {
+            let (wire, stores, _) = sold_out(2).await;
+            wire.script(move |call| of_looks(call, operation).then_some(fault));
+            for store in &stores {
+                assert_eq!(ask(store, "k").await, "insufficient_stock", "{operation} {fault:?}");
+            }
+            assert_eq!(looks(&wire.take_calls()), 2, "{operation} {fault:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn access_that_is_denied_is_an_error() {
+    let (wire, stores, _) = sold_out(1).await;
+    wire.script(|call| of_looks(call, "GetItem").then_some(Fault::AccessDenied));
+    let refused = reserve(&stores[0], &basket("guest", "k", &[("tee", 1)]), NOW.plus_seconds(2)).await;
+    assert!(matches!(refused, Err(Error::Internal { .. })), "{refused:?}");
+}
