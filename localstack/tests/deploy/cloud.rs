@@ -248,10 +248,7 @@ impl Cloud {
         if !policies.contains(&format!("\"{action}\"")) {
             return;
         }
-        let function = self.output("ReserveFunctionName");
-        let path = format!("/2015-03-31/functions/{function}/configuration");
-        let configuration = self.request(reqwest::Method::GET, "lambda", &path).send().await.unwrap();
-        let configuration: Value = configuration.json().await.unwrap();
+        let configuration = self.configuration("ReserveFunction").await;
         let name = configuration["Role"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
         let policy = json!({"Version": "2012-10-17", "Statement": [{
             "Effect": "Allow", "Action": action, "Resource": format!("arn:aws:scheduler:{REGION}:*:schedule/default/*"),
@@ -268,6 +265,12 @@ impl Cloud {
         let request = request.header("content-type", "application/x-www-form-urlencoded").body(body);
         let answer = request.send().await.unwrap();
         assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    }
+
+    /// A function's configuration, by its name in the template, as GetFunctionConfiguration answers it.
+    pub(crate) async fn configuration(&self, function: &str) -> Value {
+        let path = format!("/2015-03-31/functions/{}/configuration", self.output(&format!("{function}Name")));
+        self.request(reqwest::Method::GET, "lambda", &path).send().await.unwrap().json().await.unwrap()
     }
 
     /// The stack's outputs, from CloudFormation's own answer: flat pairs of `OutputKey` and `OutputValue` in XML.
@@ -287,6 +290,12 @@ impl Cloud {
     /// An output of the stack.
     pub(crate) fn output(&self, name: &str) -> &str {
         self.outputs.get(name).unwrap_or_else(|| panic!("no output {name} among {:?}", self.outputs))
+    }
+
+    /// The functions, by their names in the template.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = &str> {
+        let names = self.outputs.keys().filter_map(|name| name.strip_suffix("Name"));
+        names.filter(|name| name.ends_with("Function"))
     }
 
     /// A request by the root credentials, whose signature the emulator does not check.

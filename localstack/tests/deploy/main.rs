@@ -1,24 +1,26 @@
 //! Checks the template's rules, then builds and deploys it unchanged to an emulator, whose triggers call the functions and
-//! whose IAM enforces their roles.
+//! whose IAM enforces their roles. What was built must be within its budgets of instructions and bytes.
 //!
 //! Takes minutes, since every function is built as a release, and one for the other processor too:
 //! `cargo test --workspace --test deploy`. A filter takes only what it names: `... --test deploy rules`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a panic is how a test fails")]
 
 mod cloud;
+mod counts;
 mod rules;
 mod triggers;
 mod users;
 mod variables;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cloud::{Architecture, Cloud, Sam};
+use counts::Counter;
 use holdfast_local::process::Keeper;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use rules::Expanded;
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
@@ -36,9 +38,29 @@ struct Shared {
     sam: OnceCell<Sam>,
     template: OnceCell<Expanded>,
     canary: OnceCell<Expanded>,
-    cloud: OnceCell<Cloud>,
-    /// Whether it was deployed, or that failed.
+    built: Minutes<PathBuf>,
+    cloud: Minutes<Cloud>,
+}
+
+/// What takes minutes to make: once is enough to fail.
+struct Minutes<T> {
+    made: OnceCell<T>,
     tried: AtomicBool,
+}
+
+impl<T> Minutes<T> {
+    fn new() -> Self {
+        Self { made: OnceCell::new(), tried: AtomicBool::new(false) }
+    }
+
+    async fn get(&self, make: impl AsyncFnOnce() -> T) -> &T {
+        let make = async || {
+            let tried = self.tried.swap(true, Ordering::SeqCst);
+            assert!(!tried, "not made; the first test that needed it says why");
+            make().await
+        };
+        self.made.get_or_init(make).await
+    }
 }
 
 impl Shared {
@@ -55,16 +77,29 @@ impl Shared {
         self.canary.get_or_init(|| async { self.sam().await.expand(&["CanaryDeployments=true"]).await }).await
     }
 
+    /// The build for this machine's processor: all functions.
+    async fn built(&self) -> &Path {
+        self.built.get(async || self.sam().await.build(Architecture::here(), None).await).await
+    }
+
     async fn cloud(&self) -> &Cloud {
         let deploy = async || {
-            // Building takes minutes: once is enough to fail.
-            let tried = self.tried.swap(true, Ordering::SeqCst);
-            assert!(!tried, "not deployed; the first test that needed it says why");
-            let (sam, here) = (self.sam().await, Architecture::here());
-            let built = sam.build(here, None).await;
-            Cloud::deploy(sam, &built, here, &self.keeper).await
+            let built = self.built().await;
+            Cloud::deploy(self.sam().await, built, Architecture::here(), &self.keeper).await
         };
-        self.cloud.get_or_init(deploy).await
+        self.cloud.get(deploy).await
+    }
+
+    /// Counts the instructions of requests, if there is what counts them.
+    async fn count(&self) -> Result<Completion, Failed> {
+        if Architecture::here() != Architecture::X86 {
+            return Ok(Completion::ignored_with("left out, since the budgets are those of x86_64"));
+        }
+        let Some(valgrind) = counts::valgrind()? else {
+            return Ok(Completion::ignored_with("left out, since there is no valgrind on the PATH"));
+        };
+        let counter = Counter { valgrind: &valgrind, built: self.built().await, keeper: &self.keeper };
+        none(&counter.over_budget().await).map(|()| Completion::Completed)
     }
 
     /// Builds a function for the other processor. The result cannot run here, so the test checks its architecture. One of
@@ -102,8 +137,8 @@ fn main() -> ExitCode {
         sam: OnceCell::new(),
         template: OnceCell::new(),
         canary: OnceCell::new(),
-        cloud: OnceCell::new(),
-        tried: AtomicBool::new(false),
+        built: Minutes::new(),
+        cloud: Minutes::new(),
     });
 
     let mut trials = Vec::new();
@@ -134,6 +169,10 @@ fn main() -> ExitCode {
         own.runtime.block_on(own.other_architecture());
         Ok(())
     }));
+    let own = Arc::clone(&shared);
+    trials.push(Trial::ignorable_test("build::each_request_is_within_its_budget_of_instructions", move || {
+        own.runtime.block_on(own.count())
+    }));
     macro_rules! deployed {
         ($($module:ident::$test:ident),* $(,)?) => {$({
             let shared = Arc::clone(&shared);
@@ -144,6 +183,7 @@ fn main() -> ExitCode {
         })*};
     }
     deployed![
+        counts::each_zip_is_within_its_budget,
         triggers::every_event_is_answered,
         triggers::a_deployed_schedule_releases_a_hold,
         triggers::the_deployed_sweep_makes_up_for_a_lost_schedule,
@@ -160,7 +200,7 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Some(shared) = Arc::into_inner(shared) {
         let Shared { runtime, cloud, .. } = shared;
-        if let Some(cloud) = cloud.into_inner() {
+        if let Some(cloud) = cloud.made.into_inner() {
             runtime.block_on(cloud.stop());
         }
     }

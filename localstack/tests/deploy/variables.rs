@@ -19,7 +19,7 @@ use crate::rules::Expanded;
 
 /// What Lambda itself gives to every function
 /// (<https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html>), as far as the functions could read it.
-const OF_LAMBDA: [(&str, &str); 7] = [
+pub(crate) const OF_LAMBDA: [(&str, &str); 7] = [
     ("AWS_REGION", "us-east-1"),
     ("AWS_ACCESS_KEY_ID", "id"),
     ("AWS_SECRET_ACCESS_KEY", "secret"),
