@@ -39,6 +39,10 @@ use holdfast_testkit::fixtures::{TABLE, books_of};
 use hyper::body::Bytes;
 use serde_json::{Value, json};
 
+/// The database allocates thousands of small pieces for a large transaction.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use cases::{Caller, Case, HERD_UNITS, Phase, Plan};
 use cloud::Counts;
 use load::{Call, Connection, Connections, Measured, Pace, WARM_UP, numbers};

@@ -438,6 +438,7 @@ pub static ALL: &[Planted] = &[
         |call, _, body| {
             if is_of_looks(call) && body["Item"]["free"].is_object() {
                 body["Item"]["ended"] = json!({ "N": "1000000" });
+                body["Item"]["at"] = json!({ "N": "9000000000000" });
             }
         },
     ),

@@ -19,6 +19,8 @@ pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
 /// How long a product counts as one that was sold out, in milliseconds: its next refusals share their looks at the shards
 /// with other environments.
 const SOLD_OUT_MEMORY_MS: i64 = 10_000;
+/// From how many shards on. Below, a look costs no more than to ask for one.
+const SHARED_SHARDS: u32 = 4;
 
 /// When something was read, by two clocks: the wall clock may be set back, and the monotonic clock stops while Lambda
 /// freezes the environment. The greater age counts.
@@ -39,13 +41,18 @@ impl ReadTime {
         elapsed < millis && self.wall.within(millis, clock.now())
     }
 
-    /// Whether it is more than `millis` milliseconds after a time of another environment's clock.
-    pub(crate) fn is_after(self, time: Timestamp, millis: i64) -> bool {
-        self.wall.as_millis().saturating_sub(time.as_millis()) > millis
+    /// By the wall clock.
+    pub(crate) fn wall(self) -> Timestamp {
+        self.wall
+    }
+
+    /// The same, or as old as that by the wall clock.
+    pub(crate) fn not_after(self, wall: Timestamp) -> Self {
+        Self { wall: self.wall.min(wall), ..self }
     }
 
     /// Whether it was not read before `other`.
-    fn is_since(self, other: Self) -> bool {
+    pub(crate) fn is_since(self, other: Self) -> bool {
         self.monotonic >= other.monotonic
     }
 }
@@ -58,13 +65,13 @@ pub(crate) struct CachedProduct {
     read_at: Option<ReadTime>,
     home: u32,
     available: Vec<Option<u64>>,
-    /// When all shards were last read at one instant, after all overdue holds were released, and how many units are left of
-    /// those that were free then. What is cached may be less: a transaction that the read had seen may be subtracted after it.
+    /// After when all shards were last read at one instant, with all holds released that were overdue at that time, and how
+    /// many units were free. What is cached may be less: a transaction that the read had seen may be subtracted after it.
     exhausted: Option<(ReadTime, u64)>,
-    /// How often that was read.
-    snapshots: u64,
     /// When it was last certain that too few units were free.
     sold_out_at: Option<ReadTime>,
+    /// When another environment's look could not be asked for.
+    alone_since: Option<ReadTime>,
     /// When its overdue holds were last searched for, and the time until which no other hold ends.
     pub(crate) no_overdue: Option<(ReadTime, Timestamp)>,
 }
@@ -89,47 +96,41 @@ impl CachedProduct {
         }
     }
 
-    /// Notes what all shards had at one instant, and whether that is all that there is.
-    pub(crate) fn set_snapshot(&mut self, available: Vec<u64>, at: ReadTime, is_all: bool) {
-        let free = available.iter().sum();
-        self.set_stock(available);
-        if is_all {
-            self.set_exhausted(at, free);
-        } else {
-            self.exhausted = None;
-            self.snapshots += 1;
-        }
-    }
-
-    /// Notes that after this time, with all overdue holds released, too few units were free.
+    /// Notes that after this time, with all holds released that were overdue then, so many units were free, which were too few.
     pub(crate) fn set_exhausted(&mut self, at: ReadTime, free: u64) {
         self.exhausted = Some((at, free));
-        self.snapshots += 1;
         self.sold_out_at = Some(at);
     }
 
-    /// Whether it was sold out a short time ago.
-    pub(crate) fn was_sold_out(&self, clock: &Clock) -> bool {
-        self.sold_out_at.is_some_and(|at| at.within(SOLD_OUT_MEMORY_MS, clock))
+    /// Whether its next looks are shared with other environments: one that was sold out a short time ago is likely to be asked
+    /// for again and again, and with few shards the sharing would cost more than a look.
+    pub(crate) fn shares_looks(&self, clock: &Clock) -> bool {
+        let lately = |time: Option<ReadTime>| time.is_some_and(|at| at.within(SOLD_OUT_MEMORY_MS, clock));
+        self.product.shards >= SHARED_SHARDS && lately(self.sold_out_at) && !lately(self.alone_since)
+    }
+
+    /// Notes that another environment's look cannot be asked for: do without for a while.
+    pub(crate) fn look_alone(&mut self, since: ReadTime) {
+        self.alone_since = Some(since);
+    }
+
+    /// Notes what all shards had at one instant; if that is all that there is, after when that was certain.
+    pub(crate) fn set_snapshot(&mut self, available: Vec<u64>, exhausted_at: Option<ReadTime>) {
+        match exhausted_at {
+            Some(at) => self.set_exhausted(at, available.iter().sum()),
+            None => self.exhausted = None,
+        }
+        self.set_stock(available);
+    }
+
+    /// Whether it is known how few units are free.
+    pub(crate) fn is_known_exhausted(&self, clock: &Clock) -> bool {
+        self.exhausted.is_some_and(|(at, _)| at.within(REFUSAL_LIFETIME_MS, clock))
     }
 
     /// When it was certain that no more units were free than these.
     pub(crate) fn exhausted(&self) -> Option<(ReadTime, u64)> {
         self.exhausted
-    }
-
-    /// The number of the last snapshot.
-    pub(crate) fn snapshots(&self) -> u64 {
-        self.snapshots
-    }
-
-    /// Notes that a transaction took units that was sent after the snapshot of this number and before any other.
-    pub(crate) fn subtract_since(&mut self, snapshot: u64, shard: u32, units: u32) {
-        if let Some((at, free)) = self.exhausted.filter(|_| self.snapshots == snapshot) {
-            // More than there was: units have come back since, and it is no longer certain how many.
-            self.exhausted = free.checked_sub(u64::from(units)).map(|free| (at, free));
-        }
-        self.subtract(shard, units);
     }
 
     pub(crate) fn subtract(&mut self, shard: u32, units: u32) {
@@ -163,12 +164,14 @@ impl Store {
         let (facts, missing) = self.cached_facts(ids.clone(), |read_at| read_at.within(max_age_ms, &self.clock));
         let Some(first) = missing.first() else { return Ok(facts) };
         let asked_at = ReadTime::now(&self.clock);
-        let _turn = self.reads.wait(first).await;
+        let (turn, after_another) = self.reads.wait(first).await;
         let (mut facts, missing) =
             self.cached_facts(ids, |read_at| read_at.is_since(asked_at) || read_at.within(max_age_ms, &self.clock));
         if missing.is_empty() {
             return Ok(facts);
         }
+        // What the one before has not found does not exist: no reason for the others to wait for one another.
+        let _turn = turn.filter(|_| !after_another);
         // Dated before the read, so that the result is never older than its date.
         let read_at = ReadTime::now(&self.clock);
         for item in self.get_many(missing.into_iter().map(keys::product).collect(), deadline).await? {
@@ -205,8 +208,8 @@ impl Store {
             home,
             available: vec![None; product.shards as usize],
             exhausted: None,
-            snapshots: 0,
             sold_out_at: None,
+            alone_since: None,
             no_overdue: None,
         });
         entry.product = product.clone();

@@ -69,7 +69,10 @@ pub(crate) enum Fit {
 
 impl<E, M> Default for Gate<E, M> {
     fn default() -> Self {
-        Self { turn: Arc::new(Semaphore::new(1)), waiting: Mutex::default() }
+        Self {
+            turn: Arc::new(Semaphore::new(std::env::var("LANES").ok().and_then(|c| c.parse().ok()).unwrap_or(1))),
+            waiting: Mutex::default(),
+        }
     }
 }
 
@@ -151,14 +154,17 @@ where
 pub(crate) struct Turns(Mutex<HashMap<ProductId, Arc<tokio::sync::Mutex<()>>>>);
 
 impl Turns {
-    /// Waits until no other request is at it, or one takes long.
-    pub(crate) async fn wait(&self, product: &ProductId) -> Option<OwnedMutexGuard<()>> {
+    /// Waits until no other request is at it, or one takes long. Also returns whether there was another one.
+    pub(crate) async fn wait(&self, product: &ProductId) -> (Option<OwnedMutexGuard<()>>, bool) {
         let turn = {
             let mut turns = lock(&self.0);
             // Those that nobody waits for.
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
             turns.entry(product.clone()).or_default().clone()
         };
-        tokio::time::timeout(PATIENCE, turn.lock_owned()).await.ok()
+        match turn.clone().try_lock_owned() {
+            Ok(turn) => (Some(turn), false),
+            Err(_) => (tokio::time::timeout(PATIENCE, turn.lock_owned()).await.ok(), true),
+        }
     }
 }

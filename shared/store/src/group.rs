@@ -102,15 +102,13 @@ pub(crate) enum Committed {
 enum Slot {
     Reservation(Item),
     Limit { key: Key, quantity: u32, limit: u32 },
-    Shard { product: ProductId, shard: u32, units: u32, version: u64, snapshot: u64 },
+    Shard { product: ProductId, shard: u32, units: u32, version: u64 },
 }
 
 /// A product's stock as it is cached, less what the group takes.
 #[derive(Debug, Clone)]
 struct Stock {
     version: u64,
-    /// The number of the last snapshot of the shards before the group.
-    snapshot: u64,
     available: Vec<Option<u64>>,
     home: u32,
 }
@@ -149,7 +147,7 @@ impl Group {
                 None => match cached.get(&line.product_id) {
                     Some(cached) => {
                         let (available, home) = cached.stock();
-                        Stock { version: facts.version, snapshot: cached.snapshots(), available, home }
+                        Stock { version: facts.version, available, home }
                     }
                     None => return Ok(Fit::Never),
                 },
@@ -209,7 +207,7 @@ impl Group {
         positions: &mut Vec<(usize, TakeAction)>,
         means: TakeAction,
         (product, take): (&ProductId, Take),
-        &Stock { version, snapshot, .. }: &Stock,
+        &Stock { version, .. }: &Stock,
     ) {
         let at = *self.shards.entry((product.clone(), take.shard)).or_insert(self.slots.len());
         match self.slots.get_mut(at) {
@@ -219,18 +217,16 @@ impl Group {
             }
             _ => {
                 let Take { shard, units } = take;
-                let slot = Slot::Shard { product: product.clone(), shard, units, version, snapshot };
+                let slot = Slot::Shard { product: product.clone(), shard, units, version };
                 self.push(positions, means, slot);
             }
         }
     }
 
-    /// The units that it takes from each shard, with the number of the product's last snapshot.
-    fn takes(&self) -> Vec<(ProductId, Take, u64)> {
+    /// The units that it takes from each shard.
+    fn takes(&self) -> Vec<(ProductId, Take)> {
         let take = |slot: &Slot| match *slot {
-            Slot::Shard { ref product, shard, units, snapshot, .. } => {
-                Some((product.clone(), Take { shard, units }, snapshot))
-            }
+            Slot::Shard { ref product, shard, units, .. } => Some((product.clone(), Take { shard, units })),
             _ => None,
         };
         self.slots.iter().filter_map(take).collect()
@@ -244,7 +240,7 @@ impl Group {
             match slot {
                 Slot::Reservation(item) => transaction.put((), item, "attribute_not_exists(#pk)")?,
                 Slot::Limit { key, quantity, limit } => transaction.update((), &key, take_limit(quantity, limit))?,
-                Slot::Shard { product, shard, units, version, .. } => {
+                Slot::Shard { product, shard, units, version } => {
                     transaction.update((), &keys::shard(&product, shard), take_units(units, Some(version)))?;
                 }
             }
@@ -325,9 +321,9 @@ impl Store {
             let answer = sent.await;
             if answer.is_ok() {
                 let mut cached = lock(&cached);
-                for (product, take, snapshot) in takes {
+                for (product, take) in takes {
                     if let Some(cached) = cached.get_mut(&product) {
-                        cached.subtract_since(snapshot, take.shard, take.units);
+                        cached.subtract(take.shard, take.units);
                     }
                 }
             }

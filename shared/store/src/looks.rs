@@ -7,34 +7,40 @@
 //! How old a look is does not depend on another environment's clock. Looks are numbered when they begin, in an item of the
 //! product. An environment reads the last number, and notes when it asked. A look with a greater number began after that; what
 //! it finds is as good as if this environment had looked itself when it asked. Only which holds were overdue depends on the
-//! clock of the one that looked: if that is far behind this one's, what it found is not used.
+//! clock of the one that looked: if that is behind this one's, what it found is taken for that much older.
 
 use std::time::Duration;
 
-use holdfast_domain::{ProductId, Timestamp};
+use holdfast_domain::{ProductId, Shortage, Timestamp};
 use serde::Deserialize;
+use tokio::time::Instant;
 
-use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
+use crate::cache::ReadTime;
 use crate::error::Attempts;
 use crate::gate::PATIENCE;
 use crate::items::number;
 use crate::update::{Expression, Updated};
 use crate::{Deadline, Error, Store, keys};
 
-/// How often an environment asks whether the look that it waits for has ended: some looks of 30 ms a read.
-const ASK_EVERY: Duration = Duration::from_millis(20);
+/// How long an environment waits at most, in milliseconds, before it asks again whether a look has ended. Shorter than two
+/// looks, and different each time, so that not all who wait begin the next one.
+const ASK_AGAIN_MS: u32 = 50;
 
 /// A look that this environment has begun for all.
 #[derive(Debug)]
 pub(crate) struct Look {
     product: ProductId,
     number: u64,
+    /// How many units it has found, with all holds released that were overdue at that time; `None` if it is not certain, or
+    /// there are enough.
+    found: Option<(u64, Timestamp)>,
 }
 
 impl Look {
-    /// At whose shards.
-    pub(crate) fn product(&self) -> &ProductId {
-        &self.product
+    /// Notes what it has found.
+    pub(crate) fn finds(&mut self, shortages: &[Shortage], released_at: Timestamp) {
+        let of_it = shortages.iter().find(|short| short.product_id == self.product);
+        self.found = of_it.map(|short| (short.available, released_at));
     }
 }
 
@@ -42,64 +48,84 @@ impl Look {
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 struct Looks {
     /// The number of the last one that began.
+    #[serde(default)]
     begun: u64,
     /// The number of the last one that ended.
     #[serde(default)]
     ended: u64,
-    /// How many units it found, with all overdue holds released; `None` if it was not certain, or there were enough.
+    /// How many units it found.
     #[serde(default)]
     free: Option<u64>,
-    /// The time by the clock of the environment that looked.
+    /// When holds that were overdue were released for it, by the clock of the environment that looked.
     #[serde(default)]
     at: Option<Timestamp>,
 }
 
 impl Looks {
-    /// How many units were free after `asked_at`, if that is certain.
-    fn free_after(self, asked: Self, asked_at: ReadTime) -> Option<u64> {
-        let in_time = self.at.is_some_and(|at| !asked_at.is_after(at, REFUSAL_LIFETIME_MS));
-        self.free.filter(|_| self.ended > asked.begun && in_time)
+    /// The greatest number that any look has had, also if somebody has written to the item.
+    fn last(self) -> u64 {
+        self.begun.max(self.ended)
+    }
+
+    fn is_under_way(self) -> bool {
+        self.begun > self.ended
     }
 }
 
 impl Store {
     /// Waits for a look of another environment that begins from now on, and remembers what it found; or begins one. `None` if
     /// there is none to carry out for others.
-    pub(crate) async fn join_look(&self, product: &ProductId, deadline: Deadline) -> Result<Option<Look>, Error> {
-        let mut attempts = self.attempts(deadline.sooner(2 * PATIENCE));
-        match self.wait_for_look(product, &mut attempts).await {
-            // Sharing is a courtesy: without an answer this environment looks for itself.
-            Err(Error::Unavailable { .. }) => Ok(None),
-            other => other,
+    pub(crate) async fn join_look(&self, product: &ProductId, deadline: Deadline) -> Option<Look> {
+        // Dated before the read, so that no look with a greater number began before.
+        let asked_at = ReadTime::now(&self.clock);
+        match self.wait_for_look(product, asked_at, &mut self.attempts(deadline.sooner(3 * PATIENCE))).await {
+            Ok(look) => look,
+            Err(error) => {
+                // It saves reads, and nothing else depends on it.
+                tracing::warn!(%error, "what is sold out is not shared");
+                self.with_cached(product, |cached| cached.look_alone(asked_at));
+                None
+            }
         }
     }
 
-    async fn wait_for_look(&self, product: &ProductId, attempts: &mut Attempts<'_>) -> Result<Option<Look>, Error> {
-        // Dated before the read, so that no look with a greater number began before.
-        let asked_at = ReadTime::now(&self.clock);
-        let asked = self.looks(product, attempts).await?;
-        let mut seen = asked;
+    async fn wait_for_look(
+        &self,
+        product: &ProductId,
+        asked_at: ReadTime,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Option<Look>, Error> {
+        let mut seen: Looks = self.looks(product, attempts).await?;
+        let last = seen.last();
+        let mut since = Instant::now();
         loop {
-            if seen.ended > asked.begun {
-                if let Some(free) = seen.free_after(asked, asked_at) {
-                    self.with_cached(product, |cached| cached.set_exhausted(asked_at, free));
+            if seen.ended > last {
+                if let (Some(free), Some(at)) = (seen.free, seen.at) {
+                    self.with_cached(product, |cached| cached.set_exhausted(asked_at.not_after(at), free));
                 }
                 return Ok(None);
             }
-            // Whoever has begun may be frozen.
-            let late = attempts.deadline().left() < PATIENCE;
-            if seen.begun == seen.ended || late {
-                match self.begin_look(product, seen.begun, attempts).await? {
-                    Updated::Applied(_) => {
-                        return Ok(Some(Look { product: product.clone(), number: seen.begun + 1 }));
-                    }
-                    Updated::ConditionFailed(_) if late => return Ok(None),
-                    // Another environment has begun.
-                    Updated::ConditionFailed(_) => {}
-                }
+            // Another request of this environment may have found it out.
+            if self.with_cached(product, |cached| cached.is_known_exhausted(&self.clock)).unwrap_or_default() {
+                return Ok(None);
             }
-            tokio::time::sleep(ASK_EVERY).await;
-            seen = self.looks(product, attempts).await?;
+            let before = seen;
+            // Whoever has begun may be frozen.
+            if !seen.is_under_way() || since.elapsed() >= PATIENCE {
+                match self.begin_look(product, seen, attempts).await?.read("looks")? {
+                    Updated::Applied(Looks { begun: number, .. }) => {
+                        return Ok(Some(Look { product: product.clone(), number, found: None }));
+                    }
+                    Updated::ConditionFailed(instead) => seen = instead.unwrap_or(seen),
+                }
+            } else {
+                let pause = u64::from(self.random_below(ASK_AGAIN_MS));
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                seen = self.looks(product, attempts).await?;
+            }
+            if seen.begun != before.begun {
+                since = Instant::now();
+            }
         }
     }
 
@@ -107,40 +133,37 @@ impl Store {
         Ok(self.get("looks", keys::looks(product), attempts.deadline()).await?.unwrap_or_default())
     }
 
-    async fn begin_look(&self, product: &ProductId, last: u64, attempts: &mut Attempts<'_>) -> Result<Updated, Error> {
-        let update = Expression::new("SET #begun = :next", vec![(":next", number(last + 1))]);
-        let condition = if last == 0 {
-            Expression::new("attribute_not_exists(#pk)", vec![])
-        } else {
-            Expression::new("#begun = :last", vec![(":last", number(last))])
+    async fn begin_look(
+        &self,
+        product: &ProductId,
+        seen: Looks,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Updated, Error> {
+        let update = Expression::new("SET #begun = :next", vec![(":next", number(seen.last() + 1))]);
+        let condition = match seen.begun {
+            0 => Expression::new("attribute_not_exists(#begun)", vec![]),
+            begun => Expression::new("#begun = :begun", vec![(":begun", number(begun))]),
         };
         self.update(&keys::looks(product), (update, condition), attempts).await
     }
 
-    /// Tells the other environments how many units a look has found; `None` if that is not certain, or if there were enough.
-    pub(crate) async fn end_look(
-        &self,
-        Look { product, number: ended }: Look,
-        free: Option<u64>,
-        now: Timestamp,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
-        let mut values = vec![(":ended", number(ended)), (":at", number(now.as_millis()))];
-        let text = match free {
-            Some(free) => {
-                values.push((":free", number(free)));
-                "SET #ended = :ended, #at = :at, #free = :free"
+    /// Tells the other environments what a look has found.
+    pub(crate) async fn end_look(&self, Look { product, number: ended, found }: Look, deadline: Deadline) {
+        let mut values = vec![(":ended", number(ended))];
+        let text = match found {
+            Some((free, at)) => {
+                values.extend([(":free", number(free)), (":at", number(at.as_millis()))]);
+                "SET #ended = :ended, #free = :free, #at = :at"
             }
-            None => "SET #ended = :ended, #at = :at REMOVE #free",
+            None => "SET #ended = :ended REMOVE #free, #at",
         };
-        let condition = Expression::new("attribute_not_exists(#ended) OR #ended < :ended", vec![]);
-        let change = (Expression::new(text, values), condition);
-        // If the condition fails, a later look has ended before this one.
+        // Not if a later one has ended before, or if the numbers have gone back because somebody deleted the item.
+        let condition = "#begun >= :ended AND (attribute_not_exists(#ended) OR #ended < :ended)";
+        let change = (Expression::new(text, values), Expression::new(condition, vec![]));
         let told = self.update(&keys::looks(&product), change, &mut self.attempts(deadline.sooner(PATIENCE))).await;
-        match told {
-            // Those who wait look for themselves.
-            Ok(_) | Err(Error::Unavailable { .. }) => Ok(()),
-            Err(error) => Err(error),
+        if let Err(error) = told {
+            // Those who wait for it look for themselves after a while.
+            tracing::warn!(%error, "what is sold out is not shared");
         }
     }
 }

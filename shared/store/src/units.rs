@@ -5,7 +5,7 @@
 //! shards are read; then overdue holds are released; then the shards are read again, all at one instant, since units that
 //! move from one shard to another may be missed by reads one after another.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Timestamp};
@@ -13,6 +13,7 @@ use holdfast_domain::{CustomerId, Line, Product, ProductId, Shortage, Take, Time
 use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
 use crate::items::{self, Hold, ShardItem, number};
 use crate::keys::Key;
+use crate::looks::Look;
 use crate::transact::{MAX_ACTIONS, Transaction};
 use crate::update::{Change, Expression};
 use crate::{Deadline, Error, Item, Store, keys};
@@ -84,20 +85,31 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<Allocation, Error> {
-        let mut attempts = self.attempts(deadline);
-        let (mut read, mut released) = (false, None);
-        let mut search = None;
         let mut look = None;
+        let allocation = self.search_units(wanted, other_actions, basis, (now, deadline), &mut look).await;
+        if let Some(look) = look {
+            // Whatever came of it: others wait for it.
+            Box::pin(self.end_look(look, deadline)).await;
+        }
+        allocation
+    }
+
+    async fn search_units(
+        &self,
+        wanted: &[Wanted<'_>],
+        other_actions: usize,
+        basis: RefusalBasis,
+        (now, deadline): (Timestamp, Deadline),
+        look: &mut Option<Look>,
+    ) -> Result<Allocation, Error> {
+        let mut attempts = self.attempts(deadline);
+        let (mut turn, mut asked) = (None, false);
+        let (mut read, mut released) = (BTreeSet::new(), BTreeMap::new());
         loop {
             // Another request of this environment may have removed them from the cache.
             wanted.iter().for_each(|one| self.ensure_cached(one.product));
             let short = match self.choose(wanted, other_actions) {
-                Choice::Takes(takes) => {
-                    if let Some(look) = look.flatten() {
-                        self.end_look(look, None, now, deadline).await?;
-                    }
-                    return Ok(Allocation::Takes(takes));
-                }
+                Choice::Takes(takes) => return Ok(Allocation::Takes(takes)),
                 Choice::Fragmented(one) => {
                     Box::pin(self.consolidate(one, deadline)).await?;
                     attempts.count();
@@ -108,51 +120,56 @@ impl Store {
                 }
                 Choice::Short(short) => short,
             };
-            if basis == RefusalBasis::Cache
-                && let Some(shortages) = short.iter().map(|one| self.remembered_shortage(one)).collect()
-            {
-                return Ok(Allocation::Short(shortages));
-            }
-            if basis == RefusalBasis::Cache && search.is_none() {
-                // Another request of this environment may be searching: what it finds serves this one, unless it takes long.
-                if let Some(one) = short.first() {
-                    search = Some(self.searches.wait(&one.product.product_id).await);
+            if basis == RefusalBasis::Cache {
+                let known: Vec<Shortage> = short.iter().filter_map(|one| self.remembered_shortage(one)).collect();
+                let is_known = |id: &ProductId| known.iter().any(|short| short.product_id == *id);
+                let mut unknown = short.iter().map(|one| &one.product.product_id).filter(|id| !is_known(id));
+                let Some(first) = unknown.next() else { return Ok(Allocation::Short(known)) };
+                if turn.is_none() {
+                    // Another request of this environment may be searching: what it finds serves this one, unless it takes
+                    // long.
+                    turn = Some(self.searches.wait(first).await);
                     continue;
                 }
-            }
-            if basis == RefusalBasis::Cache
-                && look.is_none()
-                && let Some(one) = short.first()
-            {
-                let id = &one.product.product_id;
-                // And another environment, of a product that was sold out before.
-                let shared = self.with_cached(id, |cached| cached.was_sold_out(&self.clock)).unwrap_or_default();
-                look = Some(if shared { Box::pin(self.join_look(id, deadline)).await? } else { None });
-                continue;
-            }
-            let products: Vec<&Product> = short.iter().map(|one| one.product).collect();
-            if !read {
-                read = true;
-                self.refresh_stock(&products, deadline).await?;
-                continue;
-            }
-            let Some(complete) = released else {
-                let released_by = deadline.sooner(RELEASE_BUDGET);
-                let part = Box::pin(self.release_overdue_of(&products, None, now, released_by)).await?;
-                if part.holds > 0 {
-                    self.refresh_stock(&products, deadline).await?;
+                if !asked {
+                    asked = true;
+                    // So may another environment.
+                    let shared = self.with_cached(first, |cached| cached.shares_looks(&self.clock)).unwrap_or_default();
+                    if shared && unknown.next().is_none() {
+                        *look = Box::pin(self.join_look(first, deadline)).await;
+                        continue;
+                    }
                 }
-                released = Some(part.complete);
+            }
+            let products = || short.iter().map(|one| one.product);
+            let unread: Vec<&Product> = products().filter(|product| !read.contains(&product.product_id)).collect();
+            if !unread.is_empty() {
+                self.refresh_stock(&unread, deadline).await?;
+                read.extend(unread.iter().map(|product| product.product_id.clone()));
                 continue;
-            };
-            let shortages = self.read_stock_at_one_instant(&short, complete, deadline).await?;
+            }
+            let overdue: Vec<&Product> =
+                products().filter(|product| !released.contains_key(&product.product_id)).collect();
+            if !overdue.is_empty() {
+                // Dated before, so that what is based on it is never older than its date.
+                let at = ReadTime::now(&self.clock);
+                let released_by = deadline.sooner(RELEASE_BUDGET);
+                let part = Box::pin(self.release_overdue_of(&overdue, None, now.max(at.wall()), released_by)).await?;
+                if part.holds > 0 {
+                    self.refresh_stock(&overdue, deadline).await?;
+                }
+                let complete = part.complete.then_some(at);
+                released.extend(overdue.iter().map(|product| (product.product_id.clone(), complete)));
+                continue;
+            }
+            let shortages = self.read_stock_at_one_instant(&short, &released, deadline).await?;
             if !shortages.is_empty() {
-                if !complete {
+                let released_at = |short: &Shortage| released.get(&short.product_id).copied().flatten();
+                if !shortages.iter().all(|short| released_at(short).is_some()) {
                     return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
                 }
-                if let Some(look) = look.flatten() {
-                    let of_it = shortages.iter().find(|short| short.product_id == *look.product());
-                    self.end_look(look, of_it.map(|short| short.available), now, deadline).await?;
+                if let (Some(look), Some(at)) = (look, shortages.first().and_then(released_at)) {
+                    look.finds(&shortages, at.wall());
                 }
                 return Ok(Allocation::Short(shortages));
             }
@@ -193,11 +210,11 @@ impl Store {
     }
 
     /// Reads all shards of the products that had too few, of as many as fit into one snapshot, into the cache. Returns those
-    /// that still have too few; if all overdue holds are `released`, they are known to be exhausted.
+    /// that still have too few; they are known to be exhausted since all their overdue holds were `released`.
     async fn read_stock_at_one_instant(
         &self,
         short: &[Wanted<'_>],
-        released: bool,
+        released: &BTreeMap<ProductId, Option<ReadTime>>,
         deadline: Deadline,
     ) -> Result<Vec<Shortage>, Error> {
         let mut keys = Vec::new();
@@ -209,11 +226,10 @@ impl Store {
                 part.push(one);
             }
         }
-        // Dated before the read, so that the result is never older than its date.
-        let seen_at = ReadTime::now(&self.clock);
         let mut items = self.snapshot(&keys, &mut self.attempts(deadline)).await?.into_iter();
         let mut shortages = Vec::new();
         for one in part {
+            let id = &one.product.product_id;
             let shards = items.by_ref().take(one.product.shards as usize);
             let available = shards.map(units_on).collect::<Result<Vec<u64>, Error>>()?;
             let free = available.iter().sum();
@@ -221,9 +237,8 @@ impl Store {
             if falls_short {
                 shortages.push(shortage(one, free));
             }
-            self.with_cached(&one.product.product_id, |cached| {
-                cached.set_snapshot(available, seen_at, falls_short && released);
-            });
+            let exhausted_at = released.get(id).copied().flatten().filter(|_| falls_short);
+            self.with_cached(id, |cached| cached.set_snapshot(available, exhausted_at));
         }
         Ok(shortages)
     }

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use holdfast_domain::Refusal;
-use holdfast_store::{Error, Reserved, Store};
-use holdfast_testkit::fixtures::{NOW, basket, product, reserve, soon, stocked, store, table};
+use holdfast_store::{Error, Reserved, Store, keys};
+use holdfast_testkit::fixtures::{
+    NOW, TABLE, basket, client, product, product_id, reserve, soon, stocked, store, table,
+};
 use holdfast_testkit::wire::{Call, Fault, Wire};
 use tokio::time::Instant;
 
@@ -65,7 +67,7 @@ async fn many_environments_share_a_look() {
 
 #[tokio::test(start_paused = true)]
 async fn a_look_that_began_before_is_not_enough() {
-    let (wire, stores, held) = sold_out(3).await;
+    let (_wire, stores, held) = sold_out(3).await;
     assert_eq!(ask(&stores[0], "k").await, "insufficient_stock");
     give_back(&stores[2], &held).await;
     assert_eq!(ask(&stores[1], "k").await, "reserved", "the last look ended before the units came back");
@@ -120,7 +122,7 @@ async fn whoever_is_frozen_while_it_looks_stops_nobody() {
 #[tokio::test(start_paused = true)]
 async fn without_the_item_each_environment_looks_for_itself() {
     for operation in ["GetItem", "UpdateItem"] {
-        for fault in [Fault::Throttled, Fault::LostBefore, Fault::LostAfter, Fault::Silence] {
+        for fault in [Fault::Throttled, Fault::LostBefore, Fault::LostAfter, Fault::Silence, Fault::AccessDenied] {
             let (wire, stores, _) = sold_out(2).await;
             wire.script(move |call| of_looks(call, operation).then_some(fault));
             for store in &stores {
@@ -132,9 +134,48 @@ async fn without_the_item_each_environment_looks_for_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn access_that_is_denied_is_an_error() {
+async fn an_item_whose_numbers_went_back_is_not_believed() {
+    let (wire, stores, held) = sold_out(3).await;
+    // Somebody deletes it while the first one looks, and restores it: its look says that nothing is free.
+    let gate = wire.gate(|call| call.operation == "BatchGetItem");
+    let meanwhile = async {
+        gate.arrived().await;
+        let key = keys::looks(&product_id("tee")).item();
+        client(&wire).delete_item().table_name(TABLE).set_key(Some(key)).send().await.unwrap();
+        gate.open();
+    };
+    assert_eq!(tokio::join!(ask(&stores[0], "k"), meanwhile).0, "insufficient_stock");
+    give_back(&stores[2], &held).await;
+    assert_eq!(ask(&stores[1], "k").await, "reserved");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_finds_enough_or_fails_is_ended_as_well() {
+    let (wire, stores, held) = sold_out(2).await;
+    wire.script(|call| (call.operation == "Query").then_some(Fault::AccessDenied));
+    let failed = reserve(&stores[0], &basket("guest", "k", &[("tee", 1)]), NOW.plus_seconds(2)).await;
+    assert!(matches!(failed, Err(Error::Internal { .. })), "{failed:?}");
+    wire.script(|_| None);
+    // Nobody waits for it.
+    let began = Instant::now();
+    assert_eq!(ask(&stores[1], "k").await, "insufficient_stock");
+    give_back(&stores[1], &held).await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(ask(&stores[0], "again").await, "reserved");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(ask(&stores[1], "last").await, "reserved");
+    assert!(began.elapsed() < Duration::from_millis(2_050), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_few_shards_and_for_the_first_time_nobody_asks() {
     let (wire, stores, _) = sold_out(1).await;
-    wire.script(|call| of_looks(call, "GetItem").then_some(Fault::AccessDenied));
-    let refused = reserve(&stores[0], &basket("guest", "k", &[("tee", 1)]), NOW.plus_seconds(2)).await;
-    assert!(matches!(refused, Err(Error::Internal { .. })), "{refused:?}");
+    stocked(&wire, &[product("mug", 1, 3)]).await;
+    reserve(&stores[0], &basket("owner", "mug", &[("mug", 1)]), NOW).await.unwrap();
+    for _ in 0..3 {
+        let refused = reserve(&stores[0], &basket("guest", "mug", &[("mug", 1)]), NOW).await;
+        assert!(matches!(refused, Err(Error::Refused(Refusal::InsufficientStock { .. }))), "{refused:?}");
+        tokio::time::advance(Duration::from_secs(2)).await;
+    }
+    assert_eq!(wire.take_calls().iter().filter(|call| of_looks(call, "GetItem")).count(), 0);
 }
