@@ -19,7 +19,7 @@ use holdfast_http::{
     Caller, Customer, Json, Key, List, ListQuery, Object, Outcome, Problem, Query, ReservationView, codes, path_id,
     schema,
 };
-use holdfast_store::{Deadline, Error, Listed, Store};
+use holdfast_store::{Deadline, Error, Listed, Store, measure};
 use serde::Deserialize;
 use utoipa::{IntoParams, OpenApi, ToSchema};
 
@@ -460,10 +460,14 @@ async fn cancel_order(
 }
 
 impl App {
-    /// Makes sure that a schedule calls `expire` for the holds that end at `at`.
+    /// Makes sure that a schedule calls `expire` for the holds that end at `at`. If it cannot be created the hold is made all the
+    /// same: the sweep releases it, up to a minute later.
     async fn ensure_schedule(&self, at: Timestamp) -> Result<(), Error> {
-        let answer = self.schedules.ensure(at).await;
-        answer.map_err(|unanswered| Error::Unavailable { during: unanswered.during, last: unanswered.detail })
+        if let Err(error) = self.schedules.ensure(at).await {
+            tracing::warn!(%error, "a hold has no schedule");
+            measure::note(measure::UNSCHEDULED, 1);
+        }
+        Ok(())
     }
 
     async fn list(&self, of: &CustomerId, listed: Listed, query: ListQuery) -> Result<Response, Problem> {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a panic is how a test fails")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -131,34 +132,52 @@ async fn a_replay_returns_the_same_response_and_is_marked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn peer_case_8_when_the_scheduler_is_away_no_unit_is_taken_and_the_retry_is_real() {
-    for fault in [Fault::LostBefore, Fault::LostAfter, Fault::ServerError, Fault::Throttled, Fault::AccessDenied] {
+async fn peer_case_8_when_the_scheduler_is_away_units_are_held_all_the_same() {
+    let faults = [
+        Fault::LostBefore,
+        Fault::LostAfter,
+        Fault::ServerError,
+        Fault::Throttled,
+        Fault::AccessDenied,
+        Fault::Silence,
+    ];
+    for fault in faults {
         let shop = shop().await;
         shop.wire.fail_all(&["CreateSchedule"], fault);
-        shop.create(KEY).await.problem(503, "unavailable");
-        assert!(!operations(&shop.wire).contains(&"TransactWriteItems".to_owned()), "{fault:?}");
-        assert_eq!(shop.free().await, 100, "{fault:?}");
+        let began = tokio::time::Instant::now();
+        assert_eq!(shop.create(KEY).await.status, 201, "{fault:?}");
+        assert!(began.elapsed() <= Duration::from_millis(500), "{fault:?}: {:?}", began.elapsed());
+        // The next holds do not wait for it.
+        shop.wire.take_calls();
+        let began = tokio::time::Instant::now();
+        for n in 0..10 {
+            assert_eq!(shop.create(&format!("k{n}")).await.status, 201, "{fault:?}");
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO, "{fault:?}");
+        assert_eq!(operations(&shop.wire), ["TransactWriteItems"; 10], "{fault:?}");
+        assert_eq!(shop.free().await, 100 - 22, "{fault:?}");
 
-        // The retry creates the reservation; it is not a replay.
+        // Ten seconds later it is tried again.
         shop.wire.clear_faults();
-        let answer = shop.create(KEY).await;
-        assert_eq!((answer.status, answer.header("idempotent-replayed")), (201, None), "{fault:?}");
-        assert_eq!(shop.free().await, 98, "{fault:?}");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(shop.create("later").await.status, 201, "{fault:?}");
         assert_eq!(shop.wire.schedules().len(), 1, "{fault:?}");
+
+        // What no schedule releases, the sweep does.
+        let store = store(&shop.wire, 3);
+        let swept = store.release_overdue(NOW.plus_seconds(600), soon()).await.unwrap();
+        assert_eq!((swept.holds, shop.free().await), (12, 100), "{fault:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hold_is_not_extended_past_its_schedule() {
+async fn a_hold_is_extended_though_scheduler_is_away() {
     let shop = shop().await;
-    let before = shop.create(KEY).await;
+    shop.create(KEY).await;
     shop.hands.set(NOW.plus_seconds(60));
     shop.wire.fail_all(&["CreateSchedule"], Fault::LostBefore);
-    shop.send(event("reserve/extend")).await.problem(503, "unavailable");
-    shop.wire.clear_faults();
-    assert_eq!(shop.send(event("reserve/get")).await.body["expires_at"], before.body["expires_at"]);
     assert_eq!(shop.send(event("reserve/extend")).await.status, 200);
-    assert_eq!(shop.wire.schedules().len(), 2);
+    assert_eq!(shop.wire.schedules().len(), 1);
 }
 
 #[tokio::test]

@@ -150,7 +150,7 @@ impl Environment {
             role_arn: required("SCHEDULE_ROLE_ARN")?,
             dead_letter_arn: required("SCHEDULE_DLQ_ARN")?,
         };
-        Ok(Schedules::new(self.scheduler(), target, slot_seconds))
+        Ok(Schedules::new(self.scheduler(), target, slot_seconds, crate::clock::system()))
     }
 }
 

@@ -1,8 +1,9 @@
 //! Reminders: one-time schedules that call `expire` when holds may have ended.
 //!
 //! One schedule serves all holds that end within a slot of some seconds. It is named after its slot, so creating it
-//! twice is a conflict, and a conflict is success. It is created before the hold, so there is no hold without it; a
-//! schedule whose hold was never made finds nothing to do. It only reminds: the clock decides whether a hold has ended.
+//! twice is a conflict, and a conflict is success. It is created before the hold; a schedule whose hold was never made finds
+//! nothing to do. It only reminds: the clock decides whether a hold has ended. If Scheduler refuses it or takes long, the hold
+//! is made without it, and the sweep of each minute releases it.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -14,9 +15,10 @@ use aws_sdk_scheduler::types::{
     ActionAfterCompletion, DeadLetterConfig, FlexibleTimeWindow, FlexibleTimeWindowMode, RetryPolicy,
     Target as ScheduleTarget,
 };
-use holdfast_domain::Timestamp;
+use holdfast_domain::{Clock, Timestamp};
 use serde::{Deserialize, Serialize};
 use time::macros::format_description;
+use tokio::time::Instant;
 
 use crate::Unanswered;
 
@@ -25,6 +27,13 @@ const MAX_REMEMBERED_SLOTS: usize = 360;
 
 /// How long a request waits for another one of its environment that creates a schedule: longer than nearly all calls take.
 const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The call.
+const CREATE: &str = "CreateSchedule";
+/// How long a hold waits for its schedule.
+const LONGEST: Duration = Duration::from_millis(500);
+/// How long none is created after Scheduler failed, in milliseconds, so that not every hold waits for it.
+const PAUSE_MS: i64 = 10_000;
 
 /// The input of `expire`. It is only logged: `expire` always releases what is overdue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,18 +70,16 @@ pub struct Schedules {
     made: Mutex<BTreeSet<i64>>,
     /// Held by the request that creates a schedule, for all that wait.
     turn: tokio::sync::Mutex<()>,
+    clock: Clock,
+    /// When Scheduler failed last, by both clocks: the monotonic one stands still while Lambda freezes the environment.
+    failed: Mutex<Option<(Timestamp, Instant)>>,
 }
 
 impl Schedules {
-    /// Schedules for slots of `slot_seconds`.
-    pub fn new(client: Client, target: Target, slot_seconds: i64) -> Self {
-        Self {
-            client,
-            target,
-            slot_seconds: slot_seconds.max(1),
-            made: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
-        }
+    /// Schedules for slots of `slot_seconds`. `clock` measures the pause after a failure.
+    pub fn new(client: Client, target: Target, slot_seconds: i64, clock: Clock) -> Self {
+        let (made, turn, failed) = (Mutex::default(), tokio::sync::Mutex::default(), Mutex::default());
+        Self { client, target, slot_seconds: slot_seconds.max(1), made, turn, clock, failed }
     }
 
     /// The end of the slot that contains `at`, in seconds since the epoch: at `at` or after it.
@@ -82,21 +89,27 @@ impl Schedules {
     }
 
     /// Makes sure that `expire` will be called at `at` or a little later. Makes no call if this environment has created
-    /// the schedule of that slot before.
+    /// the schedule of that slot before, or if Scheduler failed within the last ten seconds. Takes half a second at most.
     ///
     /// # Errors
-    /// [`Unanswered`] if Scheduler refused or did not answer.
+    /// [`Unanswered`] if Scheduler refused, or did not answer in time: the schedule may exist.
     pub async fn ensure(&self, at: Timestamp) -> Result<(), Unanswered> {
         let slot = self.slot(at);
         let known = || self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if known().contains(&slot) {
             return Ok(());
         }
+        self.not_paused()?;
         let _turn = tokio::time::timeout(PATIENCE, self.turn.lock()).await;
         if known().contains(&slot) {
             return Ok(());
         }
-        self.create(slot).await?;
+        self.not_paused()?;
+        let late = |_| Err(Unanswered { during: CREATE, detail: "no answer in time".to_owned() });
+        if let Err(error) = tokio::time::timeout(LONGEST, self.create(slot)).await.unwrap_or_else(late) {
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.clock.now(), Instant::now()));
+            return Err(error);
+        }
         let mut made = known();
         made.insert(slot);
         while made.len() > MAX_REMEMBERED_SLOTS {
@@ -105,9 +118,20 @@ impl Schedules {
         Ok(())
     }
 
+    fn not_paused(&self) -> Result<(), Unanswered> {
+        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = failed.is_some_and(|(wall, monotonic)| {
+            let elapsed = i64::try_from(monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
+            elapsed < PAUSE_MS && wall.within(PAUSE_MS, self.clock.now())
+        });
+        if !lately {
+            return Ok(());
+        }
+        Err(Unanswered { during: CREATE, detail: "it failed a moment ago".to_owned() })
+    }
+
     async fn create(&self, slot: i64) -> Result<(), Unanswered> {
-        let during = "CreateSchedule";
-        let wrong = |error: &(dyn std::error::Error + 'static)| Unanswered::new(during, error);
+        let wrong = |error: &(dyn std::error::Error + 'static)| Unanswered::new(CREATE, error);
         let at = time::OffsetDateTime::from_unix_timestamp(slot).map_err(|error| wrong(&error))?;
         let at = at
             .format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]"))
@@ -151,7 +175,7 @@ mod tests {
         let target =
             Target { group: "g".into(), function_arn: "f".into(), role_arn: "r".into(), dead_letter_arn: "d".into() };
         let client = Environment::of_emulator("us-east-1", "http://127.0.0.1:9").scheduler();
-        let schedules = Schedules::new(client, target, 10);
+        let schedules = Schedules::new(client, target, 10, crate::clock::system());
         for (millis, slot) in [(0, 0), (1, 10), (999, 10), (1_000, 10), (10_000, 10), (10_001, 20), (19_999, 20)] {
             assert_eq!(schedules.slot(Timestamp::from_millis(millis)), slot, "{millis}");
         }

@@ -152,6 +152,8 @@ fn quantities(reservation: &Reservation) -> Vec<(String, u64)> {
 /// The books.
 #[derive(Debug, Default)]
 pub(crate) struct Books {
+    /// When Scheduler failed each environment last.
+    scheduler_failed: BTreeMap<String, i64>,
     pub(crate) items: BTreeMap<Place, Value>,
     pub(crate) reservations: BTreeMap<String, Reservation>,
     /// Every state of each product, with the time at which it began.
@@ -248,7 +250,7 @@ impl Books {
             self.revised(now, id, old);
         }
         for id in &touched.ends_later {
-            self.reminded(now, id, schedules);
+            self.reminded(now, id, schedules, by);
         }
         for id in &touched.paid {
             self.paid_once(now, id);
@@ -663,8 +665,20 @@ impl Books {
         }
     }
 
-    /// Checks that a hold with a new end has its reminder.
-    fn reminded(&mut self, now: i64, id: &str, schedules: &BTreeSet<i64>) {
+    /// Notes that Scheduler failed this environment.
+    pub(crate) fn scheduler_fails(&mut self, now: i64, by: &str) {
+        self.scheduler_failed.insert(by.to_owned(), now);
+    }
+
+    /// Checks that a hold with a new end has its reminder, unless Scheduler failed its environment a short time ago.
+    fn reminded(&mut self, now: i64, id: &str, schedules: &BTreeSet<i64>, by: Option<&str>) {
+        /// An environment does without for ten seconds; a request that has begun meanwhile may take another nine, and be frozen
+        /// for as long.
+        const WITHOUT_MS: i64 = 40_000;
+        let failed = by.and_then(|by| self.scheduler_failed.get(by));
+        if failed.is_some_and(|&at| now - at < WITHOUT_MS) {
+            return;
+        }
         let Some(hold) = self.reservations.get(id).cloned() else { return };
         let ends = hold.expires_at.as_millis();
         let reminded = schedules.iter().any(|&at| at * 1_000 >= ends && at * 1_000 < ends + 10_000 + 1_000);

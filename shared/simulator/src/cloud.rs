@@ -326,7 +326,7 @@ impl Environment {
                 Handler::Http(http(catalog::router(catalog::App { store: store(), clock: clock.clone() })))
             }
             Function::Reserve => {
-                let schedules = Schedules::new(own!(aws.scheduler(), aws_sdk_scheduler), target(), 10);
+                let schedules = Schedules::new(own!(aws.scheduler(), aws_sdk_scheduler), target(), 10, clock.clone());
                 let app = reserve::App { store: store(), schedules, clock: clock.clone() };
                 Handler::Http(http(limited(reserve::router(app), limiter())))
             }

@@ -227,10 +227,11 @@ impl Plan {
         if at_once > 1 {
             actors.extend((0..apart.usize(4..=8)).map(|n| passer_by(n, &mut apart, &products, &mut number)));
         }
-        if apart.u32(0..4) == 0 {
+        if apart.u32(0..6) == 0 {
             // Enough shards for environments to share their looks.
             products[0].shards = products[0].shards.max(4);
-            actors.extend((0..apart.usize(2..=4)).map(|n| in_line(n, &mut apart, &mut number)));
+            products[0].total = products[0].total.min(apart.u64(1..=2));
+            actors.extend((0..apart.usize(2..=3)).map(|n| in_line(n, &mut apart, &mut number)));
         }
         if let Some(kept) = &part.moments {
             for actor in &mut actors {
@@ -644,15 +645,22 @@ fn passer_by(n: usize, random: &mut fastrand::Rng, products: &[ProductPlan], num
     Actor { name: format!("passer-by-{n}"), admin: false, served: false, moments, afterwards: Vec::new() }
 }
 
-/// One who asks again every second or two, as long as a product is sold out, and may not keep what they get.
+/// One of a few who ask again and again for a product that is nearly always sold out, and give back what they had.
 fn in_line(n: usize, random: &mut fastrand::Rng, number: &mut usize) -> Actor {
-    let mut moment = |key: u8| {
-        let reserve = Step::Reserve { key, body: vec![(0, random.u32(1..=2))] };
-        let steps = if random.bool() { vec![reserve] } else { vec![reserve, Step::Cancel { key }] };
+    let mut had = None;
+    let moments = (0..8).map(|key: u8| {
+        // What is given back is free for a while, until the next one asks.
+        let step = match had.take().filter(|_| random.u32(0..3) > 0) {
+            Some(key) => Step::Cancel { key },
+            None => {
+                had = Some(key);
+                Step::Reserve { key, body: vec![(0, 1)] }
+            }
+        };
         *number += 1;
-        Moment { number: *number - 1, wait_ms: random.u64(900..2_500), steps, patience: random.u32(0..4) }
-    };
-    let moments = (0..6).map(&mut moment).collect();
+        Moment { number: *number - 1, wait_ms: random.u64(300..4_000), steps: vec![step], patience: random.u32(0..4) }
+    });
+    let moments = moments.collect();
     Actor { name: format!("in-line-{n}"), admin: false, served: false, moments, afterwards: Vec::new() }
 }
 

@@ -262,7 +262,12 @@ impl World {
             state.calls += 1;
             state.groups += u64::from(!group(&call).is_empty());
             state.looks += u64::from(is_end_of_look(&call));
-            state.fate(&call)
+            let fate = state.fate(&call);
+            // Also if it only takes long: its environment does not wait.
+            if call.operation == "CreateSchedule" && (fate.0.is_some() || fate.1 + fate.2 + fate.3 >= 400) {
+                state.books.scheduler_fails(self.now(), &call.by);
+            }
+            fate
         };
         sleep(millis(travel)).await;
         if let Some(answer) = self.before(&fate, &call) {
@@ -335,6 +340,9 @@ impl World {
             && (from..to).contains(&now)
         {
             state.faults.injected[Fault::Away as usize] += 1;
+            if call.operation == "CreateSchedule" {
+                state.books.scheduler_fails(now, &call.by);
+            }
             return Some(if state.random.bool() {
                 Answer::Broken
             } else {

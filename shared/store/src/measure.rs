@@ -51,6 +51,7 @@ metrics! {
     EXPIRED = "expired", Count;
     GIVEN_BACK = "given_back", Count;
     RELEASE_LAG = "release_lag", Millis;
+    UNSCHEDULED = "unscheduled", Count;
     SWEEPS = "sweeps", Count;
     OPEN_FAILED_CONFIRMATIONS = "open_failed_confirmations", Count;
     DRIFT = "drift", Count;

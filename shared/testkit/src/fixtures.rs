@@ -51,7 +51,7 @@ pub fn schedules(wire: &Wire) -> Schedules {
         role_arn: "arn:aws:iam::123456789012:role/schedule".to_owned(),
         dead_letter_arn: "arn:aws:sqs:us-east-1:123456789012:schedule-failures".to_owned(),
     };
-    Schedules::new(environment(wire).scheduler(), target, 10)
+    Schedules::new(environment(wire).scheduler(), target, 10, wire.clock())
 }
 
 /// A clock that a test sets. It starts at [`NOW`].
