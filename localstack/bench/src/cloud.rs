@@ -123,18 +123,27 @@ impl Cloud {
             }
             refused
         };
-        let is_refused = answer.is_some();
+        let _held = (answer.is_none() && writes).then_some(Held { busy: &self.busy, keys: &keys });
         // Blocks this thread for the time of the operation, as dynoxide's own server does.
         let answer = answer.or_else(|| carry_out(&self.database, operation, body));
         if !self.options.delay.is_zero() {
             // The time that is simulated.
             tokio::time::sleep(self.options.delay).await;
         }
-        if writes && !is_refused {
-            let mut busy = lock(&self.busy);
-            keys.iter().for_each(|key| _ = busy.remove(key));
-        }
         answer
+    }
+}
+
+/// The items that a transaction is on, until its answer; also if its caller gives up.
+struct Held<'a> {
+    busy: &'a Mutex<BTreeSet<String>>,
+    keys: &'a [String],
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut busy = lock(self.busy);
+        self.keys.iter().for_each(|key| _ = busy.remove(key));
     }
 }
 
@@ -403,6 +412,8 @@ mod tests {
         assert_eq!((second.status, codes), (400, vec![&json!("None"), &json!("TransactionConflict")]));
         assert_eq!(call(two("c", "a")).await.status, 200);
         assert!(lock(&cloud.busy).is_empty());
+        let abandoned = tokio::time::timeout(Duration::from_millis(1), call(two("e", "f"))).await;
+        assert!(abandoned.is_err() && lock(&cloud.busy).is_empty());
     }
 
     #[test]

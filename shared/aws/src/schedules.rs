@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// The call.
 const CREATE: &str = "CreateSchedule";
 /// How long a hold waits for its schedule.
-const LONGEST: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(1);
 /// How long none is created after Scheduler failed, in milliseconds, so that not every hold waits for it.
 const PAUSE_MS: i64 = 10_000;
 
@@ -89,7 +89,7 @@ impl Schedules {
     }
 
     /// Makes sure that `expire` will be called at `at` or a little later. Makes no call if this environment has created
-    /// the schedule of that slot before, or if Scheduler failed within the last ten seconds. Takes half a second at most.
+    /// the schedule of that slot before, or if Scheduler failed within the last ten seconds. Takes little more than a second at most.
     ///
     /// # Errors
     /// [`Unanswered`] if Scheduler refused, or did not answer in time: the schedule may exist.

@@ -33,7 +33,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use crate::books::SKEW_MS;
 use crate::faults::Fault;
 use crate::plan::Plan;
-use crate::world::{Answer, Call, World, go, millis};
+use crate::world::{Answer, Call, SLOW_MS, World, go, millis};
 
 /// The functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -468,7 +468,13 @@ impl HttpConnector for Connection {
         let connection = self.clone();
         HttpConnectorFuture::new(async move {
             let call = call(connection.name.clone(), &request);
+            let began = Instant::now();
             connection.meet(true).await;
+            if call.operation == "CreateSchedule" && began.elapsed() >= millis(SLOW_MS) {
+                // Frozen before it was sent: its environment does not wait for the answer.
+                let now = connection.world.now();
+                connection.world.lock().books.scheduler_fails(now, &call.by);
+            }
             let (answer, answered) = oneshot::channel();
             let (world, name) = (connection.world.clone(), connection.name.clone());
             go(async move {

@@ -26,6 +26,9 @@ use crate::services::{Made, Message, Queues, Schedules};
 use crate::table::{Stop, join, leave_out, sort_keys, split};
 
 /// One call over the wire.
+/// From how many milliseconds on an environment may not wait for Scheduler: less than it does, for what else takes time.
+pub(crate) const SLOW_MS: u64 = 700;
+
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     /// The environment that makes it.
@@ -264,7 +267,7 @@ impl World {
             state.looks += u64::from(is_end_of_look(&call));
             let fate = state.fate(&call);
             // Also if it only takes long: its environment does not wait.
-            if call.operation == "CreateSchedule" && (fate.0.is_some() || fate.1 + fate.2 + fate.3 >= 400) {
+            if call.operation == "CreateSchedule" && (fate.0.is_some() || fate.1 + fate.2 + fate.3 >= SLOW_MS) {
                 state.books.scheduler_fails(self.now(), &call.by);
             }
             fate

@@ -69,10 +69,7 @@ pub(crate) enum Fit {
 
 impl<E, M> Default for Gate<E, M> {
     fn default() -> Self {
-        Self {
-            turn: Arc::new(Semaphore::new(std::env::var("LANES").ok().and_then(|c| c.parse().ok()).unwrap_or(1))),
-            waiting: Mutex::default(),
-        }
+        Self { turn: Arc::new(Semaphore::new(1)), waiting: Mutex::default() }
     }
 }
 

@@ -38,9 +38,9 @@ pub(crate) struct Look {
 
 impl Look {
     /// Notes what it has found.
-    pub(crate) fn finds(&mut self, shortages: &[Shortage], released_at: Timestamp) {
+    pub(crate) fn finds(&mut self, shortages: &[Shortage], released_at: impl Fn(&Shortage) -> Option<Timestamp>) {
         let of_it = shortages.iter().find(|short| short.product_id == self.product);
-        self.found = of_it.map(|short| (short.available, released_at));
+        self.found = of_it.and_then(|short| Some((short.available, released_at(short)?)));
     }
 }
 

@@ -168,10 +168,15 @@ impl Store {
                 if !shortages.iter().all(|short| released_at(short).is_some()) {
                     return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
                 }
-                if let (Some(look), Some(at)) = (look, shortages.first().and_then(released_at)) {
-                    look.finds(&shortages, at.wall());
+                // If the environment was frozen meanwhile, or a call took long, it is not true any more.
+                let fresh = |short| released_at(short).is_some_and(|at| at.within(REFUSAL_LIFETIME_MS, &self.clock));
+                if shortages.iter().all(fresh) {
+                    if let Some(look) = look {
+                        look.finds(&shortages, |short| released_at(short).map(ReadTime::wall));
+                    }
+                    return Ok(Allocation::Short(shortages));
                 }
-                return Ok(Allocation::Short(shortages));
+                released.clear();
             }
             attempts.count();
             if deadline.passed() {

@@ -179,3 +179,17 @@ async fn with_few_shards_and_for_the_first_time_nobody_asks() {
     }
     assert_eq!(wire.take_calls().iter().filter(|call| of_looks(call, "GetItem")).count(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_seen_longer_than_a_second_ago_refuses_nobody() {
+    let (wire, stores, held) = sold_out(2).await;
+    // The environment is frozen when the answer of its look arrives.
+    let gate = wire.gate_after(|call| call.operation == "TransactGetItems");
+    let meanwhile = async {
+        gate.arrived().await;
+        give_back(&stores[1], &held).await;
+        wire.step_clock(1_000);
+        gate.open();
+    };
+    assert_eq!(tokio::join!(ask(&stores[0], "k"), meanwhile).0, "reserved");
+}
