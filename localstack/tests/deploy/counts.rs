@@ -1,4 +1,4 @@
-//! What the deployed build costs, in counts, which do not depend on what else the machine does: instructions of a
+//! What the deployed build costs, in counts, which hardly depend on what else the machine does: instructions of a
 //! request, and the sizes of the zips. Each has a budget.
 //!
 //! The binary runs under valgrind's `cachegrind`, which counts instructions and writes them to stderr as it ends. What

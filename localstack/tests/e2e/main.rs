@@ -129,7 +129,6 @@ fn main() -> ExitCode {
         outages::{
             a_payment_during_an_outage_of_the_table_becomes_an_order,
             peer_case_4_paid_while_table_and_queue_are_away_is_not_acknowledged,
-            peer_case_8_nothing_is_held_while_the_scheduler_is_away,
             a_long_outage_of_the_table_costs_no_order,
             a_retry_by_an_admin_confirms_what_used_up_its_attempts,
         },

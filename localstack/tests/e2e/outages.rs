@@ -10,7 +10,6 @@ use holdfast_wiretap::Tapped as _;
 use holdfast_wiretap::recorder::{Call, Refusal, Refused};
 use reqwest::Method;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 
 use crate::api::{Answer, Api, PATIENCE, Who};
 
@@ -75,28 +74,6 @@ pub(crate) async fn peer_case_4_paid_while_table_and_queue_are_away_is_not_ackno
     order.is(200, "");
     assert_eq!(order.body["confirmed_late"], false);
     assert_eq!(api.book("both-away").await.sold, 2);
-}
-
-pub(crate) async fn peer_case_8_nothing_is_held_while_the_scheduler_is_away(api: Api) {
-    // No other test has holds of this length: the schedules of their slots are nobody else's.
-    api.product("scheduler-away", 3, json!({"hold_seconds": 2_000})).await;
-    let scheduler = api.stack.recorder().unwrap().refuse(Refusal::Away, |call: &Call<'_>| {
-        let ends = call.needs.iter().find_map(|need| need.resource.split_once("/slot-")?.1.parse::<i64>().ok());
-        ends.is_some_and(|ends| (1_900..2_100).contains(&(ends - OffsetDateTime::now_utc().unix_timestamp())))
-    });
-    let reserve = async || api.reserve("away-alice", "scheduler-away", &[("scheduler-away", 2)]).await;
-    is_unavailable(&reserve().await);
-    assert!(*scheduler.met().borrow() > 0);
-    let book = api.book("scheduler-away").await;
-    assert_eq!((book.available, book.held, book.sold), (3, 0, 0));
-    let own = api.get("/reservations", Who::Customer("away-alice")).await;
-    assert_eq!(own.body["items"], json!([]));
-    drop(scheduler);
-    // A new hold, not the echo of one that was never made.
-    let held = reserve().await;
-    held.is(201, "");
-    assert!(!held.headers.contains_key("idempotent-replayed"));
-    assert_eq!(api.book("scheduler-away").await.held, 2);
 }
 
 /// How often the queue of confirmations is received from before a message goes to a person.

@@ -89,7 +89,7 @@ impl Schedules {
     }
 
     /// Makes sure that `expire` will be called at `at` or a little later. Makes no call if this environment has created
-    /// the schedule of that slot before, or if Scheduler failed within the last ten seconds. Takes little more than a second at most.
+    /// the schedule of that slot before, or if Scheduler failed within the last ten seconds. Takes at most 1.25 s.
     ///
     /// # Errors
     /// [`Unanswered`] if Scheduler refused, or did not answer in time: the schedule may exist.

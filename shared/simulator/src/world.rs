@@ -25,10 +25,11 @@ use crate::promises::Promises;
 use crate::services::{Made, Message, Queues, Schedules};
 use crate::table::{Stop, join, leave_out, sort_keys, split};
 
-/// One call over the wire.
-/// From how many milliseconds on an environment may not wait for Scheduler: less than it does, for what else takes time.
+/// If `CreateSchedule` takes this long, its environment may give up waiting: less than its limit of a second, because other
+/// steps take time too.
 pub(crate) const SLOW_MS: u64 = 700;
 
+/// One call over the wire.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     /// The environment that makes it.

@@ -13,6 +13,7 @@
 //! - `units`: taking units from shards and giving them back, and when it is certain that too few are free
 //! - [`measure`]: what an invocation did, in numbers
 //! - `gate`, `group`: requests that wait in one environment share a call
+//! - `looks`: environments share what they find out about a product that is sold out
 //! - `cache`: what an environment remembers of products and their stock
 //! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,

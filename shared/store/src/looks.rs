@@ -73,8 +73,9 @@ impl Looks {
 }
 
 impl Store {
-    /// Waits for a look of another environment that begins from now on, and remembers what it found; or begins one. `None` if
-    /// there is none to carry out for others.
+    /// Waits for a look of another environment that begins from now on, and remembers what it found. Returns a look if this
+    /// environment must carry it out for others, and [end](Self::end_look) it; `None` if another look answered, or if sharing
+    /// failed.
     pub(crate) async fn join_look(&self, product: &ProductId, deadline: Deadline) -> Option<Look> {
         // Dated before the read, so that no look with a greater number began before.
         let asked_at = ReadTime::now(&self.clock);

@@ -40,8 +40,8 @@ pub(crate) enum Verdict {
 impl Store {
     /// Makes the hold of `basket`, or finds the one that it made before.
     ///
-    /// `remind` makes sure that the hold is looked at when it ends. It is awaited before the transaction, so there is
-    /// no hold without its reminder.
+    /// `remind` asks for a reminder of the hold's end. It is awaited before the transaction, and if it returns an error no hold
+    /// is made. That of the function `reserve` never does: without a reminder, the sweep releases the hold.
     ///
     /// # Errors
     /// Every refusal of a reserve, and [`Error::Unavailable`] if contention or lost answers outlast the deadline: the

@@ -40,7 +40,8 @@ pub(crate) enum Allocation {
 /// What a refusal may be based on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RefusalBasis {
-    /// What this environment read within the last second: many requests that are told "sold out" cost no reads.
+    /// What this environment, or another one whose look it waited for, found within the last second: many requests that are
+    /// told "sold out" cost no reads.
     Cache,
     /// Only what was read for this request: a payment depends on it.
     Read,
@@ -329,8 +330,8 @@ impl Store {
         Ok(())
     }
 
-    /// What is missing, if this environment read within the last second, after all overdue holds were released, that too few
-    /// units are free.
+    /// What is missing, if it was found within the last second, after all overdue holds were released, that too few units are
+    /// free.
     fn remembered_shortage(&self, wanted: &Wanted<'_>) -> Option<Shortage> {
         let (at, free) = self.with_cached(&wanted.product.product_id, |cached| cached.exhausted()).flatten()?;
         let certain = at.within(REFUSAL_LIFETIME_MS, &self.clock) && free < u64::from(wanted.quantity);
