@@ -155,7 +155,7 @@ struct Answer {
 }
 
 /// The answer of dynoxide, or `None` if the operation is none that the functions call. Requests and answers are read and
-/// written in its own types, without a `Value` in between: that is half of the time of a large transaction.
+/// written in its own types, without a `Value` in between, which takes less time.
 fn carry_out(database: &Database, operation: &str, body: &[u8]) -> Option<Answer> {
     let refuse = |error: &DynoxideError| {
         let said = error.to_json();

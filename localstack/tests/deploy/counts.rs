@@ -38,10 +38,10 @@ struct Operation {
     answer: (u64, Option<&'static str>),
     /// Whether the answer says that it is a replay.
     replayed: bool,
-    /// Requests that are counted. Of refusals few enough to be done before their cache ends, after a second; so many that
-    /// what differs between two starts does not matter.
+    /// Number of requests that are counted: enough that what differs between two starts does not matter, and few enough of
+    /// refusals that they are done before their cache ends, after a second.
     counted: usize,
-    /// At most so many instructions for each request, runtime, SDK, log and metrics included: 10 % above what was measured.
+    /// The most instructions of a request, runtime, SDK, log and metrics included: 10 % above what was measured.
     budget: u64,
     /// The request of this number.
     request: fn(usize) -> Value,
@@ -212,7 +212,7 @@ impl Counter<'_> {
         }
     }
 
-    /// Instructions of a whole run with so many requests, and its calls. It counts if each answer is the expected one.
+    /// The instructions of a whole run of this number of requests, and its calls. It counts if each answer is the expected one.
     async fn run(&self, operation: &Operation, requests: usize) -> Result<(u64, Vec<String>), String> {
         let outside = Arc::new(Outside {
             wire: shop(operation).await,
@@ -230,7 +230,7 @@ impl Counter<'_> {
                 said = self.start_and_stop(operation, &address, &outside.idle) => said,
             }
         });
-        let said = said.await.map_err(|_| format!("it takes longer than {PATIENCE:?}"))?;
+        let said = said.await.map_err(|_| format!("it takes longer than {PATIENCE:?}"))??;
         let answers = std::mem::take(&mut *outside.answers.lock().unwrap());
         if answers.len() != requests {
             return Err(format!("{requests} requests, {} answers: {said}", answers.len()));
@@ -252,8 +252,9 @@ impl Counter<'_> {
         Ok((count.ok_or_else(|| format!("valgrind has counted nothing: {said}"))?, calls))
     }
 
-    /// Starts the function, and ends it once it has answered all requests: what valgrind says then.
-    async fn start_and_stop(&self, operation: &Operation, address: &str, idle: &Notify) -> String {
+    /// Starts the function, and ends it once it has answered all requests: what valgrind says then, or the log if something
+    /// went wrong, since the function then took another path.
+    async fn start_and_stop(&self, operation: &Operation, address: &str, idle: &Notify) -> Result<String, String> {
         let mut command = Command::new(self.valgrind);
         command
             .args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"])
@@ -301,8 +302,7 @@ impl Counter<'_> {
         };
         ended.expect("what it says is text");
         group.wait().await.unwrap_or_else(|error| panic!("{error}"));
-        // The log and the metrics. A function that says that something went wrong takes another path.
-        if logged.contains("\"WARN\"") || logged.contains("\"ERROR\"") { logged } else { said }
+        if logged.contains("\"WARN\"") || logged.contains("\"ERROR\"") { Err(logged) } else { Ok(said) }
     }
 }
 

@@ -6,7 +6,7 @@
 //! is made without it, and the sweep of each minute releases it.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_scheduler::Client;
@@ -16,17 +16,14 @@ use aws_sdk_scheduler::types::{
     Target as ScheduleTarget,
 };
 use holdfast_domain::{Clock, Timestamp};
+use holdfast_store::{PATIENCE, ReadTime};
 use serde::{Deserialize, Serialize};
 use time::macros::format_description;
-use tokio::time::Instant;
 
 use crate::Unanswered;
 
 /// How many slots an environment remembers: one hour, the longest hold, at the default length.
 const MAX_REMEMBERED_SLOTS: usize = 360;
-
-/// How long a request waits for another one of its environment that creates a schedule: longer than nearly all calls take.
-const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The call.
 const CREATE: &str = "CreateSchedule";
@@ -71,8 +68,8 @@ pub struct Schedules {
     /// Held by the request that creates a schedule, for all that wait.
     turn: tokio::sync::Mutex<()>,
     clock: Clock,
-    /// When Scheduler failed last, by both clocks: the monotonic one stands still while Lambda freezes the environment.
-    failed: Mutex<Option<(Timestamp, Instant)>>,
+    /// When Scheduler failed last.
+    failed: Mutex<Option<ReadTime>>,
 }
 
 impl Schedules {
@@ -95,22 +92,20 @@ impl Schedules {
     /// [`Unanswered`] if Scheduler refused, or did not answer in time: the schedule may exist.
     pub async fn ensure(&self, at: Timestamp) -> Result<(), Unanswered> {
         let slot = self.slot(at);
-        let known = || self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(&slot) {
-            return Ok(());
+        if let Some(known) = self.known(slot) {
+            return known;
         }
-        self.not_paused()?;
         let _turn = tokio::time::timeout(PATIENCE, self.turn.lock()).await;
-        if known().contains(&slot) {
-            return Ok(());
+        // What the request before this one has found.
+        if let Some(known) = self.known(slot) {
+            return known;
         }
-        self.not_paused()?;
         let late = |_| Err(Unanswered { during: CREATE, detail: "no answer in time".to_owned() });
         if let Err(error) = tokio::time::timeout(LONGEST, self.create(slot)).await.unwrap_or_else(late) {
-            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some((self.clock.now(), Instant::now()));
+            *lock(&self.failed) = Some(ReadTime::now(&self.clock));
             return Err(error);
         }
-        let mut made = known();
+        let mut made = lock(&self.made);
         made.insert(slot);
         while made.len() > MAX_REMEMBERED_SLOTS {
             made.pop_first();
@@ -118,16 +113,13 @@ impl Schedules {
         Ok(())
     }
 
-    fn not_paused(&self) -> Result<(), Unanswered> {
-        let failed = *self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let lately = failed.is_some_and(|(wall, monotonic)| {
-            let elapsed = i64::try_from(monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
-            elapsed < PAUSE_MS && wall.within(PAUSE_MS, self.clock.now())
-        });
-        if !lately {
-            return Ok(());
+    /// The outcome for a slot without a call, if this environment knows it.
+    fn known(&self, slot: i64) -> Option<Result<(), Unanswered>> {
+        if lock(&self.made).contains(&slot) {
+            return Some(Ok(()));
         }
-        Err(Unanswered { during: CREATE, detail: "it failed a moment ago".to_owned() })
+        let failed = lock(&self.failed).is_some_and(|at| at.within(PAUSE_MS, &self.clock));
+        failed.then(|| Err(Unanswered { during: CREATE, detail: "it failed a moment ago".to_owned() }))
     }
 
     async fn create(&self, slot: i64) -> Result<(), Unanswered> {
@@ -163,6 +155,10 @@ impl Schedules {
             Err(error) => Err(wrong(&error)),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

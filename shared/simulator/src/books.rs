@@ -670,13 +670,17 @@ impl Books {
         self.scheduler_failed.insert(by.to_owned(), now);
     }
 
-    /// Checks that a hold with a new end has its reminder, unless Scheduler failed its environment a short time ago.
-    fn reminded(&mut self, now: i64, id: &str, schedules: &BTreeSet<i64>, by: Option<&str>) {
+    /// Whether this environment may write a hold without its reminder.
+    pub(crate) fn is_without_scheduler(&self, now: i64, by: &str) -> bool {
         /// An environment does without for ten seconds; a request that has begun meanwhile may take another nine, and be frozen
         /// for as long.
         const WITHOUT_MS: i64 = 40_000;
-        let failed = by.and_then(|by| self.scheduler_failed.get(by));
-        if failed.is_some_and(|&at| now - at < WITHOUT_MS) {
+        self.scheduler_failed.get(by).is_some_and(|&at| now - at < WITHOUT_MS)
+    }
+
+    /// Checks that a hold with a new end has its reminder, unless Scheduler failed its environment a short time ago.
+    fn reminded(&mut self, now: i64, id: &str, schedules: &BTreeSet<i64>, by: Option<&str>) {
+        if by.is_some_and(|by| self.is_without_scheduler(now, by)) {
             return;
         }
         let Some(hold) = self.reservations.get(id).cloned() else { return };

@@ -79,8 +79,8 @@ pub(crate) struct State {
     pub(crate) locked: BTreeMap<Place, String>,
     /// Items whose old state reads outside of transactions still see, and the time until which they had it.
     pub(crate) unseen: BTreeMap<Place, (i64, Option<Value>)>,
-    /// Duplicates of writes that arrive after weeks.
-    copies: Vec<(String, Call)>,
+    /// Duplicates of writes that arrive after weeks, and whether each may make a hold without its reminder.
+    copies: Vec<(String, Call, bool)>,
     pub(crate) queues: Queues,
     pub(crate) schedules: Schedules,
     pub(crate) made: mpsc::UnboundedSender<Made>,
@@ -385,27 +385,32 @@ impl World {
         }
         let mut state = self.lock();
         let who = format!("{who} (a late copy)");
+        // It asks for what its environment could ask for when it was sent.
+        let without_scheduler = state.books.is_without_scheduler(self.now(), &call.by);
         let delay = [state.random.u64(1..5_000), state.random.u64(1_000..900_000)][state.random.usize(0..2)];
         if state.random.bool() {
-            state.copies.push((who, copy));
+            state.copies.push((who, copy, without_scheduler));
         } else {
-            self.arrives(&mut state, who, copy, delay);
+            self.arrives(&mut state, who, (copy, without_scheduler), delay);
         }
     }
 
     /// The duplicates that were delayed for weeks arrive, within seconds.
     pub(crate) fn copies_arrive(&self) {
         let mut state = self.lock();
-        for (who, copy) in std::mem::take(&mut state.copies) {
+        for (who, copy, without_scheduler) in std::mem::take(&mut state.copies) {
             let delay = state.random.u64(0..8_000);
-            self.arrives(&mut state, who, copy, delay);
+            self.arrives(&mut state, who, (copy, without_scheduler), delay);
         }
     }
 
-    fn arrives(&self, state: &mut State, who: String, copy: Call, delay: u64) {
+    fn arrives(&self, state: &mut State, who: String, (copy, without_scheduler): (Call, bool), delay: u64) {
         let world = self.clone();
         self.start_locked(state, async move {
             sleep(millis(delay)).await;
+            if without_scheduler {
+                world.lock().books.scheduler_fails(world.now(), &copy.by);
+            }
             let (status, body) = world.carry_out(&copy, 1).await;
             world.said(&who, &copy, None, &Answer::Of(status, body));
         });

@@ -25,18 +25,19 @@ const SHARED_SHARDS: u32 = 4;
 /// When something was read, by two clocks: the wall clock may be set back, and the monotonic clock stops while Lambda
 /// freezes the environment. The greater age counts.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ReadTime {
+pub struct ReadTime {
     wall: Timestamp,
     monotonic: Instant,
 }
 
 impl ReadTime {
-    pub(crate) fn now(clock: &Clock) -> Self {
+    /// Now, by `clock` and by the monotonic one.
+    pub fn now(clock: &Clock) -> Self {
         Self { wall: clock.now(), monotonic: Instant::now() }
     }
 
     /// Whether it is less than `millis` milliseconds old.
-    pub(crate) fn within(self, millis: i64, clock: &Clock) -> bool {
+    pub fn within(self, millis: i64, clock: &Clock) -> bool {
         let elapsed = i64::try_from(self.monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
         elapsed < millis && self.wall.within(millis, clock.now())
     }
@@ -96,7 +97,7 @@ impl CachedProduct {
         }
     }
 
-    /// Notes that after this time, with all holds released that were overdue then, so many units were free, which were too few.
+    /// Notes how many units were free after this time, with all holds released that were overdue then: too few for a request.
     pub(crate) fn set_exhausted(&mut self, at: ReadTime, free: u64) {
         self.exhausted = Some((at, free));
         self.sold_out_at = Some(at);
@@ -123,14 +124,9 @@ impl CachedProduct {
         self.set_stock(available);
     }
 
-    /// Whether it is known how few units are free.
-    pub(crate) fn is_known_exhausted(&self, clock: &Clock) -> bool {
-        self.exhausted.is_some_and(|(at, _)| at.within(REFUSAL_LIFETIME_MS, clock))
-    }
-
-    /// When it was certain that no more units were free than these.
-    pub(crate) fn exhausted(&self) -> Option<(ReadTime, u64)> {
-        self.exhausted
+    /// How many units are free, if that was found to be too few within the last second.
+    pub(crate) fn exhausted(&self, clock: &Clock) -> Option<u64> {
+        self.exhausted.filter(|(at, _)| at.within(REFUSAL_LIFETIME_MS, clock)).map(|(_, free)| free)
     }
 
     pub(crate) fn subtract(&mut self, shard: u32, units: u32) {

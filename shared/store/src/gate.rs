@@ -20,7 +20,7 @@ use crate::{Error, lock};
 
 /// How long a call keeps others of its kind waiting: longer than nearly all calls take, so that one that hangs does not
 /// stop a sale.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(250);
+pub const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What DynamoDB answered, for every member of a group.
 pub(crate) type Answer<T, E> = Seen<Result<T, SdkError<E, HttpResponse>>>;

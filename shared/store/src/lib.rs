@@ -58,8 +58,10 @@ use serde::de::DeserializeOwned;
 
 pub use actions::{Action, Intent};
 pub use audit::{Audited, LastAudit, TableAudit};
+pub use cache::ReadTime;
 pub use error::{Deadline, Error};
 pub use failed::FailedSearch;
+pub use gate::PATIENCE;
 pub use page::{Cursor, Page};
 pub use rate::Admitted;
 pub use release::Swept;

@@ -107,7 +107,7 @@ impl Store {
                 return Ok(None);
             }
             // Another request of this environment may have found it out.
-            if self.with_cached(product, |cached| cached.is_known_exhausted(&self.clock)).unwrap_or_default() {
+            if self.with_cached(product, |cached| cached.exhausted(&self.clock)).flatten().is_some() {
                 return Ok(None);
             }
             let before = seen;

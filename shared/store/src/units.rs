@@ -333,9 +333,8 @@ impl Store {
     /// What is missing, if it was found within the last second, after all overdue holds were released, that too few units are
     /// free.
     fn remembered_shortage(&self, wanted: &Wanted<'_>) -> Option<Shortage> {
-        let (at, free) = self.with_cached(&wanted.product.product_id, |cached| cached.exhausted()).flatten()?;
-        let certain = at.within(REFUSAL_LIFETIME_MS, &self.clock) && free < u64::from(wanted.quantity);
-        certain.then(|| shortage(wanted, free))
+        let free = self.with_cached(&wanted.product.product_id, |cached| cached.exhausted(&self.clock)).flatten()?;
+        (free < u64::from(wanted.quantity)).then(|| shortage(wanted, free))
     }
 }
 
