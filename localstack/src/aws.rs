@@ -32,7 +32,7 @@ impl Clients {
     /// Clients for `endpoint_url` in `region`.
     pub fn in_region(endpoint_url: &str, region: String) -> Self {
         let http: SharedHttpClient =
-            aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https();
+            aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         macro_rules! client {
             ($sdk:ident) => {
                 $sdk::Client::from_conf(

@@ -23,6 +23,12 @@ Options of the benchmark:
       --call-ms <MS>         Delay each answer of DynamoDB by this time [default: 0]
       --conflicts            Refuse a transaction while another one is on one of its items; needs --call-ms
       --model                Measure nothing, and print by a model what one product would take on AWS
+      --cold                 Measure how long a new environment takes to its first reservation, over TLS
+      --cores <SHARE,SHARE>  Shares of a core for its requests; its start gets one [default: 1,0.15]
+      --beside <NAME=COMMAND>
+                             Start this other program for Lambda as well, with the same
+                             variables; may be repeated
+      --program <FILE>       A build of reserve for --cold [default: target/release/reserve, which is built]
       --json <FILE>          Write all figures to this file
       --plot <FILE>          Draw the latencies by percentile, as SVG
       --url <URL>            Load the Holdfast that runs there, such as that of `cargo local up`
@@ -40,6 +46,12 @@ Options of the benchmark:
 /// # Errors
 /// Cargo cannot be started, or a token cannot be made.
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
+    if names(arguments, "--cold") && !names(arguments, "--program") {
+        let status = cargo().args(["build", "--locked", "--release", "--package", "reserve"]).status();
+        if !status.context(|| "cannot start cargo".to_owned())?.success() {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
     let mut cargo = cargo();
     cargo.current_dir(".").args(["run", "--locked", "--profile", "simulate", "--package", "holdfast-bench"]);
     cargo.arg("--manifest-path").arg(workspace().join("Cargo.toml")).arg("--").args(arguments);

@@ -3,7 +3,7 @@
 use admin::console::{self, ConsoleConfig};
 use admin::{App, router};
 use holdfast_aws::config::{Environment, default_max_per_customer, table_name};
-use holdfast_aws::{clock, log, metrics};
+use holdfast_aws::{clock, connections, log, metrics};
 use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
 use lambda_http::lambda_runtime::run;
@@ -20,6 +20,7 @@ async fn main() -> Result<(), Error> {
         clock: clock::system(),
         default_max_per_customer: default_max_per_customer()?,
     };
+    connections::open(&app.store, None).await;
     let console = console::router(&ConsoleConfig::from_environment()?);
     let router = serve(router(app).merge(console), Authenticator::from_environment()?);
     run(service_fn(|event| handle(router.clone(), event))).await

@@ -2,7 +2,7 @@
 
 use catalog::{App, router};
 use holdfast_aws::config::{Environment, table_name};
-use holdfast_aws::{clock, log, metrics};
+use holdfast_aws::{clock, connections, log, metrics};
 use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
 use lambda_http::lambda_runtime::run;
@@ -15,6 +15,7 @@ async fn main() -> Result<(), Error> {
     let environment = Environment::read()?;
     let store = Store::new(environment.dynamodb(), table_name()?, clock::system());
     let app = App { store, clock: clock::system() };
+    connections::open(&app.store, None).await;
     let router = serve(router(app), Authenticator::default());
     run(service_fn(|event| handle(router.clone(), event))).await
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use confirm::{App, handle, router};
 use holdfast_aws::config::{Environment, customers_confirm, rate_limit, table_name};
-use holdfast_aws::{clock, log, metrics};
+use holdfast_aws::{clock, connections, log, metrics};
 use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_store::Store;
 use lambda_runtime::{Error, run, service_fn};
@@ -22,6 +22,7 @@ async fn main() -> Result<(), Error> {
         clock: clock::system(),
         customers_confirm: customers_confirm()?,
     });
+    connections::open(&app.store, None).await;
     let router = limited(router(app.clone()), limiter);
     let router = serve(router, Authenticator::from_environment()?);
     run(service_fn(|event| handle(&app, router.clone(), event))).await

@@ -1,7 +1,7 @@
 //! Wires the function `reserve`.
 
 use holdfast_aws::config::{Environment, rate_limit, table_name};
-use holdfast_aws::{clock, log, metrics};
+use holdfast_aws::{clock, connections, log, metrics};
 use holdfast_http::{Authenticator, Limiter, handle, limited, serve};
 use holdfast_store::Store;
 use lambda_http::lambda_runtime::run_concurrent;
@@ -16,6 +16,7 @@ async fn main() -> Result<(), Error> {
     let store = || Store::new(environment.dynamodb(), table.as_str(), clock::system());
     let limiter = rate_limit()?.map(|limit| Limiter::new(store(), clock::system(), limit));
     let app = App { store: store(), schedules: environment.schedules()?, clock: clock::system() };
+    connections::open(&app.store, Some(&app.schedules)).await;
     let router = limited(router(app), limiter);
     let router = serve(router, Authenticator::from_environment()?);
     // Where Lambda sends several requests at once, they share transactions. Plain Lambda sends one.

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
+use holdfast_aws::connections;
 use holdfast_domain::{ProductChange, Timestamp};
 use holdfast_http::{Authenticator, serve};
 use holdfast_testkit::event::{Answer, at, by, event, in_role, names, send, with_body, with_header, with_query};
@@ -650,6 +651,20 @@ async fn only_a_service_gives_a_customers_order_back_and_with_a_reason() {
     assert_eq!(shop.free().await, 98);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_service_that_fails_delays_the_start_by_a_second_at_most() {
+    for fault in [None, Some(Fault::Silence), Some(Fault::ServerError), Some(Fault::AccessDenied)] {
+        let wire = table();
+        wire.script(move |_| fault);
+        let started = tokio::time::Instant::now();
+        connections::open(&store(&wire, 1), Some(&schedules(&wire))).await;
+        assert!(started.elapsed() <= Duration::from_secs(1), "{fault:?}: {:?}", started.elapsed());
+        let calls: std::collections::BTreeSet<String> =
+            wire.take_calls().into_iter().map(|call| call.operation).collect();
+        assert_eq!(calls.iter().map(String::as_str).collect::<Vec<_>>(), ["GetItem", "GetSchedule"], "{fault:?}");
+    }
+}
+
 /// What Lambda and AWS are to the function's binary: the runtime API, DynamoDB and Scheduler, at one address.
 struct Outside {
     wire: Wire,
@@ -659,6 +674,8 @@ struct Outside {
     /// A transaction that arrives is announced here, and waits there.
     transactions: tokio::sync::mpsc::Sender<tokio::sync::oneshot::Sender<()>>,
     invocations: std::sync::atomic::AtomicU64,
+    /// The services that were called before the first request for an event.
+    at_start: std::sync::Mutex<std::collections::BTreeSet<&'static str>>,
 }
 
 async fn outside(State(outside): State<Arc<Outside>>, request: Request) -> Response {
@@ -683,6 +700,10 @@ async fn outside(State(outside): State<Arc<Outside>>, request: Request) -> Respo
         outside.answers.send(body).await.unwrap();
         return StatusCode::ACCEPTED.into_response();
     }
+    if outside.invocations.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+        let service = if target.is_some() { "DynamoDB" } else { "Scheduler" };
+        outside.at_start.lock().unwrap().insert(service);
+    }
     let Some(operation) = target.as_deref().and_then(|target| target.rsplit('.').next()) else {
         return json!({ "ScheduleArn": "arn:aws:scheduler:::schedule/holds/slot" }).to_string().into_response();
     };
@@ -696,7 +717,7 @@ async fn outside(State(outside): State<Arc<Outside>>, request: Request) -> Respo
 }
 
 #[tokio::test]
-async fn the_binary_serves_as_many_requests_at_once_as_lambda_sends() {
+async fn the_binary_opens_its_connections_first_and_serves_as_many_requests_at_once_as_lambda_sends() {
     let wire = table();
     stocked(&wire, &[product("tee-black", 100, 4)]).await;
     let (to_serve, events) = tokio::sync::mpsc::channel(9);
@@ -704,11 +725,13 @@ async fn the_binary_serves_as_many_requests_at_once_as_lambda_sends() {
     let (transactions, mut arrived) = tokio::sync::mpsc::channel(9);
     let events = tokio::sync::Mutex::new(events);
     let invocations = std::sync::atomic::AtomicU64::new(0);
-    let state = Arc::new(Outside { wire: wire.clone(), events, answers, transactions, invocations });
+    let at_start = std::sync::Mutex::default();
+    let state = Arc::new(Outside { wire: wire.clone(), events, answers, transactions, invocations, at_start });
+    let outside = state.clone();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     #[expect(clippy::disallowed_methods, reason = "for tests: it serves until the test ends")]
-    tokio::spawn(axum::serve(listener, Router::new().fallback(outside).with_state(state)).into_future());
+    tokio::spawn(axum::serve(listener, Router::new().fallback(self::outside).with_state(state)).into_future());
     let endpoint = format!("http://{address}");
     let variables = [
         ("AWS_LAMBDA_RUNTIME_API", address.as_str()),
@@ -749,4 +772,5 @@ async fn the_binary_serves_as_many_requests_at_once_as_lambda_sends() {
     binary.wait().unwrap();
     served.unwrap();
     assert_eq!(books(&wire).await["tee-black"].held, 2);
+    assert_eq!(outside.at_start.lock().unwrap().iter().copied().collect::<Vec<_>>(), ["DynamoDB", "Scheduler"]);
 }

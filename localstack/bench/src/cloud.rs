@@ -9,15 +9,18 @@
 //! transaction is on its items until its delayed answer, and refuses others there, as in DynamoDB.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
 use dynoxide::actions::batch_get_item::BatchGetItemRequest;
 use dynoxide::actions::delete_item::DeleteItemRequest;
 use dynoxide::actions::get_item::GetItemRequest;
@@ -34,6 +37,12 @@ use holdfast_testkit::database::database;
 use holdfast_testkit::fixtures::TABLE;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::server::TlsStream;
 
 use crate::Result;
 use crate::process::announce;
@@ -258,22 +267,77 @@ fn conflict(operation: &str, body: &[u8], keys: &[String], busy: &BTreeSet<Strin
     Some(Answer { status: 400, body: said, units })
 }
 
-/// Serves until this process ends.
+/// Serves until this process ends: over HTTP and, with a file to write the `certificate` to, over TLS as well.
 ///
 /// # Errors
-/// There is no database, or no port.
-pub(crate) async fn run(options: Options) -> Result<()> {
+/// There is no database, no port, or no such file.
+pub(crate) async fn run(options: Options, certificate: Option<&Path>) -> Result<()> {
     let cloud = Cloud::new(options)?;
     let router = Router::new()
         .route("/counts", get(async |State(cloud): State<Arc<Cloud>>| axum::Json(cloud.counts().clone())))
         .fallback(answer)
         .with_state(Arc::new(cloud));
-    axum::serve(announce().await?, router).await?;
+    let plain = axum::serve(announce().await?, router.clone()).into_future();
+    match certificate {
+        None => plain.await?,
+        Some(certificate) => {
+            let tls = axum::serve(Tls::new(certificate).await?, router).into_future();
+            tokio::try_join!(plain, tls)?;
+        }
+    }
     Ok(())
 }
 
+/// A port with TLS. One handshake at a time.
+struct Tls {
+    port: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl Tls {
+    /// Writes its certificate to this file, and says its address.
+    async fn new(certificate: &Path) -> Result<Self> {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+        std::fs::write(certificate, made.cert.pem())?;
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der())?;
+        let provider = Arc::new(ring::default_provider());
+        let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let mut config = versions.with_no_client_auth().with_single_cert(vec![made.cert.into()], key)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let port = TcpListener::bind(("127.0.0.1", 0)).await?;
+        eprintln!("https://{}", port.local_addr()?);
+        Ok(Self { port, acceptor: TlsAcceptor::from(Arc::new(config)) })
+    }
+}
+
+impl Listener for Tls {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = Listener::accept(&mut self.port).await;
+            let nodelay = stream.set_nodelay(true);
+            match self.acceptor.accept(stream).await {
+                Ok(stream) if nodelay.is_ok() => return (stream, address),
+                refused => eprintln!("no TLS with {address}: {:?}, {nodelay:?}", refused.err()),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.port.local_addr()
+    }
+}
+
 /// The operation is named by a header in the protocols of DynamoDB and SQS, and by the path in Scheduler's.
-async fn answer(State(cloud): State<Arc<Cloud>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+async fn answer(
+    State(cloud): State<Arc<Cloud>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let target = headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
     match target.split_once('.') {
         Some(("DynamoDB_20120810", operation)) => dynamodb(&cloud, operation, &body).await,
@@ -287,12 +351,16 @@ async fn answer(State(cloud): State<Arc<Cloud>>, uri: Uri, headers: HeaderMap, b
             amazon_json(StatusCode::OK, said.to_string())
         }
         // The only server remembers the slots that it has made, so none is made twice.
-        None if uri.path().starts_with("/schedules/") => {
+        None if uri.path().starts_with("/schedules/") && method == Method::POST => {
             cloud.counts().add("CreateSchedule", Units::default());
             axum::Json(json!({ "ScheduleArn": "arn:aws:scheduler:us-east-1:000000000000:schedule/holds/slot" }))
                 .into_response()
         }
-        None => StatusCode::NOT_FOUND.into_response(),
+        // `reserve` asks for one as it starts.
+        None => {
+            let error = [("x-amzn-errortype", "ResourceNotFoundException")];
+            (StatusCode::NOT_FOUND, error, axum::Json(json!({ "Message": "there is none" }))).into_response()
+        }
     }
 }
 

@@ -12,11 +12,13 @@
 //! - [`cases`]: what is asked; [`load`]: by how many connections, and what is measured
 //! - [`server`], [`cloud`]: the other two processes; [`process`]: their start and their processor time
 //! - [`peer`]: another service under the same load
+//! - [`cold`]: how long a new environment takes to its first answer
 //! - [`report`]: what is printed
 //! - [`model`]: what it would be on AWS, by a model
 
 mod cases;
 mod cloud;
+mod cold;
 mod load;
 mod model;
 mod peer;
@@ -45,6 +47,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 use cases::{Caller, Case, HERD_UNITS, Phase, Plan};
 use cloud::Counts;
+use cold::Program;
 use load::{Call, Connection, Connections, Measured, Pace, WARM_UP, numbers};
 use peer::Peer;
 use process::{Child, cpu, load_average};
@@ -79,6 +82,9 @@ enum Role {
         call_ms: u64,
         #[arg(long)]
         conflicts: bool,
+        /// Serve over TLS as well, with a certificate that is written to this file
+        #[arg(long)]
+        certificate: Option<PathBuf>,
     },
     /// The functions
     #[command(hide = true)]
@@ -123,6 +129,18 @@ struct Options {
     /// Measure nothing, and print by a model what one product would take on AWS
     #[arg(long)]
     model: bool,
+    /// Measure how long a new environment takes to its first reservation, over TLS
+    #[arg(long)]
+    cold: bool,
+    /// Shares of a core that it gets for its requests; its start gets one [default: 1,0.15]
+    #[arg(long, value_name = "SHARE", value_delimiter = ',', default_value = "1,0.15", value_parser = share, requires = "cold")]
+    cores: Vec<f64>,
+    /// Start this other program for Lambda as well, with the same variables; may be repeated
+    #[arg(long, value_name = "NAME=COMMAND", value_parser = beside, requires = "cold")]
+    beside: Vec<Program>,
+    /// The release of `reserve`; `cargo local bench` builds it
+    #[arg(long, value_name = "FILE", default_value = "target/release/reserve")]
+    program: PathBuf,
     /// Write all figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -167,6 +185,16 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
     rate.ok_or_else(|| "must be a number from 0.1 to 1000000".to_owned())
 }
 
+fn share(text: &str) -> std::result::Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.05..=1.0).contains(share));
+    share.ok_or_else(|| "must be a number from 0.05 to 1".to_owned())
+}
+
+fn beside(text: &str) -> std::result::Result<Program, String> {
+    let (name, command) = text.split_once('=').ok_or_else(|| "must be NAME=COMMAND".to_owned())?;
+    Ok(Program { name: name.to_owned(), command: command.to_owned() })
+}
+
 fn main() -> ExitCode {
     let Cli { role, options } = Cli::parse();
     if options.model {
@@ -174,9 +202,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let done = match role {
-        Some(Role::Cloud { call_ms, conflicts }) => {
+        Some(Role::Cloud { call_ms, conflicts, certificate }) => {
             let options = cloud::Options { delay: Duration::from_millis(call_ms), conflicts };
-            on_all_cores(cloud::run(options)).map(|()| true)
+            on_all_cores(cloud::run(options, certificate.as_deref())).map(|()| true)
         }
         Some(Role::Server { sweeps }) => on_all_cores(server::run(sweeps)).map(|()| true),
         // One thread: the load must leave the processor to what is measured.
@@ -205,6 +233,11 @@ async fn bench(options: &Options) -> Result<bool> {
     let peer = options.peer()?;
     let load_average = load_average();
     println!("load average at the start: {load_average}");
+    if options.cold {
+        let own = Program { name: "reserve".to_owned(), command: options.program.display().to_string() };
+        let programs: Vec<Program> = std::iter::once(own).chain(options.beside.clone()).collect();
+        return cold::run(&programs, &options.cores, options.runs).await.map(|()| true);
+    }
     let mut rows = Vec::new();
     for &case in &options.case {
         for &connections in &options.connections {

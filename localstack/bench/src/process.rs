@@ -14,6 +14,8 @@ pub(crate) struct Child {
     process: std::process::Child,
     /// Where it listens, such as `http://127.0.0.1:40001`.
     pub(crate) url: String,
+    /// The same over TLS, if it was asked for a certificate.
+    pub(crate) tls_url: Option<String>,
 }
 
 impl Child {
@@ -32,12 +34,15 @@ impl Child {
             .stderr(Stdio::piped())
             .spawn()?;
         let stderr = process.stderr.take().ok_or("a child without standard error")?;
-        let mut child = Self { process, url: String::new() };
+        let mut child = Self { process, url: String::new(), tls_url: None };
         let mut lines = BufReader::new(stderr).lines();
         let role = arguments.first().copied().unwrap_or_default();
         child.url = lines.next().ok_or_else(|| format!("the process `{role}` did not start"))??;
         if !child.url.starts_with("http://") {
             return Err(format!("the process `{role}` did not start: {}", child.url).into());
+        }
+        if arguments.contains(&"--certificate") {
+            child.tls_url = lines.next().transpose()?;
         }
         let role = role.to_owned();
         std::thread::spawn(move || lines.map_while(std::io::Result::ok).for_each(|line| eprintln!("{role}: {line}")));
@@ -89,6 +94,20 @@ pub(crate) fn cpu(processes: &[u32]) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1_000 / per_second.max(1)))
 }
 
+/// The processor time that a process has used, all threads, to the nanosecond; of threads that have ended, none.
+///
+/// # Errors
+/// It does not run, or this is not Linux.
+pub(crate) fn time_of(process: u32) -> std::io::Result<Duration> {
+    let mut time = Duration::ZERO;
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let of_thread = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let nanoseconds = of_thread.split(' ').next().and_then(|nanoseconds| nanoseconds.parse().ok());
+        time += Duration::from_nanos(nanoseconds.ok_or_else(|| std::io::Error::other("no time in schedstat"))?);
+    }
+    Ok(time)
+}
+
 /// `utime` and `stime`, the 14th and 15th field. The 2nd, the program's name, may contain blanks and parentheses.
 fn ticks_of(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(") ")?;
@@ -120,6 +139,7 @@ mod tests {
         while cpu(&[std::process::id()]).unwrap() < before + Duration::from_millis(30) {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
-        assert!(cpu(&[0]).is_err());
+        assert!(time_of(std::process::id()).unwrap() >= Duration::from_millis(20));
+        assert!(cpu(&[0]).is_err() && time_of(0).is_err());
     }
 }

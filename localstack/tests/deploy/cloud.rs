@@ -239,19 +239,19 @@ impl Cloud {
         cloud
     }
 
-    /// The emulator checks CreateSchedule against the group `default`, whatever group the request names, so the
-    /// template's own permission, which is for its own group, does not match there. Where the template has that
-    /// permission, this grants the same for the name that the emulator looks at; where it has none, nothing.
+    /// The emulator checks CreateSchedule and GetSchedule against the group `default`, whatever group the request names, so the
+    /// template's own permissions, which are for its own group, do not match there. Where the template has them, this grants
+    /// the same for the name that the emulator looks at; where one of them is missing, nothing.
     async fn bridge_the_schedule_group(&self, template: &Expanded) {
-        let (role, action) = ("ReserveRole", "scheduler:CreateSchedule");
+        let (role, actions) = ("ReserveRole", ["scheduler:CreateSchedule", "scheduler:GetSchedule"]);
         let policies = template.root["Resources"][role]["Properties"]["Policies"].to_string();
-        if !policies.contains(&format!("\"{action}\"")) {
+        if !actions.iter().all(|action| policies.contains(&format!("\"{action}\""))) {
             return;
         }
         let configuration = self.configuration("ReserveFunction").await;
         let name = configuration["Role"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
         let policy = json!({"Version": "2012-10-17", "Statement": [{
-            "Effect": "Allow", "Action": action, "Resource": format!("arn:aws:scheduler:{REGION}:*:schedule/default/*"),
+            "Effect": "Allow", "Action": actions, "Resource": format!("arn:aws:scheduler:{REGION}:*:schedule/default/*"),
         }]});
         let form = [
             ("Action", "PutRolePolicy"),

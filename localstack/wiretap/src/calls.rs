@@ -53,7 +53,7 @@ impl fmt::Display for Need {
 pub struct Request<'a> {
     /// The HTTP method.
     pub method: &'a str,
-    /// The path.
+    /// The path, with its query.
     pub path: &'a str,
     /// The header `X-Amz-Target`, which names the operation of DynamoDB and SQS.
     pub target: Option<&'a str>,
@@ -194,15 +194,23 @@ impl Names {
     fn scheduler(&self, method: &str, path: &str, body: &Value) -> Result<Vec<Need>> {
         // The characters of a valid name, which is not escaped in the path.
         let is_name = |text: &&str| text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-        let name = path.strip_prefix("/schedules/").filter(|text| method == "POST" && !text.is_empty());
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let name =
+            path.strip_prefix("/schedules/").filter(|text| ["GET", "POST"].contains(&method) && !text.is_empty());
         let name = name.filter(is_name).ok_or_else(|| unknown("the operation"))?;
-        let group = body["GroupName"].as_str().ok_or_else(|| unknown("GroupName"))?;
+        let group = if method == "GET" { query.strip_prefix("groupName=") } else { body["GroupName"].as_str() };
+        let group = group.ok_or_else(|| unknown("GroupName"))?;
         if !self.groups.contains(group) {
             return Err(Error::new(format!("the stack has no schedule group {group}")));
         }
+        let on_schedule =
+            |action: &str| Need::new(format!("scheduler:{action}"), format!("{}{group}/{name}", self.schedules));
+        if method == "GET" {
+            return Ok(vec![on_schedule("GetSchedule")]);
+        }
         let role = body["Target"]["RoleArn"].as_str().ok_or_else(|| unknown("Target.RoleArn"))?;
         Ok(vec![
-            Need::new("scheduler:CreateSchedule".to_owned(), format!("{}{group}/{name}", self.schedules)),
+            on_schedule("CreateSchedule"),
             Need {
                 action: "iam:PassRole".to_owned(),
                 resource: role.to_owned(),
@@ -340,6 +348,19 @@ mod tests {
             "scheduler:CreateSchedule on arn:aws:scheduler:r:000000000000:schedule/s-Schedules/slot-1",
         ];
         assert_eq!(shown(None, "/schedules/slot-1", &body).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_question_for_a_schedule_names_its_group_in_the_query() {
+        let asked = |path| {
+            let request = Request { method: "GET", path, target: None, body: &Value::Null };
+            names().needs(request).map_err(|error| error.to_string())
+        };
+        let needs = asked("/schedules/connection?groupName=s-Schedules").unwrap();
+        let expected = "scheduler:GetSchedule on arn:aws:scheduler:r:000000000000:schedule/s-Schedules/connection";
+        assert_eq!(needs.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+        assert!(asked("/schedules/connection?groupName=default").unwrap_err().contains("default"));
+        assert!(asked("/schedules/connection").unwrap_err().contains("GroupName"));
     }
 
     #[test]

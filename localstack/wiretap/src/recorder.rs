@@ -185,7 +185,7 @@ impl Tap {
         let function = header(header::AUTHORIZATION).and_then(caller).filter(|name| self.functions.contains(*name));
         let request = Asked {
             method: parts.method.as_str(),
-            path: parts.uri.path(),
+            path: parts.uri.path_and_query().map_or("/", |path| path.as_str()),
             target: header(TARGET),
             body: &serde_json::from_str(&text).unwrap_or(Value::Null),
         };

@@ -267,7 +267,7 @@ pub fn rate_limit() -> Result<Option<RateLimit>, ConfigError> {
 }
 
 fn https_client() -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https()
+    aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
 }
 
 fn required(name: &'static str) -> Result<String, ConfigError> {

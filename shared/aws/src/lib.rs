@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod dead_letters;
 pub mod log;
 pub mod metrics;

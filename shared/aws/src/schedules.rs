@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use aws_sdk_scheduler::Client;
 use aws_sdk_scheduler::operation::create_schedule::CreateScheduleError;
+use aws_sdk_scheduler::operation::get_schedule::GetScheduleError;
 use aws_sdk_scheduler::types::{
     ActionAfterCompletion, DeadLetterConfig, FlexibleTimeWindow, FlexibleTimeWindowMode, RetryPolicy,
     Target as ScheduleTarget,
@@ -111,6 +112,17 @@ impl Schedules {
             made.pop_first();
         }
         Ok(())
+    }
+
+    /// Opens the connection to Scheduler and prepares the client, by a question for a schedule that never exists.
+    pub(crate) async fn connect(&self) -> Result<(), Unanswered> {
+        match self.client.get_schedule().group_name(&self.target.group).name("connection").send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.as_service_error().is_some_and(GetScheduleError::is_resource_not_found_exception) => {
+                Ok(())
+            }
+            Err(error) => Err(Unanswered::new("GetSchedule", &error)),
+        }
     }
 
     /// The outcome for a slot without a call, if this environment knows it.

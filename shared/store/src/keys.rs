@@ -117,6 +117,11 @@ impl Key {
     }
 }
 
+/// No item: what [`Store::connect`](crate::Store::connect) reads. In the partition that all functions may read.
+pub fn connection() -> Key {
+    Key { pk: CATALOG.to_owned(), sk: "CONNECTION".to_owned() }
+}
+
 /// A product.
 pub fn product(id: &ProductId) -> Key {
     Key { pk: CATALOG.to_owned(), sk: format!("{PRODUCT_PREFIX}{id}") }

@@ -54,7 +54,7 @@ use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use holdfast_domain::{Clock, ProductId};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 pub use actions::{Action, Intent};
 pub use audit::{Audited, LastAudit, TableAudit};
@@ -127,6 +127,15 @@ impl Store {
     #[must_use]
     pub fn with_due_partitions(self, due_partitions: u32) -> Self {
         Self { due_partitions, ..self }
+    }
+
+    /// Opens the connection to the table and prepares the client, by a read of an item that never exists. Otherwise the first
+    /// request does so; Lambda gives the start of an environment a whole core, and its requests their share of one.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without an answer within the deadline, [`Error::Internal`] for a refusal.
+    pub async fn connect(&self, deadline: Deadline) -> Result<(), Error> {
+        self.get::<IgnoredAny>("connection", keys::connection(), deadline).await.map(drop)
     }
 
     fn attempts(&self, deadline: Deadline) -> Attempts<'_> {

@@ -67,6 +67,8 @@ impl Services {
                 (200, json!({}))
             }
             "CreateSchedule" => self.create_schedule(request),
+            // Only ever for one that does not exist.
+            "GetSchedule" => (404, json!({ "__type": "ResourceNotFoundException", "Message": "there is none" })),
             _ => return None,
         })
     }

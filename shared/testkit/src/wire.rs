@@ -324,6 +324,7 @@ fn call(request: &HttpRequest) -> Call {
     let target = request.headers().get("x-amz-target").and_then(|target| target.rsplit('.').next());
     let operation = match (target, request.uri().rsplit_once("/schedules/")) {
         (Some(operation), _) => operation,
+        (None, Some(_)) if request.method() == "GET" => "GetSchedule",
         (None, Some((_, name))) if request.method() == "POST" => {
             body["Name"] = name.into();
             "CreateSchedule"
