@@ -273,6 +273,43 @@ async fn the_sweep_returns_the_first_error_of_its_batches() {
     assert_eq!((books["cap"].held, books["tee"].held), (1, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn shards_are_released_side_by_side_and_each_one_transaction_after_another() {
+    // Sixty holds on each of four shards.
+    let wire = tee(240, 4).await;
+    let store = store(&wire, 1).with_due_partitions(1);
+    for n in 0..240 {
+        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
+    }
+    wire.take_calls();
+    let shards = |calls: Vec<Call>| -> Vec<String> {
+        let done = calls.iter().filter(|call| call.operation == "TransactWriteItems" && call.response.is_some());
+        let mut shards: Vec<String> =
+            done.flat_map(Call::transaction_keys).filter(|key| key.contains("STOCK#")).collect();
+        shards.sort();
+        shards
+    };
+    let gate = wire.gate(|call| call.operation == "TransactWriteItems");
+    let meanwhile = async {
+        gate.arrived().await;
+        // Time passes once nothing else can go on.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let others = shards(wire.take_calls());
+        gate.open();
+        others
+    };
+    let (swept, others) = tokio::join!(store.release_overdue(LATE, soon()), meanwhile);
+    let swept = swept.unwrap();
+    assert_eq!((swept.holds, swept.units, swept.complete), (240, 240, true));
+    // Two transactions of each of the others, and then the two of the shard that waited.
+    let mut different = others.clone();
+    different.dedup();
+    assert_eq!((others.len(), different.len()), (6, 3), "{others:?}");
+    let waited = shards(wire.take_calls());
+    assert!(waited.len() == 2 && waited[0] == waited[1] && !others.contains(&waited[0]), "{waited:?}, {others:?}");
+    assert_eq!(books(&wire).await["tee"].available, 240);
+}
+
 #[tokio::test]
 async fn ended_holds_cannot_be_cancelled_or_extended() {
     let wire = tee(10, 1).await;
@@ -293,17 +330,17 @@ async fn ended_holds_cannot_be_cancelled_or_extended() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sweep_whose_time_is_over_stops_and_says_that_there_is_more() {
-    let wire = tee(2, 2).await;
-    // One partition of the index, so that both holds are on one page.
+    let wire = tee(50, 1).await;
+    // One partition of the index, so that all holds are on one page. They are one more than fit a transaction.
     let store = store(&wire, 1).with_due_partitions(1);
-    for n in 0..2 {
+    for n in 0..50 {
         reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap();
     }
     wire.take_calls();
     let swept = store.release_overdue(LATE, Deadline::after(Duration::ZERO)).await.unwrap();
     assert_eq!(swept, Swept::default());
     assert!(wire.take_calls().is_empty());
-    // The environment is frozen while the first shard's batch is in flight, and thawed too late for the second's.
+    // The environment is frozen while the first transaction is in flight, and thawed too late for the second.
     wire.script(|call| {
         if call.operation == "TransactWriteItems" {
             assert!(tokio::time::advance(Duration::from_secs(60)).now_or_never().is_none());
@@ -311,7 +348,7 @@ async fn a_sweep_whose_time_is_over_stops_and_says_that_there_is_more() {
         None
     });
     let swept = store.release_overdue(LATE, soon()).await.unwrap();
-    assert_eq!((swept.holds, swept.units, swept.complete), (1, 1, false));
+    assert_eq!((swept.holds, swept.units, swept.complete), (49, 49, false));
     wire.clear_faults();
     wire.take_calls();
     let swept = store.release_overdue(LATE, soon()).await.unwrap();
