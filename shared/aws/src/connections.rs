@@ -1,7 +1,9 @@
-//! The connections that a function opens at its start, so that its first request does not wait for them.
+//! The connections that a function opens at its start, so that its first request does not wait for them. Not `expire`: nobody
+//! waits for it.
 //!
-//! A connection takes a lookup of the name, TCP and TLS, and the first call prepares much else in the SDK. Lambda gives the
-//! start of an environment a whole core, and a request only its share of one: at 256 MB a seventh.
+//! A connection needs a lookup of the name, TCP and TLS, and with the first call the SDK resolves its endpoint and derives the
+//! key that it signs with. Lambda gives the start of an environment a whole core, and a request only its share of one: at 256
+//! MB a seventh.
 
 use std::fmt::Display;
 use std::time::Duration;

@@ -225,7 +225,8 @@ impl Store {
                     Some(error) => _ = failed.get_or_insert(error),
                 }
             }
-            if !parts.all_begun {
+            swept.complete &= parts.all_begun;
+            if deadline.passed() {
                 swept.complete = false;
                 break;
             }
@@ -275,8 +276,8 @@ impl Store {
     /// returned at the end.
     ///
     /// # Errors
-    /// The error that stopped the reads, or the first error of a hold or a batch. Running out of time is not an error:
-    /// see [`Swept::complete`].
+    /// The first error of a page, a hold or a batch. Running out of time is not an error if anything was released: see
+    /// [`Swept::complete`].
     pub async fn release_overdue(&self, now: Timestamp, deadline: Deadline) -> Result<Swept, Error> {
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
@@ -315,7 +316,12 @@ impl Store {
                 }
             }
         }
-        failed.map_or(Ok(swept), Err)
+        // What was in flight as the time was over has no answer. The next sweep goes on: no reason for an alarm.
+        let cut_short = deadline.passed() && swept.holds > 0;
+        match failed.filter(|error| !(cut_short && matches!(error, Error::Unavailable { .. }))) {
+            None => Ok(swept),
+            Some(error) => Err(error),
+        }
     }
 
     /// Releases the overdue holds of these products, or of these and this customer: before a request is refused for
@@ -434,7 +440,8 @@ impl Store {
     }
 
     /// Releases these holds in as few transactions as they fit into, several at once. Those that share a shard are one after
-    /// another: they would refuse each other.
+    /// another, since they would refuse each other; if one of them has no answer in its time, the rest of them is left, so that
+    /// a shard that refuses everything does not keep those of other shards waiting.
     async fn release_side_by_side(
         &self,
         holds: Vec<Hold>,
@@ -455,7 +462,12 @@ impl Store {
                 if deadline.passed() {
                     return (done, false);
                 }
-                done.push(self.release_each(batch, end, now, deadline.sooner(BATCH_BUDGET)).await);
+                let part = self.release_each(batch, end, now, deadline.sooner(BATCH_BUDGET)).await;
+                let out_of_time = part.out_of_time;
+                done.push(part);
+                if out_of_time {
+                    return (done, false);
+                }
             }
             (done, true)
         });
@@ -668,7 +680,7 @@ fn note_released(holds: &[Hold], end: End<'_>, now: Timestamp) {
 struct Parts {
     /// Of each transaction.
     parts: Vec<Part>,
-    /// Whether there was time to begin all of them.
+    /// Whether all of them were begun.
     all_begun: bool,
 }
 

@@ -274,6 +274,47 @@ async fn the_sweep_returns_the_first_error_of_its_batches() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sweep_that_is_cut_short_says_that_there_is_more_and_is_no_failure() {
+    // More than one transaction of a shard.
+    let wire = tee(60, 1).await;
+    let store = store(&wire, 1).with_due_partitions(1);
+    for n in 0..60 {
+        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
+    }
+    let mut writes = 0;
+    wire.script(move |call| {
+        writes += u32::from(call.operation == "TransactWriteItems");
+        (writes > 1 && call.operation == "TransactWriteItems").then_some(Fault::Silence)
+    });
+    let in_time = Deadline::after(Duration::from_secs(3));
+    let swept = store.release_overdue(LATE, in_time).await.unwrap();
+    assert_eq!((swept.holds, swept.complete), (49, false));
+    // Nothing done at all is a failure.
+    let error = store.release_overdue(LATE, Deadline::after(Duration::from_secs(3))).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    wire.clear_faults();
+    let swept = store.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!((swept.holds, swept.complete), (11, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_refuses_everything_does_not_keep_the_others_waiting() {
+    // Each shard has three transactions' worth of holds; one of them refuses all.
+    let wire = tee(400, 4).await;
+    let store = store(&wire, 1).with_due_partitions(1);
+    for n in 0..400 {
+        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
+    }
+    wire.script(|call| touches(call, "tee", 2).then_some(Fault::Conflict));
+    let started = tokio::time::Instant::now();
+    let error = store.release_overdue(LATE, Deadline::after(Duration::from_secs(20))).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    // The time of one transaction, not of three.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(books(&wire).await["tee"].held, 100);
+}
+
+#[tokio::test(start_paused = true)]
 async fn shards_are_released_side_by_side_and_each_one_transaction_after_another() {
     // Sixty holds on each of four shards.
     let wire = tee(240, 4).await;
