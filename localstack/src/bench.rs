@@ -24,7 +24,8 @@ Options of the benchmark:
       --conflicts            Refuse a transaction while another one is on one of its items; needs --call-ms
       --model                Measure nothing, and print by a model what one product would take on AWS
       --cold                 Measure how long a new environment takes to its first reservation, over TLS
-      --cores <SHARE,SHARE>  Shares of a core for its requests; its start gets one [default: 1,0.15]
+      --cores <SHARE,SHARE>  Shares of a core for its requests, below 1 as root; 1 is without a limit, as is its start
+                             [default: 1,0.15]
       --beside <NAME=COMMAND>
                              Start this other program for Lambda as well, with the same
                              variables; may be repeated
@@ -46,15 +47,22 @@ Options of the benchmark:
 /// # Errors
 /// Cargo cannot be started, or a token cannot be made.
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
+    let mut built = None;
     if names(arguments, "--cold") && !names(arguments, "--program") {
-        let status = cargo().args(["build", "--locked", "--release", "--package", "reserve"]).status();
-        if !status.context(|| "cannot start cargo".to_owned())?.success() {
+        let target = workspace().join("target");
+        let mut release = cargo();
+        release.args(["build", "--locked", "--release", "--package", "reserve", "--target-dir"]).arg(&target);
+        if !release.status().context(|| "cannot start cargo".to_owned())?.success() {
             return Ok(ExitCode::FAILURE);
         }
+        built = Some(target.join("release/reserve"));
     }
     let mut cargo = cargo();
     cargo.current_dir(".").args(["run", "--locked", "--profile", "simulate", "--package", "holdfast-bench"]);
     cargo.arg("--manifest-path").arg(workspace().join("Cargo.toml")).arg("--").args(arguments);
+    if let Some(program) = built {
+        cargo.arg("--program").arg(program);
+    }
     if names(arguments, "--url") && !names(arguments, "--service-token") {
         let signer = Signer::load()?;
         cargo.args(["--service-token", &signer.token("bench", Role::Service)?]);

@@ -4,12 +4,13 @@
 //! runtime API is here, and DynamoDB and Scheduler answer over TLS in another process. What AWS adds is not measured: the
 //! download of the code, the sandbox, and the distance.
 //!
-//! With less than one core, the limit begins when the program asks for its first event: Lambda gives the start of an
-//! environment a whole core, and its requests their share.
+//! With less than one core, the limit begins when the program asks for its first event. So it is in Lambda by all that
+//! others have measured, though AWS does not document it: the start of an environment has a whole core, and its requests have
+//! their share, which is 256 MB of 1,769 MB with 256 MB.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,17 +26,21 @@ use holdfast_testkit::event::{by, event, with_body, with_header};
 use holdfast_testkit::fixtures::{TABLE, product};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::process::Command;
 use tokio::sync::oneshot;
 
-use crate::process::{Child, time_of};
+use crate::process::{Child, cpu_time_of};
 use crate::{Result, SETUP, server};
 
 /// Events of a run. The first one is the cold one; of the others the median is shown.
 const EVENTS: usize = 21;
-/// How long a run may take.
+/// How long a start and its events may take.
 const LONGEST: Duration = Duration::from_secs(60);
-/// The period of the limit of processor time, as in Lambda: 20 ms.
+/// The period of the limit of processor time. A short one: with less than a seventh of a core, the default of 100 ms would
+/// make one event fast and the next one slow.
 const PERIOD_US: f64 = 20_000.0;
+/// The least time in a period that Linux accepts.
+const LEAST_QUOTA_US: f64 = 1_000.0;
 /// The certificates that a program trusts, where Linux distributions have them. They are read at the start.
 const BUNDLES: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
@@ -73,10 +78,14 @@ pub(crate) async fn run(programs: &[Program], cores: &[f64], runs: usize) -> Res
     Ok(())
 }
 
-/// A program with a share of a core, and its starts.
+/// A program with a share of a core for its requests, and its starts.
 type Row<'a> = (&'a Program, f64, Vec<Start>);
 
 async fn measure<'a>(programs: &'a [Program], cores: &[f64], runs: usize, folder: &Path) -> Result<Vec<Row<'a>>> {
+    // Before anything takes time.
+    for &share in cores.iter().filter(|share| **share < 1.0) {
+        Limit::new(share)?;
+    }
     let certificate = folder.join("certificate.pem");
     let cloud = Child::start(&["cloud", "--certificate", &certificate.display().to_string()], &[])?;
     let tls = cloud.tls_url.clone().ok_or("the cloud has no address for TLS")?;
@@ -91,8 +100,8 @@ async fn measure<'a>(programs: &'a [Program], cores: &[f64], runs: usize, folder
     }
     for run in 1..=runs {
         for (at, (program, share, starts)) in rows.iter_mut().enumerate() {
-            let number = run * 1_000 + at;
-            starts.push(start(program, *share, number, &tls, &certificate, &trusted).await?);
+            let id = run * 1_000 + at;
+            starts.push(start(program, *share, id, &tls, &certificate, &trusted).await?);
         }
         eprintln!("run {run} of {runs}");
     }
@@ -108,28 +117,32 @@ fn trusted(certificate: &Path, folder: &Path) -> Result<PathBuf> {
     Ok(trusted)
 }
 
-/// What has happened so far.
+/// What has happened so far in one start.
 #[derive(Default)]
 struct Progress {
     pid: Option<u32>,
     limit: Option<Limit>,
-    /// When each event was given, and answered, with the processor time until then of the first.
+    /// When each event was given.
     given: Vec<Instant>,
+    /// When each event was answered.
     answered: Vec<Instant>,
+    /// Its processor time when it asked for the first event, and when it had answered that.
     cpu: Vec<Duration>,
     problem: Option<String>,
     done: Option<oneshot::Sender<()>>,
 }
 
-struct Run {
-    number: usize,
+/// One start of a program.
+struct Started {
+    /// Its customers and keys have this number, so that they are its own.
+    id: usize,
     progress: Mutex<Progress>,
 }
 
 async fn start(
     program: &Program,
     share: f64,
-    number: usize,
+    id: usize,
     tls: &str,
     certificate: &Path,
     trusted: &Path,
@@ -139,8 +152,8 @@ async fn start(
     let (done, is_done) = oneshot::channel();
     let limit = (share < 1.0).then(|| Limit::new(share)).transpose()?;
     let progress = Progress { done: Some(done), limit, ..Progress::default() };
-    let run = Arc::new(Run { number, progress: Mutex::new(progress) });
-    let runtime = axum::serve(listener, Router::new().fallback(answer).with_state(run.clone())).into_future();
+    let started = Arc::new(Started { id, progress: Mutex::new(progress) });
+    let runtime = axum::serve(listener, Router::new().fallback(answer).with_state(started.clone())).into_future();
     let mut command = Command::new("sh");
     command
         .args(["-c", &format!("exec {}", program.command)])
@@ -150,24 +163,25 @@ async fn start(
         .env("AWS_LAMBDA_RUNTIME_API", &address)
         .env("AWS_ENDPOINT_URL", tls)
         .env("SSL_CERT_FILE", trusted)
+        // It would be read as well.
         .env_remove("SSL_CERT_DIR")
         .env("NODE_EXTRA_CA_CERTS", certificate)
         .stdin(Stdio::null())
-        .stdout(Stdio::null());
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
     let began = Instant::now();
     let mut process = command.spawn()?;
-    lock(&run.progress).pid = Some(process.id());
+    lock(&started.progress).pid = process.id();
     let outcome = tokio::time::timeout(LONGEST, async {
         tokio::select! {
             served = runtime => served.map_err(crate::Error::from),
             done = is_done => done.map_err(crate::Error::from),
+            ended = process.wait() => Err(format!("it has ended: {}", ended?).into()),
         }
     });
     let outcome = outcome.await.map_err(|_| crate::Error::from(format!("it takes longer than {LONGEST:?}")));
-    // It may have ended by itself.
-    _ = process.kill();
-    process.wait()?;
-    let mut progress = lock(&run.progress);
+    process.kill().await?;
+    let mut progress = lock(&started.progress);
     // Only an empty group can be removed.
     drop(progress.limit.take());
     outcome.and_then(|served| served).map_err(|error| format!("{}: {error}", program.name))?;
@@ -187,10 +201,11 @@ async fn start(
 }
 
 /// The runtime API of Lambda.
-async fn answer(State(run): State<Arc<Run>>, uri: Uri, body: Bytes) -> Response {
+async fn answer(State(started): State<Arc<Started>>, uri: Uri, body: Bytes) -> Response {
     let path = uri.path();
     if path.ends_with("/invocation/next") {
-        let Some(event) = run.next() else { return std::future::pending().await };
+        // After the last event, as in an environment that is idle.
+        let Some(event) = started.next() else { return std::future::pending().await };
         let headers = [
             ("lambda-runtime-aws-request-id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd"),
             ("lambda-runtime-deadline-ms", "4102444800000"),
@@ -198,11 +213,11 @@ async fn answer(State(run): State<Arc<Run>>, uri: Uri, body: Bytes) -> Response 
         ];
         return (headers, event.to_string()).into_response();
     }
-    run.answered(path, &body);
+    started.answered(path, &body);
     StatusCode::ACCEPTED.into_response()
 }
 
-impl Run {
+impl Started {
     /// The next event, or `None` after the last one.
     fn next(&self) -> Option<Value> {
         let mut progress = lock(&self.progress);
@@ -210,7 +225,7 @@ impl Run {
         if at == 0 {
             let now = Instant::now();
             let pid = progress.pid?;
-            progress.cpu.extend(time_of(pid));
+            progress.cpu.extend(cpu_time_of(pid));
             if let Some(Err(error)) = progress.limit.as_ref().map(|limit| limit.add(pid)) {
                 progress.fail(error.to_string());
             }
@@ -222,10 +237,10 @@ impl Run {
         } else {
             return None;
         }
-        let key = format!("cold-{}-{at}", self.number);
+        let key = format!("cold-{}-{at}", self.id);
         let body = json!({ "lines": [{ "product_id": "tee-black", "quantity": 2 }] });
         let event = with_header(with_body(event("reserve/create"), body), "idempotency-key", &key);
-        Some(by(event, &format!("customer-{}-{at}", self.number)))
+        Some(by(event, &format!("customer-{}-{at}", self.id)))
     }
 
     fn answered(&self, path: &str, body: &[u8]) {
@@ -234,7 +249,7 @@ impl Run {
         if progress.answered.len() == 1
             && let Some(pid) = progress.pid
         {
-            progress.cpu.extend(time_of(pid));
+            progress.cpu.extend(cpu_time_of(pid));
         }
         let said: Value = serde_json::from_slice(body).unwrap_or_default();
         if !path.ends_with("/response") || said["statusCode"] != 201 {
@@ -263,16 +278,18 @@ struct Limit(PathBuf);
 impl Limit {
     fn new(share: f64) -> Result<Self> {
         let root = Path::new("/sys/fs/cgroup");
-        let second = root.join("cgroup.controllers").exists();
-        let folder = if second { root.to_owned() } else { root.join("cpu") };
+        let version_2 = root.join("cgroup.controllers").exists();
+        let folder = if version_2 { root.to_owned() } else { root.join("cpu") };
         let folder = folder.join(format!("holdfast-bench-{}", std::process::id()));
-        let quota = format!("{:.0}", (share * PERIOD_US).max(1_000.0));
-        let wrong = |error| format!("no control of processor time in {}, which takes root: {error}", folder.display());
+        let quota = format!("{:.0}", (share * PERIOD_US).max(LEAST_QUOTA_US));
+        let wrong = |error| {
+            format!("no limit of processor time in {}, which takes root; --cores 1 has none: {error}", folder.display())
+        };
         std::fs::create_dir_all(&folder).map_err(wrong)?;
         let limit = Self(folder.clone());
         let period = format!("{PERIOD_US:.0}");
         let write = |file: &str, text: &str| std::fs::write(folder.join(file), text).map_err(wrong);
-        if second {
+        if version_2 {
             write("cpu.max", &format!("{quota} {period}"))?;
         } else {
             write("cpu.cfs_period_us", &period)?;

@@ -132,7 +132,7 @@ struct Options {
     /// Measure how long a new environment takes to its first reservation, over TLS
     #[arg(long)]
     cold: bool,
-    /// Shares of a core that it gets for its requests; its start gets one [default: 1,0.15]
+    /// Shares of a core for its requests, below 1 as root; 1 is without a limit, as is its start
     #[arg(long, value_name = "SHARE", value_delimiter = ',', default_value = "1,0.15", value_parser = share, requires = "cold")]
     cores: Vec<f64>,
     /// Start this other program for Lambda as well, with the same variables; may be repeated

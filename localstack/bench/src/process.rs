@@ -98,7 +98,7 @@ pub(crate) fn cpu(processes: &[u32]) -> Result<Duration> {
 ///
 /// # Errors
 /// It does not run, or this is not Linux.
-pub(crate) fn time_of(process: u32) -> std::io::Result<Duration> {
+pub(crate) fn cpu_time_of(process: u32) -> std::io::Result<Duration> {
     let mut time = Duration::ZERO;
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
         let of_thread = std::fs::read_to_string(thread?.path().join("schedstat"))?;
@@ -139,7 +139,7 @@ mod tests {
         while cpu(&[std::process::id()]).unwrap() < before + Duration::from_millis(30) {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
-        assert!(time_of(std::process::id()).unwrap() >= Duration::from_millis(20));
-        assert!(cpu(&[0]).is_err() && time_of(0).is_err());
+        assert!(cpu_time_of(std::process::id()).unwrap() >= Duration::from_millis(20));
+        assert!(cpu(&[0]).is_err() && cpu_time_of(0).is_err());
     }
 }
