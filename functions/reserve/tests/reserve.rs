@@ -12,7 +12,9 @@ use axum::response::{IntoResponse as _, Response};
 use holdfast_aws::connections;
 use holdfast_domain::{ProductChange, Timestamp};
 use holdfast_http::{Authenticator, serve};
-use holdfast_testkit::event::{Answer, at, by, event, in_role, names, send, with_body, with_header, with_query};
+use holdfast_testkit::event::{
+    Answer, at, by, event, in_role, invocation, names, send, with_body, with_header, with_query,
+};
 use holdfast_testkit::fixtures::{
     NOW, TestClock, basket, books, confirmation, product, product_id, schedules, soon, stocked, store, table,
 };
@@ -686,15 +688,7 @@ async fn outside(State(outside): State<Arc<Outside>>, request: Request) -> Respo
     if path.ends_with("/invocation/next") {
         let Some(event) = outside.events.lock().await.recv().await else { return std::future::pending().await };
         let id = outside.invocations.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let headers = [
-            ("lambda-runtime-aws-request-id", format!("invocation-{id}")),
-            ("lambda-runtime-deadline-ms", "4102444800000".to_owned()),
-            (
-                "lambda-runtime-invoked-function-arn",
-                "arn:aws:lambda:us-east-1:123456789012:function:reserve".to_owned(),
-            ),
-        ];
-        return (headers, event.to_string()).into_response();
+        return (invocation(&format!("invocation-{id}")), event.to_string()).into_response();
     }
     if path.contains("/invocation/") {
         outside.answers.send(body).await.unwrap();

@@ -11,7 +11,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -22,14 +22,16 @@ use axum::response::{IntoResponse, Response};
 use holdfast_aws::clock;
 use holdfast_aws::config::Environment;
 use holdfast_store::{Deadline, Store};
-use holdfast_testkit::event::{by, event, with_body, with_header};
+use holdfast_testkit::event::{by, event, invocation, with_body, with_header};
 use holdfast_testkit::fixtures::{TABLE, product};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
+use crate::cloud::lock;
 use crate::process::{Child, cpu_time_of};
+use crate::report::median;
 use crate::{Result, SETUP, server};
 
 /// Events of a run. The first one is the cold one; of the others the median is shown.
@@ -189,14 +191,13 @@ async fn start(
         return Err(format!("{}: {problem}", program.name).into());
     }
     let took = |at: usize| progress.answered[at] - progress.given[at];
-    let mut later: Vec<Duration> = (1..EVENTS).map(took).collect();
-    later.sort();
+    let later = median((1..EVENTS).map(|at| took(at).as_secs_f64()).collect()).ok_or("no event after the first")?;
     Ok(Start {
         ready: progress.given[0] - began,
         ready_cpu: progress.cpu[0],
         first: took(0),
         first_cpu: progress.cpu[1].saturating_sub(progress.cpu[0]),
-        later: later[later.len() / 2],
+        later: Duration::from_secs_f64(later),
     })
 }
 
@@ -206,12 +207,7 @@ async fn answer(State(started): State<Arc<Started>>, uri: Uri, body: Bytes) -> R
     if path.ends_with("/invocation/next") {
         // After the last event, as in an environment that is idle.
         let Some(event) = started.next() else { return std::future::pending().await };
-        let headers = [
-            ("lambda-runtime-aws-request-id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd"),
-            ("lambda-runtime-deadline-ms", "4102444800000"),
-            ("lambda-runtime-invoked-function-arn", "arn:aws:lambda:us-east-1:000000000000:function:reserve"),
-        ];
-        return (headers, event.to_string()).into_response();
+        return (invocation("8476a536-e9f4-11e8-9739-2dfe598c3fcd"), event.to_string()).into_response();
     }
     started.answered(path, &body);
     StatusCode::ACCEPTED.into_response()
@@ -311,10 +307,6 @@ impl Drop for Limit {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The medians of each row, in milliseconds.
 fn table(rows: &[Row<'_>]) -> String {
     let mut text = format!(
@@ -322,10 +314,8 @@ fn table(rows: &[Row<'_>]) -> String {
         "program", "cores", "total ms", "ready ms", "first ms", "later ms", "ready CPU ms", "first CPU ms"
     );
     for (program, share, starts) in rows {
-        let median = |figure: fn(&Start) -> Duration| {
-            let mut all: Vec<Duration> = starts.iter().map(figure).collect();
-            all.sort();
-            all.get(all.len() / 2).map_or(f64::NAN, |middle| middle.as_secs_f64() * 1e3)
+        let of = |figure: fn(&Start) -> Duration| {
+            median(starts.iter().map(|start| figure(start).as_secs_f64() * 1e3).collect()).unwrap_or(f64::NAN)
         };
         // Writing to a string does not fail.
         _ = writeln!(
@@ -333,12 +323,12 @@ fn table(rows: &[Row<'_>]) -> String {
             "{:<16} {:>6} {:>10.1} {:>10.1} {:>10.1} {:>10.1} {:>12.1} {:>12.1}",
             program.name,
             share,
-            median(|start| start.ready + start.first),
-            median(|start| start.ready),
-            median(|start| start.first),
-            median(|start| start.later),
-            median(|start| start.ready_cpu),
-            median(|start| start.first_cpu),
+            of(|start| start.ready + start.first),
+            of(|start| start.ready),
+            of(|start| start.first),
+            of(|start| start.later),
+            of(|start| start.ready_cpu),
+            of(|start| start.first_cpu),
         );
     }
     text + "total: from the start to the answer of the first event; ready: to the request for it; later: each event after it"

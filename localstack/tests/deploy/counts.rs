@@ -15,7 +15,7 @@ use axum::response::{IntoResponse as _, Response};
 use holdfast_aws::clock;
 use holdfast_local::process::Keeper;
 use holdfast_local::progress::Step;
-use holdfast_testkit::event::{Answer, at, event, with_body, with_header};
+use holdfast_testkit::event::{Answer, at, event, invocation, with_body, with_header};
 use holdfast_testkit::fixtures::{TABLE, basket, product, reserve, stocked, store, table};
 use holdfast_testkit::wire::Wire;
 use rustix::process::Signal;
@@ -144,12 +144,7 @@ async fn outside(State(outside): State<Arc<Outside>>, request: Request) -> Respo
             outside.idle.notify_one();
             return std::future::pending().await;
         };
-        let headers = [
-            ("lambda-runtime-aws-request-id", "8476a536-e9f4-11e8-9739-2dfe598c3fcd"),
-            ("lambda-runtime-deadline-ms", "4102444800000"),
-            ("lambda-runtime-invoked-function-arn", "arn:aws:lambda:us-east-1:123456789012:function:name"),
-        ];
-        return (headers, event.to_string()).into_response();
+        return (invocation("8476a536-e9f4-11e8-9739-2dfe598c3fcd"), event.to_string()).into_response();
     }
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
     // The question for a schedule has no body.

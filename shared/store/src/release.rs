@@ -728,13 +728,13 @@ fn units(holds: &[Hold]) -> u64 {
 }
 
 /// The first shard that a hold has units of.
-fn home(hold: &Hold) -> Option<(ProductId, Option<u32>)> {
-    hold.lines.first().map(|line| (line.product_id.clone(), line.takes.first().map(|take| take.shard)))
+fn home(hold: &Hold) -> Option<(&ProductId, Option<u32>)> {
+    hold.lines.first().map(|line| (&line.product_id, line.takes.first().map(|take| take.shard)))
 }
 
 /// Groups holds into transactions: those of one shard together, none with more actions than a transaction may have.
 fn batches(mut holds: Vec<Hold>) -> Vec<Vec<Hold>> {
-    holds.sort_by_cached_key(home);
+    holds.sort_by(|one, other| home(one).cmp(&home(other)));
     let mut batches = Vec::new();
     while !holds.is_empty() {
         let fits = |batch: &[Hold]| {

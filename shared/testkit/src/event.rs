@@ -24,6 +24,16 @@ const INSIDE: [&str; 12] = [
     "holdfast",
 ];
 
+/// The headers with which Lambda's runtime API hands out an event.
+pub fn invocation(request_id: &str) -> [(&'static str, String); 3] {
+    [
+        ("lambda-runtime-aws-request-id", request_id.to_owned()),
+        // In the year 2100.
+        ("lambda-runtime-deadline-ms", "4102444800000".to_owned()),
+        ("lambda-runtime-invoked-function-arn", "arn:aws:lambda:us-east-1:123456789012:function:function".to_owned()),
+    ]
+}
+
 /// The names of a function's event files, without `.json`.
 pub fn names(function: &str) -> Vec<String> {
     let files = fs::read_dir(folder(function)).expect("the function's events");

@@ -219,6 +219,17 @@ async fn three_batches() -> (Wire, Store) {
     (wire, store)
 }
 
+/// Tees of which each unit is held by a customer of its own, evenly distributed over the shards.
+async fn all_held(units: u64, shards: u32) -> (Wire, Store) {
+    let wire = tee(units, shards).await;
+    // One partition of the index, so that all holds are on one page.
+    let store = store(&wire, 1).with_due_partitions(1);
+    for n in 0..units {
+        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
+    }
+    (wire, store)
+}
+
 fn touches(call: &Call, id: &str, shard: u32) -> bool {
     call.transaction_keys().contains(&keys::shard(&product_id(id), shard).pk)
 }
@@ -276,11 +287,7 @@ async fn the_sweep_returns_the_first_error_of_its_batches() {
 #[tokio::test(start_paused = true)]
 async fn a_sweep_that_is_cut_short_says_that_there_is_more_and_is_no_failure() {
     // More than one transaction of a shard.
-    let wire = tee(60, 1).await;
-    let store = store(&wire, 1).with_due_partitions(1);
-    for n in 0..60 {
-        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
-    }
+    let (wire, store) = all_held(60, 1).await;
     let mut writes = 0;
     wire.script(move |call| {
         writes += u32::from(call.operation == "TransactWriteItems");
@@ -300,11 +307,7 @@ async fn a_sweep_that_is_cut_short_says_that_there_is_more_and_is_no_failure() {
 #[tokio::test(start_paused = true)]
 async fn a_shard_that_refuses_everything_does_not_keep_the_others_waiting() {
     // Each shard has three transactions' worth of holds; one of them refuses all.
-    let wire = tee(400, 4).await;
-    let store = store(&wire, 1).with_due_partitions(1);
-    for n in 0..400 {
-        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
-    }
+    let (wire, store) = all_held(400, 4).await;
     wire.script(|call| touches(call, "tee", 2).then_some(Fault::Conflict));
     let started = tokio::time::Instant::now();
     let error = store.release_overdue(LATE, Deadline::after(Duration::from_secs(20))).await.unwrap_err();
@@ -317,11 +320,7 @@ async fn a_shard_that_refuses_everything_does_not_keep_the_others_waiting() {
 #[tokio::test(start_paused = true)]
 async fn shards_are_released_side_by_side_and_each_one_transaction_after_another() {
     // Sixty holds on each of four shards.
-    let wire = tee(240, 4).await;
-    let store = store(&wire, 1).with_due_partitions(1);
-    for n in 0..240 {
-        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
-    }
+    let (wire, store) = all_held(240, 4).await;
     wire.take_calls();
     let shards = |calls: Vec<Call>| -> Vec<String> {
         let done = calls.iter().filter(|call| call.operation == "TransactWriteItems" && call.response.is_some());
@@ -371,12 +370,8 @@ async fn ended_holds_cannot_be_cancelled_or_extended() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sweep_whose_time_is_over_stops_and_says_that_there_is_more() {
-    let wire = tee(50, 1).await;
-    // One partition of the index, so that all holds are on one page. They are one more than fit a transaction.
-    let store = store(&wire, 1).with_due_partitions(1);
-    for n in 0..50 {
-        reserve(&store, &basket("alice", &format!("k{n}"), &[("tee", 1)]), NOW).await.unwrap();
-    }
+    // One more than fit a transaction.
+    let (wire, store) = all_held(50, 1).await;
     wire.take_calls();
     let swept = store.release_overdue(LATE, Deadline::after(Duration::ZERO)).await.unwrap();
     assert_eq!(swept, Swept::default());
