@@ -2,7 +2,7 @@
 
 use admin::console::{self, ConsoleConfig};
 use admin::{App, router};
-use holdfast_aws::config::{Environment, default_max_per_customer, table_name};
+use holdfast_aws::config::{Environment, default_max_per_customer, table_layout, table_name};
 use holdfast_aws::{clock, connections, log, metrics};
 use holdfast_http::{Authenticator, handle, serve};
 use holdfast_store::Store;
@@ -15,7 +15,7 @@ async fn main() -> Result<(), Error> {
     metrics::init()?;
     let environment = Environment::read()?;
     let app = App {
-        store: Store::new(environment.dynamodb(), table_name()?, clock::system()),
+        store: Store::new(environment.dynamodb(), table_name()?, clock::system()).with_layout(table_layout()?),
         queues: environment.queues()?,
         clock: clock::system(),
         default_max_per_customer: default_max_per_customer()?,

@@ -744,6 +744,7 @@ async fn the_binary_opens_its_connections_first_and_serves_as_many_requests_at_o
         ("SCHEDULE_DLQ_ARN", "arn:aws:sqs:us-east-1:123456789012:schedule-failures"),
         ("EXPIRE_FUNCTION_ARN", "arn:aws:lambda:us-east-1:123456789012:function:expire:live"),
         ("EXPIRY_SLOT_SECONDS", "10"),
+        ("TABLE_LAYOUT", "2"),
         ("ROLES_CLAIM", "cognito:groups"),
         ("RATE_LIMIT_PER_SECOND", "0"),
         ("RATE_LIMIT_BURST", "20"),

@@ -47,6 +47,7 @@ pub(crate) const VARIABLES: &[(&str, &str)] = &[
     ("SCHEDULE_DLQ_ARN", "arn:aws:sqs:us-east-1:000000000000:schedule-failures"),
     ("EXPIRE_FUNCTION_ARN", "arn:aws:lambda:us-east-1:000000000000:function:expire:live"),
     ("EXPIRY_SLOT_SECONDS", "10"),
+    ("TABLE_LAYOUT", "2"),
     ("CONFIRMATIONS_QUEUE_URL", CONFIRMATIONS),
     ("FAILED_CONFIRMATIONS_QUEUE_URL", FAILED),
     ("ROLES_CLAIM", GROUPS),

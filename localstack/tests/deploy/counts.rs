@@ -285,6 +285,7 @@ impl Counter<'_> {
                 ("EXPIRE_FUNCTION_ARN", "arn:aws:lambda:us-east-1:123456789012:function:expire:live"),
                 // One schedule for all holds of a run.
                 ("EXPIRY_SLOT_SECONDS", "3600"),
+                ("TABLE_LAYOUT", "2"),
                 ("ROLES_CLAIM", "cognito:groups"),
                 ("RATE_LIMIT_PER_SECOND", "0"),
                 ("RATE_LIMIT_BURST", "20"),

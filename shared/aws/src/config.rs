@@ -10,6 +10,7 @@ use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Credentials, Region, SharedHttpClient};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use holdfast_domain::RateLimit;
+use holdfast_store::Layout;
 
 use crate::metrics::Calls;
 use crate::queues::{FailedQueue, Queues};
@@ -160,6 +161,15 @@ impl Environment {
 /// [`ConfigError`] for a variable that is missing or malformed.
 pub fn table_name() -> Result<String, ConfigError> {
     required("TABLE_NAME")
+}
+
+/// How the table's new items are written: `TABLE_LAYOUT`, 1 or 2.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
+pub fn table_layout() -> Result<Layout, ConfigError> {
+    let name = "TABLE_LAYOUT";
+    Layout::numbered(&required(name)?).ok_or(ConfigError { name, problem: "must be 1 or 2" })
 }
 
 /// The stack's name, which its metrics are told apart by: `STACK_NAME`.

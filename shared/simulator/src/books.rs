@@ -494,7 +494,12 @@ impl Books {
         }
         if let (Some(item), Some(new)) = (after, &new) {
             let held = new.status == Status::Held;
-            let due = item["due_at"].as_i64() == Some(new.expires_at.as_millis()) && item["due_key"].is_string();
+            // Who searches for one product's holds reads its own partitions, and those of baskets.
+            let of_one = new.lines.iter().all(|line| line.product_id == new.lines[0].product_id);
+            let of_baskets = |key: &str| key.bytes().all(|byte| byte.is_ascii_digit());
+            let key = item["due_key"].as_str().and_then(|key| key.strip_prefix("DUE#"));
+            let searched = key.is_some_and(|key| of_one || of_baskets(key));
+            let due = item["due_at"].as_i64() == Some(new.expires_at.as_millis()) && searched;
             let gone = item["due_at"].is_null() && item["due_key"].is_null();
             self.check(now, if held { due } else { gone }, "index_due_has_the_holds", || format!("{item}"));
             let kept = new.status == Status::Held || new.was_ordered();

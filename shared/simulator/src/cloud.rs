@@ -131,7 +131,7 @@ pub(crate) struct Cloud {
     at_once: usize,
     /// The rate limit on each customer's changes, if any.
     pub(crate) rate: Option<RateLimit>,
-    due_partitions: u32,
+    due_partitions: (u32, u32),
 }
 
 impl Cloud {
@@ -288,7 +288,7 @@ fn wall_clock(world: &World, vitals: &Arc<Mutex<Vitals>>) -> Clock {
 
 impl Environment {
     fn start(cloud: &Cloud, function: Function, number: u16, skew_ms: i64, seed: u64) -> Self {
-        let (world, rate, partitions) = (&cloud.world, cloud.rate, cloud.due_partitions);
+        let (world, rate, (of_products, of_baskets)) = (&cloud.world, cloud.rate, cloud.due_partitions);
         let name: Arc<str> = format!("{}-{number:04x}", function.name()).into();
         let vitals = Arc::new(Mutex::new(Vitals { skew_ms, ..Vitals::default() }));
         let connection = Connection { world: world.clone(), name: name.clone(), vitals: vitals.clone() };
@@ -317,7 +317,7 @@ impl Environment {
         let store = || {
             Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, clock.clone())
                 .seeded(seed)
-                .with_due_partitions(partitions)
+                .with_due_partitions(of_products, of_baskets)
         };
         let http = |router| serve(router, Authenticator::default());
         let limiter = || rate.map(|rate| Limiter::new(store(), clock.clone(), rate));

@@ -157,8 +157,9 @@ pub(crate) struct Plan {
     pub(crate) away_ms: u64,
     /// The rate limit on a customer's changes, if any: requests per second, and burst.
     pub(crate) rate: Option<(u32, u32)>,
-    /// The number of partitions of the index `due`. Rarely two, since each is queried again and again.
-    pub(crate) due_partitions: u32,
+    /// The numbers of partitions of the index `due`, of products and of baskets. Rarely more than one, since each is queried
+    /// again and again.
+    pub(crate) due_partitions: (u32, u32),
     /// How many requests one environment of `reserve` serves at once.
     pub(crate) at_once: usize,
 }
@@ -256,7 +257,7 @@ impl Plan {
         let away_ms = [random.u64(500..40_000), random.u64(60_000..600_000), hour]
             [if long == 0 { 2 } else { usize::from(long < 11) }];
         let rate = (random.u32(0..8) == 0).then(|| (random.u32(1..=3), random.u32(1..=4)));
-        let due_partitions = if random.u32(0..4) == 0 { 2 } else { 1 };
+        let due_partitions = if random.u32(0..4) == 0 { (4, 2) } else { (1, 1) };
         Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions, at_once }
     }
 

@@ -938,6 +938,11 @@ pub static ALL: &[Planted] = &[
     asks("changed-and-takes-more-than-there-is", "a change of lines takes units without `available >= :q`", |call| {
         in_condition(call, Deed::ChangeLines, "STOCK#", "#available >= :q AND ", "")
     }),
+    asks(
+        "changed-and-not-found",
+        "a change of lines leaves the hold where its former lines were searched for",
+        |call| in_update(call, Deed::ChangeLines, "HOLD#", ", #due_key = :due", ""),
+    ),
     asks("changed-and-payable-for-longer", "a change of lines gives payments more time than the hold had", |call| {
         if deed(call) == Deed::ChangeLines {
             parts(call, "HOLD#").for_each(|part| number(part, ":late", |seconds| seconds + 1));

@@ -20,10 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::items::{self, number, text, time};
 use crate::keys::{self, Key, Owner};
+use crate::partitions::{Layout, Partitions};
 use crate::stock::{KeyRecord, LedgerEntry, entry_id};
 use crate::transact::Transaction;
 use crate::update::Expression;
-use crate::{BATCH, Deadline, Error, Item, Store, call_error};
+use crate::{BATCH, Deadline, Error, Item, Store, call_error, side_by_side};
 
 /// Time between two looks, for the indexes to catch up. Nothing is concluded from it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -208,11 +209,11 @@ impl Store {
 
     /// Reads every reservation that has, or may get, units of the product.
     async fn pass(&self, audit: &mut Audit, known: &mut Known, deadline: Deadline) -> Result<(), Error> {
-        let made = (0..keys::MADE_PARTITIONS).map(|k| (keys::MADE_INDEX, keys::MADE_KEY, keys::made_key(k)));
-        let due = (0..self.due_partitions).map(|k| (keys::DUE_INDEX, keys::DUE_KEY, keys::due_key(k)));
+        let made = Partitions::all_made().map(|made| (keys::MADE_INDEX, keys::MADE_KEY, made));
+        let due = self.partitions.all_due().map(|due| (keys::DUE_INDEX, keys::DUE_KEY, due));
         // Both: each lags by itself.
         let parts = made.chain(due).map(|(index, attribute, value)| self.index_part(index, attribute, value, deadline));
-        for position in try_join_all(parts).await?.into_iter().flatten() {
+        for position in side_by_side(parts.collect()).await?.into_iter().flatten() {
             known.again.entry(position).or_insert(true);
         }
         let wanted = known.again.iter().filter(|(_, again)| **again).map(|((pk, _), _)| pk.clone());
@@ -286,18 +287,22 @@ impl Store {
         let (is_made, made) = (item.contains_key(keys::MADE_KEY), attribute(keys::MADE_KEY));
         let reservation: Reservation = items::read("reservation", item)?;
         let id = &reservation.reservation_id;
-        let expected_due = if reservation.status == Status::Held {
-            let partition = keys::due_partition(id, self.due_partitions);
-            format!("{} {partition}, {} {}", keys::DUE_KEY, keys::DUE_AT, reservation.expires_at.as_millis())
-        } else {
-            format!("no {}, no {}", keys::DUE_KEY, keys::DUE_AT)
-        };
-        let expected_made = format!("{} {}", keys::MADE_KEY, keys::made_partition(id));
+        // In the order in which they are preferred.
+        let layouts = [Layout::Two, Layout::One].map(|layout| self.partitions.with_layout(layout));
+        let expected_due = layouts.map(|partitions| {
+            if reservation.status == Status::Held {
+                let (due, at) = (partitions.due(id, &reservation.lines), reservation.expires_at.as_millis());
+                format!("{} {due}, {} {at}", keys::DUE_KEY, keys::DUE_AT)
+            } else {
+                format!("no {}, no {}", keys::DUE_KEY, keys::DUE_AT)
+            }
+        });
+        let expected_made = layouts.map(|partitions| format!("{} {}", keys::MADE_KEY, partitions.made(id)));
         // One from before that index has no key of it.
         let made = is_made.then_some((expected_made, made));
         let pairs = [(expected_due, due)].into_iter().chain(made);
-        let faults = pairs.filter(|(expected, found)| expected != found);
-        let faults = faults.map(|(expected, found)| Fault { expected, found }).collect();
+        let faults = pairs.filter(|(expected, found)| !expected.contains(found));
+        let faults = faults.map(|([expected, _], found)| Fault { expected, found }).collect();
         Ok(Stored { reservation, faults })
     }
 

@@ -4,13 +4,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use futures_util::future::try_join_all;
 use holdfast_domain::{Product, ProductId, ProductStatus, Stock, Timestamp};
 use serde::Deserialize;
 
 use crate::cache::ReadTime;
 use crate::items::text;
-use crate::{Cursor, Deadline, Error, Page, Store, items, keys};
+use crate::{Cursor, Deadline, Error, Page, Store, items, keys, side_by_side};
 
 /// How old the answers of [`Store::product_with_stock`] and [`Store::products_with_stock`] may be, in milliseconds.
 const SNAPSHOT_LIFETIME_MS: i64 = 1_000;
@@ -149,7 +148,7 @@ impl Store {
             product_id: ProductId,
             quantity: u32,
         }
-        let partition = async |k: u32| -> Result<HashMap<String, DueHold>, Error> {
+        let partition = async |due: String| -> Result<HashMap<String, DueHold>, Error> {
             let request = self
                 .client
                 .query()
@@ -159,7 +158,7 @@ impl Store {
                 .expression_attribute_names("#pk", keys::PK)
                 .expression_attribute_names("#due_at", keys::DUE_AT)
                 .expression_attribute_names("#lines", "lines")
-                .expression_attribute_values(":key", text(keys::due_key(k)))
+                .expression_attribute_values(":key", text(due))
                 .projection_expression("#pk, #due_at, #lines");
             // By reservation: one that is extended between two pages is on both, and its later end is the newer.
             let mut found = HashMap::new();
@@ -172,7 +171,7 @@ impl Store {
             Ok(found)
         };
         let mut units: HashMap<ProductId, Held> = HashMap::new();
-        let holds = try_join_all((0..self.due_partitions).map(partition)).await?;
+        let holds = side_by_side(self.partitions.all_due().map(partition).collect()).await?;
         let now = self.clock.now();
         for hold in holds.into_iter().flat_map(HashMap::into_values) {
             for line in hold.lines {

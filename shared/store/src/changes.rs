@@ -76,8 +76,10 @@ impl Store {
             Self::only_once(&mut tried, &seen, &attempts)?;
             let changed = change.hold(&takes);
             let mut transaction = Transaction::new(&self.table);
-            let set = "SET #lines = :lines, #late_payment_seconds = :late";
-            let values = vec![(":late", number(changed.late_payment_seconds))];
+            // Where it is found by those who search for holds of its products.
+            let due = self.partitions.due(id, &changed.lines);
+            let set = "SET #lines = :lines, #late_payment_seconds = :late, #due_key = :due";
+            let values = vec![(":late", number(changed.late_payment_seconds)), (":due", text(due))];
             Self::revise(&mut transaction, &seen, &changed, Expression::new(set, values))?;
             let taken = |(more, takes): (&Wanted<'_>, _)| {
                 let line = changed.lines.iter().find(|line| line.product_id == more.product.product_id)?;

@@ -27,6 +27,7 @@ use crate::cache::CachedProduct;
 use crate::error::{Attempts, CallError, call_error};
 use crate::gate::{Call, Company, Fit, Gate, Picked, Turn, Waiting, pick, share};
 use crate::keys::{self, Key};
+use crate::partitions::Partitions;
 use crate::transact::{MAX_ACTIONS, Reason, Transaction, by_position, snapshot_error};
 use crate::units::{TakeAction, Wanted, limit_of, take_limit, take_units};
 use crate::{Error, Item, Store, items, lock};
@@ -130,7 +131,7 @@ impl Group {
         wish: &mut Wish,
         cached: &HashMap<ProductId, CachedProduct>,
         now: Timestamp,
-        due_partitions: u32,
+        partitions: Partitions,
     ) -> Result<Fit, Error> {
         if now >= wish.ends_at {
             return Ok(Fit::Never);
@@ -175,7 +176,7 @@ impl Group {
             return Ok(too_few);
         }
         let customer = &wish.reservation.customer;
-        let item = items::reservation(&wish.reservation, due_partitions)?;
+        let item = items::reservation(&wish.reservation, partitions)?;
         self.push(&mut wish.positions, TakeAction::Reservation, Slot::Reservation(item));
         for (at, ((line, facts), (mut stock, _))) in lines.iter().zip(&wish.facts).zip(chosen).enumerate() {
             for &take in &line.takes {
@@ -303,7 +304,7 @@ impl Store {
         let mut group = Group::default();
         let picked = {
             let cached = lock(&self.cached);
-            pick(waiting, |wish| group.add(wish, &cached, now, self.due_partitions))
+            pick(waiting, |wish| group.add(wish, &cached, now, self.partitions))
         };
         if picked.is_empty() {
             return;

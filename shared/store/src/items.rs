@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{self, Key};
+use crate::partitions::Partitions;
 use crate::update::Expression;
 use crate::{Error, Item};
 
@@ -125,11 +126,12 @@ pub(crate) fn product(product: &Product) -> Result<Item, Error> {
 }
 
 /// A reservation's item. It is in the index `made`, and only while it is held in the index `due`.
-pub(crate) fn reservation(reservation: &Reservation, due_partitions: u32) -> Result<Item, Error> {
-    let mut item = write("reservation", &keys::reservation(&reservation.reservation_id), reservation)?;
-    item.insert(keys::MADE_KEY.to_owned(), text(keys::made_partition(&reservation.reservation_id)));
+pub(crate) fn reservation(reservation: &Reservation, partitions: Partitions) -> Result<Item, Error> {
+    let id = &reservation.reservation_id;
+    let mut item = write("reservation", &keys::reservation(id), reservation)?;
+    item.insert(keys::MADE_KEY.to_owned(), text(partitions.made(id)));
     if reservation.status == Status::Held {
-        item.insert(keys::DUE_KEY.to_owned(), text(keys::due_partition(&reservation.reservation_id, due_partitions)));
+        item.insert(keys::DUE_KEY.to_owned(), text(partitions.due(id, &reservation.lines)));
         item.insert(keys::DUE_AT.to_owned(), time(reservation.expires_at));
     }
     Ok(item)
@@ -164,18 +166,21 @@ mod tests {
     fn a_reservation_survives_the_table() {
         for status in [Status::Held, Status::Confirmed, Status::Cancelled, Status::Expired] {
             let before = Reservation { status, ..held() };
-            assert_eq!(read::<Reservation>("test", reservation(&before, 8).unwrap()).unwrap(), before);
+            assert_eq!(
+                read::<Reservation>("test", reservation(&before, Partitions::default()).unwrap()).unwrap(),
+                before
+            );
         }
     }
 
     #[test]
     fn only_a_held_reservation_is_in_the_index_due() {
-        let item = reservation(&held(), 8).unwrap();
+        let item = reservation(&held(), Partitions::default()).unwrap();
         assert_eq!(item["pk"], text(format!("HOLD#{}", held().reservation_id)));
         assert_eq!(item["sk"], text("HOLD"));
         assert_eq!(item["due_at"], number(1_763_700_600_123_i64));
         assert!(!item.contains_key("ttl"), "a hold is never cleaned up: its units would be lost");
-        let ended = reservation(&Reservation { status: Status::Confirmed, ..held() }, 8).unwrap();
+        let ended = reservation(&Reservation { status: Status::Confirmed, ..held() }, Partitions::default()).unwrap();
         assert!(!ended.contains_key("due_key") && !ended.contains_key("due_at"));
     }
 
@@ -186,7 +191,7 @@ mod tests {
 
     #[test]
     fn an_item_that_cannot_be_read_is_an_error_and_no_panic() {
-        let mut item = reservation(&held(), 8).unwrap();
+        let mut item = reservation(&held(), Partitions::default()).unwrap();
         item.insert("status".to_owned(), text("half-confirmed"));
         assert!(matches!(read::<Reservation>("test", item), Err(Error::Internal { .. })));
     }

@@ -16,9 +16,6 @@ pub const DUE_INDEX: &str = "due";
 pub const DUE_KEY: &str = "due_key";
 /// Its sort key: `expires_at` in milliseconds.
 pub const DUE_AT: &str = "due_at";
-/// The number of partitions of the index `due`: each takes about a thousand writes a second, and a hold writes to it
-/// twice.
-pub const DUE_PARTITIONS: u32 = 8;
 
 /// The index of each customer's reservations, by when they were made.
 pub const CUSTOMER_INDEX: &str = "customer";
@@ -31,8 +28,6 @@ pub const CREATED_AT: &str = "created_at";
 pub const MADE_INDEX: &str = "made";
 /// Its partition key. Its sort key is [`CREATED_AT`].
 pub const MADE_KEY: &str = "made_key";
-/// The number of its partitions with reservations: each takes about a thousand new ones a second.
-pub const MADE_PARTITIONS: u32 = 8;
 /// Its partition with the actions of all admins.
 pub const MADE_ACTIONS: &str = "MADE#ACTIONS";
 
@@ -221,33 +216,6 @@ impl Owner {
     }
 }
 
-/// The partition of the index `due` that a reservation's hold is in.
-pub fn due_partition(id: &ReservationId, partitions: u32) -> String {
-    due_key(part_of(id, partitions))
-}
-
-/// The partition of the index `made` that a reservation is in.
-pub fn made_partition(id: &ReservationId) -> String {
-    made_key(part_of(id, MADE_PARTITIONS))
-}
-
-/// The `k`-th partition of the index `made`.
-pub fn made_key(k: u32) -> String {
-    format!("MADE#{k}")
-}
-
-/// A number below `parts` for a reservation, evenly distributed.
-fn part_of(id: &ReservationId, parts: u32) -> u32 {
-    // The id is a digest, so its characters are evenly distributed, and base32 has a multiple of 8 of them.
-    let last = id.as_str().bytes().rev().nth(1).unwrap_or_default();
-    u32::from(last) % parts.max(1)
-}
-
-/// The `k`-th partition of the index `due`.
-pub fn due_key(k: u32) -> String {
-    format!("DUE#{k}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,17 +242,5 @@ mod tests {
         ] {
             assert_eq!(Owner::of(&key.pk, &key.sk), owner, "{key:?}");
         }
-    }
-
-    #[test]
-    fn holds_are_distributed_over_all_partitions_of_the_index() {
-        let customer = CustomerId::try_from("alice").unwrap();
-        let mut holds = HashMap::<String, u32>::new();
-        for n in 0..8_000 {
-            let key = IdempotencyKey::try_from(format!("k{n}")).unwrap();
-            *holds.entry(due_partition(&ReservationId::derive(&customer, &key), DUE_PARTITIONS)).or_default() += 1;
-        }
-        assert_eq!(holds.len(), 8);
-        assert!(holds.values().all(|count| (700..1_300).contains(count)), "{holds:?}");
     }
 }

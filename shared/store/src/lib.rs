@@ -14,6 +14,7 @@
 //! - [`measure`]: what an invocation did, in numbers
 //! - `gate`, `group`: requests that wait in one environment share a call
 //! - `looks`: environments share what they find out about a product that is sold out
+//! - `partitions`: which partitions of the indexes holds and reservations are in
 //! - `cache`: what an environment remembers of products and their stock
 //! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
@@ -37,8 +38,11 @@ mod looks;
 pub mod measure;
 mod orders;
 mod page;
+mod partitions;
 mod products;
 mod rate;
+#[cfg(test)]
+mod rates;
 mod release;
 mod reservations;
 mod reserve;
@@ -53,6 +57,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use holdfast_domain::{Clock, ProductId};
 use serde::de::{DeserializeOwned, IgnoredAny};
 
@@ -63,6 +68,7 @@ pub use error::{Deadline, Error};
 pub use failed::FailedSearch;
 pub use gate::PATIENCE;
 pub use page::{Cursor, Page};
+pub use partitions::Layout;
 pub use rate::Admitted;
 pub use release::Swept;
 pub use reservations::{Listed, Search};
@@ -71,9 +77,13 @@ pub use stock::{Adjusted, LedgerEntry};
 
 use error::{Attempts, LostWrites, call_error};
 use page::Part;
+use partitions::Partitions;
 
 /// The most items of one BatchGetItem.
 const BATCH: usize = 100;
+
+/// The most queries of one request at once: each that waits has a connection of its own.
+const QUERIES_AT_ONCE: usize = 16;
 
 /// A stored item.
 pub(crate) type Item = HashMap<String, AttributeValue>;
@@ -94,7 +104,7 @@ pub struct Store {
     searches: gate::Turns,
     catalog: tokio::sync::Mutex<catalog::CatalogSnapshot>,
     random: Mutex<fastrand::Rng>,
-    due_partitions: u32,
+    partitions: Partitions,
 }
 
 impl Store {
@@ -112,7 +122,7 @@ impl Store {
             searches: gate::Turns::default(),
             catalog: tokio::sync::Mutex::default(),
             random: Mutex::new(fastrand::Rng::new()),
-            due_partitions: keys::DUE_PARTITIONS,
+            partitions: Partitions::default(),
         }
     }
 
@@ -122,11 +132,17 @@ impl Store {
         Self { random: Mutex::new(fastrand::Rng::with_seed(seed)), ..self }
     }
 
+    /// The same, but new items are written as in `layout`.
+    #[must_use]
+    pub fn with_layout(self, layout: Layout) -> Self {
+        Self { partitions: self.partitions.with_layout(layout), ..self }
+    }
+
     /// The same with fewer partitions of the index `due`, each of which a sweep queries: for simulations of hours. All stores
     /// over one table must agree, or holds are overlooked.
     #[must_use]
-    pub fn with_due_partitions(self, due_partitions: u32) -> Self {
-        Self { due_partitions, ..self }
+    pub fn with_due_partitions(self, of_products: u32, of_baskets: u32) -> Self {
+        Self { partitions: Partitions { of_products, of_baskets, ..self.partitions }, ..self }
     }
 
     /// Opens the connection to the table and prepares the client, by a read of an item that never exists. Otherwise the first
@@ -262,6 +278,11 @@ impl Store {
         }
         Ok(items)
     }
+}
+
+/// What these queries find, in their order; some of them at once.
+async fn side_by_side<T>(queries: Vec<impl Future<Output = Result<T, Error>>>) -> Result<Vec<T>, Error> {
+    stream::iter(queries).buffered(QUERIES_AT_ONCE).try_collect().await
 }
 
 /// The guarded value, even if a thread panicked with the lock: these values are only ever replaced as a whole.

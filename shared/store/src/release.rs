@@ -6,9 +6,9 @@
 //! new hold under the same key, made after the first was deleted, or give back units that it no longer has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::slice;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use holdfast_domain::decide::{self, CancelDecision, ReleaseDecision};
 use holdfast_domain::{
@@ -21,10 +21,10 @@ use crate::items::{self, Hold, text, time, ttl, unchanged};
 use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
 use crate::units::given_back;
 use crate::update::{Expression, Updated};
-use crate::{Deadline, Error, Item, Store, keys, measure};
+use crate::{Deadline, Error, Item, QUERIES_AT_ONCE, Store, keys, measure, side_by_side};
 
 /// The most holds in one transaction: with a limit each, and their shard, they are 99 of its 100 actions.
-const HOLDS_PER_TRANSACTION: usize = 49;
+pub(crate) const HOLDS_PER_TRANSACTION: usize = 49;
 /// Transactions of one sweep at once, each on shards of its own: enough for 100,000 holds in two minutes. More would take
 /// more of the shards from reserves, and write more to the index and the table than a sale does.
 const RELEASES_AT_ONCE: usize = 2;
@@ -32,9 +32,11 @@ const RELEASES_AT_ONCE: usize = 2;
 const BATCH_BUDGET: Duration = Duration::from_secs(4);
 /// How far ahead holds are searched for, in milliseconds: a tenth of the shortest hold.
 const LOOK_AHEAD_MS: i64 = 1_000;
-/// The holds read in one query. A sweep reads a page of each partition before it releases them: several transactions' worth for
-/// each of 16 shards.
-const HOLDS_PER_PAGE: i32 = 400;
+/// The holds read in one query. A sweep reads a page of each partition before it releases them: two partitions are four
+/// transactions' worth for each of a product's shards.
+const HOLDS_PER_PAGE: i32 = 200;
+/// How many partitions with holds of one product are read before those are released: those of 8 shards.
+const PARTITIONS_AT_ONCE: usize = 16;
 
 /// The attribute with the token of the request of an admin that released a hold.
 const RELEASED_BY: &str = "released_by";
@@ -200,13 +202,18 @@ impl Store {
         let end_of_time = Timestamp::from_millis(i64::MAX);
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
-        for k in 0..self.due_partitions {
-            // At once, since a hold that is released leaves the index.
-            let holds = match self.due_holds_of(&[product], k, end_of_time, deadline).await {
-                Ok((holds, unreadable)) => {
+        let partitions: Vec<String> = self.partitions.due_of(product).collect();
+        // Not all of them, or they might be too many for the memory; and each as a whole, since a hold that is released
+        // leaves the index.
+        for part in partitions.chunks(PARTITIONS_AT_ONCE) {
+            let read = |due: &String| self.due_holds_of(slice::from_ref(&product), due.clone(), end_of_time, deadline);
+            let holds = match side_by_side(part.iter().map(read).collect()).await {
+                Ok(found) => {
+                    let (holds, unreadable): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+                    let unreadable = unreadable.into_iter().flatten().next();
                     swept.complete &= unreadable.is_none();
                     failed = failed.or(unreadable);
-                    holds
+                    holds.into_iter().flatten().collect()
                 }
                 Err(Error::Unavailable { .. }) => {
                     swept.complete = false;
@@ -214,7 +221,7 @@ impl Store {
                 }
                 Err(error) => return Err(error),
             };
-            // One at a time: each is also a write to this one partition.
+            // One at a time: each is also a write to these few partitions.
             let parts = self.release_side_by_side(holds, End::Released(&release), 1, now, deadline).await;
             for Part { released, error, .. } in parts.parts {
                 // One that has changed since it was read may still be held.
@@ -282,7 +289,7 @@ impl Store {
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
         // A page of each partition in turn: each hold that is released is also a write to its partition.
-        let mut left: Vec<(u32, Option<Item>)> = (0..self.due_partitions).map(|k| (k, None)).collect();
+        let mut left: Vec<(String, Option<Item>)> = self.partitions.all_due().map(|due| (due, None)).collect();
         while !left.is_empty() {
             if deadline.passed() {
                 swept.complete = false;
@@ -290,13 +297,17 @@ impl Store {
             }
             let read_by = deadline.sooner(BATCH_BUDGET);
             let pages = std::mem::take(&mut left);
-            let pages = pages.into_iter().map(async |(k, start)| (k, self.overdue_page(k, now, start, read_by).await));
+            let pages = pages.into_iter().map(async |(due, start)| {
+                let page = self.overdue_page(&due, now, start, read_by).await;
+                (due, page)
+            });
+            let mut pages = stream::iter(pages.collect::<Vec<_>>()).buffer_unordered(QUERIES_AT_ONCE);
             let mut holds = Vec::new();
-            for (k, page) in join_all(pages).await {
+            while let Some((due, page)) = pages.next().await {
                 let unread = match page {
                     Ok(page) => {
                         holds.extend(page.holds);
-                        left.extend(page.next.map(|next| (k, Some(next))));
+                        left.extend(page.next.map(|next| (due, Some(next))));
                         page.unreadable
                     }
                     Err(error) => Some(error),
@@ -350,9 +361,13 @@ impl Store {
         let looked_at = ReadTime::now(&self.clock);
         // Include the holds that end within the next second: until the first of them ends, no further search is needed.
         let horizon = Timestamp::from_millis(now.as_millis().saturating_add(LOOK_AHEAD_MS));
-        let partitions = (0..self.due_partitions).map(|k| self.due_holds_of(&products, k, horizon, deadline));
+        let partitions: BTreeSet<String> =
+            products.iter().flat_map(|product| self.partitions.due_of(product)).collect();
+        let read = |due| self.due_holds_of(&products, due, horizon, deadline);
+        let read: Vec<_> = partitions.into_iter().map(read).collect();
+        let mut read = stream::iter(read).buffer_unordered(QUERIES_AT_ONCE);
         let mut holds = Vec::new();
-        for part in join_all(partitions).await {
+        while let Some(part) = read.next().await {
             match part {
                 Ok((part, _)) => holds.extend(part),
                 Err(Error::Unavailable { .. }) => swept.complete = false,
@@ -375,7 +390,7 @@ impl Store {
             }
         }
         if swept.complete && !left_over {
-            for product in products {
+            for product in &products {
                 let of_it = |hold: &&Hold| hold.lines.iter().any(|line| line.product_id == product.product_id);
                 let until = soon.iter().filter(of_it).map(|hold| hold.due_at).min().unwrap_or(horizon);
                 self.with_cached(&product.product_id, |cached| cached.no_overdue = Some((looked_at, until)));
@@ -389,7 +404,7 @@ impl Store {
     async fn due_holds_of(
         &self,
         products: &[&Product],
-        k: u32,
+        due: String,
         horizon: Timestamp,
         deadline: Deadline,
     ) -> Result<(Vec<Hold>, Option<Error>), Error> {
@@ -399,7 +414,7 @@ impl Store {
         // One that is extended between two pages is on both: by its key, as it was last read.
         let (mut found, mut unreadable, mut start) = (BTreeMap::new(), None, None);
         loop {
-            let page = self.overdue_page(k, horizon, start, deadline).await?;
+            let page = self.overdue_page(&due, horizon, start, deadline).await?;
             found.extend(page.holds.into_iter().filter(wanted).map(|hold| (hold.pk.clone(), hold)));
             unreadable = unreadable.or(page.unreadable);
             start = page.next;
@@ -412,7 +427,7 @@ impl Store {
     /// A page of overdue holds in one partition of the index.
     async fn overdue_page(
         &self,
-        k: u32,
+        due: &str,
         now: Timestamp,
         start: Option<Item>,
         deadline: Deadline,
@@ -424,7 +439,7 @@ impl Store {
             .key_condition_expression("#due_key = :key AND #due_at <= :now")
             .expression_attribute_names("#due_key", keys::DUE_KEY)
             .expression_attribute_names("#due_at", keys::DUE_AT)
-            .expression_attribute_values(":key", text(keys::due_key(k)))
+            .expression_attribute_values(":key", text(due))
             .expression_attribute_values(":now", time(now))
             .limit(HOLDS_PER_PAGE)
             .set_exclusive_start_key(start);
@@ -775,6 +790,7 @@ fn chains(batches: Vec<Vec<Hold>>) -> Vec<Vec<Vec<Hold>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::partitions::DUE_OF_SHARD;
     use holdfast_domain::{HoldSeconds, IdempotencyKey, Line, Take};
 
     /// A hold of one unit from each of these shards of a product.
@@ -810,7 +826,8 @@ mod tests {
     /// How long releases of 100,000 holds of limited products take by the calls of a sweep, in seconds: a transaction takes 18 ms
     /// and 0.3 ms an item, as in the model of docs/performance.md, and a page of each partition 20 ms.
     fn computed(shards: u32) -> f64 {
-        let round = usize::try_from(HOLDS_PER_PAGE).unwrap() * usize::try_from(keys::DUE_PARTITIONS).unwrap();
+        let pages = shards * DUE_OF_SHARD;
+        let round = usize::try_from(HOLDS_PER_PAGE).unwrap() * usize::try_from(pages).unwrap();
         let holds = (0..round).map(|n| hold(n, "tee", [u32::try_from(n).unwrap() % shards])).collect();
         let mut busy = [0.0; RELEASES_AT_ONCE];
         for chain in chains(batches(holds)) {

@@ -3,7 +3,6 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use futures_util::future::join_all;
 use holdfast_domain::decide::{self, ExtendDecision};
 use holdfast_domain::{
     CustomerId, HoldSeconds, Invalid, PaymentReference, ProductId, Refusal, Reservation, ReservationId, Status,
@@ -13,8 +12,9 @@ use holdfast_domain::{
 use crate::error::Attempts;
 use crate::items::{self, number, text, time};
 use crate::page::Part;
+use crate::partitions::Partitions;
 use crate::update::{Change, Expression, Updated};
-use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
+use crate::{Cursor, Deadline, Error, Item, Page, Store, keys, side_by_side};
 
 /// How often one request reads the index to fill its page. A list whose filter matches little continues in the next
 /// request.
@@ -220,10 +220,10 @@ impl Store {
         for _ in 0..MAX_READS {
             let fits = limit.saturating_sub(found.len());
             let partitions = search.partitions();
-            let parts = partitions.iter().map(|part| self.positions(part, search, after.as_ref(), fits, deadline));
+            let positions = |part| self.positions(part, search, after.as_ref(), fits, deadline);
+            let parts = partitions.iter().map(positions).collect();
             let (mut positions, mut more) = (Vec::new(), false);
-            for part in join_all(parts).await {
-                let (part, continues) = part?;
+            for (part, continues) in side_by_side(parts).await? {
                 positions.extend(part);
                 more |= continues;
             }
@@ -336,7 +336,7 @@ impl Search {
         if let Some(customer) = &self.customer {
             return vec![partition(keys::CUSTOMER_INDEX, keys::CUSTOMER, customer.to_string())];
         }
-        (0..keys::MADE_PARTITIONS).map(|k| partition(keys::MADE_INDEX, keys::MADE_KEY, keys::made_key(k))).collect()
+        Partitions::all_made().map(|made| partition(keys::MADE_INDEX, keys::MADE_KEY, made)).collect()
     }
 
     /// Whether a reservation is one of these, but for its status.

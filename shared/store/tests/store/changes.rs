@@ -21,7 +21,7 @@ fn lines(wanted: &[(&str, u32)]) -> RequestedLines {
     RequestedLines::new(wanted.iter().map(line).collect()).unwrap()
 }
 
-async fn change(store: &Store, held: &Reservation, wanted: &[(&str, u32)]) -> Result<Reservation, Error> {
+pub(crate) async fn change(store: &Store, held: &Reservation, wanted: &[(&str, u32)]) -> Result<Reservation, Error> {
     change_at(store, held, wanted, NOW).await
 }
 
@@ -455,7 +455,7 @@ async fn a_hold_is_counted_by_the_request_that_released_it_and_by_no_other() {
 #[tokio::test]
 async fn a_hold_that_is_extended_between_two_pages_of_the_index_is_released_once() {
     let (wire, _, other) = two_products().await;
-    let shop = store(&wire, 5).with_due_partitions(1);
+    let shop = store(&wire, 5).with_due_partitions(1, 1);
     let first = reserve(&shop, &basket("alice", "k1", &[("tee", 2)]), NOW).await.unwrap().reservation;
     reserve(&shop, &basket("bob", "k2", &[("tee", 1)]), NOW.plus_seconds(1)).await.unwrap();
     wire.shorten_pages();

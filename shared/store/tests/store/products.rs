@@ -469,7 +469,7 @@ async fn a_change_is_not_refused_for_the_version_that_it_made_itself() {
 #[tokio::test]
 async fn a_hold_that_is_extended_between_two_pages_of_the_index_counts_once() {
     let (wire, _) = tee(10, 1).await;
-    let [catalog, shop] = [1, 2].map(|seed| store(&wire, seed).with_due_partitions(1));
+    let [catalog, shop] = [1, 2].map(|seed| store(&wire, seed).with_due_partitions(1, 1));
     let tee = catalog.product(&product_id("tee"), soon()).await.unwrap();
     let first = reserve(&shop, &basket("alice", "k1", &[("tee", 3)]), NOW).await.unwrap().reservation;
     reserve(&shop, &basket("alice", "k2", &[("tee", 2)]), NOW.plus_seconds(1)).await.unwrap();

@@ -1,5 +1,6 @@
 //! Releasing units: once, however often and by whom it is requested.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures_util::FutureExt;
 use holdfast_domain::{HoldSeconds, Product, Refusal, ReservationId, Status, Timestamp};
-use holdfast_store::{Deadline, Error, Store, Swept, keys};
+use holdfast_store::{Deadline, Error, Layout, Search, Store, Swept, keys};
 use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, confirmation, customer, product, product_id, reserve, soon, stocked, store,
     table,
@@ -86,7 +87,7 @@ async fn two_concurrent_releases_give_a_customers_limit_back_once() {
     let wire = table();
     stocked(&wire, &[Product { counts_per_customer: true, max_per_customer: Some(4), ..product("tee", 10, 1) }]).await;
     // One partition of the index: both start with it.
-    let (one, other) = (store(&wire, 1).with_due_partitions(1), store(&wire, 2).with_due_partitions(1));
+    let (one, other) = (store(&wire, 1).with_due_partitions(1, 1), store(&wire, 2).with_due_partitions(1, 1));
     reserve(&one, &basket("alice", "k", &[("tee", 4)]), NOW).await.unwrap();
     // Both read the hold; the second then finds it ended, and the limit already given back.
     let (one, other) =
@@ -107,16 +108,14 @@ async fn only_the_hold_that_was_confirmed_meanwhile_is_left_out() {
     }
     // Three are paid, and the index, which lags, still shows them.
     for hold in &holds[..3] {
+        let due_key = crate::stored(&wire, hold).await["due_key"].clone();
         store.confirm(&confirmation(&hold.reservation_id, &hold.customer, None, NOW), NOW, soon()).await.unwrap();
         client(&wire)
             .update_item()
             .table_name(TABLE)
             .set_key(Some(keys::reservation(&hold.reservation_id).item()))
             .update_expression("SET due_key = :key, due_at = :at")
-            .expression_attribute_values(
-                ":key",
-                AttributeValue::S(keys::due_partition(&hold.reservation_id, keys::DUE_PARTITIONS)),
-            )
+            .expression_attribute_values(":key", due_key)
             .expression_attribute_values(":at", AttributeValue::N("0".to_owned()))
             .send()
             .await
@@ -212,7 +211,7 @@ async fn three_batches() -> (Wire, Store) {
     let wire = table();
     stocked(&wire, &[product("cap", 1, 1), product("tee", 2, 2)]).await;
     // One partition of the index, so that all holds are on one page.
-    let store = store(&wire, 1).with_due_partitions(1);
+    let store = store(&wire, 1).with_due_partitions(1, 1);
     for (key, id) in [("k0", "cap"), ("k1", "tee"), ("k2", "tee")] {
         reserve(&store, &basket("alice", key, &[(id, 1)]), NOW).await.unwrap();
     }
@@ -222,8 +221,8 @@ async fn three_batches() -> (Wire, Store) {
 /// Tees of which each unit is held by a customer of its own, evenly distributed over the shards.
 async fn all_held(units: u64, shards: u32) -> (Wire, Store) {
     let wire = tee(units, shards).await;
-    // One partition of the index, so that all holds are on one page.
-    let store = store(&wire, 1).with_due_partitions(1);
+    // No more partitions of the index than four shards need.
+    let store = store(&wire, 1).with_due_partitions(8, 1);
     for n in 0..units {
         reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
     }
@@ -390,5 +389,63 @@ async fn a_sweep_whose_time_is_over_stops_and_says_that_there_is_more() {
     let swept = store.release_overdue(LATE, soon()).await.unwrap();
     assert_eq!((swept.holds, swept.complete), (1, true));
     let calls = wire.take_calls();
-    assert_eq!(calls.iter().filter(|call| call.operation == "Query").count(), 1);
+    // Each partition once.
+    assert_eq!(calls.iter().filter(|call| call.operation == "Query").count(), 9);
+}
+
+#[tokio::test]
+async fn a_table_of_both_layouts_is_one_table() {
+    let wire = table();
+    stocked(&wire, &[product("cap", 40, 4), product("tee", 40, 4)]).await;
+    // As during an upgrade: environments that write layout 1, and others that write layout 2.
+    let (one, two) = (store(&wire, 1).with_layout(Layout::One), store(&wire, 2));
+    let mut keys = BTreeSet::new();
+    for n in 0..20 {
+        for (store, key) in [(&one, "k1"), (&two, "k2")] {
+            let lines: &[(&str, u32)] = if n % 2 == 0 { &[("tee", 1)] } else { &[("cap", 1), ("tee", 1)] };
+            let held = reserve(store, &basket(&format!("c{n}"), key, lines), NOW).await.unwrap().reservation;
+            let item = crate::stored(&wire, &held).await;
+            let [due, made] = ["due_key", "made_key"].map(|name| item[name].as_s().unwrap().clone());
+            let number = |key: &str| key.split_once('#').unwrap().1.parse::<u32>();
+            match (key, lines.len()) {
+                ("k1", _) => assert!(number(&due).unwrap() < 8 && number(&made).unwrap() < 8, "{due}, {made}"),
+                (_, 1) => assert!(due.starts_with("DUE#P") && number(&made).unwrap() < 64, "{due}, {made}"),
+                _ => assert!(number(&due).unwrap() < 16, "{due}"),
+            }
+            keys.insert(due);
+        }
+    }
+    assert!(keys.len() > 12, "{keys:?}");
+    // All lists show all of them, and the books agree.
+    for store in [&one, &two] {
+        let found = store.reservations(&Search::default(), NOW, 100, None, soon()).await.unwrap().items;
+        assert_eq!(found.len(), 40);
+        let audited = store.audit(&product_id("tee"), soon()).await.unwrap();
+        assert!(audited.complete && audited.verdict.findings.is_empty(), "{audited:?}");
+    }
+    // A search for one product's overdue holds finds those of both, and so does a sweep.
+    let units = |n| basket(&format!("late{n}"), "k", &[("cap", 30)]);
+    reserve(&one, &units(1), LATE).await.unwrap();
+    assert_eq!(books(&wire).await["cap"].available, 10);
+    let swept = two.release_overdue(LATE, soon()).await.unwrap();
+    assert_eq!((swept.holds, swept.complete), (20, true));
+    assert_eq!((books(&wire).await["tee"].available, books(&wire).await["cap"].available), (40, 10));
+}
+
+#[tokio::test]
+async fn a_hold_with_other_lines_is_found_by_who_searches_for_those() {
+    let wire = table();
+    stocked(&wire, &[product("cap", 10, 4), product("tee", 10, 4)]).await;
+    for layout in [Layout::One, Layout::Two] {
+        let shop = store(&wire, 1).with_layout(layout);
+        for (n, changed) in [&[("cap", 10)][..], &[("tee", 1), ("cap", 9)]].into_iter().enumerate() {
+            let owner = format!("{layout:?}{n}");
+            let held = reserve(&store(&wire, 2), &basket(&owner, "k", &[("tee", 1)]), NOW).await.unwrap().reservation;
+            crate::changes::change(&shop, &held, changed).await.unwrap();
+            // All units of the cap are in a hold that is over: whoever wants them releases it, whatever it was before.
+            let (shop, other) = (store(&wire, 3), format!("other{layout:?}{n}"));
+            let taken = reserve(&shop, &basket(&other, "k", &[("cap", 9)]), LATE).await.unwrap().reservation;
+            shop.cancel(&taken.reservation_id, &taken.customer, LATE, soon()).await.unwrap();
+        }
+    }
 }

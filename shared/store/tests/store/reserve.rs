@@ -346,11 +346,11 @@ async fn a_lifted_limit_refuses_nobody_even_before_it_reaches_the_shards() {
         .unwrap();
     wire.take_calls();
     reserve(&shop, &basket("alice", "k2", &[("tee", 1)]), NOW).await.unwrap();
-    // The try, the overdue holds in every partition of the index, the snapshot of key, limit and product; and again.
+    // The try, the overdue holds in the partitions of its shard and of baskets, the snapshot of key, limit and product; and again.
     let calls = operations(&wire);
     assert_eq!(calls[0], "TransactWriteItems");
-    assert!(calls[1..9].iter().all(|call| call == "Query"), "{calls:?}");
-    assert_eq!(calls[9..], ["TransactGetItems", "BatchGetItem", "TransactWriteItems"]);
+    assert!(calls[1..19].iter().all(|call| call == "Query"), "{calls:?}");
+    assert_eq!(calls[19..], ["TransactGetItems", "BatchGetItem", "TransactWriteItems"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -362,12 +362,12 @@ async fn sold_out_is_cached_for_a_second() {
     let refused = reserve(&shop, &basket("bob", "k1", &[("tee", 3)]), NOW).await.unwrap_err();
     let Error::Refused(Refusal::InsufficientStock { shortages }) = refused else { panic!("{refused:?}") };
     assert_eq!((shortages[0].requested, shortages[0].available), (3, 2));
-    // The facts, a try, the shards, what is overdue in every partition of the index, the shards at one instant, and bob's
-    // own key.
+    // The facts, a try, the shards, what is overdue in the partitions of its shard and of baskets, the shards at one instant,
+    // and bob's own key.
     let calls = operations(&wire);
     assert_eq!(calls[..3], ["BatchGetItem", "TransactWriteItems", "BatchGetItem"]);
-    assert!(calls[3..11].iter().all(|call| call == "Query"), "{calls:?}");
-    assert_eq!(calls[11..], ["TransactGetItems", "TransactGetItems"]);
+    assert!(calls[3..21].iter().all(|call| call == "Query"), "{calls:?}");
+    assert_eq!(calls[21..], ["TransactGetItems", "TransactGetItems"]);
 
     other.cancel(&held.reservation_id, &held.customer, NOW, soon()).await.unwrap();
     tokio::time::advance(Duration::from_millis(999)).await;
