@@ -662,9 +662,12 @@ fn enter(books: &mut BTreeMap<String, Book>, item: &HashMap<String, AttributeVal
         |map: &HashMap<String, AttributeValue>, name: &str| -> Option<i64> { map.get(name)?.as_n().ok()?.parse().ok() };
     let (pk, sk) = (item.get("pk")?.as_s().ok()?, item.get("sk")?.as_s().ok()?);
     if pk == "CATALOG" {
-        if let Some(product) = sk.strip_prefix("PRODUCT#") {
+        // Bare, its product is under a key of its own.
+        if let Some(product) = sk.strip_prefix("PRODUCT#").filter(|_| item.contains_key("total")) {
             books.entry(product.to_owned()).or_default().total = number(item, "total")?;
         }
+    } else if let Some(product) = pk.strip_prefix("PRODUCT#") {
+        books.entry(product.to_owned()).or_default().total = number(item, "total")?;
     } else if let Some(shard) = pk.strip_prefix("STOCK#") {
         let (product, _) = shard.rsplit_once('#')?;
         books.entry(product.to_owned()).or_default().available += number(item, "available")?;

@@ -521,7 +521,7 @@ fn tokens(template: &Expanded) -> Findings {
 
 /// The catalog answers anybody, so it can only read products, stock and the index of holds.
 fn leading_keys(template: &Expanded) -> Findings {
-    let readable = [keys::CATALOG, "STOCK#*", "DUE#*"];
+    let readable = [keys::CATALOG, "PRODUCT#*", "STOCK#*", "DUE#*"];
     let role = template.one(&template.properties(PUBLIC)["Role"], "AWS::IAM::Role").unwrap_or_default();
     let mut findings = Vec::new();
     for statement in template.statements(&role) {

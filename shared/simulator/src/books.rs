@@ -19,6 +19,7 @@ use crate::dynamo::{Place, plain_item};
 use crate::journal::Journal;
 use crate::judge::failed::failed_place;
 use crate::judge::finality::{Finality, Payment};
+use crate::judge::stock::product_place;
 use crate::judge::{Question, Route, hold, lines, owed_back, revision};
 use crate::past::{Moment, Past};
 
@@ -158,6 +159,8 @@ pub(crate) struct Books {
     pub(crate) reservations: BTreeMap<String, Reservation>,
     /// Every state of each product, with the time at which it began.
     pub(crate) products: BTreeMap<String, Vec<(i64, Product)>>,
+    /// The item of each product as if it were under its own key, wherever it is: see [`product_place`].
+    product_items: BTreeMap<Place, Value>,
     shards: BTreeMap<(String, u32), Shard>,
     limits: BTreeMap<(String, String), i64>,
     /// Whether a product counts each customer's units, if it says so.
@@ -229,7 +232,12 @@ impl Books {
             let was = before;
             let before = was.as_ref();
             match place.0.split_once('#').unwrap_or((&place.0, "")) {
-                ("CATALOG", _) => self.product(now, &place, after.as_ref(), &mut touched),
+                // When all of the write is known: it may move a product.
+                ("CATALOG" | "PRODUCT", id) => {
+                    let id = if id.is_empty() { place.1.trim_start_matches("PRODUCT#") } else { id };
+                    touched.placed.insert(id.to_owned());
+                    continue;
+                }
                 ("STOCK", rest) => self.shard(now, rest, after.as_ref(), &mut touched),
                 ("HOLD", _) => self.reservation(now, &place, before, after.as_ref(), by.is_none(), &mut touched),
                 ("LIMIT", rest) => self.limit(now, rest, after.as_ref(), &mut touched),
@@ -242,6 +250,9 @@ impl Books {
                 _ => {}
             }
             self.past.was(place, was);
+        }
+        for id in std::mem::take(&mut touched.placed) {
+            self.product(now, &id, &mut touched);
         }
         for id in &touched.made {
             self.made(now, id);
@@ -258,12 +269,29 @@ impl Books {
         self.balance(now, &touched);
     }
 
-    fn product(&mut self, now: i64, place: &Place, after: Option<&Value>, touched: &mut Touched) {
-        let product = after.and_then(|item| serde_json::from_value::<Product>(item.clone()).ok());
-        self.check(now, product.is_some(), "item_makes_sense", || format!("{place:?}: {after:?}"));
+    /// Follows a product, which is under its own key or in the directory. That it is moved is no change.
+    fn product(&mut self, now: i64, id: &str, touched: &mut Touched) {
+        let own = self.items.get(&product_place(id)).cloned();
+        let entry = self.items.get(&("CATALOG".to_owned(), format!("PRODUCT#{id}"))).cloned();
+        let is_bare = entry.as_ref().is_some_and(|entry| entry["version"].is_null() && entry["product_id"] == id);
+        self.check(now, entry.is_some() && is_bare == own.is_some(), "a_product_is_in_one_place", || {
+            format!("{id}: {own:?}, and in the directory {entry:?}")
+        });
+        let mut after = own.or(entry);
+        if let Some(item) = &mut after {
+            let place = product_place(id);
+            (item["pk"], item["sk"]) = (place.0.clone().into(), place.1.clone().into());
+            let before = self.product_items.insert(place.clone(), item.clone());
+            if before.as_ref() == Some(item) {
+                return;
+            }
+            self.past.was(place, before);
+        }
+        let product = after.as_ref().and_then(|item| serde_json::from_value::<Product>(item.clone()).ok());
+        self.check(now, product.is_some(), "item_makes_sense", || format!("{id}: {after:?}"));
         let Some(product) = product else { return };
         let id = product.product_id.to_string();
-        if let Some(counts) = after.and_then(|item| item["counts_per_customer"].as_bool()) {
+        if let Some(counts) = after.as_ref().and_then(|item| item["counts_per_customer"].as_bool()) {
             let same = self.counts.insert(id.clone(), counts).is_none_or(|before| before == counts);
             self.check(now, same, "limits_count_what_customers_have", || {
                 format!("{id} counts now, or no more: {after:?}")
@@ -813,7 +841,7 @@ impl Books {
 
     /// The item with this key at a moment.
     pub(crate) fn item_at(&self, place: &Place, at: Moment) -> Option<&Value> {
-        self.past.lay(place, at).unwrap_or_else(|| self.items.get(place))
+        self.past.lay(place, at).unwrap_or_else(|| self.product_items.get(place).or_else(|| self.items.get(place)))
     }
 
     /// The keys of a product's shards.
@@ -963,6 +991,8 @@ fn without_notes(item: &Value) -> Value {
 struct Touched {
     /// Whether the function `admin` made it.
     by_admin: bool,
+    /// Products whose items, or entries in the directory, have changed.
+    placed: BTreeSet<String>,
     products: BTreeSet<String>,
     totals: BTreeSet<String>,
     entries: BTreeMap<String, i64>,

@@ -10,7 +10,7 @@ mod actions;
 mod changes;
 pub(crate) mod failed;
 pub(crate) mod finality;
-mod stock;
+pub(crate) mod stock;
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;

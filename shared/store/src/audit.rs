@@ -13,9 +13,7 @@ use futures_util::future::{try_join, try_join_all};
 use holdfast_domain::audit::{
     Audit, COMPENSATION_REASON, Compensation, Entry, Fault, Look, Seen, Verdict, Version, swaps,
 };
-use holdfast_domain::{
-    CustomerId, MAX_SHARDS, Product, ProductId, Reservation, ReservationId, Status, Timestamp, digest_id,
-};
+use holdfast_domain::{CustomerId, MAX_SHARDS, ProductId, Reservation, ReservationId, Status, Timestamp, digest_id};
 use serde::{Deserialize, Serialize};
 
 use crate::items::{self, number, text, time};
@@ -314,17 +312,17 @@ impl Store {
         others: &BTreeSet<u32>,
         deadline: Deadline,
     ) -> Result<Look, Error> {
-        let product: Option<Product> = self.get("product", keys::product(id), deadline).await?;
+        let product = self.find_product(id, deadline).await?;
         // The number of shards never changes.
-        let shards = product.map_or(0, |product| product.shards);
+        let shards = product.map_or(0, |placed| placed.product.shards);
         let (mut total, mut stock, mut ledger) = (0, BTreeMap::new(), None);
         for _ in 0..LEDGER_TRIES {
             let before = self.whole_ledger(id, deadline).await?;
-            let mut wanted = vec![keys::product(id)];
-            wanted.extend((0..shards).map(|shard| keys::shard(id, shard)));
+            let wanted: Vec<Key> = (0..shards).map(|shard| keys::shard(id, shard)).collect();
             // At one instant, or units that move from shard to shard would be counted twice or not at all.
-            let mut found = self.snapshot(&wanted, &mut self.attempts(deadline)).await?.into_iter();
-            total = number_of(found.next().flatten().as_ref(), "total").unwrap_or_default();
+            let mut attempts = self.attempts(deadline);
+            let (product, found) = self.snapshot_with_product(id, &wanted, &mut attempts).await?;
+            total = number_of(product.as_ref(), "total").unwrap_or_default();
             stock =
                 (0..).zip(found).filter_map(|(n, item)| Some((n, number_of(item.as_ref(), "available")?))).collect();
             // Entries are only added, so the same ledger before and after is that of the instant in between.
@@ -513,29 +511,28 @@ impl Store {
         let [entries, ledger, total] = books.each_ref().map(String::as_str);
         let once = keys::adjustment(&digest_id("", &[id.as_str(), "compensation", entries, ledger, total]));
         let record = KeyRecord { fingerprint: String::new(), entry: entry.clone() };
-        let mut transaction = Transaction::new(&self.table);
-        let update = Expression::new("SET #total = :after", vec![(":after", number(total_after))]);
-        // Enough: units that move leave the difference as it is, and an adjustment changes the total.
-        let condition = Expression::new("#total = :seen", vec![(":seen", number(total_seen))]);
-        transaction.update((), &keys::product(id), (update, condition))?;
-        transaction.put((), entry.item(id)?, "attribute_not_exists(#pk)")?;
-        transaction.put((), items::write("adjustment", &once, &record)?, "attribute_not_exists(#pk)")?;
         let mut attempts = self.attempts(deadline);
         loop {
             // It may be this call's own write whose answer was lost.
             if let Some(written) = self.get::<KeyRecord>("adjustment", once.clone(), deadline).await? {
                 return Ok(written.entry == entry);
             }
-            let product: Option<Product> = self.get("product", keys::product(id), deadline).await?;
+            let product = self.find_product(id, deadline).await?;
             let ledger = self.whole_ledger(id, deadline).await?;
             let sum: i64 = ledger.iter().map(|entry| entry.delta).sum();
-            if product.is_none_or(|product| product.total != total_seen)
-                || (ledger.len(), sum) != (entries_seen, ledger_seen)
-            {
+            let as_seen = (ledger.len(), sum) == (entries_seen, ledger_seen);
+            let Some(placed) = product.filter(|placed| as_seen && placed.product.total == total_seen) else {
                 // They may be so because it was written meanwhile.
                 let written: Option<KeyRecord> = self.get("adjustment", once, deadline).await?;
                 return Ok(written.is_some_and(|written| written.entry == entry));
-            }
+            };
+            let mut transaction = Transaction::new(&self.table);
+            let update = Expression::new("SET #total = :after", vec![(":after", number(total_after))]);
+            // Enough: units that move leave the difference as it is, and an adjustment changes the total.
+            let condition = Expression::new("#total = :seen", vec![(":seen", number(total_seen))]);
+            transaction.update((), &placed.key(), (update, condition))?;
+            transaction.put((), entry.item(id)?, "attribute_not_exists(#pk)")?;
+            transaction.put((), items::write("adjustment", &once, &record)?, "attribute_not_exists(#pk)")?;
             if self.transact_or_wait("compensate", &transaction, &mut attempts).await? {
                 return Ok(true);
             }

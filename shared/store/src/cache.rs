@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use holdfast_domain::{Clock, Product, ProductId, Take, Timestamp, shards};
 use tokio::time::Instant;
 
-use crate::{Deadline, Error, Store, items, keys, lock};
+use crate::places::Placed;
+use crate::{Deadline, Error, Store, lock};
 
 /// How long the facts of a product are used without reading them again, in milliseconds. A newer version on a shard
 /// invalidates them at once, so this only bounds how often they are read.
@@ -170,8 +171,7 @@ impl Store {
         let _turn = turn.filter(|_| !after_another);
         // Dated before the read, so that the result is never older than its date.
         let read_at = ReadTime::now(&self.clock);
-        for item in self.get_many(missing.into_iter().map(keys::product).collect(), deadline).await? {
-            let product: Product = items::read("product", item)?;
+        for Placed { product, .. } in self.placed(missing.into_iter(), deadline).await? {
             self.remember(&product, Some(read_at));
             facts.insert(product.product_id.clone(), product);
         }

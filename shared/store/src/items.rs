@@ -1,7 +1,7 @@
 //! Conversions between domain values and items, and the types that exist only in the table.
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use holdfast_domain::{CustomerId, Line, Product, Reservation, ReservationId, Status, Timestamp};
+use holdfast_domain::{CustomerId, Line, Reservation, ReservationId, Status, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -118,11 +118,6 @@ pub(crate) fn forever() -> AttributeValue {
 /// The `ttl` of a hold that ended at `now`.
 pub(crate) fn ttl(now: Timestamp) -> AttributeValue {
     number(now.plus_seconds(RETENTION_DAYS * 86_400).as_seconds())
-}
-
-/// A product's item.
-pub(crate) fn product(product: &Product) -> Result<Item, Error> {
-    write("product", &keys::product(&product.product_id), product)
 }
 
 /// A reservation's item. It is in the index `made`, and only while it is held in the index `due`.

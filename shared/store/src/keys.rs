@@ -74,14 +74,16 @@ pub const INDEXES: [Index; 5] = [
 /// When DynamoDB may delete an item, in seconds since the epoch. It does so up to days later, so no rule relies on it.
 pub const TTL: &str = "ttl";
 
-/// The partition of all products.
+/// The partition of the directory of all products.
 pub const CATALOG: &str = "CATALOG";
 /// The partition of all failed confirmations.
 pub const FAILED: &str = "FAILED";
 /// The prefix of a reservation's partition key.
 pub const HOLD_PREFIX: &str = "HOLD#";
-/// The prefix of a product's sort key.
+/// The prefix of a product's partition key, and of the sort key of its entry in the directory.
 pub const PRODUCT_PREFIX: &str = "PRODUCT#";
+/// A product's sort key.
+pub const PRODUCT: &str = "PRODUCT";
 /// A reservation's sort key.
 pub const HOLD: &str = "HOLD";
 /// The prefix of the partition key of an admin's action.
@@ -112,13 +114,21 @@ impl Key {
     }
 }
 
-/// No item: what [`Store::connect`](crate::Store::connect) reads. In the partition that all functions may read.
+/// No item: what [`Store::connect`](crate::Store::connect) reads. Under a key that all functions may read, and that no product
+/// has: an id has no dot.
 pub fn connection() -> Key {
-    Key { pk: CATALOG.to_owned(), sk: "CONNECTION".to_owned() }
+    Key { pk: format!("{PRODUCT_PREFIX}."), sk: "CONNECTION".to_owned() }
 }
 
-/// A product.
+/// A product. Each has its own partition key, so that DynamoDB can distribute them. One that was created in layout 1 is in its
+/// [`directory_entry`] until it is moved here.
 pub fn product(id: &ProductId) -> Key {
+    Key { pk: format!("{PRODUCT_PREFIX}{id}"), sk: PRODUCT.to_owned() }
+}
+
+/// A product's entry in the directory: what lists the products in the order of their ids, and what makes an id unique. In
+/// layout 1 it is the product itself.
+pub fn directory_entry(id: &ProductId) -> Key {
     Key { pk: CATALOG.to_owned(), sk: format!("{PRODUCT_PREFIX}{id}") }
 }
 
@@ -181,7 +191,7 @@ pub fn failed_partition(id: &ReservationId) -> String {
 /// What an item is, by its key: for whoever reads the whole table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
-    /// A product.
+    /// A product, or its entry in the directory.
     Product(ProductId),
     /// A shard of this product, with its number.
     Shard(ProductId, u32),
@@ -201,6 +211,7 @@ impl Owner {
         let product = |id: &str| ProductId::try_from(id).ok();
         let owner = match pk.split_once('#').unwrap_or((pk, "")) {
             (CATALOG, "") => sk.strip_prefix(PRODUCT_PREFIX).and_then(product).map(Self::Product),
+            (PRODUCT, id) if sk == PRODUCT => product(id).map(Self::Product),
             ("STOCK", rest) => {
                 rest.rsplit_once('#').and_then(|(id, shard)| Some(Self::Shard(product(id)?, shard.parse().ok()?)))
             }
@@ -229,6 +240,8 @@ mod tests {
         let reservation = ReservationId::derive(&customer, &IdempotencyKey::try_from("k").unwrap());
         for (key, owner) in [
             (super::product(&product()), Owner::Product(product())),
+            (directory_entry(&product()), Owner::Product(product())),
+            (connection(), Owner::Other),
             (shard(&product(), 12), Owner::Shard(product(), 12)),
             (super::reservation(&reservation), Owner::Reservation(reservation)),
             (limit(&product(), &customer), Owner::Limit(product(), customer.clone())),

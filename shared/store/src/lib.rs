@@ -15,6 +15,7 @@
 //! - `gate`, `group`: requests that wait in one environment share a call
 //! - `looks`: environments share what they find out about a product that is sold out
 //! - `partitions`: which partitions of the indexes holds and reservations are in
+//! - `places`: where the item of a product is, and moving it
 //! - `cache`: what an environment remembers of products and their stock
 //! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
@@ -39,6 +40,7 @@ pub mod measure;
 mod orders;
 mod page;
 mod partitions;
+mod places;
 mod products;
 mod rate;
 #[cfg(test)]
@@ -105,6 +107,8 @@ pub struct Store {
     catalog: tokio::sync::Mutex<catalog::CatalogSnapshot>,
     random: Mutex<fastrand::Rng>,
     partitions: Partitions,
+    /// When it was last certain that no product has to be moved.
+    all_moved: Mutex<Option<ReadTime>>,
 }
 
 impl Store {
@@ -123,6 +127,7 @@ impl Store {
             catalog: tokio::sync::Mutex::default(),
             random: Mutex::new(fastrand::Rng::new()),
             partitions: Partitions::default(),
+            all_moved: Mutex::default(),
         }
     }
 
@@ -174,12 +179,17 @@ impl Store {
         key: keys::Key,
         deadline: Deadline,
     ) -> Result<Option<T>, Error> {
+        self.get_item(key, deadline).await?.map(|item| items::read(what, item)).transpose()
+    }
+
+    /// The same, as it is stored.
+    async fn get_item(&self, key: keys::Key, deadline: Deadline) -> Result<Option<Item>, Error> {
         let mut attempts = self.attempts(deadline);
         loop {
             let request =
                 self.client.get_item().table_name(&self.table).set_key(Some(key.item())).consistent_read(true);
             match attempts.call(request.send()).await? {
-                Ok(answer) => return answer.item.map(|item| items::read(what, item)).transpose(),
+                Ok(answer) => return Ok(answer.item),
                 Err(error) => attempts.pause(call_error("GetItem", &error)).await?,
             }
         }

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 
 use holdfast_domain::decide::{self, OrderCancelDecision};
 use holdfast_domain::{
-    FailedConfirmation, Failure, OrderCancellation, Product, ProductId, Reservation, Status, Timestamp, digest_id,
+    FailedConfirmation, Failure, OrderCancellation, ProductId, Reservation, Status, Timestamp, digest_id,
 };
 
 use crate::cache::CachedProduct;
 use crate::confirm::owe_back_update;
 use crate::failed::{record_update, seen_failures};
 use crate::items::{self, Hold, number, text, time};
+use crate::places::Placed;
 use crate::stock::{LedgerEntry, entry_id};
 use crate::transact::Transaction;
 use crate::units::{given_back, limits_given_back};
@@ -141,10 +142,13 @@ impl Store {
         deadline: Deadline,
     ) -> Result<bool, Error> {
         let ids = order.lines.iter().map(|line| &line.product_id);
-        let products: BTreeMap<ProductId, Product> = self.facts(ids, 0, deadline).await?;
+        let products = self.placed(ids, deadline).await?.into_iter();
+        let products: BTreeMap<ProductId, Placed> =
+            products.map(|placed| (placed.product.product_id.clone(), placed)).collect();
         for line in &order.lines {
             let id = &line.product_id;
-            let product = products.get(id).ok_or_else(|| Error::internal("product", "it is not there"))?;
+            let placed = products.get(id).ok_or_else(|| Error::internal("product", "it is not there"))?;
+            let product = &placed.product;
             let Some(total_after) = product.total.checked_sub(u64::from(line.quantity)) else { return Ok(false) };
             let entry = LedgerEntry {
                 entry_id: entry_id(now, &digest_id("", &[order.reservation_id.as_str(), id.as_str()])),
@@ -157,7 +161,7 @@ impl Store {
             };
             let update = Expression::new("SET #total = :after", vec![(":after", number(total_after))]);
             let condition = Expression::new("#total = :seen", vec![(":seen", number(product.total))]);
-            transaction.update((), &keys::product(id), (update, condition))?;
+            transaction.update((), &placed.key(), (update, condition))?;
             transaction.put((), entry.item(id)?, "attribute_not_exists(#pk)")?;
         }
         Ok(true)

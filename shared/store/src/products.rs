@@ -1,5 +1,6 @@
 //! Products as an admin makes and changes them.
 
+use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use futures_util::future::try_join_all;
 use holdfast_domain::{Product, ProductChange, ProductId, Refusal, Timestamp, shards};
 
@@ -7,10 +8,11 @@ use crate::cache::ReadTime;
 use crate::error::Attempts;
 use crate::items::{self, ShardItem, number, text};
 use crate::page::Part;
+use crate::places::{Placed, new_items};
 use crate::stock::LedgerEntry;
 use crate::transact::{Outcome, Transaction, any_condition_failed, contention_error};
 use crate::update::{Expression, Updated};
-use crate::{Cursor, Deadline, Error, Page, Store, keys};
+use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
 impl Store {
     /// One product, as it is now.
@@ -18,8 +20,7 @@ impl Store {
     /// # Errors
     /// [`Refusal::ProductNotFound`]; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn product(&self, id: &ProductId, deadline: Deadline) -> Result<Product, Error> {
-        let found = self.get("product", keys::product(id), deadline).await?;
-        found.ok_or_else(|| Refusal::ProductNotFound { product_id: id.clone() }.into())
+        Ok(self.placed_product(id, deadline).await?.product)
     }
 
     /// A page of all products, in the order of their ids.
@@ -34,8 +35,14 @@ impl Store {
     ) -> Result<Page<Product>, Error> {
         let parts = [(keys::PK, Part::Is(keys::CATALOG)), (keys::SK, Part::Begins(keys::PRODUCT_PREFIX))];
         let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
-        let request = self
-            .client
+        let request = self.directory(start).limit(i32::try_from(limit).unwrap_or(i32::MAX));
+        let (entries, next) = self.query(request, deadline).await?;
+        Ok(Page { items: self.products_of(entries, deadline).await?, next: next.map(Cursor::new) })
+    }
+
+    /// The query of the directory of all products, by consistent reads, from `start` on.
+    pub(crate) fn directory(&self, start: Option<Item>) -> QueryFluentBuilder {
+        self.client
             .query()
             .key_condition_expression("#pk = :catalog AND begins_with(#sk, :prefix)")
             .expression_attribute_names("#pk", keys::PK)
@@ -43,8 +50,7 @@ impl Store {
             .expression_attribute_values(":catalog", text(keys::CATALOG))
             .expression_attribute_values(":prefix", text(keys::PRODUCT_PREFIX))
             .consistent_read(true)
-            .set_exclusive_start_key(start);
-        self.page("product", request, limit, deadline).await
+            .set_exclusive_start_key(start)
     }
 
     /// Creates a product with its stock, and the first entry of its ledger.
@@ -62,7 +68,9 @@ impl Store {
         let distributed = shards::distribute(product.total, product.shards, 0);
         let mut transaction = Transaction::new(&self.table);
         let absent = "attribute_not_exists(#pk)";
-        transaction.put((), items::product(product)?, absent)?;
+        for item in new_items(product, self.partitions.layout)? {
+            transaction.put((), item, absent)?;
+        }
         for shard in 0..product.shards {
             let units = distributed.iter().find(|take| take.shard == shard).map_or(0, |take| take.units);
             let shard_item = ShardItem { available: units.into(), product_version: product.version };
@@ -103,7 +111,7 @@ impl Store {
         change: ProductChange,
         deadline: Deadline,
     ) -> Result<Product, Error> {
-        let current = self.product(id, deadline).await?;
+        let Placed { product: current, place } = self.placed_product(id, deadline).await?;
         if current.version != seen {
             self.raise_shards(&current, deadline).await?;
             return Err(Refusal::VersionMismatch { current: current.version }.into());
@@ -111,15 +119,16 @@ impl Store {
         let changed = current.changed(change)?;
         // Dated before the write, so that the result is never older than its date.
         let read_at = ReadTime::now(&self.clock);
-        let changed = self.write_facts(&changed, seen, &mut self.attempts(deadline)).await?;
+        let changed = Placed { product: changed, place };
+        let changed = self.write_facts(changed, seen, &mut self.attempts(deadline)).await?;
         self.raise_shards(&changed, deadline).await?;
         self.remember(&changed, Some(read_at));
         Ok(changed)
     }
 
-    /// Writes everything of `product` but its total, which only adjustments change. Returns it with its total at that
+    /// Writes everything of `changed` but its total, which only adjustments change. Returns it with its total at that
     /// moment, and without any later change.
-    async fn write_facts(&self, product: &Product, seen: u64, attempts: &mut Attempts<'_>) -> Result<Product, Error> {
+    async fn write_facts(&self, changed: Placed, seen: u64, attempts: &mut Attempts<'_>) -> Result<Product, Error> {
         /// The placeholders of the attributes that a change writes, or removes where the product has none.
         const CHANGED: [&str; 9] = [
             ":name",
@@ -132,7 +141,8 @@ impl Store {
             ":sale_starts_at",
             ":sale_ends_at",
         ];
-        let mut item = items::product(product)?;
+        let Placed { product, mut place } = changed;
+        let mut item = items::write("product", &place.key(&product.product_id), &product)?;
         let (mut sets, mut removes, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for placeholder in CHANGED {
             let name = &placeholder[1..];
@@ -148,22 +158,28 @@ impl Store {
         if !removes.is_empty() {
             update = format!("{update} REMOVE {}", removes.join(", "));
         }
-        let condition = Expression::new("#version = :seen", vec![(":seen", number(seen))]);
-        let key = keys::product(&product.product_id);
-        if let Updated::Applied(item) =
-            self.update(&key, (Expression::new(update, values), condition), attempts).await?
-        {
-            return items::read("product", item);
+        loop {
+            let condition = Expression::new("#version = :seen", vec![(":seen", number(seen))]);
+            let change = (Expression::new(update.clone(), values.clone()), condition);
+            if let Updated::Applied(item) = self.update(&place.key(&product.product_id), change, attempts).await? {
+                return items::read("product", item);
+            }
+            let current = self.placed_product(&product.product_id, attempts.deadline()).await?;
+            // It may be our own write: the SDK repeats a call whose answer was lost, and does not say so. If it is somebody
+            // else's, it is the same change of the same version.
+            if (Product { total: product.total, ..current.product.clone() }) == product {
+                return Ok(current.product);
+            }
+            if current.product.version == seen {
+                // It was moved, and nothing else. An earlier try that is still under way finds no version at the old place.
+                place = current.place;
+                attempts.count();
+                continue;
+            }
+            self.raise_shards(&current.product, attempts.deadline()).await?;
+            // An earlier try may have been applied, and the product changed again since.
+            return Err(attempts.refuse(Refusal::VersionMismatch { current: current.product.version }));
         }
-        let current = self.product(&product.product_id, attempts.deadline()).await?;
-        // It may be our own write: the SDK repeats a call whose answer was lost, and does not say so. If it is somebody
-        // else's, it is the same change of the same version.
-        if (Product { total: product.total, ..current.clone() }) == *product {
-            return Ok(current);
-        }
-        self.raise_shards(&current, attempts.deadline()).await?;
-        // An earlier try may have been applied, and the product changed again since.
-        Err(attempts.refuse(Refusal::VersionMismatch { current: current.version }))
     }
 
     /// Raises every shard to the product's version, so that no reservation on older facts passes its condition.

@@ -169,8 +169,7 @@ impl Store {
         if self.released_for(wanted.product, &basket.customer, now, deadline).await? {
             return Ok(None);
         }
-        let keys = limit_keys(&basket.reservation_id, product_id, &basket.customer);
-        let seen = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
+        let seen = self.limit_snapshot(&basket.reservation_id, product_id, &basket.customer, attempts).await?;
         // A change that has not reached the shards yet may have lifted the limit.
         let stale = seen.product.as_ref().is_none_or(|product| product.version != wanted.product.version);
         let limit = seen.limit_exceeded_by(wanted.quantity);
@@ -219,10 +218,22 @@ impl Store {
         if self.released_for(wanted.product, customer, now, attempts.deadline()).await? {
             return Ok(None);
         }
-        let keys = limit_keys(&seen.reservation_id, &wanted.product.product_id, customer);
-        let now = LimitSnapshot::read(self.snapshot(&keys, attempts).await?)?;
+        let now = self.limit_snapshot(&seen.reservation_id, &wanted.product.product_id, customer, attempts).await?;
         let unchanged = now.reservation.as_ref() == Some(seen);
         Ok(now.limit_exceeded_by(wanted.quantity).filter(|_| unchanged))
+    }
+
+    /// What a refusal for a customer's limit is based on, at one instant.
+    async fn limit_snapshot(
+        &self,
+        id: &ReservationId,
+        product: &ProductId,
+        customer: &CustomerId,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<LimitSnapshot, Error> {
+        let others = [keys::reservation(id), keys::limit(product, customer)];
+        let (product, others) = self.snapshot_with_product(product, &others, attempts).await?;
+        LimitSnapshot::read(product, others)
     }
 
     /// What the reasons mean, in order of precedence. What they say about the stock goes into the cache.
@@ -316,12 +327,7 @@ impl Store {
     }
 }
 
-/// The keys of the items that a refusal for a customer's limit is based on.
-fn limit_keys(id: &ReservationId, product: &ProductId, customer: &CustomerId) -> [keys::Key; 3] {
-    [keys::reservation(id), keys::product(product), keys::limit(product, customer)]
-}
-
-/// The items under those keys, at one instant.
+/// What a refusal for a customer's limit is based on, at one instant.
 struct LimitSnapshot {
     reservation: Option<Reservation>,
     product: Option<Product>,
@@ -329,13 +335,13 @@ struct LimitSnapshot {
 }
 
 impl LimitSnapshot {
-    fn read(items: Vec<Option<Item>>) -> Result<Self, Error> {
+    fn read(product: Option<Item>, others: Vec<Option<Item>>) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct LimitItem {
             units: u64,
         }
-        let [reservation, product, counted] = <[Option<Item>; 3]>::try_from(items)
-            .map_err(|items| Error::internal("snapshot", format!("{} items, not 3", items.len())))?;
+        let [reservation, counted] = <[Option<Item>; 2]>::try_from(others)
+            .map_err(|others| Error::internal("snapshot", format!("{} items, not 2", others.len())))?;
         let counted = counted.map(|item| items::read::<LimitItem>("limit", item)).transpose()?;
         Ok(Self {
             reservation: reservation.map(|item| items::read("reservation", item)).transpose()?,

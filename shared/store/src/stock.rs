@@ -9,6 +9,7 @@ use ulid::Ulid;
 use crate::cache::CachedProduct;
 use crate::error::Attempts;
 use crate::items::{self, number};
+use crate::places::Placed;
 use crate::transact::Transaction;
 use crate::units::{give_units, take_units, units_on};
 use crate::update::Expression;
@@ -55,7 +56,7 @@ pub(crate) struct KeyRecord {
 /// What an adjustment is decided on, read at one instant.
 struct AdjustmentSnapshot {
     record: Option<KeyRecord>,
-    product: Option<Product>,
+    product: Option<Placed>,
     /// The units of the shards that were read.
     available: Vec<u64>,
 }
@@ -65,7 +66,7 @@ enum AdjustDecision {
     /// It was applied before, with this entry.
     Replay(LedgerEntry),
     /// Apply it to this product.
-    Apply(Product),
+    Apply(Placed),
 }
 
 impl AdjustmentSnapshot {
@@ -86,8 +87,8 @@ impl AdjustmentSnapshot {
             return Err(Refusal::ProductNotFound { product_id: adjustment.product_id.clone() }.into());
         };
         match adjustment.expected_total {
-            Some(expected) if expected != product.total => {
-                Err(attempts.refuse(Refusal::VersionMismatch { current: product.total }))
+            Some(expected) if expected != product.product.total => {
+                Err(attempts.refuse(Refusal::VersionMismatch { current: product.product.total }))
             }
             _ => Ok(AdjustDecision::Apply(product)),
         }
@@ -146,11 +147,12 @@ impl Store {
         loop {
             // At one instant: a refusal must not be based on a total that a copy of the same adjustment has changed.
             let seen = self.read_adjustment(adjustment, &record_id, 0, &mut attempts).await?;
-            let product = match seen.decide(adjustment, &fingerprint, &attempts)? {
+            let placed = match seen.decide(adjustment, &fingerprint, &attempts)? {
                 AdjustDecision::Replay(entry) => return Ok(replay(entry, now, &attempts)),
-                AdjustDecision::Apply(product) => product,
+                AdjustDecision::Apply(placed) => placed,
             };
-            let mut takes = self.takes(adjustment, &product, tries, deadline).await?;
+            let product = &placed.product;
+            let mut takes = self.takes(adjustment, product, tries, deadline).await?;
             if takes.is_none() {
                 takes = self.takes_after_release(adjustment, &record_id, product.shards, now, &mut attempts).await?;
             }
@@ -179,7 +181,7 @@ impl Store {
                 created_at: now,
             };
             let record = KeyRecord { fingerprint: fingerprint.clone(), entry };
-            let transaction = self.adjustment_transaction(&record_id, &record, &product, &takes)?;
+            let transaction = self.adjustment_transaction(&record_id, &record, &placed, &takes)?;
             // What a condition failed on is read again.
             if self.transact_or_wait("adjust", &transaction, &mut attempts).await? {
                 self.with_cached(id, CachedProduct::invalidate_stock);
@@ -197,12 +199,13 @@ impl Store {
         attempts: &mut Attempts<'_>,
     ) -> Result<AdjustmentSnapshot, Error> {
         let id = &adjustment.product_id;
-        let mut keys = vec![keys::adjustment(record_id), keys::product(id)];
-        keys.extend((0..shards).map(|shard| keys::shard(id, shard)));
-        let mut items = self.snapshot(&keys, attempts).await?.into_iter();
-        let record = items.next().flatten().map(|item| items::read("adjustment", item)).transpose()?;
-        let product = items.next().flatten().map(|item| items::read("product", item)).transpose()?;
-        Ok(AdjustmentSnapshot { record, product, available: items.map(units_on).collect::<Result<_, _>>()? })
+        let mut others = vec![keys::adjustment(record_id)];
+        others.extend((0..shards).map(|shard| keys::shard(id, shard)));
+        let (product, others) = self.snapshot_with_product(id, &others, attempts).await?;
+        let mut others = others.into_iter();
+        let record = others.next().flatten().map(|item| items::read("adjustment", item)).transpose()?;
+        let product = product.map(Placed::read).transpose()?;
+        Ok(AdjustmentSnapshot { record, product, available: others.map(units_on).collect::<Result<_, _>>()? })
     }
 
     /// The shards to take units from, by a snapshot after all overdue holds are released. `None` if something has
@@ -217,10 +220,10 @@ impl Store {
     ) -> Result<Option<Vec<Take>>, Error> {
         let units = adjustment.delta.unsigned_abs();
         let AdjustmentSnapshot { product, .. } = self.read_adjustment(adjustment, record_id, 0, attempts).await?;
-        let Some(product) = product else { return Ok(None) };
+        let Some(Placed { product, .. }) = product else { return Ok(None) };
         let swept = self.release_overdue_of(&[&product], None, now, attempts.deadline()).await?;
         let seen = self.read_adjustment(adjustment, record_id, shards, attempts).await?;
-        if seen.record.is_some() || seen.product.as_ref().is_none_or(|now| now.total != product.total) {
+        if seen.record.is_some() || seen.product.as_ref().is_none_or(|now| now.product.total != product.total) {
             return Ok(None);
         }
         if let Some(takes) = shards::withdraw(units, &seen.available) {
@@ -264,17 +267,17 @@ impl Store {
         &self,
         record_id: &str,
         record: &KeyRecord,
-        product: &Product,
+        placed: &Placed,
         takes: &[Take],
     ) -> Result<Transaction<'_, ()>, Error> {
         let mut transaction = Transaction::new(&self.table);
-        let (id, entry) = (&product.product_id, &record.entry);
+        let (id, entry) = (&placed.product.product_id, &record.entry);
         let absent = "attribute_not_exists(#pk)";
         let key_item = items::write("adjustment", &keys::adjustment(record_id), record)?;
         transaction.put((), key_item, absent)?;
         let update = Expression::new("SET #total = :after", vec![(":after", number(entry.total_after))]);
-        let condition = Expression::new("#total = :seen", vec![(":seen", number(product.total))]);
-        transaction.update((), &keys::product(id), (update, condition))?;
+        let condition = Expression::new("#total = :seen", vec![(":seen", number(placed.product.total))]);
+        transaction.update((), &placed.key(), (update, condition))?;
         for take in takes {
             let change = if entry.delta > 0 { give_units(take.units.into()) } else { take_units(take.units, None) };
             transaction.update((), &keys::shard(id, take.shard), change)?;

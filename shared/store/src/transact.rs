@@ -7,14 +7,16 @@
 //! nothing is concluded from it. And the conditions of a transaction are not evaluated at one instant, so a refusal about
 //! an item reads that item last, in a [`snapshot`](Store::snapshot) with everything else the refusal is based on.
 
+use std::collections::HashMap;
+
 use aws_sdk_dynamodb::error::{BuildError, SdkError};
 use aws_sdk_dynamodb::operation::transact_get_items::TransactGetItemsError;
 use aws_sdk_dynamodb::operation::transact_get_items::builders::TransactGetItemsFluentBuilder;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::operation::transact_write_items::builders::TransactWriteItemsFluentBuilder;
 use aws_sdk_dynamodb::types::{
-    CancellationReason, ConditionCheck, Get, Put, ReturnConsumedCapacity, ReturnValuesOnConditionCheckFailure,
-    TransactGetItem, TransactWriteItem, Update,
+    AttributeValue, CancellationReason, ConditionCheck, Get, Put, ReturnConsumedCapacity,
+    ReturnValuesOnConditionCheckFailure, TransactGetItem, TransactWriteItem, Update,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
@@ -86,13 +88,27 @@ impl<'a, A: Clone> Transaction<'a, A> {
 
     /// Updates an item where the condition holds.
     pub(crate) fn update(&mut self, means: A, key: &Key, (update, condition): Change) -> Result<(), Error> {
+        let texts = [update.text.clone(), condition.text.clone()];
+        let names = names(&texts.each_ref().map(String::as_str));
+        self.update_named(means, key, texts, names, values([update, condition]))
+    }
+
+    /// The same with names and values for all that these expressions have: the update, and the condition.
+    pub(crate) fn update_named(
+        &mut self,
+        means: A,
+        key: &Key,
+        [update, condition]: [String; 2],
+        names: HashMap<String, String>,
+        values: HashMap<String, AttributeValue>,
+    ) -> Result<(), Error> {
         let action = Update::builder()
             .table_name(self.table)
             .set_key(Some(key.item()))
-            .update_expression(&update.text)
-            .condition_expression(&condition.text)
-            .set_expression_attribute_names(Some(names(&[&update.text, &condition.text])))
-            .set_expression_attribute_values(Some(values([update, condition])))
+            .update_expression(update)
+            .condition_expression(condition)
+            .set_expression_attribute_names(Some(names))
+            .set_expression_attribute_values(Some(values))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
             .build()
             .map_err(incomplete)?;

@@ -218,8 +218,10 @@ pub async fn books_of(client: &Client, table: &str) -> BTreeMap<String, Books> {
         let text = |name: &str| item.get(name).and_then(|value| value.as_s().ok()).cloned().unwrap_or_default();
         let number = |name: &str| -> u64 { item[name].as_n().unwrap().parse().expect("no negative number") };
         let pk = text(keys::PK);
-        if text(keys::SK).starts_with(keys::PRODUCT_PREFIX) {
-            books.entry(text("product_id")).or_default().total = number("total");
+        if pk == keys::CATALOG || pk.starts_with(keys::PRODUCT_PREFIX) {
+            // The entry of the directory alone has no total.
+            let books = books.entry(text("product_id")).or_default();
+            books.total = if item.contains_key("total") { number("total") } else { books.total };
         } else if pk.starts_with("STOCK#") {
             let id = pk.split('#').nth(1).unwrap().to_owned();
             books.entry(id).or_default().available += number("available");

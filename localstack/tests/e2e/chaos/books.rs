@@ -88,10 +88,12 @@ impl Table {
         let (pk, sk) = (item["pk"].as_str().unwrap(), item["sk"].as_str().unwrap());
         match pk.split_once('#').unwrap_or((pk, "")) {
             ("CATALOG", _) => {
-                if let Some(product) = sk.strip_prefix("PRODUCT#") {
+                // Bare, its product is under a key of its own.
+                if let Some(product) = sk.strip_prefix("PRODUCT#").filter(|_| !item["total"].is_null()) {
                     self.totals.insert(product.to_owned(), number("total"));
                 }
             }
+            ("PRODUCT", product) => drop(self.totals.insert(product.to_owned(), number("total"))),
             ("STOCK", rest) => {
                 self.shards.push((rest.rsplit_once('#').unwrap().0.to_owned(), number("available")));
             }

@@ -7,9 +7,9 @@ use super::{Case, Ruling, hold, lines, shown};
 use crate::dynamo::Place;
 use crate::past::{MEMORY_MS, Moment};
 
-/// The key of a product's item.
+/// A product's own key. The books know it there also while it is in the directory.
 pub(crate) fn product_place(id: &str) -> Place {
-    ("CATALOG".to_owned(), format!("PRODUCT#{id}"))
+    (format!("PRODUCT#{id}"), "PRODUCT".to_owned())
 }
 
 /// The least and the most that an answer may say about a number that is read at several instants.

@@ -11,6 +11,7 @@ mod group;
 mod lists;
 mod looks;
 mod orders;
+mod places;
 mod products;
 mod rate;
 mod release;

@@ -437,7 +437,7 @@ async fn readers_see_the_stock_of_the_last_second_and_cost_one_read() {
     tokio::time::advance(Duration::from_millis(999)).await;
     assert_eq!(look().await, [(5, 0), (10, 0)]);
     let calls: Vec<String> = wire.take_calls().into_iter().map(|call| call.operation).collect();
-    assert_eq!(calls, ["Query"], "the page's products, and nothing of their stock");
+    assert_eq!(calls, ["Query", "BatchGetItem"], "the page's products, and nothing of their stock");
     tokio::time::advance(Duration::from_millis(1)).await;
     assert_eq!(look().await, [(5, 0), (7, 3)]);
     let missing = catalog.product_with_stock(&product_id("none"), soon()).await.unwrap_err();

@@ -1,0 +1,283 @@
+//! Where the item of a product is: under its own key, or, as layout 1 writes it, in the directory of all products.
+//!
+//! One partition key takes 3,000 reads a second, and every environment reads the facts of what it sells. So each product has a
+//! key of its own, and its entry in the directory only names it. A product of layout 1 is moved there once, and never back: so
+//! whoever finds it under its own key has found it. Whoever finds nothing there, and then a bare entry, comes between the two
+//! writes of a transaction that moves or creates it, which other reads may see one after the other: its own key is read again,
+//! in a snapshot, which waits for the whole transaction.
+//!
+//! A write names the place where the product was read, and a condition on an attribute that a bare entry does not have. So a
+//! write that comes after the move changes nothing, however late it is, and what was read is read again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use holdfast_domain::{Product, ProductId, Refusal};
+
+use crate::cache::ReadTime;
+use crate::error::Attempts;
+use crate::items::{self, number, text};
+use crate::keys::{self, Key};
+use crate::transact::{MAX_ACTIONS, Outcome, Transaction};
+use crate::{Deadline, Error, Item, Layout, Store, lock};
+
+/// How long an environment does not look for products that have to be moved, once there was none, in milliseconds. Not for
+/// ever: environments of layout 1 may still create some.
+const ALL_MOVED_LIFETIME_MS: i64 = 3_600_000;
+/// The entries of the directory that are read at once.
+const MOVED_AT_ONCE: i32 = 100;
+/// What a bare entry of the directory has besides its key.
+const PRODUCT_ID: &str = "product_id";
+
+/// Where the item of a product is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Under its own key.
+    Own,
+    /// In the directory.
+    Directory,
+}
+
+impl Place {
+    /// The key of the product there.
+    pub(crate) fn key(self, id: &ProductId) -> Key {
+        match self {
+            Self::Own => keys::product(id),
+            Self::Directory => keys::directory_entry(id),
+        }
+    }
+
+    /// Where a product is whose item has this key.
+    fn of(item: &Item) -> Self {
+        let pk = item.get(keys::PK).and_then(|pk| pk.as_s().ok());
+        if pk.is_some_and(|pk| pk == keys::CATALOG) { Self::Directory } else { Self::Own }
+    }
+}
+
+/// A product as it was read, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) product: Product,
+    pub(crate) place: Place,
+}
+
+impl Placed {
+    /// Of the item of a product, which is no bare entry.
+    pub(crate) fn read(item: Item) -> Result<Self, Error> {
+        let place = Place::of(&item);
+        Ok(Self { product: items::read("product", item)?, place })
+    }
+
+    /// Its key.
+    pub(crate) fn key(&self) -> Key {
+        self.place.key(&self.product.product_id)
+    }
+}
+
+/// Whether it is an entry of the directory whose product is under its own key. (Not by what is missing: an item that lacks
+/// something is an error, and no entry.)
+pub(crate) fn is_bare(item: &Item) -> bool {
+    item.keys().all(|name| [keys::PK, keys::SK, PRODUCT_ID].contains(&name.as_str()))
+}
+
+/// The items of a new product: with its entry in the directory, where that is not the product itself.
+pub(crate) fn new_items(product: &Product, layout: Layout) -> Result<Vec<Item>, Error> {
+    let id = &product.product_id;
+    let write = |place: Place| items::write("product", &place.key(id), product);
+    Ok(match layout {
+        Layout::One => vec![write(Place::Directory)?],
+        Layout::Two => vec![bare_entry(id), write(Place::Own)?],
+    })
+}
+
+/// The entry in the directory of a product that is under its own key.
+fn bare_entry(id: &ProductId) -> Item {
+    let mut entry = keys::directory_entry(id).item();
+    entry.insert(PRODUCT_ID.to_owned(), text(id.as_str()));
+    entry
+}
+
+impl Store {
+    /// Products as they are now, in any order; unknown ones are left out.
+    pub(crate) async fn placed<'a>(
+        &self,
+        ids: impl Iterator<Item = &'a ProductId>,
+        deadline: Deadline,
+    ) -> Result<Vec<Placed>, Error> {
+        let mut wanted: BTreeSet<ProductId> = ids.cloned().collect();
+        let mut found = Vec::with_capacity(wanted.len());
+        for place in [Place::Own, Place::Directory] {
+            if wanted.is_empty() {
+                return Ok(found);
+            }
+            let (mut known, mut moved) = (BTreeSet::new(), BTreeSet::new());
+            for item in self.get_many(wanted.iter().map(|id| place.key(id)).collect(), deadline).await? {
+                if is_bare(&item) {
+                    moved.insert(named(&item)?);
+                } else {
+                    let placed = Placed::read(item)?;
+                    known.insert(placed.product.product_id.clone());
+                    found.push(placed);
+                }
+            }
+            if place == Place::Directory {
+                wanted = moved;
+            } else {
+                wanted.retain(|id| !known.contains(id));
+            }
+        }
+        found.extend(self.moved(&wanted, deadline).await?);
+        Ok(found)
+    }
+
+    /// The products of these entries of the directory, in the order of their ids.
+    pub(crate) async fn products_of(&self, entries: Vec<Item>, deadline: Deadline) -> Result<Vec<Product>, Error> {
+        let (bare, whole): (Vec<Item>, Vec<Item>) = entries.into_iter().partition(is_bare);
+        let mut wanted = bare.iter().map(named).collect::<Result<BTreeSet<_>, _>>()?;
+        let own = self.get_many(wanted.iter().map(keys::product).collect(), deadline).await?;
+        let found = own.into_iter().chain(whole).map(|item| items::read("product", item));
+        let mut found = found.collect::<Result<Vec<Product>, _>>()?;
+        found.iter().for_each(|product| _ = wanted.remove(&product.product_id));
+        found.extend(self.moved(&wanted, deadline).await?.into_iter().map(|placed| placed.product));
+        let by_id: BTreeMap<_, _> = found.into_iter().map(|product| (product.product_id.clone(), product)).collect();
+        Ok(by_id.into_values().collect())
+    }
+
+    /// The products of bare entries that were not under their own keys a moment before. One that is not there now is gone.
+    async fn moved(&self, ids: &BTreeSet<ProductId>, deadline: Deadline) -> Result<Vec<Placed>, Error> {
+        let keys: Vec<Key> = ids.iter().map(keys::product).collect();
+        let mut found = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(MAX_ACTIONS) {
+            let items = self.snapshot(keys, &mut self.attempts(deadline)).await?;
+            found.extend(items.into_iter().flatten().map(Placed::read).collect::<Result<Vec<_>, _>>()?);
+        }
+        Ok(found)
+    }
+
+    /// One product as it is now.
+    ///
+    /// # Errors
+    /// [`Refusal::ProductNotFound`]; [`Error::Unavailable`] without an answer within the deadline.
+    pub(crate) async fn placed_product(&self, id: &ProductId, deadline: Deadline) -> Result<Placed, Error> {
+        let found = self.find_product(id, deadline).await?;
+        found.ok_or_else(|| Refusal::ProductNotFound { product_id: id.clone() }.into())
+    }
+
+    /// The same; `None` if there is none.
+    pub(crate) async fn find_product(&self, id: &ProductId, deadline: Deadline) -> Result<Option<Placed>, Error> {
+        let mut found = self.get_item(keys::product(id), deadline).await?;
+        if found.is_none() {
+            found = self.get_item(keys::directory_entry(id), deadline).await?;
+        }
+        if found.as_ref().is_some_and(is_bare) {
+            found = self.snapshot(&[keys::product(id)], &mut self.attempts(deadline)).await?.pop().flatten();
+        }
+        found.map(Placed::read).transpose()
+    }
+
+    /// A product's item and these others as they were together at one instant: see [`Store::snapshot`].
+    pub(crate) async fn snapshot_with_product(
+        &self,
+        id: &ProductId,
+        others: &[Key],
+        attempts: &mut Attempts<'_>,
+    ) -> Result<(Option<Item>, Vec<Option<Item>>), Error> {
+        // The directory only if it is needed: all products have its partition in common.
+        for places in [&[Place::Own][..], &[Place::Own, Place::Directory]] {
+            let mut keys = others.to_vec();
+            keys.extend(places.iter().map(|place| place.key(id)));
+            let mut items = self.snapshot(&keys, attempts).await?;
+            let product = items.split_off(others.len()).into_iter().flatten().find(|item| !is_bare(item));
+            if product.is_some() || places.len() > 1 {
+                return Ok((product, items));
+            }
+        }
+        Err(Error::internal("snapshot", "without a place"))
+    }
+
+    /// Moves products of layout 1 to keys of their own, if this is layout 2, and returns how many. What does not fit into the
+    /// deadline, or meets another write, is left to the next call. Nothing about the products changes.
+    ///
+    /// # Errors
+    /// The directory cannot be read, or has an item that cannot; [`Error::Unavailable`] without an answer within the deadline.
+    pub async fn move_products(&self, deadline: Deadline) -> Result<u64, Error> {
+        let lately = |at: ReadTime| at.within(ALL_MOVED_LIFETIME_MS, &self.clock);
+        if self.partitions.layout == Layout::One || lock(&self.all_moved).is_some_and(lately) {
+            return Ok(0);
+        }
+        // Dated before the read, so that the result is never older than its date.
+        let began = ReadTime::now(&self.clock);
+        let (mut moved, mut found, mut start) = (0, false, None);
+        while !deadline.passed() {
+            let request = self.directory(start).limit(MOVED_AT_ONCE);
+            let (entries, next) = self.query(request, deadline).await?;
+            for product in entries.into_iter().filter(|entry| !is_bare(entry)) {
+                found = true;
+                if deadline.passed() {
+                    return Ok(moved);
+                }
+                match self.move_product(product, deadline).await {
+                    Ok(done) => moved += u64::from(done),
+                    // Out of time, which is no failure if some were moved: the next call does the rest.
+                    Err(Error::Unavailable { .. }) if moved > 0 => return Ok(moved),
+                    Err(error) => return Err(error),
+                }
+            }
+            if next.is_none() {
+                if !found {
+                    *lock(&self.all_moved) = Some(began);
+                }
+                break;
+            }
+            start = next;
+        }
+        Ok(moved)
+    }
+
+    /// Moves a product that was read in the directory, and returns whether it did: not if it has changed since.
+    async fn move_product(&self, item: Item, deadline: Deadline) -> Result<bool, Error> {
+        let Product { product_id, version, total, .. } = items::read("product", item.clone())?;
+        // Updates, as all that the function `expire` writes: so its role needs no other permission. Of the whole item, whatever
+        // it has.
+        let attributes = item.into_iter().filter(|(name, _)| ![keys::PK, keys::SK].contains(&name.as_str()));
+        let (mut sets, mut removes) = (Vec::new(), Vec::new());
+        let (mut names, mut values, mut removed) = (HashMap::new(), HashMap::new(), HashMap::new());
+        for (n, (name, value)) in attributes.enumerate() {
+            let placeholder = format!("#a{n}");
+            if name != PRODUCT_ID {
+                removes.push(placeholder.clone());
+                removed.insert(placeholder.clone(), name.clone());
+            }
+            sets.push(format!("{placeholder} = :a{n}"));
+            names.insert(placeholder, name);
+            values.insert(format!(":a{n}"), value);
+        }
+        let mut transaction = Transaction::new(&self.table);
+        // Enough for the item to be what was read: each change of its facts raises the version, and all else that changes it
+        // changes the total, and nothing but the total. One that was changed and changed back is the same item again.
+        let unchanged = ["version", "total"].map(|name| (format!("#{name}"), name.to_owned()));
+        removed.extend(unchanged);
+        let read = HashMap::from([(":version".to_owned(), number(version)), (":total".to_owned(), number(total))]);
+        let texts = [format!("REMOVE {}", removes.join(", ")), "#version = :version AND #total = :total".to_owned()];
+        transaction.update_named((), &keys::directory_entry(&product_id), texts, removed, read)?;
+        names.insert("#pk".to_owned(), keys::PK.to_owned());
+        let texts = [format!("SET {}", sets.join(", ")), "attribute_not_exists(#pk)".to_owned()];
+        transaction.update_named((), &keys::product(&product_id), texts, names, values)?;
+        let mut attempts = self.attempts(deadline);
+        loop {
+            match self.transact(&transaction, &mut attempts).await? {
+                Outcome::Applied => return Ok(true),
+                Outcome::Cancelled(_) => return Ok(false),
+                Outcome::TryAgain => {}
+            }
+        }
+    }
+}
+
+/// The product that a bare entry of the directory names.
+fn named(entry: &Item) -> Result<ProductId, Error> {
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        product_id: ProductId,
+    }
+    items::read("directory", entry.clone()).map(|Entry { product_id }| product_id)
+}
