@@ -1,9 +1,10 @@
-//! Releases expired holds, and ingests failed confirmations from the dead-letter queue into the table.
+//! Releases expired holds, ingests failed confirmations from the dead-letter queue into the table, and moves products to keys of
+//! their own.
 //!
 //! Any event releases what is overdue by the clock, and nothing else. So an event that is duplicated, late or lost does no
 //! harm; the recurring schedule makes up for a lost one.
 //!
-//! The dead-letter queue comes second: holds are released even if it fails.
+//! The dead-letter queue comes second: holds are released even if it fails. Products come last: they are sold from either place.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,7 @@ pub struct Released {
     pub complete: bool,
 }
 
-/// Releases overdue holds, then ingests the dead-letter queue.
+/// Releases overdue holds, then ingests the dead-letter queue, then moves products.
 ///
 /// # Errors
 /// Holds could not be read or released: Scheduler then calls again.
@@ -68,6 +69,7 @@ async fn called(app: &App, event: &Value) -> Result<Released, Error> {
     // A slot may end every second; the sweep, once a minute, is enough for the queue.
     if !matches!(reminder, Ok(Reminder::Slot { .. })) {
         ingest(app, deadline).boxed().await;
+        move_products(app, deadline).boxed().await;
     }
     released
 }
@@ -97,5 +99,14 @@ async fn ingest(app: &App, deadline: Deadline) {
             }
         }
         Err(error) => tracing::error!(%error, "open failed confirmations were not settled"),
+    }
+}
+
+/// Errors are only logged: the next sweep retries, and a product is sold from either place.
+async fn move_products(app: &App, deadline: Deadline) {
+    match app.store.move_products(deadline).await {
+        Ok(0) => {}
+        Ok(products) => tracing::info!(products, "products moved"),
+        Err(error) => tracing::error!(%error, "products not moved"),
     }
 }

@@ -3,13 +3,13 @@
 
 use expire::{App, Released, handle};
 use holdfast_domain::{FailedConfirmation, FailedState, Status, Timestamp};
-use holdfast_store::Error;
+use holdfast_store::{Error, Layout};
 use holdfast_testkit::event::{event, names};
 use holdfast_testkit::fixtures::{
     FAILED, NOW, TestClock, basket, books, confirmation, payment, product, queues, reserve, soon, stocked, store, table,
 };
 use holdfast_testkit::log::Log;
-use holdfast_testkit::wire::{Fault, Wire};
+use holdfast_testkit::wire::{Call, Fault, Wire};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -156,7 +156,10 @@ async fn a_sweep_is_measured_with_what_it_released_and_what_is_open() {
     wire.send_message(FAILED, "not JSON");
     // No other test has this delay.
     hands.set(LATE.plus_seconds(77));
+    let earlier = store(&wire, 8).with_layout(Layout::One);
+    earlier.create_product(&product("mug", 3, 1), "admin", NOW, soon()).await.unwrap();
     handle(&app, &event("expire/sweep")).await.unwrap();
+    assert!(log.lines().iter().any(|line| line["message"] == "products moved" && line["products"] == 1));
     let measured = log.measured();
     let has = |metric: &str, numbers: &[u64]| {
         measured.iter().any(|(name, label, noted)| (name.as_str(), label.as_str()) == (metric, "") && noted == numbers)
@@ -203,4 +206,37 @@ async fn a_failed_release_is_reported_and_does_not_block_the_queue() {
     wire.clear_faults();
     assert!(wire.messages(FAILED).is_empty());
     assert_eq!(open(&app).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_sweep_moves_products_in_the_end_and_only_a_sweep_does() {
+    let (wire, hands, app) = shop().await;
+    let earlier = store(&wire, 8).with_layout(Layout::One);
+    earlier.create_product(&product("mug-moved", 3, 1), "admin", NOW, soon()).await.unwrap();
+    hands.set(LATE);
+    let moves = |wire: &Wire| {
+        let keys: Vec<Vec<String>> = wire.take_calls().iter().map(Call::transaction_keys).collect();
+        keys.iter().position(|keys| *keys == ["CATALOG", "PRODUCT#mug-moved"]).map(|at| at + 1 == keys.len())
+    };
+    wire.take_calls();
+    handle(&app, &event("expire/slot")).await.unwrap();
+    assert_eq!(moves(&wire), None);
+    handle(&app, &event("expire/sweep")).await.unwrap();
+    assert_eq!(moves(&wire), Some(true), "last of all");
+    handle(&app, &event("expire/sweep")).await.unwrap();
+    assert_eq!(moves(&wire), None);
+    assert_eq!(books(&wire).await["mug-moved"].total, 3);
+}
+
+#[tokio::test]
+async fn a_product_that_cannot_be_moved_holds_up_nothing() {
+    let (wire, hands, app) = shop().await;
+    let earlier = store(&wire, 8).with_layout(Layout::One);
+    earlier.create_product(&product("mug", 3, 1), "admin", NOW, soon()).await.unwrap();
+    hands.set(LATE);
+    wire.script(|call| (call.transaction_keys() == ["CATALOG", "PRODUCT#mug"]).then_some(Fault::AccessDenied));
+    assert_eq!(handle(&app, &event("expire/sweep")).await.unwrap().holds, 2);
+    wire.clear_faults();
+    handle(&app, &event("expire/sweep")).await.unwrap();
+    assert_eq!(app.store.move_products(soon()).await.unwrap(), 0, "the next sweep has moved it");
 }
