@@ -22,7 +22,7 @@ use holdfast_aws::queues::Queues;
 use holdfast_aws::schedules::{Schedules, Target};
 use holdfast_domain::RateLimit;
 use holdfast_http::{Authenticator, Limiter, limited, serve};
-use holdfast_store::Store;
+use holdfast_store::{Layout, Store};
 use holdfast_testkit::fixtures::{CONFIRMATIONS, FAILED, TABLE};
 use lambda_http::LambdaEvent;
 use lambda_runtime::Context as LambdaContext;
@@ -132,13 +132,21 @@ pub(crate) struct Cloud {
     /// The rate limit on each customer's changes, if any.
     pub(crate) rate: Option<RateLimit>,
     due_partitions: (u32, u32),
+    mixed_layouts: bool,
 }
 
 impl Cloud {
     /// As a plan has it.
     pub(crate) fn new(world: World, plan: &Plan) -> Self {
         let rate = plan.rate.and_then(|(per_second, burst)| RateLimit::new(per_second, burst));
-        Self { world, free: Arc::default(), at_once: plan.at_once, rate, due_partitions: plan.due_partitions }
+        Self {
+            world,
+            free: Arc::default(),
+            at_once: plan.at_once,
+            rate,
+            due_partitions: plan.due_partitions,
+            mixed_layouts: plan.mixed_layouts,
+        }
     }
 
     fn free(&self) -> MutexGuard<'_, BTreeMap<Function, Vec<Environment>>> {
@@ -289,6 +297,7 @@ fn wall_clock(world: &World, vitals: &Arc<Mutex<Vitals>>) -> Clock {
 impl Environment {
     fn start(cloud: &Cloud, function: Function, number: u16, skew_ms: i64, seed: u64) -> Self {
         let (world, rate, (of_products, of_baskets)) = (&cloud.world, cloud.rate, cloud.due_partitions);
+        let layout = if cloud.mixed_layouts && number % 2 == 1 { Layout::One } else { Layout::Two };
         let name: Arc<str> = format!("{}-{number:04x}", function.name()).into();
         let vitals = Arc::new(Mutex::new(Vitals { skew_ms, ..Vitals::default() }));
         let connection = Connection { world: world.clone(), name: name.clone(), vitals: vitals.clone() };
@@ -318,6 +327,7 @@ impl Environment {
             Store::new(own!(aws.dynamodb(), aws_sdk_dynamodb), TABLE, clock.clone())
                 .seeded(seed)
                 .with_due_partitions(of_products, of_baskets)
+                .with_layout(layout)
         };
         let http = |router| serve(router, Authenticator::default());
         let limiter = || rate.map(|rate| Limiter::new(store(), clock.clone(), rate));

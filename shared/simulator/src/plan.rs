@@ -162,6 +162,8 @@ pub(crate) struct Plan {
     pub(crate) due_partitions: (u32, u32),
     /// How many requests one environment of `reserve` serves at once.
     pub(crate) at_once: usize,
+    /// Whether some environments write new items as in layout 1, as during an upgrade. The others write them as in layout 2.
+    pub(crate) mixed_layouts: bool,
 }
 
 /// The part of a plan that is played: everything, unless a smaller history is searched for or replayed.
@@ -234,6 +236,12 @@ impl Plan {
             products[0].total = products[0].total.min(apart.u64(1..=2));
             actors.extend((0..apart.usize(2..=3)).map(|n| in_line(n, &mut apart, &mut number)));
         }
+        // Drawn apart as well, and last.
+        let mut upgrade = fastrand::Rng::with_seed(seed.wrapping_add(1) << 32);
+        let mixed_layouts = upgrade.u32(0..6) == 0;
+        if mixed_layouts {
+            actors.push(during_a_sweep(&mut upgrade, &products, &mut number));
+        }
         if let Some(kept) = &part.moments {
             for actor in &mut actors {
                 actor.moments.retain(|moment| kept.contains(&moment.number));
@@ -258,7 +266,7 @@ impl Plan {
             [if long == 0 { 2 } else { usize::from(long < 11) }];
         let rate = (random.u32(0..8) == 0).then(|| (random.u32(1..=3), random.u32(1..=4)));
         let due_partitions = if random.u32(0..4) == 0 { (4, 2) } else { (1, 1) };
-        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions, at_once }
+        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions, at_once, mixed_layouts }
     }
 
     /// The kinds of faults that this plan has.
@@ -663,6 +671,22 @@ fn in_line(n: usize, random: &mut fastrand::Rng, number: &mut usize) -> Actor {
     });
     let moments = moments.collect();
     Actor { name: format!("in-line-{n}"), admin: false, served: false, moments, afterwards: Vec::new() }
+}
+
+/// An admin who changes products while the first sweep moves them: it comes after a minute.
+fn during_a_sweep(random: &mut fastrand::Rng, products: &[ProductPlan], number: &mut usize) -> Actor {
+    let moments = (0..12).map(|key: u8| {
+        let wait_ms = if key == 0 { random.u64(59_900..60_200) } else { random.u64(0..150) };
+        let step = |product: usize, random: &mut fastrand::Rng| match random.u32(0..5) {
+            0 => Step::Change { product, what: Change::Price(random.u64(1..5_000)) },
+            n => Step::Adjust { key, product, delta: if n == 1 { -1 } else { 1 }, expecting: n == 2 },
+        };
+        let steps = (0..products.len()).map(|product| step(product, random)).collect();
+        *number += 1;
+        Moment { number: *number - 1, wait_ms, steps, patience: random.u32(0..3) }
+    });
+    let moments = moments.collect();
+    Actor { name: "admin-3".to_owned(), admin: true, served: false, moments, afterwards: Vec::new() }
 }
 
 fn admin(

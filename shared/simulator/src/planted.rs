@@ -792,8 +792,19 @@ pub static ALL: &[Planted] = &[
         in_condition(call, Deed::Adjust, "ADJUST#", "attribute_not_exists(#pk)", "")
     }),
     asks("adjust-on-old-total", "an adjustment does not ask whether the total is still what it read", |call| {
-        in_condition(call, Deed::Adjust, "CATALOG", "#total = :seen", "")
+        in_condition(call, Deed::Adjust, "CATALOG", "#total = :seen", "");
+        in_condition(call, Deed::Adjust, "PRODUCT#", "#total = :seen", "")
     }),
+    asks(
+        "moved-as-it-was-read",
+        "a product is moved without asking whether its total is still what was read",
+        |call| {
+            if call.operation == "TransactWriteItems" {
+                parts(call, "CATALOG").for_each(|part| condition(part, " AND #total = :total", ""));
+            }
+            None
+        },
+    ),
     Planted {
         name: "adjust-takes-held-units",
         what: "an adjustment does not look at what is free, and takes units away that are held",
