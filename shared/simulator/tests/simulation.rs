@@ -71,7 +71,7 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
 const SEEDS_OF_A_BUG: u64 = 60;
 
 /// Planted bugs that need more seeds: `cargo local simulate --planted all` plays them.
-const RARE: [&str; 34] = [
+const RARE: [&str; 35] = [
     "confirm-without-time",
     "group-reads-the-item-of-another",
     "look-of-before",
@@ -106,6 +106,7 @@ const RARE: [&str; 34] = [
     "change-on-old-news",
     "adjust-without-key",
     "moved-as-it-was-read",
+    "changed-and-not-found",
 ];
 
 #[test]
