@@ -32,6 +32,8 @@ pub struct App {
     pub failed: FailedQueue,
     /// The time.
     pub clock: Clock,
+    /// Whether the sweep moves products of layout 1.
+    pub moves_products: bool,
 }
 
 /// What one call did.
@@ -69,7 +71,9 @@ async fn called(app: &App, event: &Value) -> Result<Released, Error> {
     // A slot may end every second; the sweep, once a minute, is enough for the queue.
     if !matches!(reminder, Ok(Reminder::Slot { .. })) {
         ingest(app, deadline).boxed().await;
-        move_products(app, deadline).boxed().await;
+        if app.moves_products {
+            move_products(app, deadline).boxed().await;
+        }
     }
     released
 }

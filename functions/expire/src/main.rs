@@ -1,7 +1,7 @@
 //! Wires the function `expire`.
 
 use expire::{App, handle};
-use holdfast_aws::config::{Environment, table_layout, table_name};
+use holdfast_aws::config::{Environment, moves_products, table_name};
 use holdfast_aws::{clock, log, metrics};
 use holdfast_store::Store;
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
@@ -13,7 +13,8 @@ async fn main() -> Result<(), Error> {
     metrics::init()?;
     let environment = Environment::read()?;
     let app = App {
-        store: Store::new(environment.dynamodb(), table_name()?, clock::system()).with_layout(table_layout()?),
+        store: Store::new(environment.dynamodb(), table_name()?, clock::system()),
+        moves_products: moves_products()?,
         failed: environment.failed_queue()?,
         clock: clock::system(),
     };

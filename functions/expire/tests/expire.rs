@@ -27,7 +27,7 @@ async fn shop() -> (Wire, TestClock, App) {
     }
     let paid = basket("alice", "paid", &[("tee-black", 2)]);
     store.confirm(&confirmation(&paid.reservation_id, &paid.customer, None, NOW), NOW, soon()).await.unwrap();
-    let app = App { store, failed: queues(&wire).failed().clone(), clock: hands.clock() };
+    let app = App { store, failed: queues(&wire).failed().clone(), clock: hands.clock(), moves_products: true };
     (wire, hands, app)
 }
 
@@ -74,7 +74,12 @@ async fn any_event_releases_exactly_what_is_overdue() {
 #[tokio::test]
 async fn two_at_once_release_once() {
     let (wire, hands, app) = shop().await;
-    let other = App { store: store(&wire, 2), failed: queues(&wire).failed().clone(), clock: hands.clock() };
+    let other = App {
+        store: store(&wire, 2),
+        failed: queues(&wire).failed().clone(),
+        clock: hands.clock(),
+        moves_products: true,
+    };
     hands.set(LATE);
     let sweep = event("expire/sweep");
     let (one, two) = tokio::join!(handle(&app, &sweep), handle(&other, &sweep));

@@ -89,7 +89,12 @@ pub(crate) async fn run(sweeps: bool) -> Result<()> {
         confirm: serve(limited(confirm::router(Arc::new(confirm)), limiter()?), authenticator()?),
         requests: AtomicU64::default(),
     };
-    let expire = expire::App { store: store(), failed: environment.failed_queue()?, clock: clock::system() };
+    let expire = expire::App {
+        store: store(),
+        failed: environment.failed_queue()?,
+        clock: clock::system(),
+        moves_products: false,
+    };
     let gateway = Router::new().fallback(answer).with_state(Arc::new(functions));
     let served = axum::serve(announce().await?, gateway).into_future();
     tokio::select! {

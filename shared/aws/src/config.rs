@@ -163,13 +163,26 @@ pub fn table_name() -> Result<String, ConfigError> {
     required("TABLE_NAME")
 }
 
-/// How the table's new items are written: `TABLE_LAYOUT`, 1 or 2.
+/// How the table's new items are written: `TABLE_LAYOUT`, 1 or 2; 3 is as 2, and products of layout 1 are moved.
 ///
 /// # Errors
 /// [`ConfigError`] for a variable that is missing or malformed.
 pub fn table_layout() -> Result<Layout, ConfigError> {
+    Ok(if table_step()? == 1 { Layout::One } else { Layout::Two })
+}
+
+/// Whether the sweep moves products of layout 1: `TABLE_LAYOUT` is 3.
+///
+/// # Errors
+/// [`ConfigError`] for a variable that is missing or malformed.
+pub fn moves_products() -> Result<bool, ConfigError> {
+    Ok(table_step()? == 3)
+}
+
+fn table_step() -> Result<u8, ConfigError> {
     let name = "TABLE_LAYOUT";
-    Layout::numbered(&required(name)?).ok_or(ConfigError { name, problem: "must be 1 or 2" })
+    let number = required(name)?.parse().ok().filter(|number| (1..=3).contains(number));
+    number.ok_or(ConfigError { name, problem: "must be 1, 2 or 3" })
 }
 
 /// The stack's name, which its metrics are told apart by: `STACK_NAME`.

@@ -175,7 +175,12 @@ async fn open() -> Shop {
         catalog: http(catalog::router(catalog::App { store: store(&wire, 5), clock: hands.clock() })),
         reserve: http(reserve::router(reserve)),
         confirm: (confirm.clone(), http(confirm::router(confirm))),
-        expire: expire::App { store: store(&wire, 6), failed: queues(&wire).failed().clone(), clock: hands.clock() },
+        expire: expire::App {
+            store: store(&wire, 6),
+            failed: queues(&wire).failed().clone(),
+            clock: hands.clock(),
+            moves_products: false,
+        },
         changed: Cell::new(false),
         wire,
     }

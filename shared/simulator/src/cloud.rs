@@ -352,7 +352,12 @@ impl Environment {
             }
             Function::Expire => {
                 let failed = queues().failed().clone();
-                Handler::Expire(Arc::new(expire::App { store: store(), failed, clock: clock.clone() }))
+                Handler::Expire(Arc::new(expire::App {
+                    store: store(),
+                    failed,
+                    clock: clock.clone(),
+                    moves_products: layout == Layout::Two,
+                }))
             }
             Function::Admin => {
                 let app = admin::App {

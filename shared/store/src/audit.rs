@@ -287,20 +287,24 @@ impl Store {
         let id = &reservation.reservation_id;
         // In the order in which they are preferred.
         let layouts = [Layout::Two, Layout::One].map(|layout| self.partitions.with_layout(layout));
-        let expected_due = layouts.map(|partitions| {
-            if reservation.status == Status::Held {
-                let (due, at) = (partitions.due(id, &reservation.lines), reservation.expires_at.as_millis());
-                format!("{} {due}, {} {at}", keys::DUE_KEY, keys::DUE_AT)
-            } else {
-                format!("no {}, no {}", keys::DUE_KEY, keys::DUE_AT)
-            }
-        });
-        let expected_made = layouts.map(|partitions| format!("{} {}", keys::MADE_KEY, partitions.made(id)));
+        let expected_due = if reservation.status == Status::Held {
+            let of_lines = layouts.map(|partitions| partitions.due(id, &reservation.lines));
+            // The lines may have been changed.
+            let of_basket = layouts.map(|partitions| partitions.due_of_basket(id));
+            let at = reservation.expires_at.as_millis();
+            let keys = of_lines.into_iter().chain(of_basket);
+            keys.map(|due| format!("{} {due}, {} {at}", keys::DUE_KEY, keys::DUE_AT)).collect()
+        } else {
+            vec![format!("no {}, no {}", keys::DUE_KEY, keys::DUE_AT)]
+        };
+        let made_keys = layouts.map(|partitions| format!("{} {}", keys::MADE_KEY, partitions.made(id)));
+        let expected_made = made_keys.to_vec();
         // One from before that index has no key of it.
         let made = is_made.then_some((expected_made, made));
         let pairs = [(expected_due, due)].into_iter().chain(made);
         let faults = pairs.filter(|(expected, found)| !expected.contains(found));
-        let faults = faults.map(|([expected, _], found)| Fault { expected, found }).collect();
+        let first = |expected: Vec<String>| expected.into_iter().next().unwrap_or_default();
+        let faults = faults.map(|(expected, found)| Fault { expected: first(expected), found }).collect();
         Ok(Stored { reservation, faults })
     }
 

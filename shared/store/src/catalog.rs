@@ -173,7 +173,9 @@ impl Store {
         let mut units: HashMap<ProductId, Held> = HashMap::new();
         let holds = side_by_side(self.partitions.all_due().map(partition).collect()).await?;
         let now = self.clock.now();
-        for hold in holds.into_iter().flat_map(HashMap::into_values) {
+        // One that gets other lines between two pages may be in a partition of its product, and in one of baskets, which come last.
+        let holds: HashMap<String, DueHold> = holds.into_iter().flatten().collect();
+        for hold in holds.into_values() {
             for line in hold.lines {
                 let held = units.entry(line.product_id).or_default();
                 let quantity = u64::from(line.quantity);

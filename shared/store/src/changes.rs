@@ -76,8 +76,8 @@ impl Store {
             Self::only_once(&mut tried, &seen, &attempts)?;
             let changed = change.hold(&takes);
             let mut transaction = Transaction::new(&self.table);
-            // Where it is found by those who search for holds of its products.
-            let due = self.partitions.due(id, &changed.lines);
+            // Where it is found by those who search for holds of any product.
+            let due = self.partitions.due_of_basket(id);
             let set = "SET #lines = :lines, #late_payment_seconds = :late, #due_key = :due";
             let values = vec![(":late", number(changed.late_payment_seconds)), (":due", text(due))];
             Self::revise(&mut transaction, &seen, &changed, Expression::new(set, values))?;

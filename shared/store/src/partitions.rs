@@ -6,8 +6,10 @@
 
 use holdfast_domain::{Line, Product, ProductId, ReservationId, digest_id};
 
-/// The partitions of the index `due` with the holds of one product each: enough for 64 shards, the most that a product has.
+/// The partitions of the index `due` with holds of one product each.
 pub(crate) const DUE_OF_PRODUCTS: u32 = 128;
+/// The most of them that one product has, since a search for its overdue holds reads them all.
+const DUE_OF_PRODUCT: u32 = 64;
 /// Those with baskets of several products. Layout 1 had all holds in the first 8 of them.
 pub(crate) const DUE_OF_BASKETS: u32 = 16;
 /// The partitions of a product's holds for each of its shards.
@@ -26,17 +28,6 @@ pub enum Layout {
     Two,
 }
 
-impl Layout {
-    /// By its number.
-    pub fn numbered(number: &str) -> Option<Self> {
-        match number {
-            "1" => Some(Self::One),
-            "2" => Some(Self::Two),
-            _ => None,
-        }
-    }
-}
-
 /// The partitions of a table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Partitions {
@@ -52,12 +43,11 @@ impl Default for Partitions {
 }
 
 impl Partitions {
-    /// The partition of the index `due` for a hold of these lines.
+    /// The partition of the index `due` for a new hold of these lines.
     pub(crate) fn due(self, id: &ReservationId, lines: &[Line]) -> String {
         let only = lines.first().filter(|first| lines.iter().all(|line| line.product_id == first.product_id));
         match (self.layout, only) {
-            (Layout::One, _) => format!("DUE#{}", part_in_layout_1(id, LAYOUT_1.min(self.of_baskets))),
-            (Layout::Two, None) => format!("DUE#{}", number_of(id) % self.of_baskets),
+            (Layout::One, _) | (_, None) => self.due_of_basket(id),
             (Layout::Two, Some(line)) => {
                 let shard = line.takes.first().map_or(0, |take| take.shard);
                 self.of_product(&line.product_id, shard * DUE_OF_SHARD + number_of(id) % DUE_OF_SHARD)
@@ -65,23 +55,38 @@ impl Partitions {
         }
     }
 
-    /// All partitions of the index `due` that may have holds with units of a product, in either layout.
-    pub(crate) fn due_of(self, product: &Product) -> impl Iterator<Item = String> {
-        let own = (product.shards * DUE_OF_SHARD).min(self.of_products);
-        let id = product.product_id.clone();
-        (0..self.of_baskets).map(|k| format!("DUE#{k}")).chain((0..own).map(move |k| self.of_product(&id, k)))
+    /// The partition of the index `due` for a basket, and for a hold whose lines were changed, whatever they are: it goes there
+    /// and stays there, so that whoever reads the partitions of products first, and then these, does not overlook it.
+    pub(crate) fn due_of_basket(self, id: &ReservationId) -> String {
+        match self.layout {
+            Layout::One => format!("DUE#{}", part_in_layout_1(id, LAYOUT_1.min(self.of_baskets))),
+            Layout::Two => format!("DUE#{}", number_of(id) % self.of_baskets),
+        }
     }
 
-    /// All partitions of the index `due` that may have holds.
+    /// The partitions of the index `due` that have holds of this product alone. Others with its units are in
+    /// [those of baskets](Self::due_of_baskets), to be read after these.
+    pub(crate) fn due_of(self, product: &Product) -> impl Iterator<Item = String> {
+        let own = (product.shards * DUE_OF_SHARD).min(DUE_OF_PRODUCT).min(self.of_products);
+        let id = product.product_id.clone();
+        (0..own).map(move |k| self.of_product(&id, k))
+    }
+
+    /// The partitions of the index `due` that may have holds of any product, in either layout.
+    pub(crate) fn due_of_baskets(self) -> impl Iterator<Item = String> {
+        (0..self.of_baskets).map(|k| format!("DUE#{k}"))
+    }
+
+    /// All partitions of the index `due` that may have holds, those of baskets last.
     pub(crate) fn all_due(self) -> impl Iterator<Item = String> {
-        (0..self.of_baskets).map(|k| format!("DUE#{k}")).chain((0..self.of_products).map(|k| format!("DUE#P{k}")))
+        (0..self.of_products).map(|k| format!("DUE#P{k}")).chain(self.due_of_baskets())
     }
 
     /// The `k`-th partition of a product.
     fn of_product(self, id: &ProductId, k: u32) -> String {
         // Products begin at different partitions, so that those with few shards do not all use the same ones.
         let first = digest_id("", &[id.as_str()]).bytes().take(2).fold(0, |number, byte| number * 32 + value_of(byte));
-        format!("DUE#P{}", (first + k) % self.of_products)
+        format!("DUE#P{}", (first + k % DUE_OF_PRODUCT) % self.of_products)
     }
 
     /// The partition of the index `made` for a reservation.
@@ -158,7 +163,10 @@ mod tests {
         assert_eq!(baskets.len(), 16);
         let made = shares((0..64_000).map(|n| table.made(&id(n))));
         assert_eq!(made.len(), 64);
-        for shares in [holds, baskets, made] {
+        // 64 shards have no more partitions than 32.
+        let most = shares((0..64_000).map(|n| table.due(&id(n), &[line("tee", n % 64)])));
+        assert_eq!(most.len(), 64);
+        for shares in [holds, baskets, made, most] {
             assert!(shares.values().all(|count| (850..1_150).contains(count)), "{shares:?}");
         }
     }
@@ -170,7 +178,7 @@ mod tests {
             let all: BTreeSet<String> = table.all_due().collect();
             for (shards, layout) in [(1, Layout::Two), (16, Layout::Two), (64, Layout::Two), (16, Layout::One)] {
                 let product = holdfast_testkit::fixtures::product("tee", 100, shards);
-                let searched: BTreeSet<String> = table.due_of(&product).collect();
+                let searched: BTreeSet<String> = table.due_of(&product).chain(table.due_of_baskets()).collect();
                 assert!(searched.is_subset(&all));
                 for n in 0..1_000 {
                     let lines = [line("tee", n % shards), line("cap", 0)];

@@ -2,9 +2,9 @@
 //!
 //! One partition key takes 3,000 reads a second, and every environment reads the facts of what it sells. So each product has a
 //! key of its own, and its entry in the directory only names it. A product of layout 1 is moved there once, and never back: so
-//! whoever finds it under its own key has found it. Whoever finds nothing there, and then a bare entry, comes between the two
-//! writes of a transaction that moves or creates it, which other reads may see one after the other: its own key is read again,
-//! in a snapshot, which waits for the whole transaction.
+//! whoever finds it under its own key has found it. Whoever finds nothing there may come between the two writes of a transaction
+//! that moves or creates it, which other reads may see one after the other. So they read both places in a snapshot, which waits
+//! for the whole transaction.
 //!
 //! A write names the place where the product was read, and a condition on an attribute that a bare entry does not have. So a
 //! write that comes after the move changes nothing, however late it is, and what was read is read again.
@@ -104,28 +104,10 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Vec<Placed>, Error> {
         let mut wanted: BTreeSet<ProductId> = ids.cloned().collect();
-        let mut found = Vec::with_capacity(wanted.len());
-        for place in [Place::Own, Place::Directory] {
-            if wanted.is_empty() {
-                return Ok(found);
-            }
-            let (mut known, mut moved) = (BTreeSet::new(), BTreeSet::new());
-            for item in self.get_many(wanted.iter().map(|id| place.key(id)).collect(), deadline).await? {
-                if is_bare(&item) {
-                    moved.insert(named(&item)?);
-                } else {
-                    let placed = Placed::read(item)?;
-                    known.insert(placed.product.product_id.clone());
-                    found.push(placed);
-                }
-            }
-            if place == Place::Directory {
-                wanted = moved;
-            } else {
-                wanted.retain(|id| !known.contains(id));
-            }
-        }
-        found.extend(self.moved(&wanted, deadline).await?);
+        let own = self.get_many(wanted.iter().map(keys::product).collect(), deadline).await?;
+        let mut found = own.into_iter().map(Placed::read).collect::<Result<Vec<_>, _>>()?;
+        found.iter().for_each(|placed| _ = wanted.remove(&placed.product.product_id));
+        found.extend(self.in_either_place(&wanted, deadline).await?);
         Ok(found)
     }
 
@@ -137,18 +119,22 @@ impl Store {
         let found = own.into_iter().chain(whole).map(|item| items::read("product", item));
         let mut found = found.collect::<Result<Vec<Product>, _>>()?;
         found.iter().for_each(|product| _ = wanted.remove(&product.product_id));
-        found.extend(self.moved(&wanted, deadline).await?.into_iter().map(|placed| placed.product));
+        found.extend(self.in_either_place(&wanted, deadline).await?.into_iter().map(|placed| placed.product));
         let by_id: BTreeMap<_, _> = found.into_iter().map(|product| (product.product_id.clone(), product)).collect();
         Ok(by_id.into_values().collect())
     }
 
-    /// The products of bare entries that were not under their own keys a moment before. One that is not there now is gone.
-    async fn moved(&self, ids: &BTreeSet<ProductId>, deadline: Deadline) -> Result<Vec<Placed>, Error> {
-        let keys: Vec<Key> = ids.iter().map(keys::product).collect();
-        let mut found = Vec::with_capacity(keys.len());
-        for keys in keys.chunks(MAX_ACTIONS) {
-            let items = self.snapshot(keys, &mut self.attempts(deadline)).await?;
-            found.extend(items.into_iter().flatten().map(Placed::read).collect::<Result<Vec<_>, _>>()?);
+    /// Products that were not found under their own keys a moment before, by a snapshot of both places: one that is moved, created
+    /// or changed meanwhile is found as it is. Unknown ones are left out.
+    async fn in_either_place(&self, ids: &BTreeSet<ProductId>, deadline: Deadline) -> Result<Vec<Placed>, Error> {
+        let ids: Vec<&ProductId> = ids.iter().collect();
+        let mut found = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(MAX_ACTIONS / 2) {
+            let keys: Vec<Key> =
+                ids.iter().flat_map(|id| [Place::Own, Place::Directory].map(|place| place.key(id))).collect();
+            let items = self.snapshot(&keys, &mut self.attempts(deadline)).await?;
+            let items = items.into_iter().flatten().filter(|item| !is_bare(item));
+            found.extend(items.map(Placed::read).collect::<Result<Vec<_>, _>>()?);
         }
         Ok(found)
     }
@@ -164,14 +150,10 @@ impl Store {
 
     /// The same; `None` if there is none.
     pub(crate) async fn find_product(&self, id: &ProductId, deadline: Deadline) -> Result<Option<Placed>, Error> {
-        let mut found = self.get_item(keys::product(id), deadline).await?;
-        if found.is_none() {
-            found = self.get_item(keys::directory_entry(id), deadline).await?;
+        if let Some(found) = self.get_item(keys::product(id), deadline).await? {
+            return Placed::read(found).map(Some);
         }
-        if found.as_ref().is_some_and(is_bare) {
-            found = self.snapshot(&[keys::product(id)], &mut self.attempts(deadline)).await?.pop().flatten();
-        }
-        found.map(Placed::read).transpose()
+        Ok(self.in_either_place(&BTreeSet::from([id.clone()]), deadline).await?.pop())
     }
 
     /// A product's item and these others as they were together at one instant: see [`Store::snapshot`].
@@ -194,32 +176,33 @@ impl Store {
         Err(Error::internal("snapshot", "without a place"))
     }
 
-    /// Moves products of layout 1 to keys of their own, if this is layout 2, and returns how many. What does not fit into the
+    /// Moves products of layout 1 to keys of their own, and returns how many. What does not fit into the
     /// deadline, or meets another write, is left to the next call. Nothing about the products changes.
     ///
     /// # Errors
     /// The directory cannot be read, or has an item that cannot; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn move_products(&self, deadline: Deadline) -> Result<u64, Error> {
         let lately = |at: ReadTime| at.within(ALL_MOVED_LIFETIME_MS, &self.clock);
-        if self.partitions.layout == Layout::One || lock(&self.all_moved).is_some_and(lately) {
+        if lock(&self.all_moved).is_some_and(lately) {
             return Ok(0);
         }
         // Dated before the read, so that the result is never older than its date.
         let began = ReadTime::now(&self.clock);
-        let (mut moved, mut found, mut start) = (0, false, None);
+        let (mut moved, mut found, mut start, mut failed) = (0, false, None, None);
         while !deadline.passed() {
             let request = self.directory(start).limit(MOVED_AT_ONCE);
             let (entries, next) = self.query(request, deadline).await?;
             for product in entries.into_iter().filter(|entry| !is_bare(entry)) {
                 found = true;
                 if deadline.passed() {
-                    return Ok(moved);
+                    break;
                 }
                 match self.move_product(product, deadline).await {
                     Ok(done) => moved += u64::from(done),
                     // Out of time, which is no failure if some were moved: the next call does the rest.
-                    Err(Error::Unavailable { .. }) if moved > 0 => return Ok(moved),
-                    Err(error) => return Err(error),
+                    Err(Error::Unavailable { .. }) if moved > 0 => {}
+                    // One that cannot be read does not keep the others.
+                    Err(error) => _ = failed.get_or_insert(error),
                 }
             }
             if next.is_none() {
@@ -230,7 +213,7 @@ impl Store {
             }
             start = next;
         }
-        Ok(moved)
+        failed.map_or(Ok(moved), Err)
     }
 
     /// Moves a product that was read in the directory, and returns whether it did: not if it has changed since.

@@ -5,10 +5,11 @@
 //! is held and is what was read (`created_at` and the lines' `revision`). Otherwise a late copy of a release could release a
 //! new hold under the same key, made after the first was deleted, or give back units that it no longer has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::slice;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use holdfast_domain::decide::{self, CancelDecision, ReleaseDecision};
 use holdfast_domain::{
@@ -18,6 +19,7 @@ use holdfast_domain::{
 use crate::cache::{CachedProduct, ReadTime};
 use crate::error::Attempts;
 use crate::items::{self, Hold, text, time, ttl, unchanged};
+use crate::partitions::DUE_OF_SHARD;
 use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
 use crate::units::given_back;
 use crate::update::{Expression, Updated};
@@ -32,11 +34,11 @@ const RELEASES_AT_ONCE: usize = 2;
 const BATCH_BUDGET: Duration = Duration::from_secs(4);
 /// How far ahead holds are searched for, in milliseconds: a tenth of the shortest hold.
 const LOOK_AHEAD_MS: i64 = 1_000;
-/// The holds read in one query. A sweep reads a page of each partition before it releases them: two partitions are four
-/// transactions' worth for each of a product's shards.
+/// The holds read in one query: from the two partitions of a shard, eight transactions' worth.
 const HOLDS_PER_PAGE: i32 = 200;
-/// How many partitions with holds of one product are read before those are released: those of 8 shards.
-const PARTITIONS_AT_ONCE: usize = 16;
+/// A sweep reads a page of one partition after another until it has so many holds, and releases those before it reads on: what
+/// it has read must fit into its memory.
+const HOLDS_PER_ROUND: usize = 3_200;
 
 /// The attribute with the token of the request of an admin that released a hold.
 const RELEASED_BY: &str = "released_by";
@@ -202,10 +204,11 @@ impl Store {
         let end_of_time = Timestamp::from_millis(i64::MAX);
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
-        let partitions: Vec<String> = self.partitions.due_of(product).collect();
-        // Not all of them, or they might be too many for the memory; and each as a whole, since a hold that is released
+        // Baskets come last: a hold that becomes one meanwhile is found there.
+        let partitions: Vec<String> = self.partitions.due_of(product).chain(self.partitions.due_of_baskets()).collect();
+        // Those of one shard, or they might be too many for the memory; and each as a whole, since a hold that is released
         // leaves the index.
-        for part in partitions.chunks(PARTITIONS_AT_ONCE) {
+        for part in partitions.chunks(DUE_OF_SHARD as usize) {
             let read = |due: &String| self.due_holds_of(slice::from_ref(&product), due.clone(), end_of_time, deadline);
             let holds = match side_by_side(part.iter().map(read).collect()).await {
                 Ok(found) => {
@@ -289,34 +292,39 @@ impl Store {
         let mut swept = Swept { complete: true, ..Swept::default() };
         let mut failed = None;
         // A page of each partition in turn: each hold that is released is also a write to its partition.
-        let mut left: Vec<(String, Option<Item>)> = self.partitions.all_due().map(|due| (due, None)).collect();
+        let mut left: VecDeque<(String, Option<Item>)> = self.partitions.all_due().map(|due| (due, None)).collect();
+        // Another sweep may have begun at the same time, or the one before may have got no answer from the first ones.
+        let first = self.random_below(u32::try_from(left.len()).unwrap_or(u32::MAX));
+        left.rotate_left(usize::try_from(first).unwrap_or_default());
         while !left.is_empty() {
-            if deadline.passed() {
-                swept.complete = false;
-                break;
-            }
-            let read_by = deadline.sooner(BATCH_BUDGET);
-            let pages = std::mem::take(&mut left);
-            let pages = pages.into_iter().map(async |(due, start)| {
-                let page = self.overdue_page(&due, now, start, read_by).await;
-                (due, page)
-            });
-            let mut pages = stream::iter(pages.collect::<Vec<_>>()).buffer_unordered(QUERIES_AT_ONCE);
-            let mut holds = Vec::new();
-            while let Some((due, page)) = pages.next().await {
-                let unread = match page {
-                    Ok(page) => {
-                        holds.extend(page.holds);
-                        left.extend(page.next.map(|next| (due, Some(next))));
-                        page.unreadable
+            // By key: one that gets other lines between two pages is on both, with a greater revision on the later one.
+            let mut holds: BTreeMap<String, Hold> = BTreeMap::new();
+            while holds.len() < HOLDS_PER_ROUND && !left.is_empty() && !deadline.passed() {
+                let pages = left.drain(..QUERIES_AT_ONCE.min(left.len())).map(async |(due, start)| {
+                    let page = self.overdue_page(&due, now, start, deadline.sooner(BATCH_BUDGET)).await;
+                    (due, page)
+                });
+                for (due, page) in join_all(pages.collect::<Vec<_>>()).await {
+                    let unread = match page {
+                        Ok(page) => {
+                            for hold in page.holds {
+                                let known = holds.get(&hold.pk).map_or(0, Hold::revision);
+                                if hold.revision() >= known {
+                                    holds.insert(hold.pk.clone(), hold);
+                                }
+                            }
+                            left.extend(page.next.map(|next| (due, Some(next))));
+                            page.unreadable
+                        }
+                        Err(error) => Some(error),
+                    };
+                    if let Some(error) = unread {
+                        swept.complete = false;
+                        failed.get_or_insert(error);
                     }
-                    Err(error) => Some(error),
-                };
-                if let Some(error) = unread {
-                    swept.complete = false;
-                    failed.get_or_insert(error);
                 }
             }
+            let holds = holds.into_values().collect();
             let parts = self.release_side_by_side(holds, End::Expired, RELEASES_AT_ONCE, now, deadline).await;
             swept.complete &= parts.all_begun;
             for Part { released, error, .. } in parts.parts {
@@ -325,6 +333,10 @@ impl Store {
                     swept.complete = false;
                     failed.get_or_insert(error);
                 }
+            }
+            if deadline.passed() {
+                swept.complete &= left.is_empty();
+                break;
             }
         }
         // What was in flight as the time was over has no answer. The next sweep goes on: no reason for an alarm.
@@ -361,20 +373,22 @@ impl Store {
         let looked_at = ReadTime::now(&self.clock);
         // Include the holds that end within the next second: until the first of them ends, no further search is needed.
         let horizon = Timestamp::from_millis(now.as_millis().saturating_add(LOOK_AHEAD_MS));
-        let partitions: BTreeSet<String> =
-            products.iter().flat_map(|product| self.partitions.due_of(product)).collect();
-        let read = |due| self.due_holds_of(&products, due, horizon, deadline);
-        let read: Vec<_> = partitions.into_iter().map(read).collect();
-        let mut read = stream::iter(read).buffer_unordered(QUERIES_AT_ONCE);
-        let mut holds = Vec::new();
-        while let Some(part) = read.next().await {
-            match part {
-                Ok((part, _)) => holds.extend(part),
-                Err(Error::Unavailable { .. }) => swept.complete = false,
-                Err(error) => return Err(error),
+        let own: BTreeSet<String> = products.iter().flat_map(|product| self.partitions.due_of(product)).collect();
+        // Baskets come last: a hold that becomes one meanwhile is found there. One that is found in both is the later one.
+        let mut holds: BTreeMap<String, Hold> = BTreeMap::new();
+        for partitions in [own, self.partitions.due_of_baskets().collect()] {
+            let read = |due| self.due_holds_of(&products, due, horizon, deadline);
+            let read: Vec<_> = partitions.into_iter().map(read).collect();
+            let mut read = stream::iter(read).buffer_unordered(QUERIES_AT_ONCE);
+            while let Some(part) = read.next().await {
+                match part {
+                    Ok((part, _)) => holds.extend(part.into_iter().map(|hold| (hold.pk.clone(), hold))),
+                    Err(Error::Unavailable { .. }) => swept.complete = false,
+                    Err(error) => return Err(error),
+                }
             }
         }
-        let (mut overdue, soon): (Vec<Hold>, Vec<Hold>) = holds.into_iter().partition(|hold| hold.due_at <= now);
+        let (mut overdue, soon): (Vec<Hold>, Vec<Hold>) = holds.into_values().partition(|hold| hold.due_at <= now);
         let all = overdue.len();
         overdue.retain(|hold| customer.is_none_or(|customer| hold.customer == *customer));
         let left_over = overdue.len() < all;
@@ -749,17 +763,18 @@ fn home(hold: &Hold) -> Option<(&ProductId, Option<u32>)> {
 
 /// Groups holds into transactions: those of one shard together, none with more actions than a transaction may have.
 fn batches(mut holds: Vec<Hold>) -> Vec<Vec<Hold>> {
-    holds.sort_by(|one, other| home(one).cmp(&home(other)));
+    // From the end, so that each batch has room for its own holds only.
+    holds.sort_by(|one, other| home(other).cmp(&home(one)));
     let mut batches = Vec::new();
     while !holds.is_empty() {
+        let last = |size: usize| &holds[holds.len() - size..];
         let fits = |batch: &[Hold]| {
             home(&batch[0]) == home(&batch[batch.len() - 1]) && batch.len() + given_back(batch).len() <= MAX_ACTIONS
         };
         // One alone always fits.
         let most = holds.len().min(HOLDS_PER_TRANSACTION);
-        let size = (2..=most).find(|&size| !fits(&holds[..size])).map_or(most, |size| size - 1);
-        let rest = holds.split_off(size);
-        batches.push(std::mem::replace(&mut holds, rest));
+        let size = (2..=most).find(|&size| !fits(last(size))).map_or(most, |size| size - 1);
+        batches.push(holds.split_off(holds.len() - size));
     }
     batches
 }
@@ -767,30 +782,35 @@ fn batches(mut holds: Vec<Hold>) -> Vec<Vec<Hold>> {
 /// Those that have a shard in common are in one chain, to be released one after another. Limits that they have in common are
 /// few: two releases that meet on one are retried.
 fn chains(batches: Vec<Vec<Hold>>) -> Vec<Vec<Vec<Hold>>> {
-    type Shards = BTreeSet<(ProductId, u32)>;
-    let mut chains: Vec<(Shards, Vec<Vec<Hold>>)> = Vec::new();
+    let mut chains: BTreeMap<usize, Vec<Vec<Hold>>> = BTreeMap::new();
+    // The chain of each shard; where chains have become one, the number of the one that they are part of now.
+    let mut of_shard: BTreeMap<(ProductId, u32), usize> = BTreeMap::new();
+    let mut part_of: Vec<usize> = Vec::new();
     for batch in batches {
-        let lines = batch.iter().flat_map(|hold| &hold.lines);
-        let mut shards: Shards =
-            lines.flat_map(|line| line.takes.iter().map(|take| (line.product_id.clone(), take.shard))).collect();
-        let (meet, mut apart): (Vec<_>, Vec<_>) =
-            chains.into_iter().partition(|(other, _)| !other.is_disjoint(&shards));
+        let own = part_of.len();
+        part_of.push(own);
         let mut chain = Vec::new();
-        for (other, batches) in meet {
-            shards.extend(other);
-            chain.extend(batches);
+        for line in batch.iter().flat_map(|hold| &hold.lines) {
+            for take in &line.takes {
+                let Some(mut other) = of_shard.insert((line.product_id.clone(), take.shard), own) else { continue };
+                while part_of[other] != other {
+                    other = part_of[other];
+                }
+                if other != own {
+                    part_of[other] = own;
+                    chain.extend(chains.remove(&other).into_iter().flatten());
+                }
+            }
         }
         chain.push(batch);
-        apart.push((shards, chain));
-        chains = apart;
+        chains.insert(own, chain);
     }
-    chains.into_iter().map(|(_, chain)| chain).collect()
+    chains.into_values().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::partitions::DUE_OF_SHARD;
     use holdfast_domain::{HoldSeconds, IdempotencyKey, Line, Take};
 
     /// A hold of one unit from each of these shards of a product.
@@ -826,9 +846,11 @@ mod tests {
     /// How long releases of 100,000 holds of limited products take by the calls of a sweep, in seconds: a transaction takes 18 ms
     /// and 0.3 ms an item, as in the model of docs/performance.md, and a page of each partition 20 ms.
     fn computed(shards: u32) -> f64 {
-        let pages = shards * DUE_OF_SHARD;
-        let round = usize::try_from(HOLDS_PER_PAGE).unwrap() * usize::try_from(pages).unwrap();
-        let holds = (0..round).map(|n| hold(n, "tee", [u32::try_from(n).unwrap() % shards])).collect();
+        let pages = usize::try_from(shards * DUE_OF_SHARD).unwrap().min(QUERIES_AT_ONCE);
+        let round = usize::try_from(HOLDS_PER_PAGE).unwrap() * pages;
+        assert!(round <= HOLDS_PER_ROUND);
+        let in_round = u32::try_from(pages).unwrap() / DUE_OF_SHARD;
+        let holds = (0..round).map(|n| hold(n, "tee", [u32::try_from(n).unwrap() % in_round])).collect();
         let mut busy = [0.0; RELEASES_AT_ONCE];
         for chain in chains(batches(holds)) {
             // Whoever is done takes the next chain.
@@ -844,6 +866,32 @@ mod tests {
         let (sixteen, one) = (computed(16), computed(1));
         eprintln!("16 shards: {sixteen:.0} s; 1 shard: {one:.0} s");
         assert!(sixteen < 60.0 && one < 120.0, "{sixteen}, {one}");
+    }
+
+    #[test]
+    fn a_round_takes_no_more_room_than_its_holds() {
+        // Each of another shard, with some that join two of them.
+        let holds = |n: usize| {
+            let shards = if n.is_multiple_of(10) { vec![0, 1] } else { vec![0] };
+            hold(n, &format!("tee-{}", n / 2), shards.into_iter().map(|shard| shard + u32::from(!n.is_multiple_of(2))))
+        };
+        let all = 2 * HOLDS_PER_ROUND;
+        let batches = batches((0..all).map(holds).collect());
+        assert_eq!(batches.iter().map(Vec::len).sum::<usize>(), all);
+        let room: usize = batches.iter().map(Vec::capacity).sum();
+        assert!(room < 2 * all, "{room}");
+        let chains = chains(batches);
+        assert_eq!(chains.iter().flatten().map(Vec::len).sum::<usize>(), all);
+        // No shard is in two of them.
+        let mut seen = BTreeMap::new();
+        for (number, chain) in chains.iter().enumerate() {
+            for line in chain.iter().flatten().flat_map(|hold| &hold.lines) {
+                for take in &line.takes {
+                    let shard = (line.product_id.clone(), take.shard);
+                    assert_eq!(*seen.entry(shard).or_insert(number), number);
+                }
+            }
+        }
     }
 
     #[test]
