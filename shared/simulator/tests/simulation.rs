@@ -71,7 +71,8 @@ fn the_same_seed_gives_the_same_history_byte_for_byte() {
 const SEEDS_OF_A_BUG: u64 = 60;
 
 /// Planted bugs that need more seeds: `cargo local simulate --planted all` plays them.
-const RARE: [&str; 35] = [
+const RARE: [&str; 36] = [
+    "released-as-it-was-read",
     "confirm-without-time",
     "group-reads-the-item-of-another",
     "look-of-before",
