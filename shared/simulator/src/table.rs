@@ -136,12 +136,12 @@ impl World {
             }
             return answer;
         }
-        let indexed = operation == "Query" && request["IndexName"].is_string();
+        let indexed = matches!(operation.as_str(), "Query" | "Scan") && request["IndexName"].is_string();
         if !indexed && !consistent(operation, request) {
             let detail = || format!("{} {operation} {request}", call.by);
             state.books.expect(now, false, "reads_see_every_write", detail);
         }
-        let answer = if indexed { state.indexed(request) } else { state.with_unseen(operation, request) };
+        let answer = if indexed { state.indexed(operation, request) } else { state.with_unseen(operation, request) };
         let Some((status, body)) = answer else { return (400, error("UnknownOperationException")) };
         if status == 200 {
             let places = dynamo::places(operation, request);
@@ -274,15 +274,16 @@ impl State {
         self.unseen.values().map(|(at, _)| *at).min()
     }
 
-    /// A query of an index. Most, such as those for overdue holds, find nothing, and that is known without the
+    /// A query or a scan of an index. Most queries, such as those for overdue holds, find nothing, and that is known without the
     /// database.
-    fn indexed(&self, request: &Value) -> Option<(u16, Value)> {
+    fn indexed(&self, operation: &str, request: &Value) -> Option<(u16, Value)> {
         let values = request["ExpressionAttributeValues"].as_object();
         let mut asked = values.into_iter().flatten().filter_map(|(_, value)| value["S"].as_str());
-        if request["IndexName"] == "due" && !asked.any(|value| self.due_keys.contains_key(value)) {
+        let query = operation == "Query" && request["IndexName"] == "due";
+        if query && !asked.any(|value| self.due_keys.contains_key(value)) {
             return Some((200, json!({ "Items": [], "Count": 0, "ScannedCount": 0 })));
         }
-        dynamo::carry_out(&self.replica, "Query", request)
+        dynamo::carry_out(&self.replica, operation, request)
     }
 
     /// Executes an operation. Reads outside of transactions see the old state of items that are not visible to all yet.

@@ -59,7 +59,7 @@ fn subject(call: &Call) -> Option<String> {
     let text = |member: &str| call.request[member].as_str().map(str::to_owned);
     match call.operation.as_str() {
         "GetItem" => Some(short(call.request["Key"]["pk"]["S"].as_str()?, call.request["Key"]["sk"]["S"].as_str()?)),
-        "Query" => text("IndexName"),
+        "Query" | "Scan" => text("IndexName"),
         "SendMessage" => Some(format!("{} {}", text("QueueUrl")?.rsplit('/').next()?, text("MessageBody")?)),
         "ReceiveMessage" | "DeleteMessage" | "ChangeMessageVisibility" => {
             Some(text("QueueUrl")?.rsplit('/').next()?.to_owned())

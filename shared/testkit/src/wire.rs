@@ -244,7 +244,7 @@ impl Wire {
     /// The answer to a request, or `None` if none will ever come.
     fn answer(&self, request: &HttpRequest) -> Option<Result<HttpResponse, ConnectorError>> {
         let mut call = call(request);
-        if call.operation == "Query" && self.0.short_pages.load(Ordering::SeqCst) {
+        if matches!(call.operation.as_str(), "Query" | "Scan") && self.0.short_pages.load(Ordering::SeqCst) {
             call.request["Limit"] = 1.into();
         }
         call.fault = lock(&self.0.script)(&call);
