@@ -36,6 +36,12 @@ async fn where_they_are(wire: &Wire) -> (u64, u64, u64) {
     (tee.available, tee.held, tee.sold)
 }
 
+/// A product of layout 1.
+async fn create_as_before(wire: &Wire, id: &str) {
+    let earlier = store(wire, 8).with_layout(Layout::One);
+    earlier.create_product(&product(id, 3, 1), "admin", NOW, soon()).await.unwrap();
+}
+
 #[tokio::test]
 async fn any_event_releases_exactly_what_is_overdue() {
     let files = names("expire");
@@ -161,8 +167,7 @@ async fn a_sweep_is_measured_with_what_it_released_and_what_is_open() {
     wire.send_message(FAILED, "not JSON");
     // No other test has this delay.
     hands.set(LATE.plus_seconds(77));
-    let earlier = store(&wire, 8).with_layout(Layout::One);
-    earlier.create_product(&product("mug", 3, 1), "admin", NOW, soon()).await.unwrap();
+    create_as_before(&wire, "mug").await;
     handle(&app, &event("expire/sweep")).await.unwrap();
     assert!(log.lines().iter().any(|line| line["message"] == "products moved" && line["products"] == 1));
     let measured = log.measured();
@@ -216,8 +221,7 @@ async fn a_failed_release_is_reported_and_does_not_block_the_queue() {
 #[tokio::test]
 async fn a_sweep_moves_products_in_the_end_and_only_a_sweep_does() {
     let (wire, hands, app) = shop().await;
-    let earlier = store(&wire, 8).with_layout(Layout::One);
-    earlier.create_product(&product("mug-moved", 3, 1), "admin", NOW, soon()).await.unwrap();
+    create_as_before(&wire, "mug-moved").await;
     hands.set(LATE);
     let moves = |wire: &Wire| {
         let keys: Vec<Vec<String>> = wire.take_calls().iter().map(Call::transaction_keys).collect();
@@ -236,8 +240,7 @@ async fn a_sweep_moves_products_in_the_end_and_only_a_sweep_does() {
 #[tokio::test]
 async fn a_product_that_cannot_be_moved_holds_up_nothing() {
     let (wire, hands, app) = shop().await;
-    let earlier = store(&wire, 8).with_layout(Layout::One);
-    earlier.create_product(&product("mug", 3, 1), "admin", NOW, soon()).await.unwrap();
+    create_as_before(&wire, "mug").await;
     hands.set(LATE);
     wire.script(|call| (call.transaction_keys() == ["CATALOG", "PRODUCT#mug"]).then_some(Fault::AccessDenied));
     assert_eq!(handle(&app, &event("expire/sweep")).await.unwrap().holds, 2);

@@ -16,13 +16,13 @@ use holdfast_domain::audit::{
 use holdfast_domain::{CustomerId, MAX_SHARDS, ProductId, Reservation, ReservationId, Status, Timestamp, digest_id};
 use serde::{Deserialize, Serialize};
 
-use crate::items::{self, number, text, time};
+use crate::items::{self, text, time};
 use crate::keys::{self, Key, Owner};
 use crate::partitions::{Layout, Partitions};
 use crate::stock::{KeyRecord, LedgerEntry, entry_id};
 use crate::transact::Transaction;
 use crate::update::Expression;
-use crate::{BATCH, Deadline, Error, Item, Store, call_error, side_by_side};
+use crate::{BATCH, Deadline, Error, Item, Store, side_by_side};
 
 /// Time between two looks, for the indexes to catch up. Nothing is concluded from it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -287,18 +287,15 @@ impl Store {
         let id = &reservation.reservation_id;
         // In the order in which they are preferred.
         let layouts = [Layout::Two, Layout::One].map(|layout| self.partitions.with_layout(layout));
-        let expected_due = if reservation.status == Status::Held {
-            let of_lines = layouts.map(|partitions| partitions.due(id, &reservation.lines));
-            // The lines may have been changed.
-            let of_basket = layouts.map(|partitions| partitions.due_of_basket(id));
+        let expected_due: Vec<String> = if reservation.status == Status::Held {
             let at = reservation.expires_at.as_millis();
-            let keys = of_lines.into_iter().chain(of_basket);
-            keys.map(|due| format!("{} {due}, {} {at}", keys::DUE_KEY, keys::DUE_AT)).collect()
+            // The lines may have been changed.
+            let places = layouts.iter().flat_map(|one| [one.due(id, &reservation.lines), one.due_of_basket(id)]);
+            places.map(|due| format!("{} {due}, {} {at}", keys::DUE_KEY, keys::DUE_AT)).collect()
         } else {
             vec![format!("no {}, no {}", keys::DUE_KEY, keys::DUE_AT)]
         };
-        let made_keys = layouts.map(|partitions| format!("{} {}", keys::MADE_KEY, partitions.made(id)));
-        let expected_made = made_keys.to_vec();
+        let expected_made = layouts.iter().map(|one| format!("{} {}", keys::MADE_KEY, one.made(id))).collect();
         // One from before that index has no key of it.
         let made = is_made.then_some((expected_made, made));
         let pairs = [(expected_due, due)].into_iter().chain(made);
@@ -438,28 +435,15 @@ impl Store {
     }
 
     async fn scan_segment(&self, segment: i32, deadline: Deadline) -> Result<(u64, Scanned), Error> {
-        let request =
-            self.client.scan().table_name(&self.table).consistent_read(true).segment(segment).total_segments(SEGMENTS);
-        let (mut scanned, mut count, mut start) = (Scanned::default(), 0, None);
-        let mut attempts = self.attempts(deadline);
-        loop {
-            let answer = match attempts.call(request.clone().set_exclusive_start_key(start.clone()).send()).await? {
-                Ok(answer) => answer,
-                Err(error) => {
-                    attempts.pause(call_error("Scan", &error)).await?;
-                    continue;
-                }
-            };
-            for item in answer.items.unwrap_or_default() {
-                count += 1;
-                self.enter(&mut scanned, item);
-            }
-            start = answer.last_evaluated_key;
-            if start.is_none() {
-                return Ok((count, scanned));
-            }
-            attempts = self.attempts(deadline);
-        }
+        let request = self.client.scan().consistent_read(true).segment(segment).total_segments(SEGMENTS);
+        let (mut scanned, mut count) = (Scanned::default(), 0);
+        let enter = |item| {
+            count += 1;
+            self.enter(&mut scanned, item);
+            Ok(())
+        };
+        self.scan_each(request, deadline, enter).await?;
+        Ok((count, scanned))
     }
 
     fn enter(&self, scanned: &mut Scanned, item: Item) {
@@ -531,10 +515,8 @@ impl Store {
                 return Ok(written.is_some_and(|written| written.entry == entry));
             };
             let mut transaction = Transaction::new(&self.table);
-            let update = Expression::new("SET #total = :after", vec![(":after", number(total_after))]);
             // Enough: units that move leave the difference as it is, and an adjustment changes the total.
-            let condition = Expression::new("#total = :seen", vec![(":seen", number(total_seen))]);
-            transaction.update((), &placed.key(), (update, condition))?;
+            placed.set_total(&mut transaction, total_after)?;
             transaction.put((), entry.item(id)?, "attribute_not_exists(#pk)")?;
             transaction.put((), items::write("adjustment", &once, &record)?, "attribute_not_exists(#pk)")?;
             if self.transact_or_wait("compensate", &transaction, &mut attempts).await? {

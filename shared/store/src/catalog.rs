@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::cache::ReadTime;
 use crate::items::text;
-use crate::{Cursor, Deadline, Error, Page, Store, call_error, items, keys};
+use crate::{Cursor, Deadline, Error, Page, Store, items, keys};
 
 /// How old the answers of [`Store::product_with_stock`] and [`Store::products_with_stock`] may be, in milliseconds.
 const SNAPSHOT_LIFETIME_MS: i64 = 1_000;
@@ -152,7 +152,6 @@ impl Store {
         let request = self
             .client
             .scan()
-            .table_name(&self.table)
             .index_name(keys::DUE_INDEX)
             // Not failed confirmations.
             .filter_expression("begins_with(#due_key, :holds)")
@@ -165,22 +164,12 @@ impl Store {
         let mut units: HashMap<ProductId, Held> = HashMap::new();
         // By reservation: one that is extended between two pages is on both, and its later end is the newer.
         let mut holds: HashMap<String, DueHold> = HashMap::new();
-        let (mut start, mut attempts) = (None, self.attempts(deadline));
-        loop {
-            match attempts.call(request.clone().set_exclusive_start_key(start.clone()).send()).await? {
-                Ok(page) => {
-                    for item in page.items.unwrap_or_default() {
-                        let hold: DueHold = items::read("hold", item)?;
-                        holds.insert(hold.pk.clone(), hold);
-                    }
-                    start = page.last_evaluated_key;
-                    if start.is_none() {
-                        break;
-                    }
-                }
-                Err(error) => attempts.pause(call_error("Scan", &error)).await?,
-            }
-        }
+        let add = |item| {
+            let hold: DueHold = items::read("hold", item)?;
+            holds.insert(hold.pk.clone(), hold);
+            Ok(())
+        };
+        self.scan_each(request, deadline, add).await?;
         let now = self.clock.now();
         for hold in holds.into_values() {
             for line in hold.lines {

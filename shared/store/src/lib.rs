@@ -58,6 +58,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
+use aws_sdk_dynamodb::operation::scan::builders::ScanFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use holdfast_domain::{Clock, ProductId};
@@ -236,6 +237,30 @@ impl Store {
                 return Ok(());
             }
             start = next;
+        }
+    }
+
+    /// Every item of a scan, page by page.
+    async fn scan_each(
+        &self,
+        request: ScanFluentBuilder,
+        deadline: Deadline,
+        mut each: impl FnMut(Item) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let request = request.table_name(&self.table);
+        let (mut attempts, mut start) = (self.attempts(deadline), None);
+        loop {
+            match attempts.call(request.clone().set_exclusive_start_key(start.clone()).send()).await? {
+                Ok(answer) => {
+                    answer.items.unwrap_or_default().into_iter().try_for_each(&mut each)?;
+                    start = answer.last_evaluated_key;
+                    if start.is_none() {
+                        return Ok(());
+                    }
+                    attempts = self.attempts(deadline);
+                }
+                Err(error) => attempts.pause(call_error("Scan", &error)).await?,
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use holdfast_domain::{
 use crate::cache::CachedProduct;
 use crate::confirm::owe_back_update;
 use crate::failed::{record_update, seen_failures};
-use crate::items::{self, Hold, number, text, time};
+use crate::items::{self, Hold, text, time};
 use crate::places::Placed;
 use crate::stock::{LedgerEntry, entry_id};
 use crate::transact::Transaction;
@@ -159,9 +159,7 @@ impl Store {
                 actor: command.actor.clone(),
                 created_at: now,
             };
-            let update = Expression::new("SET #total = :after", vec![(":after", number(total_after))]);
-            let condition = Expression::new("#total = :seen", vec![(":seen", number(product.total))]);
-            transaction.update((), &placed.key(), (update, condition))?;
+            placed.set_total(transaction, total_after)?;
             transaction.put((), entry.item(id)?, "attribute_not_exists(#pk)")?;
         }
         Ok(true)

@@ -50,7 +50,7 @@ impl Partitions {
             (Layout::One, _) | (_, None) => self.due_of_basket(id),
             (Layout::Two, Some(line)) => {
                 let shard = line.takes.first().map_or(0, |take| take.shard);
-                self.of_product(&line.product_id, shard * DUE_OF_SHARD + number_of(id) % DUE_OF_SHARD)
+                self.of_product(first_of(&line.product_id), shard * DUE_OF_SHARD + number_of(id) % DUE_OF_SHARD)
             }
         }
     }
@@ -68,8 +68,8 @@ impl Partitions {
     /// [those of baskets](Self::due_of_baskets), to be read after these.
     pub(crate) fn due_of(self, product: &Product) -> impl Iterator<Item = String> {
         let own = (product.shards * DUE_OF_SHARD).min(DUE_OF_PRODUCT).min(self.of_products);
-        let id = product.product_id.clone();
-        (0..own).map(move |k| self.of_product(&id, k))
+        let first = first_of(&product.product_id);
+        (0..own).map(move |k| self.of_product(first, k))
     }
 
     /// The partitions of the index `due` that may have holds of any product, in either layout.
@@ -82,10 +82,8 @@ impl Partitions {
         (0..self.of_products).map(|k| format!("DUE#P{k}")).chain(self.due_of_baskets())
     }
 
-    /// The `k`-th partition of a product.
-    fn of_product(self, id: &ProductId, k: u32) -> String {
-        // Products begin at different partitions, so that those with few shards do not all use the same ones.
-        let first = digest_id("", &[id.as_str()]).bytes().take(2).fold(0, |number, byte| number * 32 + value_of(byte));
+    /// The `k`-th partition of a product that begins at the `first` one.
+    fn of_product(self, first: u32, k: u32) -> String {
         format!("DUE#P{}", (first + k % DUE_OF_PRODUCT) % self.of_products)
     }
 
@@ -108,9 +106,19 @@ impl Partitions {
     }
 }
 
+/// Where a product's partitions begin: at different ones, so that products with few shards do not all use the same.
+fn first_of(id: &ProductId) -> u32 {
+    number_in(digest_id("", &[id.as_str()]).bytes())
+}
+
 /// A number below 1024 for a reservation, evenly distributed: its id is a digest. (Its last character has one bit only.)
 fn number_of(id: &ReservationId) -> u32 {
-    id.as_str().bytes().rev().skip(1).take(2).fold(0, |number, byte| number * 32 + value_of(byte))
+    number_in(id.as_str().bytes().rev().skip(1))
+}
+
+/// The number that the first two characters of a digest are.
+fn number_in(digest: impl Iterator<Item = u8>) -> u32 {
+    digest.take(2).fold(0, |number, byte| number * 32 + value_of(byte))
 }
 
 /// The value of a character of lower-case base32.

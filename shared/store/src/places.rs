@@ -18,6 +18,7 @@ use crate::error::Attempts;
 use crate::items::{self, number, text};
 use crate::keys::{self, Key};
 use crate::transact::{MAX_ACTIONS, Outcome, Transaction};
+use crate::update::Expression;
 use crate::{Deadline, Error, Item, Layout, Store, lock};
 
 /// How long an environment does not look for products that have to be moved, once there was none, in milliseconds. Not for
@@ -71,6 +72,13 @@ impl Placed {
     pub(crate) fn key(&self) -> Key {
         self.place.key(&self.product.product_id)
     }
+
+    /// Adds the update of its total, if that is still what was read.
+    pub(crate) fn set_total(&self, transaction: &mut Transaction<'_, ()>, total: u64) -> Result<(), Error> {
+        let update = Expression::new("SET #total = :after", vec![(":after", number(total))]);
+        let condition = Expression::new("#total = :seen", vec![(":seen", number(self.product.total))]);
+        transaction.update((), &self.key(), (update, condition))
+    }
 }
 
 /// Whether it is an entry of the directory whose product is under its own key. (Not by what is missing: an item that lacks
@@ -114,13 +122,11 @@ impl Store {
     /// The products of these entries of the directory, in the order of their ids.
     pub(crate) async fn products_of(&self, entries: Vec<Item>, deadline: Deadline) -> Result<Vec<Product>, Error> {
         let (bare, whole): (Vec<Item>, Vec<Item>) = entries.into_iter().partition(is_bare);
-        let mut wanted = bare.iter().map(named).collect::<Result<BTreeSet<_>, _>>()?;
-        let own = self.get_many(wanted.iter().map(keys::product).collect(), deadline).await?;
-        let found = own.into_iter().chain(whole).map(|item| items::read("product", item));
-        let mut found = found.collect::<Result<Vec<Product>, _>>()?;
-        found.iter().for_each(|product| _ = wanted.remove(&product.product_id));
-        found.extend(self.in_either_place(&wanted, deadline).await?.into_iter().map(|placed| placed.product));
-        let by_id: BTreeMap<_, _> = found.into_iter().map(|product| (product.product_id.clone(), product)).collect();
+        let wanted = bare.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        let mut found = whole.into_iter().map(Placed::read).collect::<Result<Vec<_>, _>>()?;
+        found.extend(self.placed(wanted.iter(), deadline).await?);
+        let by_id: BTreeMap<_, _> =
+            found.into_iter().map(|Placed { product, .. }| (product.product_id.clone(), product)).collect();
         Ok(by_id.into_values().collect())
     }
 
@@ -163,17 +169,18 @@ impl Store {
         others: &[Key],
         attempts: &mut Attempts<'_>,
     ) -> Result<(Option<Item>, Vec<Option<Item>>), Error> {
-        // The directory only if it is needed: all products have its partition in common.
-        for places in [&[Place::Own][..], &[Place::Own, Place::Directory]] {
+        let mut places = vec![Place::Own];
+        loop {
             let mut keys = others.to_vec();
             keys.extend(places.iter().map(|place| place.key(id)));
             let mut items = self.snapshot(&keys, attempts).await?;
             let product = items.split_off(others.len()).into_iter().flatten().find(|item| !is_bare(item));
-            if product.is_some() || places.len() > 1 {
+            if product.is_some() || places.contains(&Place::Directory) {
                 return Ok((product, items));
             }
+            // The directory only if it is needed: all products have its partition in common.
+            places.push(Place::Directory);
         }
-        Err(Error::internal("snapshot", "without a place"))
     }
 
     /// Moves products of layout 1 to keys of their own, and returns how many. What does not fit into the

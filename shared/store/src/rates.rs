@@ -75,7 +75,7 @@ impl Sale {
     }
 
     /// Units of reads of a product's item of looks while it is sold out: about three of them for each environment, once a
-    /// second, or for each request. So many read a shard, too: a batch, and a snapshot, which takes two.
+    /// second, or for each request. A shard is read with as many: one in a batch, and two in a snapshot.
     fn looks(&self) -> f64 {
         3.0 * self.facts()
     }

@@ -36,8 +36,8 @@ const BATCH_BUDGET: Duration = Duration::from_secs(4);
 const LOOK_AHEAD_MS: i64 = 1_000;
 /// The holds read in one query: from the two partitions of a shard, eight transactions' worth.
 const HOLDS_PER_PAGE: i32 = 200;
-/// A sweep reads a page of one partition after another until it has so many holds, and releases those before it reads on: what
-/// it has read must fit into its memory.
+/// A sweep reads pages until it has this many holds, and releases those before it reads more: what it has read must fit into its
+/// memory.
 const HOLDS_PER_ROUND: usize = 3_200;
 
 /// The attribute with the token of the request of an admin that released a hold.

@@ -8,11 +8,10 @@ use ulid::Ulid;
 
 use crate::cache::CachedProduct;
 use crate::error::Attempts;
-use crate::items::{self, number};
+use crate::items;
 use crate::places::Placed;
 use crate::transact::Transaction;
 use crate::units::{give_units, take_units, units_on};
-use crate::update::Expression;
 use crate::{Cursor, Deadline, Error, Item, Page, Store, keys};
 
 /// One entry of a product's ledger. Never changed, never removed.
@@ -275,9 +274,7 @@ impl Store {
         let absent = "attribute_not_exists(#pk)";
         let key_item = items::write("adjustment", &keys::adjustment(record_id), record)?;
         transaction.put((), key_item, absent)?;
-        let update = Expression::new("SET #total = :after", vec![(":after", number(entry.total_after))]);
-        let condition = Expression::new("#total = :seen", vec![(":seen", number(placed.product.total))]);
-        transaction.update((), &placed.key(), (update, condition))?;
+        placed.set_total(&mut transaction, entry.total_after)?;
         for take in takes {
             let change = if entry.delta > 0 { give_units(take.units.into()) } else { take_units(take.units, None) };
             transaction.update((), &keys::shard(id, take.shard), change)?;
