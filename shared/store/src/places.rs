@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::{Product, ProductId, Refusal};
 
 use crate::cache::ReadTime;
@@ -229,9 +230,11 @@ impl Store {
         // Updates, as all that the function `expire` writes: so its role needs no other permission. Of the whole item, whatever
         // it has.
         let attributes = item.into_iter().filter(|(name, _)| ![keys::PK, keys::SK].contains(&name.as_str()));
+        // In one order, so that a simulated history can be repeated.
+        let attributes: BTreeMap<String, AttributeValue> = attributes.collect();
         let (mut sets, mut removes) = (Vec::new(), Vec::new());
         let (mut names, mut values, mut removed) = (HashMap::new(), HashMap::new(), HashMap::new());
-        for (n, (name, value)) in attributes.enumerate() {
+        for (n, (name, value)) in attributes.into_iter().enumerate() {
             let placeholder = format!("#a{n}");
             if name != PRODUCT_ID {
                 removes.push(placeholder.clone());
