@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::items::{self, text, time};
 use crate::keys::{self, Key, Owner};
-use crate::partitions::{Layout, Partitions};
+use crate::partitions::Layout;
 use crate::stock::{KeyRecord, LedgerEntry, entry_id};
 use crate::transact::Transaction;
 use crate::update::Expression;
-use crate::{BATCH, Deadline, Error, Item, Store, side_by_side};
+use crate::{BATCH, Deadline, Error, Item, Store};
 
 /// Time between two looks, for the indexes to catch up. Nothing is concluded from it.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ const MAX_LOOKS: usize = 4;
 const BATCHES_AT_ONCE: usize = 8;
 /// How often a ledger that changes while it is read is read again.
 const LEDGER_TRIES: u32 = 3;
-/// The parts of the table that are scanned at once.
+/// The parts of the table, or of an index, that are scanned at once.
 const SEGMENTS: i32 = 8;
 
 /// What [`Store::audit`] has come to.
@@ -207,11 +207,11 @@ impl Store {
 
     /// Reads every reservation that has, or may get, units of the product.
     async fn pass(&self, audit: &mut Audit, known: &mut Known, deadline: Deadline) -> Result<(), Error> {
-        let made = Partitions::all_made().map(|made| (keys::MADE_INDEX, keys::MADE_KEY, made));
-        let due = self.partitions.all_due().map(|due| (keys::DUE_INDEX, keys::DUE_KEY, due));
         // Both: each lags by itself.
-        let parts = made.chain(due).map(|(index, attribute, value)| self.index_part(index, attribute, value, deadline));
-        for position in side_by_side(parts.collect()).await?.into_iter().flatten() {
+        let indexes = [keys::MADE_INDEX, keys::DUE_INDEX].into_iter();
+        let parts =
+            indexes.flat_map(|index| (0..SEGMENTS).map(move |segment| self.index_segment(index, segment, deadline)));
+        for position in try_join_all(parts).await?.into_iter().flatten() {
             known.again.entry(position).or_insert(true);
         }
         let wanted = known.again.iter().filter(|(_, again)| **again).map(|((pk, _), _)| pk.clone());
@@ -239,12 +239,11 @@ impl Store {
         Ok(())
     }
 
-    /// The reservations in one partition of an index.
-    async fn index_part(
+    /// The reservations in one part of an index.
+    async fn index_segment(
         &self,
         index: &'static str,
-        attribute: &'static str,
-        value: String,
+        segment: i32,
         deadline: Deadline,
     ) -> Result<Vec<Position>, Error> {
         #[derive(Deserialize)]
@@ -254,13 +253,15 @@ impl Store {
         }
         let request = self
             .client
-            .query()
+            .scan()
             .index_name(index)
-            .key_condition_expression("#key = :key")
-            .expression_attribute_names("#key", attribute)
+            .segment(segment)
+            .total_segments(SEGMENTS)
+            // Not failed confirmations.
+            .filter_expression("begins_with(#pk, :reservations)")
             .expression_attribute_names("#pk", keys::PK)
             .expression_attribute_names("#created_at", keys::CREATED_AT)
-            .expression_attribute_values(":key", text(value))
+            .expression_attribute_values(":reservations", text(keys::HOLD_PREFIX))
             .projection_expression("#pk, #created_at");
         let mut found = Vec::new();
         let add = |item| {
@@ -268,7 +269,7 @@ impl Store {
             found.push((pk, created_at));
             Ok(())
         };
-        self.query_each(request, deadline, add).await?;
+        self.scan_each(request, deadline, add).await?;
         Ok(found)
     }
 

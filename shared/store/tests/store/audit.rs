@@ -68,7 +68,7 @@ async fn the_books_of_every_kind_of_reservation_are_consistent() {
     assert_eq!((verdict.total, verdict.available, verdict.held, verdict.sold), (9, 4, 2, 3));
     assert_eq!((verdict.ledger_total, verdict.reservations), (9, 5));
     let operations: Vec<_> = wire.take_calls().into_iter().map(|call| call.operation).collect();
-    let reads = ["GetItem", "BatchGetItem", "Query", "TransactGetItems"];
+    let reads = ["GetItem", "BatchGetItem", "Query", "Scan", "TransactGetItems"];
     assert!(operations.iter().all(|operation| reads.contains(&operation.as_str())), "{operations:?}");
     assert_eq!(whole(&store).await, []);
     wire.shorten_pages();
