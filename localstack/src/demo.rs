@@ -34,7 +34,7 @@ const SCHEDULE_SECONDS: u64 = 10;
 /// Polling interval.
 const POLL: Duration = Duration::from_millis(500);
 /// Maximum age of a response of `GET /products`.
-const STALE: Duration = Duration::from_secs(1);
+const STALE: Duration = Duration::from_secs(2);
 /// Attempts of a request that gets 503 or 429, or whose connection breaks.
 const ATTEMPTS: u32 = 8;
 

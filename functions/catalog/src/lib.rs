@@ -43,7 +43,7 @@ pub fn router(app: App) -> Router {
     other_routes::refuse(own).with_state(Arc::new(app))
 }
 
-/// Stock changes all the time; the store caches it for a second, too.
+/// Stock changes all the time, and the store keeps what it shows for a second, too.
 const CACHE_SECONDS: u64 = 1;
 
 /// [`ListQuery`], but it ignores other parameters, as all public routes do.
@@ -55,7 +55,8 @@ struct ListProducts {
 
 /// List products
 ///
-/// Returns all products that are not archived, sorted by id.
+/// Returns all products that are not archived, sorted by id, as they were at most two seconds ago (`stock_at`). A new product
+/// may appear a second late.
 #[utoipa::path(
     get, path = "/products", operation_id = "listProducts", tag = "Products",
     params(ListQuery),
@@ -71,14 +72,14 @@ async fn list_products(
     let deadline = Deadline::after(REQUEST_BUDGET);
     let page = app.store.products_with_stock(query.limit()?, query.cursor()?, deadline).await?;
     let now = app.clock.now();
-    let counts_down = page.items.iter().any(|(product, _)| product.counts_down(now));
-    let list = List::of(page, |(product, stock)| ProductView::new(product, stock, now));
+    let counts_down = page.items.iter().any(|shown| shown.product.counts_down(now));
+    let list = List::of(page, |shown| ProductView::shown(shown, now));
     cached(&headers, CACHE_SECONDS, counts_down, &list)
 }
 
 /// Get a product
 ///
-/// Returns a product with its stock.
+/// Returns a product with its stock, as they were at most two seconds ago (`stock_at`).
 #[utoipa::path(
     get, path = "/products/{product_id}", operation_id = "getProduct", tag = "Products",
     params(("product_id" = schema::ProductId, Path)),
@@ -91,7 +92,7 @@ async fn get_product(
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
     let id: ProductId = path_id(id, &codes::PRODUCT_NOT_FOUND)?;
-    let (product, stock) = app.store.product_with_stock(&id, Deadline::after(REQUEST_BUDGET)).await?;
+    let shown = app.store.product_with_stock(&id, Deadline::after(REQUEST_BUDGET)).await?;
     let now = app.clock.now();
-    cached(&headers, CACHE_SECONDS, product.counts_down(now), &ProductView::new(product, stock, now))
+    cached(&headers, CACHE_SECONDS, shown.product.counts_down(now), &ProductView::shown(shown, now))
 }

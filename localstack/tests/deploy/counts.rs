@@ -342,7 +342,7 @@ pub(crate) fn valgrind() -> Result<Option<PathBuf>, String> {
 /// `ReserveFunction` is 8 % smaller; the others were not measured there.
 const ZIPS: [(&str, u64); 5] = [
     ("AdminFunction", 3_106_000),   // 3,060,519
-    ("CatalogFunction", 2_960_000), // 2,932,137
+    ("CatalogFunction", 3_025_000), // 2,993,472
     ("ConfirmFunction", 2_704_000), // 2,642,482
     ("ExpireFunction", 2_256_000),  // 2,212,617
     ("ReserveFunction", 2_828_000), // 2,765,351

@@ -519,9 +519,9 @@ fn tokens(template: &Expanded) -> Findings {
     findings
 }
 
-/// The catalog answers anybody, so it can only read products, stock and the index of holds.
+/// The catalog answers anybody, so it can only read products, stock and the index of holds, and write what it shows.
 fn leading_keys(template: &Expanded) -> Findings {
-    let readable = [keys::CATALOG, "PRODUCT#*", "STOCK#*"];
+    let readable = [keys::CATALOG, "PRODUCT#*", "STOCK#*", "VIEW#*", "DUE#*"];
     let role = template.one(&template.properties(PUBLIC)["Role"], "AWS::IAM::Role").unwrap_or_default();
     let mut findings = Vec::new();
     for statement in template.statements(&role) {
@@ -529,9 +529,8 @@ fn leading_keys(template: &Expanded) -> Findings {
         for action in list(&statement["Action"]).into_iter().filter_map(Value::as_str) {
             let reads = ["dynamodb:BatchGetItem", "dynamodb:GetItem", "dynamodb:Query"].contains(&action);
             let limited = named.iter().all(|key| key.as_str().is_some_and(|key| readable.contains(&key)));
-            // It counts what is held by a scan of that index alone.
-            let counts = action == "dynamodb:Scan" && statement["Resource"].to_string().contains("/index/due");
-            if action.starts_with("dynamodb:") && !(reads && limited && !named.is_empty() || counts) {
+            let writes = action == "dynamodb:UpdateItem" && named == [&json!("VIEW#*")];
+            if action.starts_with("dynamodb:") && !(reads && limited && !named.is_empty() || writes) {
                 findings.push(format!("{role} may {action} of {named:?}"));
             }
         }
@@ -775,6 +774,10 @@ pub(crate) fn breaches() -> Vec<Breach> {
         (LEADING_KEYS, "reservations", |t| {
             statement(t, "CatalogRole", "dynamodb:BatchGetItem")["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"] =
                 json!(["STOCK#*", "HOLD#*"]);
+        }),
+        (LEADING_KEYS, "writes of stock", |t| {
+            statement(t, "CatalogRole", "dynamodb:UpdateItem")["Condition"]["ForAllValues:StringLike"]["dynamodb:LeadingKeys"] =
+                json!(["VIEW#*", "STOCK#*"]);
         }),
         (LEADING_KEYS, "a scan", |t| {
             statement(t, "CatalogRole", "dynamodb:BatchGetItem")["Action"] = json!("dynamodb:Scan");

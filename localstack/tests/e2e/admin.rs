@@ -78,7 +78,7 @@ pub(crate) async fn products_are_created_changed_and_listed(api: Api) {
     };
     let archived = async || api.get("/products/catalog-1", Who::Nobody).await.is(200, "").body["status"] == "archived";
     while listed("/products", Who::Nobody).await || !archived().await {
-        assert!(started.elapsed().as_secs() < 5, "both may be a second old, and no more");
+        assert!(started.elapsed().as_secs() < 5, "both may be two seconds old, and no more");
     }
     api.reserve("alice", "catalog-1-archived", &[("catalog-1", 1)]).await.is(409, "product_not_on_sale");
     api.get("/admin/products/catalog-1/ledger", Who::Admin).await.is(200, "");

@@ -175,7 +175,7 @@ impl Api {
         self.raw(Method::DELETE, &format!("/reservations/{id}"), Who::Customer(customer), &[], None).await
     }
 
-    /// Asks `GET /products/{id}` until it says this: available, reserved, sold. It may be a second behind.
+    /// Asks `GET /products/{id}` until it says this: available, reserved, sold. It may be two seconds behind.
     pub(crate) async fn stock_becomes(&self, id: &str, expected: (u64, u64, u64)) {
         let started = tokio::time::Instant::now();
         loop {

@@ -7,15 +7,16 @@ use serde::Serialize;
 
 use crate::Problem;
 
-/// What precedes the time of a response in its body. Within a string of the body its quotes would be escaped.
-const SERVER_TIME: &str = "\"server_time\":\"";
+/// What precedes the time of a response in its body, and the times of what it shows. Within a string of the body its quotes
+/// would be escaped.
+const TIMES: [&str; 3] = ["\"server_time\":\"", "\"stock_at\":\"", "\"reserved_at\":\""];
 /// The length of such a time: all have the same.
 const TIME_LENGTH: usize = "2026-11-21T07:06:40.428Z".len();
 
 /// `body` as JSON, cacheable for `seconds`; or 304 if `If-None-Match` in the request's `headers` matches.
 ///
-/// The tag is a digest of the body without any `server_time`, and so a weak one: a body that differs in nothing but its
-/// time has not changed. Unless it `counts_down`: a cache that is told 304 keeps the old body, and a page would count
+/// The tag is a digest of the body without any `server_time`, `stock_at` and `reserved_at`, and so a weak one: a body that
+/// differs in nothing but its times has not changed. Unless it `counts_down`: a cache that is told 304 keeps the old body, and a page would count
 /// down from its time.
 ///
 /// # Errors
@@ -40,9 +41,14 @@ pub fn cached(
 }
 
 fn without_times(body: &str) -> Vec<&str> {
-    let mut parts = body.split(SERVER_TIME);
-    let first = parts.next().unwrap_or_default();
-    [first].into_iter().chain(parts.map(|part| part.get(TIME_LENGTH..).unwrap_or(part))).collect()
+    TIMES.iter().fold(vec![body], |parts, name| {
+        let parts = parts.into_iter().flat_map(|part| {
+            let mut parts = part.split(name);
+            let first = parts.next();
+            first.into_iter().chain(parts.map(|part| part.get(TIME_LENGTH..).unwrap_or(part)))
+        });
+        parts.collect()
+    })
 }
 
 /// Whether `If-None-Match` matches the tag, by weak comparison as the RFC requires: a proxy that compresses the body may
@@ -62,7 +68,8 @@ mod tests {
     fn a_body_is_the_same_at_another_time_and_not_with_another_name() {
         let body = |name: &str, second: u32| {
             let time = format!("2026-11-21T07:06:{second:02}.428Z");
-            serde_json::json!({ "items": [{ "name": name, "server_time": time, "version": 1 }] }).to_string()
+            let item = serde_json::json!({ "name": name, "server_time": time, "stock_at": time, "reserved_at": time, "version": 1 });
+            serde_json::json!({ "items": [item] }).to_string()
         };
         assert_eq!(without_times(&body("a", 1)), without_times(&body("a", 2)));
         assert_ne!(without_times(&body("a", 1)), without_times(&body("b", 1)));

@@ -1,7 +1,7 @@
 //! Domain values as the JSON of the API.
 
 use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Stock, Timestamp};
-use holdfast_store::{LastAudit, Page};
+use holdfast_store::{LastAudit, Page, Shown};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
 use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
@@ -202,7 +202,7 @@ impl ReservationView {
     "product_id": "tee-black", "name": "Black tee", "price_minor": 2_500, "currency": "EUR",
     "currency_exponent": 2, "total": 3, "available": 3, "reserved": 0, "sold": 0, "status": "on_sale", "hold_seconds": 600, "late_payment_seconds": 86_400,
     "max_per_customer": 10, "counts_per_customer": true, "sale_starts_at": null, "sale_ends_at": null, "shards": 1, "version": 1,
-    "server_time": "2026-11-21T07:06:40.334Z",
+    "server_time": "2026-11-21T07:06:40.334Z", "stock_at": "2026-11-21T07:06:39.902Z", "reserved_at": "2026-11-21T07:06:39.902Z",
 })))]
 pub struct ProductView {
     #[schema(value_type = schema::ProductId)]
@@ -252,6 +252,15 @@ pub struct ProductView {
     /// of the sale is to come.
     #[schema(value_type = schema::Time)]
     server_time: ApiTime,
+    /// When the product and its `available` units were read. Only on public routes. Not part of the `ETag`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = schema::Time, required = false)]
+    stock_at: Option<ApiTime>,
+    /// When the units in holds (`reserved`) were counted: with thousands of holds, minutes ago. `sold` is what is left of
+    /// `total`, and so just as old. Only on public routes. Not part of the `ETag`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = schema::Time, required = false)]
+    reserved_at: Option<ApiTime>,
     /// The last audit that was certain. Only in the list for admins, and only if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false)]
@@ -284,6 +293,12 @@ impl ProductView {
         Self { last_audit: last.map(LastAuditView::from), ..self }
     }
 
+    /// What the catalogue shows of a product, at `now`.
+    pub fn shown(Shown { product, stock, stock_at, reserved_at }: Shown, now: Timestamp) -> Self {
+        let [stock_at, reserved_at] = [stock_at, reserved_at].map(|at| Some(ApiTime(at)));
+        Self { stock_at, reserved_at, ..Self::new(product, stock, now) }
+    }
+
     /// The product with its stock, at `now`.
     pub fn new(product: Product, stock: Stock, now: Timestamp) -> Self {
         Self {
@@ -306,6 +321,8 @@ impl ProductView {
             shards: product.shards,
             version: product.version,
             server_time: ApiTime(now),
+            stock_at: None,
+            reserved_at: None,
             last_audit: None,
         }
     }

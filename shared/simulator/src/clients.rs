@@ -20,6 +20,9 @@ use crate::past::Window;
 use crate::plan::{Actor, Change, Moment, ProductPlan, SHARED, Search, Settle, Step};
 use crate::world::millis;
 
+/// How often a page asks for a product again, and how long after, in milliseconds: sooner than what it saw is too old.
+const LOOKS: usize = 3;
+const LOOK_AGAIN_MS: u64 = 600;
 /// How long API Gateway waits for a function, in milliseconds.
 const GATEWAY_MS: u64 = 29_000;
 
@@ -92,8 +95,12 @@ impl<'a> Client<'a> {
                 self.ask(patience, Function::Reserve, "GET", path, None, None).await;
             }
             Step::Look { product } => {
+                // As a page does that shows how the stock goes down.
                 let path = format!("/products/{}", self.products[*product].id);
-                self.ask(patience, Function::Catalog, "GET", &path, None, None).await;
+                for _ in 0..LOOKS {
+                    self.ask(patience, Function::Catalog, "GET", &path, None, None).await;
+                    sleep(millis(LOOK_AGAIN_MS)).await;
+                }
             }
             Step::Trespass { victim, key } => self.trespass(victim, *key).await,
             Step::Mistake { key, payment, instead } => self.mistake(*key, *payment, instead, patience).await,

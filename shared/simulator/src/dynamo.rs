@@ -45,6 +45,15 @@ pub(crate) fn by_key<'a>(
     }
 }
 
+/// Whether a read is of the directory, or of what the catalogue shows of products.
+pub(crate) fn is_shown(request: &Value) -> bool {
+    let tables = request["RequestItems"].as_object().into_iter().flatten();
+    let mut keys = tables.flat_map(|(_, wanted)| wanted["Keys"].as_array().into_iter().flatten());
+    let views = request["RequestItems"].is_object()
+        && keys.all(|key| key["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("VIEW#")));
+    views || request["ExpressionAttributeValues"][":catalog"]["S"] == "CATALOG"
+}
+
 /// The item with this key, as it is now.
 pub(crate) fn item(database: &Database, table: &str, place: &Place) -> Option<Value> {
     let request = json!({ "TableName": table, "Key": key(place), "ConsistentRead": true });

@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::books::SKEW_MS;
 use crate::dynamo::Place;
 
 /// How long an environment may refuse by what it has cached, in milliseconds.
 pub(crate) const MEMORY_MS: i64 = 1_000;
+/// How old what the catalogue shows may be, in milliseconds, by the clock of the environment that shows it.
+pub(crate) const VIEW_MS: i64 = 2_000;
+/// How old that may be by any clock: the environment that has read it may have had another one.
+pub(crate) const SHOWN_MS: i64 = VIEW_MS + 2 * SKEW_MS + 100;
 /// How long after it was sent a write may still be executed, counting the wire and the function that sends it, in
 /// milliseconds: what a write is based on was true within this time before it.
 pub(crate) const IN_FLIGHT_MS: i64 = 45_000;
@@ -28,6 +33,8 @@ pub(crate) struct Window {
     pub(crate) answered: Moment,
     /// The oldest state that an environment may have cached when the request arrives.
     pub(crate) remembered: Moment,
+    /// The oldest state that the catalogue may show.
+    pub(crate) shown: Moment,
 }
 
 /// Every state that is not current any more.
@@ -72,8 +79,9 @@ impl Past {
     pub(crate) fn ask(&mut self, now: i64, unseen_since: Option<i64>) -> Window {
         let sent = unseen_since.map_or(self.now(), |at| self.at(at - 1)).min(self.now());
         let remembered = self.at(now - MEMORY_MS).min(sent);
-        *self.open.entry(remembered).or_default() += 1;
-        Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered }
+        let shown = self.at(now - SHOWN_MS).min(remembered);
+        *self.open.entry(shown).or_default() += 1;
+        Window { sent_ms: now, answered_ms: now, sent, answered: sent, remembered, shown }
     }
 
     /// The request is answered.
@@ -83,10 +91,10 @@ impl Past {
 
     /// The answer has been judged.
     pub(crate) fn close(&mut self, window: &Window) {
-        if let Some(count) = self.open.get_mut(&window.remembered) {
+        if let Some(count) = self.open.get_mut(&window.shown) {
             *count -= 1;
             if *count == 0 {
-                self.open.remove(&window.remembered);
+                self.open.remove(&window.shown);
             }
         }
     }

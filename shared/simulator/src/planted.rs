@@ -630,6 +630,14 @@ pub static ALL: &[Planted] = &[
             }
         }
     }),
+    asks("free-as-at-first", "the free units of a view are those that were found first", |call| {
+        let update = call.request["UpdateExpression"].as_str()?;
+        if call.by.starts_with("catalog") && update.contains("#free = :free") {
+            let first = update.replace("#free = :free", "#free = if_not_exists(#free, :free)");
+            call.request["UpdateExpression"] = Value::from(first);
+        }
+        None
+    }),
     hears("refused-without-its-key", "a reserve is refused without another look whether it exists", |call, _, body| {
         forgets(call, "reserve", "HOLD#", body);
     }),

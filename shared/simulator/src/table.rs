@@ -5,6 +5,8 @@
 //! one of them, and transactional reads of it, are refused with a conflict. Other reads are served, and may see some
 //! items in their new state and others in their old one.
 
+use std::collections::BTreeMap;
+
 use holdfast_testkit::fixtures::TABLE;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -16,6 +18,12 @@ use crate::world::{Call, State, World, error, millis};
 
 /// For this long after a transaction, reads outside of transactions may still see the old state of an item.
 pub(crate) const PARTLY_MS: u64 = 8;
+
+/// For this long after a write, an eventually consistent read may see the old state.
+const EVENTUALLY_MS: i64 = 1_000;
+
+/// Items as they were before a write, with its time.
+pub(crate) type Old = BTreeMap<Place, (i64, Option<Value>)>;
 
 /// What stops an action of a transaction, whatever its condition says.
 #[derive(Debug, Clone, Copy)]
@@ -137,11 +145,19 @@ impl World {
             return answer;
         }
         let indexed = matches!(operation.as_str(), "Query" | "Scan") && request["IndexName"].is_string();
-        if !indexed && !consistent(operation, request) {
+        let eventual = !indexed && !consistent(operation, request);
+        if eventual && !(call.by.starts_with("catalog") && dynamo::is_shown(request)) {
             let detail = || format!("{} {operation} {request}", call.by);
             state.books.expect(now, false, "reads_see_every_write", detail);
         }
-        let answer = if indexed { state.indexed(operation, request) } else { state.with_unseen(operation, request) };
+        let answer = if indexed {
+            state.indexed(operation, request)
+        } else if eventual {
+            let stale = state.stale(now);
+            state.with_old(operation, request, &stale)
+        } else {
+            state.with_old(operation, request, &state.unseen)
+        };
         let Some((status, body)) = answer else { return (400, error("UnknownOperationException")) };
         if status == 200 {
             let places = dynamo::places(operation, request);
@@ -157,6 +173,9 @@ impl World {
         let mut changed = Vec::with_capacity(places.len());
         for place in places {
             let item = dynamo::item(&state.database, TABLE, &place);
+            if place.0.starts_with("VIEW#") || place.0 == "CATALOG" {
+                state.lately.insert(place.clone(), (now, state.items.get(&place).cloned()));
+            }
             match &item {
                 Some(item) => _ = state.items.insert(place.clone(), item.clone()),
                 None => _ = state.items.remove(&place),
@@ -286,23 +305,35 @@ impl State {
         dynamo::carry_out(&self.replica, operation, request)
     }
 
+    /// What an eventually consistent read sees of items that were changed lately: some of them as they were before.
+    fn stale(&mut self, now: i64) -> Old {
+        self.lately.retain(|_, (at, _)| now - *at < EVENTUALLY_MS);
+        let mut stale = self.unseen.clone();
+        for (place, before) in &self.lately {
+            if self.random.bool() {
+                stale.entry(place.clone()).or_insert_with(|| before.clone());
+            }
+        }
+        stale
+    }
+
     /// Executes an operation. Reads outside of transactions see the old state of items that are not visible to all yet.
-    fn with_unseen(&self, operation: &str, request: &Value) -> Option<(u16, Value)> {
-        let seen = |place: &Place| match self.unseen.get(place) {
+    fn with_old(&self, operation: &str, request: &Value, old: &Old) -> Option<(u16, Value)> {
+        let seen = |place: &Place| match old.get(place) {
             Some((_, before)) => before.as_ref(),
             None => self.items.get(place),
         };
         if let Some(body) = dynamo::by_key(operation, request, seen) {
             return Some((200, body));
         }
-        if self.unseen.is_empty() || !matches!(operation, "Query" | "Scan") {
+        if old.is_empty() || !matches!(operation, "Query" | "Scan") {
             return dynamo::carry_out(&self.database, operation, request);
         }
-        self.unseen.iter().for_each(|(place, (_, before))| {
+        old.iter().for_each(|(place, (_, before))| {
             dynamo::put(&self.database, TABLE, place, before.as_ref());
         });
         let answer = dynamo::carry_out(&self.database, operation, request);
-        self.unseen.keys().for_each(|place| dynamo::put(&self.database, TABLE, place, self.items.get(place)));
+        old.keys().for_each(|place| dynamo::put(&self.database, TABLE, place, self.items.get(place)));
         answer
     }
 

@@ -23,6 +23,7 @@ use crate::plan::HOUR_MS;
 use crate::planted::{Planted, group, is_end_of_look};
 use crate::promises::Promises;
 use crate::services::{Made, Message, Queues, Schedules};
+use crate::table::Old;
 use crate::table::{Stop, join, leave_out, sort_keys, split};
 
 /// If `CreateSchedule` takes this long, its environment may give up waiting: less than its limit of a second, because other
@@ -78,7 +79,9 @@ pub(crate) struct State {
     /// Items that a running transaction is on, with its token.
     pub(crate) locked: BTreeMap<Place, String>,
     /// Items whose old state reads outside of transactions still see, and the time until which they had it.
-    pub(crate) unseen: BTreeMap<Place, (i64, Option<Value>)>,
+    pub(crate) unseen: Old,
+    /// What the catalogue shows that was changed lately, as it was before.
+    pub(crate) lately: Old,
     /// Duplicates of writes that arrive after weeks, and whether each may make a hold without its reminder.
     copies: Vec<(String, Call, bool)>,
     pub(crate) queues: Queues,
@@ -149,7 +152,8 @@ impl World {
             due_keys: BTreeMap::new(),
             writes: 0,
             locked: BTreeMap::new(),
-            unseen: BTreeMap::new(),
+            unseen: Old::new(),
+            lately: Old::new(),
             copies: Vec::new(),
             queues: Queues::default(),
             schedules: Schedules::default(),

@@ -1,18 +1,33 @@
-//! The catalogue: products with their stock, for readers.
-//!
-//! What is shown may be a second old, so that many readers cost one read of the table. No reservation is decided on it.
+//! The stock of products as it is now, for admins: with all holds counted. What many read is in `views`.
 
 use std::collections::{BTreeMap, HashMap};
 
-use holdfast_domain::{Product, ProductId, ProductStatus, Stock, Timestamp};
+use holdfast_domain::{Product, ProductId, Stock, Timestamp};
 use serde::Deserialize;
 
-use crate::cache::ReadTime;
 use crate::items::text;
-use crate::{Cursor, Deadline, Error, Page, Store, items, keys};
+use crate::{Deadline, Error, Store, items, keys};
 
-/// How old the answers of [`Store::product_with_stock`] and [`Store::products_with_stock`] may be, in milliseconds.
-const SNAPSHOT_LIFETIME_MS: i64 = 1_000;
+/// The part of a hold in the index `due` that says where units are.
+#[derive(Debug, Deserialize)]
+pub(crate) struct DueHold {
+    pub(crate) pk: String,
+    pub(crate) due_at: Timestamp,
+    lines: Vec<DueLine>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DueLine {
+    product_id: ProductId,
+    quantity: u32,
+}
+
+impl DueHold {
+    /// How many units of a product it has.
+    pub(crate) fn units_of(&self, product: &ProductId) -> u64 {
+        self.lines.iter().filter(|line| line.product_id == *product).map(|line| u64::from(line.quantity)).sum()
+    }
+}
 
 /// Units of a product in holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,89 +38,7 @@ struct Held {
     overdue: u64,
 }
 
-/// All holds as an environment counted them at one time, and the products that it has read since then. A product is kept
-/// together with its stock, so that the units add up to the total that is shown with them.
-#[derive(Debug, Default)]
-pub(crate) struct CatalogSnapshot {
-    read_at: Option<ReadTime>,
-    held: HashMap<ProductId, Held>,
-    products: HashMap<ProductId, (Product, Stock)>,
-}
-
 impl Store {
-    /// One product and its stock, as they were at most a second ago.
-    ///
-    /// # Errors
-    /// [`Refusal::ProductNotFound`](holdfast_domain::Refusal::ProductNotFound); [`Error::Unavailable`] without an answer within the deadline.
-    pub async fn product_with_stock(&self, id: &ProductId, deadline: Deadline) -> Result<(Product, Stock), Error> {
-        let mut snapshot = self.catalog_snapshot(deadline).await?;
-        if let Some(known) = snapshot.products.get(id) {
-            return Ok(known.clone());
-        }
-        let product = self.product(id, deadline).await?;
-        let mut read = self.add_stock(&mut snapshot, vec![product], deadline).await?;
-        read.pop().ok_or_else(|| Error::internal("product", "it was read, and is not there"))
-    }
-
-    /// A page of all products that are not archived, in the order of their ids, each with its stock, as they were at most a
-    /// second ago.
-    ///
-    /// # Errors
-    /// As [`Store::products`].
-    pub async fn products_with_stock(
-        &self,
-        limit: u32,
-        cursor: Option<Cursor>,
-        deadline: Deadline,
-    ) -> Result<Page<(Product, Stock)>, Error> {
-        let (page, mut snapshot) = loop {
-            let read_at = ReadTime::now(&self.clock);
-            let page = self.products(limit, cursor.clone(), deadline).await?;
-            let snapshot = self.catalog_snapshot(deadline).await?;
-            // If the environment was frozen in between, the page is too old for the snapshot.
-            if read_at.within(SNAPSHOT_LIFETIME_MS, &self.clock) || deadline.passed() {
-                break (page, snapshot);
-            }
-        };
-        let mut items = self.add_stock(&mut snapshot, page.items, deadline).await?;
-        items.retain(|(product, _)| product.status != ProductStatus::Archived);
-        Ok(Page { items, next: page.next })
-    }
-
-    /// The snapshot, with all holds counted within the last second. While one request counts them, the others of this
-    /// environment wait for the result.
-    async fn catalog_snapshot(
-        &self,
-        deadline: Deadline,
-    ) -> Result<tokio::sync::MutexGuard<'_, CatalogSnapshot>, Error> {
-        let mut snapshot = self.attempts(deadline).call(self.catalog.lock()).await?;
-        if snapshot.read_at.is_none_or(|at| !at.within(SNAPSHOT_LIFETIME_MS, &self.clock)) {
-            // Dated before the read, so that the result is never older than its date.
-            let read_at = Some(ReadTime::now(&self.clock));
-            *snapshot = CatalogSnapshot { held: self.held(deadline).await?, products: HashMap::new(), read_at };
-        }
-        Ok(snapshot)
-    }
-
-    /// These products with their stock: from the snapshot, or read now and added to it.
-    async fn add_stock(
-        &self,
-        snapshot: &mut CatalogSnapshot,
-        products: Vec<Product>,
-        deadline: Deadline,
-    ) -> Result<Vec<(Product, Stock)>, Error> {
-        let missing: Vec<&Product> =
-            products.iter().filter(|product| !snapshot.products.contains_key(&product.product_id)).collect();
-        if !missing.is_empty() {
-            let mut stock = self.stock_beside(&snapshot.held, &missing, deadline).await?;
-            for product in missing {
-                let stock = stock.remove(&product.product_id).unwrap_or_default();
-                snapshot.products.insert(product.product_id.clone(), (product.clone(), stock));
-            }
-        }
-        Ok(products.iter().filter_map(|product| snapshot.products.get(&product.product_id).cloned()).collect())
-    }
-
     /// The stock of these products. Its parts are read one after another, so concurrent sales may be counted twice or not at
     /// all; `sold` is the rest of the total, and never negative.
     ///
@@ -137,18 +70,6 @@ impl Store {
     /// The units of all holds, by product: everything in the index `due`, by a scan, which needs a call for each megabyte instead of
     /// one for each partition.
     async fn held(&self, deadline: Deadline) -> Result<HashMap<ProductId, Held>, Error> {
-        /// The part of a hold that is needed here.
-        #[derive(Deserialize)]
-        struct DueHold {
-            pk: String,
-            due_at: Timestamp,
-            lines: Vec<DueLine>,
-        }
-        #[derive(Deserialize)]
-        struct DueLine {
-            product_id: ProductId,
-            quantity: u32,
-        }
         let request = self
             .client
             .scan()

@@ -82,6 +82,8 @@ pub const FAILED: &str = "FAILED";
 pub const HOLD_PREFIX: &str = "HOLD#";
 /// The prefix of a product's partition key, and of the sort key of its entry in the directory.
 pub const PRODUCT_PREFIX: &str = "PRODUCT#";
+/// The prefix of the partition key of what the catalogue shows of a product.
+pub const VIEW_PREFIX: &str = "VIEW#";
 /// A product's sort key.
 pub const PRODUCT: &str = "PRODUCT";
 /// A reservation's sort key.
@@ -140,6 +142,11 @@ pub fn shard(id: &ProductId, shard: u32) -> Key {
 /// The environments' looks at a product's shards while it is sold out.
 pub fn looks(id: &ProductId) -> Key {
     Key { pk: format!("LOOKS#{id}"), sk: "LOOKS".to_owned() }
+}
+
+/// What the catalogue shows of a product.
+pub fn view(id: &ProductId) -> Key {
+    Key { pk: format!("{VIEW_PREFIX}{id}"), sk: "VIEW".to_owned() }
 }
 
 /// A reservation, which is also the record of its idempotency key.
@@ -251,6 +258,7 @@ mod tests {
             (failed("fc_x"), Owner::Other),
             (audit(&product()), Owner::Other),
             (looks(&product()), Owner::Other),
+            (view(&product()), Owner::Other),
             (Key { pk: "STOCK#tee-black".to_owned(), sk: "STOCK".to_owned() }, Owner::Other),
         ] {
             assert_eq!(Owner::of(&key.pk, &key.sk), owner, "{key:?}");

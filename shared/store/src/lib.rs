@@ -17,6 +17,7 @@
 //! - `partitions`: which partitions of the indexes holds and reservations are in
 //! - `places`: where the item of a product is, and moving it
 //! - `cache`: what an environment remembers of products and their stock
+//! - `views`: what the catalogue shows, which all environments read
 //! - `audit`: reading what must add up, of a table in use
 //! - `reserve`, `changes`, `confirm`, `release`, `orders`, `reservations`, `products`, `catalog`, `stock`, `failed`, `rate`: one command each,
 //!   or a few related ones
@@ -52,6 +53,7 @@ mod stock;
 mod transact;
 mod units;
 mod update;
+mod views;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,6 +79,7 @@ pub use release::Swept;
 pub use reservations::{Listed, Search};
 pub use reserve::Reserved;
 pub use stock::{Adjusted, LedgerEntry};
+pub use views::Shown;
 
 use error::{Attempts, LostWrites, call_error};
 use page::Part;
@@ -105,7 +108,8 @@ pub struct Store {
     reads: gate::Turns,
     /// Of requests that find out whether a product is sold out.
     searches: gate::Turns,
-    catalog: tokio::sync::Mutex<catalog::CatalogSnapshot>,
+    /// Of the catalogue.
+    remembered: tokio::sync::Mutex<views::Remembered>,
     random: Mutex<fastrand::Rng>,
     partitions: Partitions,
     /// When it was last certain that no product has to be moved.
@@ -125,7 +129,7 @@ impl Store {
             gates: group::Gates::default(),
             reads: gate::Turns::default(),
             searches: gate::Turns::default(),
-            catalog: tokio::sync::Mutex::default(),
+            remembered: tokio::sync::Mutex::default(),
             random: Mutex::new(fastrand::Rng::new()),
             partitions: Partitions::default(),
             all_moved: Mutex::default(),
@@ -286,6 +290,16 @@ impl Store {
 
     /// Several items, by consistent reads, in any order; those that do not exist are left out.
     async fn get_many(&self, keys: Vec<keys::Key>, deadline: Deadline) -> Result<Vec<Item>, Error> {
+        self.get_many_by(true, keys, deadline).await
+    }
+
+    /// The same, by reads that are `consistent` or, for half the units, eventually consistent.
+    async fn get_many_by(
+        &self,
+        consistent: bool,
+        keys: Vec<keys::Key>,
+        deadline: Deadline,
+    ) -> Result<Vec<Item>, Error> {
         let mut items = Vec::with_capacity(keys.len());
         // DynamoDB refuses a batch that names an item twice, and an index that lags may return one twice.
         let unique: BTreeSet<(String, String)> = keys.into_iter().map(|key| (key.pk, key.sk)).collect();
@@ -293,7 +307,7 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         while !left.is_empty() {
             let batch = left.split_off(left.len().saturating_sub(BATCH));
-            let wanted = KeysAndAttributes::builder().set_keys(Some(batch.clone())).consistent_read(true).build();
+            let wanted = KeysAndAttributes::builder().set_keys(Some(batch.clone())).consistent_read(consistent).build();
             let wanted = wanted.map_err(|error| Error::internal("BatchGetItem", error))?;
             match attempts.call(self.client.batch_get_item().request_items(&self.table, wanted).send()).await? {
                 Ok(answer) => {

@@ -99,7 +99,7 @@ pub(crate) fn new_items(product: &Product, layout: Layout) -> Result<Vec<Item>, 
 }
 
 /// The entry in the directory of a product that is under its own key.
-fn bare_entry(id: &ProductId) -> Item {
+pub(crate) fn bare_entry(id: &ProductId) -> Item {
     let mut entry = keys::directory_entry(id).item();
     entry.insert(PRODUCT_ID.to_owned(), text(id.as_str()));
     entry

@@ -33,11 +33,18 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<Product>, Error> {
+        let (entries, next) = self.query(self.directory_page(limit, cursor)?, deadline).await?;
+        Ok(Page { items: self.products_of(entries, deadline).await?, next: next.map(Cursor::new) })
+    }
+
+    /// The query of a page of the directory.
+    ///
+    /// # Errors
+    /// `Invalid` for a cursor of another list.
+    pub(crate) fn directory_page(&self, limit: u32, cursor: Option<Cursor>) -> Result<QueryFluentBuilder, Error> {
         let parts = [(keys::PK, Part::Is(keys::CATALOG)), (keys::SK, Part::Begins(keys::PRODUCT_PREFIX))];
         let start = cursor.map(|cursor| cursor.into_key(&parts)).transpose()?;
-        let request = self.directory(start).limit(i32::try_from(limit).unwrap_or(i32::MAX));
-        let (entries, next) = self.query(request, deadline).await?;
-        Ok(Page { items: self.products_of(entries, deadline).await?, next: next.map(Cursor::new) })
+        Ok(self.directory(start).limit(i32::try_from(limit).unwrap_or(i32::MAX)))
     }
 
     /// The query of the directory of all products, by consistent reads, from `start` on.

@@ -5,12 +5,17 @@ use std::collections::BTreeMap;
 
 use holdfast_domain::{CustomerId, IdempotencyKey, Line, ProductId, ReservationId, Take};
 
+use crate::Item;
 use crate::cache::{FACTS_LIFETIME_MS, REFUSAL_LIFETIME_MS};
 use crate::partitions::{DUE_OF_BASKETS, Partitions};
+use crate::places::bare_entry;
 use crate::release::HOLDS_PER_TRANSACTION;
 
 /// The most that a key may take: AWS gives 1,000 write units and 3,000 read units, and shares are never quite even.
 const MOST: f64 = 700.0;
+
+/// The most products of a page.
+const MAX_PAGE: usize = 100;
 
 /// A sale in which each hold ends as fast as another one is made: 60 % are paid for, 40 % are released.
 struct Sale {
@@ -21,6 +26,8 @@ struct Sale {
     group: f64,
     environments: f64,
     shards: u32,
+    /// Environments of `catalog`, each with requests in every second.
+    readers: f64,
 }
 
 impl Sale {
@@ -80,6 +87,22 @@ impl Sale {
         3.0 * self.facts()
     }
 
+    /// Units of reads of a product's view: each environment of `catalog` reads it once a second, and once more if another one is
+    /// about to refresh it. Eventually consistent, of less than 4 KB.
+    fn view(&self) -> f64 {
+        2.0 * 0.5 * self.readers
+    }
+
+    /// Units of reads of a page of the directory with the most and the longest entries: once a second in each environment.
+    fn directory(&self) -> f64 {
+        let id = ProductId::try_from("x".repeat(64)).unwrap();
+        let bytes = |item: Item| -> usize {
+            item.iter().map(|(name, value)| name.len() + value.as_s().map_or(0, String::len)).sum()
+        };
+        let page = MAX_PAGE * bytes(bare_entry(&id));
+        (page as f64 / 4_096.0).ceil() * 0.5 * self.readers
+    }
+
     /// Write units a second of the table, with a limit for each customer or without; what is refused for a conflict comes on top.
     fn table(&self, limited: bool) -> f64 {
         let own = if limited { 4.0 } else { 2.0 };
@@ -110,6 +133,10 @@ impl Sale {
             ("index `made`, `MADE#<k>`: writes", self.fullest(|id, _| table.made(id))),
             ("product, `PRODUCT#<product_id>`: reads of facts", self.facts()),
             ("looks, `LOOKS#<product_id>`: reads while it is sold out", self.looks()),
+            // Each product is searched once a second, eventually consistent.
+            ("index `due`, `DUE#<k>` of baskets: reads for views", 0.5 * f64::from(self.products)),
+            ("view, `VIEW#<product_id>`: reads", self.view()),
+            ("directory, `CATALOG`: reads of pages", self.directory()),
         ]
     }
 }
@@ -118,8 +145,9 @@ impl Sale {
 fn no_key_takes_more_than_seven_hundred_units_a_second() {
     const { assert!(FACTS_LIFETIME_MS >= REFUSAL_LIFETIME_MS, "facts are read more rarely without refusals") };
     // 16 environments of 64 requests at once, which share transactions; and plain Lambda, which sends one at a time.
-    let one = Sale { products: 1, rate: 10_000.0, group: 17.0, environments: 16.0, shards: 16 };
-    let thousand = Sale { products: 1_000, rate: 30_000.0, group: 1.0, environments: 1_500.0, shards: 16 };
+    let one = Sale { products: 1, rate: 10_000.0, group: 17.0, environments: 16.0, shards: 16, readers: 100.0 };
+    let thousand =
+        Sale { products: 1_000, rate: 30_000.0, group: 1.0, environments: 1_500.0, shards: 16, readers: 300.0 };
     let documented = include_str!("../../../docs/limits.md");
     let mut missing = Vec::new();
     for ((key, one), (_, thousand)) in one.rows().into_iter().zip(thousand.rows()) {
@@ -129,7 +157,7 @@ fn no_key_takes_more_than_seven_hundred_units_a_second() {
             missing.push(row);
         }
     }
-    let small = Sale { products: 1, rate: 1_000.0, group: 1.0, environments: 50.0, shards: 40 };
+    let small = Sale { products: 1, rate: 1_000.0, group: 1.0, environments: 50.0, shards: 40, readers: 10.0 };
     let needs = [small, one, thousand].map(|sale| sale.needs()).into_iter();
     missing.extend(needs.filter(|row| !documented.contains(row)));
     // What baskets of several products may come to.

@@ -4,8 +4,10 @@ use serde_json::Value;
 
 use super::changes::counted;
 use super::{Case, Ruling, hold, lines, shown};
+use crate::books::SKEW_MS;
 use crate::dynamo::Place;
-use crate::past::{MEMORY_MS, Moment};
+use crate::past::{MEMORY_MS, Moment, VIEW_MS};
+use crate::table::PARTLY_MS;
 
 /// A product's own key. The books know it there also while it is in the directory.
 pub(crate) fn product_place(id: &str) -> Place {
@@ -15,11 +17,15 @@ pub(crate) fn product_place(id: &str) -> Place {
 /// The least and the most that an answer may say about a number that is read at several instants.
 type Bounds = (i64, i64);
 
-/// How old the state may be that an answer shows, in milliseconds: as old as its request, or a second older.
+/// When an answer has read what it shows: not before a moment, and with a clock that showed a time in between.
 ///
-/// Not a moment, because a second in which nothing is written is no time for moments, and yet holds end in it.
-type Age = i64;
-const READ_NOW: Age = 0;
+/// Not only a moment, because a second in which nothing is written is no time for moments, and yet holds end in it.
+#[derive(Clone, Copy)]
+struct Read {
+    from: Moment,
+    first: i64,
+    last: i64,
+}
 
 impl<'a> Case<'a> {
     /// The versions of a product that an environment may use.
@@ -112,15 +118,16 @@ impl<'a> Case<'a> {
         let lines = body["lines"].as_array().map_or(std::slice::from_ref(body), Vec::as_slice);
         let of = |body: &Value| {
             let id = body["product_id"].as_str()?;
-            let remembered = self.window.remembered;
+            let (remembered, now) = (self.window.remembered, self.read_now());
+            let (told, counted) = self.read_as_told(body).unzip();
             Some(format!(
                 "{id}: {:?} available, {:?} reserved; {} in reach, {:?} on shards since a second ago; at once {:?}, {:?}",
-                self.in_reach(id, MEMORY_MS),
-                self.reserved(id, MEMORY_MS),
+                self.in_reach(id, told.unwrap_or(now)),
+                self.reserved(id, counted.unwrap_or(now)),
                 self.least_in_reach(id, remembered),
                 self.on_shards(id, remembered),
-                self.in_reach(id, READ_NOW),
-                self.reserved(id, READ_NOW)
+                self.in_reach(id, now),
+                self.reserved(id, now)
             ))
         };
         lines.iter().filter_map(of).collect::<Vec<_>>().join("; ")
@@ -188,7 +195,7 @@ impl<'a> Case<'a> {
     pub(super) fn product(&self, id: &str) -> Ruling {
         let place = product_place(id);
         match self.reply.status {
-            200 => (self.shows_product(&self.reply.body, MEMORY_MS), "the_catalogue_is_right"),
+            200 => (self.shows_view(&self.reply.body), "the_catalogue_is_right"),
             404 => (self.once([&place], |at| self.item(&place, at).is_none()), "only_true_refusals"),
             _ => (false, "only_documented_refusals"),
         }
@@ -199,59 +206,83 @@ impl<'a> Case<'a> {
             return (false, "only_documented_refusals");
         };
         let admin = self.asked.path.starts_with("/admin");
-        let age = if admin { READ_NOW } else { MEMORY_MS };
         // The public list has no archived products.
         let belongs = |body: &Value| admin || body["status"] != "archived";
-        if !items.iter().all(|body| belongs(body) && self.shows_product(body, age)) {
+        let right = |body: &Value| if admin { self.shows_product(body) } else { self.shows_view(body) };
+        if !items.iter().all(|body| belongs(body) && right(body)) {
             return (false, "the_catalogue_is_right");
         }
         let whole = self.asked.query("cursor").is_none() && self.reply.body["next_cursor"].is_null();
         let listed = |id: &str| items.iter().any(|body| body["product_id"] == id);
         let missing = self.books.product_ids().any(|id| {
             let place = product_place(id);
-            let archived =
-                || !admin && self.facts(id, self.since(age)).iter().any(|facts| facts["status"] == "archived");
-            !listed(id) && !self.once([&place], |at| self.item(&place, at).is_none()) && !archived()
+            // The public list may be a page that was remembered, with old views.
+            let from = if admin { self.window.sent } else { self.window.shown };
+            let archived = || !admin && self.facts(id, from).iter().any(|facts| facts["status"] == "archived");
+            let moments = self.books.past.moments([&place], from, self.window.answered);
+            !listed(id) && moments.into_iter().all(|at| self.item(&place, at).is_some()) && !archived()
         });
         (!whole || !missing, "the_lists_are_the_table")
     }
 
-    /// The oldest moment that an answer of at most this age may show.
-    fn since(&self, age: Age) -> Moment {
-        if age > READ_NOW { self.window.remembered } else { self.window.sent }
+    /// What an answer has read for itself.
+    fn read_now(&self) -> Read {
+        let (first, last) = self.clock();
+        Read { from: self.window.sent, first, last }
     }
 
-    /// Whether an answer shows a product as it was at a moment at most `age` before the request, with numbers that may
-    /// have been read.
-    fn shows_product(&self, body: &Value, age: Age) -> bool {
+    /// When the units of a view were read, and when its holds were counted, as the answer tells it: not too old, and by the clock
+    /// of any environment.
+    fn read_as_told(&self, body: &Value) -> Option<(Read, Read)> {
+        let (stock_at, reserved_at) = (shown(&body["stock_at"])?, shown(&body["reserved_at"])?);
+        let (first, last) = self.clock();
+        let from = |at: i64| self.books.past.at(at - SKEW_MS - i64::try_from(PARTLY_MS).unwrap_or_default());
+        let told = stock_at > first - VIEW_MS && stock_at <= last && reserved_at <= stock_at;
+        let read = |at: i64| Read { from: from(at), first: at, last: stock_at };
+        told.then(|| (read(stock_at), read(reserved_at)))
+    }
+
+    /// Whether an answer shows a product as it was at the time that it tells, which is not too long ago.
+    fn shows_view(&self, body: &Value) -> bool {
+        self.read_as_told(body).is_some_and(|(read, counted)| self.shows_units(body, read, counted))
+    }
+
+    /// Whether an answer shows a product as it was during the request.
+    fn shows_product(&self, body: &Value) -> bool {
+        let untold = body["stock_at"].is_null() && body["reserved_at"].is_null();
+        untold && self.shows_units(body, self.read_now(), self.read_now())
+    }
+
+    /// Whether an answer shows a product as it was when it was read, with numbers that may have been read.
+    fn shows_units(&self, body: &Value, read: Read, counted: Read) -> bool {
         let id = body["product_id"].as_str().unwrap_or_default();
         let number = |name: &str| body[name].as_i64().unwrap_or(-1);
         let (available, reserved, sold, total) =
             (number("available"), number("reserved"), number("sold"), number("total"));
         let whole = sold == (total - available - reserved).max(0);
+        // No more than there is room for: holds may have been counted before.
+        let (least, most) = self.reserved(id, counted);
+        let counted = if body["stock_at"].is_null() { (least, most) } else { (least.min(total - available), most) };
         whole
-            && self.facts(id, self.since(age)).iter().any(|facts| same_facts(facts, body))
-            && within(available, self.in_reach(id, age))
-            && within(reserved, self.reserved(id, age))
+            && self.facts(id, read.from).iter().any(|facts| same_facts(facts, body))
+            && within(available, self.in_reach(id, read))
+            && within(reserved, counted)
     }
 
     /// The bounds of a product's available units: those on its shards, and those in overdue holds.
-    fn in_reach(&self, product: &str, age: Age) -> Bounds {
-        let (least, most) = self.on_shards(product, self.since(age));
-        let (always, ever) = self.in_holds(product, age, true);
+    fn in_reach(&self, product: &str, read: Read) -> Bounds {
+        let (least, most) = self.on_shards(product, read.from);
+        let (always, ever) = self.in_holds(product, read, true);
         (least + always, most + ever)
     }
 
     /// The bounds of the units in holds that are not overdue.
-    fn reserved(&self, product: &str, age: Age) -> Bounds {
-        self.in_holds(product, age, false)
+    fn reserved(&self, product: &str, read: Read) -> Bounds {
+        self.in_holds(product, read, false)
     }
 
-    /// The units in holds that are overdue, or are not, by the index: at every moment of this age, and at any.
-    fn in_holds(&self, product: &str, age: Age, over: bool) -> Bounds {
-        let from = self.since(age);
-        let (first, last) = self.clock();
-        let first = first - age;
+    /// The units in holds that are overdue, or are not, by the index: at every moment since it was read, and at any.
+    fn in_holds(&self, product: &str, Read { from, first, last }: Read, over: bool) -> Bounds {
         let mut bounds = (0, 0);
         for id in self.books.holds_of(product) {
             let place = hold(id);
@@ -267,8 +298,8 @@ impl<'a> Case<'a> {
                 })
             });
             // With the lines that it had then: they may have been changed since.
-            let shown = self.books.dues(id, product, from, self.window.answered).into_iter();
-            let ever = shown.filter(|(due, _)| right(*due, if over { last } else { first })).map(|(_, units)| units);
+            let ends = self.books.dues(id, product, from, self.window.answered).into_iter();
+            let ever = ends.filter(|(due, _)| right(*due, if over { last } else { first })).map(|(_, units)| units);
             let units =
                 moments.iter().rev().find_map(|at| self.item(&place, *at)).map_or(0, |item| taken(item, product));
             bounds.0 += if always { units } else { 0 };
@@ -305,7 +336,7 @@ impl<'a> Case<'a> {
                 let made = changes.into_iter().all(|(name, value)| {
                     body[name] == *value || shown(value).is_some_and(|at| shown(&body[name]) == Some(at))
                 });
-                let right = made && body["version"] == version + 1 && self.shows_product(body, READ_NOW);
+                let right = made && body["version"] == version + 1 && self.shows_product(body);
                 // Once the call returns, no reservation uses the old facts.
                 (right && self.books.all_shards_know(id, version + 1), "a_change_counts_once_it_returns")
             }

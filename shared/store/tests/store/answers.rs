@@ -42,9 +42,9 @@ async fn an_overdue_hold_blocks_nobody() {
     hold(&one, "alice", 4, NOW).await;
     let tee = product_id("tee");
     wire.step_clock(599_000);
-    assert_eq!(store(&wire, 3).product_with_stock(&tee, soon()).await.unwrap().1.available, 6);
+    assert_eq!(store(&wire, 3).product_with_stock(&tee, soon()).await.unwrap().stock.available, 6);
     wire.step_clock(31_000);
-    let shown = store(&wire, 3).product_with_stock(&tee, soon()).await.unwrap().1;
+    let shown = store(&wire, 3).product_with_stock(&tee, soon()).await.unwrap().stock;
     assert_eq!((shown.available, shown.reserved, shown.sold), (10, 0, 0));
     let adjusted = one.adjust(&adjustment(-10, None, "admin", "k"), over, soon()).await.unwrap();
     assert_eq!(adjusted.entry.total_after, 0);

@@ -25,7 +25,7 @@ pub(crate) async fn change(store: &Store, held: &Reservation, wanted: &[(&str, u
     change_at(store, held, wanted, NOW).await
 }
 
-async fn change_at(
+pub(crate) async fn change_at(
     store: &Store,
     held: &Reservation,
     wanted: &[(&str, u32)],

@@ -16,6 +16,7 @@ mod products;
 mod rate;
 mod release;
 mod reserve;
+mod views;
 
 use std::collections::HashMap;
 

@@ -417,34 +417,6 @@ async fn stock_says_where_the_units_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readers_see_the_stock_of_the_last_second_and_cost_one_read() {
-    let wire = table();
-    stocked(&wire, &[product("cap", 5, 1), product("tee", 10, 2)]).await;
-    let (catalog, shop) = (store(&wire, 1), store(&wire, 2));
-    let look = async || {
-        let page = catalog.products_with_stock(10, None, soon()).await.unwrap();
-        let one = catalog.product_with_stock(&product_id("tee"), soon()).await.unwrap();
-        assert_eq!(
-            page.items.iter().map(|(product, _)| product.product_id.as_str()).collect::<Vec<_>>(),
-            ["cap", "tee"]
-        );
-        assert_eq!(page.items[1], one);
-        page.items.iter().map(|(_, stock)| (stock.available, stock.reserved)).collect::<Vec<_>>()
-    };
-    assert_eq!(look().await, [(5, 0), (10, 0)]);
-    reserve(&shop, &basket("alice", "k", &[("tee", 3)]), NOW).await.unwrap();
-    wire.take_calls();
-    tokio::time::advance(Duration::from_millis(999)).await;
-    assert_eq!(look().await, [(5, 0), (10, 0)]);
-    let calls: Vec<String> = wire.take_calls().into_iter().map(|call| call.operation).collect();
-    assert_eq!(calls, ["Query", "BatchGetItem"], "the page's products, and nothing of their stock");
-    tokio::time::advance(Duration::from_millis(1)).await;
-    assert_eq!(look().await, [(5, 0), (7, 3)]);
-    let missing = catalog.product_with_stock(&product_id("none"), soon()).await.unwrap_err();
-    assert!(matches!(missing, Error::Refused(Refusal::ProductNotFound { .. })));
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_change_is_not_refused_for_the_version_that_it_made_itself() {
     let (wire, one) = tee(5, 1).await;
     let two = store(&wire, 2);
