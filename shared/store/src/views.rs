@@ -112,7 +112,8 @@ impl View {
             product: product.clone(),
             stock: Stock { available, reserved, sold },
             stock_at: *read_at,
-            reserved_at: parts.iter().map(|part| part.counted_at).min().unwrap_or(*read_at),
+            // Another environment, whose clock is ahead, may have counted.
+            reserved_at: parts.iter().map(|part| part.counted_at).fold(*read_at, Timestamp::min),
         }
     }
 }
