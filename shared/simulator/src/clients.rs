@@ -95,10 +95,12 @@ impl<'a> Client<'a> {
                 self.ask(patience, Function::Reserve, "GET", path, None, None).await;
             }
             Step::Look { product } => {
-                // As a page does that shows how the stock goes down.
+                // As pages do that show how the stock goes down: two at once, so that two environments answer, and one shows what
+                // the other has found.
                 let path = format!("/products/{}", self.products[*product].id);
+                let look = || self.ask(patience, Function::Catalog, "GET", &path, None, None);
                 for _ in 0..LOOKS {
-                    self.ask(patience, Function::Catalog, "GET", &path, None, None).await;
+                    tokio::join!(look(), look());
                     sleep(millis(LOOK_AGAIN_MS)).await;
                 }
             }
