@@ -16,8 +16,8 @@ const TIME_LENGTH: usize = "2026-11-21T07:06:40.428Z".len();
 /// `body` as JSON, cacheable for `seconds`; or 304 if `If-None-Match` in the request's `headers` matches.
 ///
 /// The tag is a digest of the body without any `server_time`, `stock_at` and `reserved_at`, and so a weak one: a body that
-/// differs in nothing but its times has not changed. Unless it `counts_down`: a cache that is told 304 keeps the old body, and a page would count
-/// down from its time.
+/// differs in nothing but its times has not changed. Unless it `counts_down`: a cache that is told 304 keeps the old body, and
+/// a page would count down from its time.
 ///
 /// # Errors
 /// JSON cannot express the value.

@@ -45,16 +45,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn stock(&self, products: &[&Product], deadline: Deadline) -> Result<BTreeMap<ProductId, Stock>, Error> {
-        self.stock_beside(&self.held(deadline).await?, products, deadline).await
-    }
-
-    /// The stock of these products, given all holds.
-    async fn stock_beside(
-        &self,
-        held: &HashMap<ProductId, Held>,
-        products: &[&Product],
-        deadline: Deadline,
-    ) -> Result<BTreeMap<ProductId, Stock>, Error> {
+        let held = self.held(deadline).await?;
         let shards = self.shards(products, deadline).await?;
         let stock = products.iter().map(|product| {
             let id = &product.product_id;

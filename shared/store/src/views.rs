@@ -192,11 +192,8 @@ impl Store {
     ) -> Result<Vec<Shown>, Error> {
         let unknown: BTreeSet<&ProductId> = ids.iter().filter(|id| !remembered.views.contains_key(id)).collect();
         let mut read = if unknown.is_empty() { BTreeMap::new() } else { self.views(&unknown, deadline).await? };
-        let shown = ids.iter().filter_map(|id| {
-            let view = read.get(id).or_else(|| remembered.views.get(id).map(|(_, view)| view))?;
-            Some(view.shown())
-        });
-        let shown = shown.collect();
+        let view_of = |id| read.get(id).or_else(|| remembered.views.get(id).map(|(_, view)| view));
+        let shown = ids.iter().filter_map(view_of).map(View::shown).collect();
         let now = ReadTime::now(&self.clock);
         // One that is old, since another environment refreshes it, not for long.
         let again = Timestamp::from_millis(now.wall().as_millis() - (VIEW_LIFETIME_MS - SHOWN_AGAIN_MS));
@@ -320,8 +317,8 @@ impl Store {
                 Ok((due, found?))
             });
             let found = side_by_side(found.collect()).await?;
-            for holds in found.iter().flat_map(|(_, found)| found.holds.keys()) {
-                searched.values_mut().for_each(|before| _ = before.holds.remove(holds));
+            for pk in found.iter().flat_map(|(_, found)| found.holds.keys()) {
+                searched.values_mut().for_each(|before| _ = before.holds.remove(pk));
             }
             searched.extend(found);
         }
@@ -441,8 +438,8 @@ fn known_parts(
 ) -> impl Iterator<Item = (String, Option<Part>)> {
     let all: Vec<String> = partitions.due_of(product).chain(partitions.due_of_baskets()).collect();
     // Another version of this program may have other partitions.
-    let parts = seen.map(|view| view.parts.clone()).filter(|parts| parts.len() == all.len());
-    all.into_iter().enumerate().map(move |(k, due)| (due, parts.as_ref().map(|parts| parts[k])))
+    let parts = seen.map(|view| &view.parts).filter(|parts| parts.len() == all.len());
+    all.into_iter().enumerate().map(move |(k, due)| (due, parts.map(|parts| parts[k])))
 }
 
 /// The partitions of the index `due` that a refresh of these products searches for holds that are over, those of baskets last,
