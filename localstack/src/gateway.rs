@@ -395,16 +395,16 @@ fn message(status: StatusCode, text: &str) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], json!({ "message": text }).to_string()).into_response()
 }
 
-/// A port of 127.0.0.1 that is free now, for servers that cannot be given port 0. It may be taken before it is used; they
-/// then fail to start.
+/// A port of 127.0.0.1 that is free now, for servers that cannot be given port 0. It is none of those that Linux and macOS give
+/// to connections and to whoever asks for any port, so that it is not taken before it is used, or while its server is
+/// restarted.
 ///
 /// # Errors
 /// No port is free.
 pub fn free_port() -> Result<u16> {
-    let probe = std::net::TcpListener::bind(("127.0.0.1", 0));
-    let address = probe.and_then(|listener| listener.local_addr());
-    let port = address.context(|| "cannot find a free port".into())?.port();
-    if port == 0 { Err(Error::new("cannot find a free port")) } else { Ok(port) }
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let free = std::iter::repeat_with(|| fastrand::u16(20_000..32_000)).take(1_000).find(is_free);
+    free.ok_or_else(|| Error::new("cannot find a free port"))
 }
 
 #[cfg(test)]

@@ -35,9 +35,11 @@ pub(crate) enum Who<'a> {
     Token(&'a str),
 }
 
-/// An answer, whole.
+/// An answer, whole, and to what.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
+    /// Its method and path.
+    pub(crate) request: String,
     pub(crate) status: u16,
     pub(crate) headers: reqwest::header::HeaderMap,
     pub(crate) body: Value,
@@ -109,7 +111,7 @@ impl Api {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await.unwrap();
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        let answer = Answer { status, headers, body };
+        let answer = Answer { request: format!("{method} {path}"), status, headers, body };
         described::check(method.as_str(), path, &answer);
         answer
     }

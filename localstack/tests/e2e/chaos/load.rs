@@ -1,6 +1,7 @@
 //! Customers who want to buy, whatever happens: each is one good client, and remembers what it was told.
 
 use std::fmt;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::{join, join_all};
@@ -63,8 +64,8 @@ impl fmt::Display for Counts {
     }
 }
 
-/// The counts, and every change of them.
-pub(super) struct Tally(watch::Sender<Counts>);
+/// The counts, and every change of them; and the tries that failed, as a customer saw them.
+pub(super) struct Tally(watch::Sender<Counts>, Mutex<Vec<String>>);
 
 impl Tally {
     pub(super) fn now(&self) -> Counts {
@@ -76,6 +77,12 @@ impl Tally {
         let waiting = timeout(patience(), counts.wait_for(reached)).await;
         let end = waiting.map(|counts| drop(counts.unwrap()));
         end.unwrap_or_else(|_| panic!("answers_once_faults_stop: nothing goes on: {}", self.now()));
+    }
+
+    /// The tries that failed after the first `before` of them.
+    pub(super) fn failures_since(&self, before: u64) -> Vec<String> {
+        let failures = self.1.lock().unwrap();
+        failures.iter().skip(usize::try_from(before).unwrap()).cloned().collect()
     }
 
     fn count(&self, change: impl FnOnce(&mut Counts)) {
@@ -136,7 +143,7 @@ impl Load {
             api.product(id, total, more).await;
         }
         let (counts, over) = (watch::channel(Counts::default()).0, watch::channel(false).0);
-        Self { api: api.clone(), tally: Tally(counts), over }
+        Self { api: api.clone(), tally: Tally(counts, Mutex::default()), over }
     }
 
     /// No customer comes again, and no admin. Those who are there go on until they have an answer.
@@ -315,6 +322,9 @@ impl Load {
     async fn patiently<F: Future<Output = Answer>>(&self, request: impl Fn() -> F) -> Answer {
         let counted = async || {
             let answer = request().await;
+            if answer.status == 503 {
+                self.tally.1.lock().unwrap().push(format!("{}: {}", answer.request, answer.body));
+            }
             self.tally.count(|counts| {
                 counts.requests += 1;
                 match answer.status {
