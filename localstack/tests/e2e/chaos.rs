@@ -1,6 +1,6 @@
 //! Chaos: the emulator, the functions and services are frozen, stopped, killed or away while customers keep buying.
 //!
-//! Each test has its own stack and the same load (`load`): some tens of clients, which retry with the same key until there
+//! Each test has its own stack and the same load (`load`): a dozen clients, which retry with the same key until there
 //! is a response, and record the responses. Once the fault is over and the system is quiet, the books must be correct
 //! (`books`), by the promises' names in docs/reliability.md. A fault that affects no request fails the test.
 //!

@@ -450,6 +450,15 @@ pub static ALL: &[Planted] = &[
         }
         None
     }),
+    asks("search-dated-later", "a search for overdue holds is relied on for three seconds longer", |call| {
+        if is_end_of_look(call) {
+            let at = &mut call.request["ExpressionAttributeValues"][":at"]["N"];
+            if let Some(searched) = at.as_str().and_then(|at| at.parse::<i64>().ok()) {
+                *at = (searched + 3_000).to_string().into();
+            }
+        }
+        None
+    }),
     // ---- the end of a hold
     asks("release-without-status", "a release does not ask whether the hold is still held", |call| {
         in_condition(call, Deed::Release, "HOLD#", " AND #status = :held", "")

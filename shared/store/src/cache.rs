@@ -3,6 +3,7 @@
 //! With a warm cache a reserve takes one round trip. What is cached may be stale: the condition on the write decides.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use holdfast_domain::{Clock, Product, ProductId, Take, Timestamp, shards};
 use tokio::time::Instant;
@@ -19,7 +20,7 @@ pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
 
 /// How long a product counts as one that was sold out, in milliseconds: its next refusals share their looks at the shards
 /// with other environments.
-const SOLD_OUT_MEMORY_MS: i64 = 10_000;
+pub(crate) const SOLD_OUT_MEMORY_MS: i64 = 10_000;
 /// From how many shards on. Below, a look costs no more than to ask for one.
 const SHARED_SHARDS: u32 = 4;
 
@@ -50,7 +51,19 @@ impl ReadTime {
 
     /// The same, or as old as that by the wall clock.
     pub(crate) fn not_after(self, wall: Timestamp) -> Self {
-        Self { wall: self.wall.min(wall), ..self }
+        self.earlier(self.wall.as_millis().saturating_sub(wall.as_millis()).max(0))
+    }
+
+    /// So many milliseconds earlier, by both clocks.
+    pub(crate) fn earlier(self, millis: i64) -> Self {
+        let wall = Timestamp::from_millis(self.wall.as_millis().saturating_sub(millis));
+        let by = Duration::from_millis(u64::try_from(millis).unwrap_or_default());
+        Self { wall, monotonic: self.monotonic.checked_sub(by).unwrap_or(self.monotonic) }
+    }
+
+    /// The earlier of both, by each clock.
+    pub(crate) fn or_before(self, other: Self) -> Self {
+        Self { wall: self.wall.min(other.wall), monotonic: self.monotonic.min(other.monotonic) }
     }
 
     /// Whether it was not read before `other`.
@@ -104,11 +117,12 @@ impl CachedProduct {
         self.sold_out_at = Some(at);
     }
 
-    /// Whether its next looks are shared with other environments: one that was sold out a short time ago is likely to be asked
-    /// for again and again, and with few shards the sharing would cost more than a look.
-    pub(crate) fn shares_looks(&self, clock: &Clock) -> bool {
+    /// Whether its looks are shared with other environments, as they are with enough shards, and whether the next one is the
+    /// first for a while.
+    pub(crate) fn shares_looks(&self, clock: &Clock) -> Option<bool> {
         let lately = |time: Option<ReadTime>| time.is_some_and(|at| at.within(SOLD_OUT_MEMORY_MS, clock));
-        self.product.shards >= SHARED_SHARDS && lately(self.sold_out_at) && !lately(self.alone_since)
+        let shares = self.product.shards >= SHARED_SHARDS && !lately(self.alone_since);
+        shares.then_some(!lately(self.sold_out_at))
     }
 
     /// Notes that another environment's look cannot be asked for: do without for a while.

@@ -1,24 +1,29 @@
 //! How environments share what they find out about a product that is sold out.
 //!
 //! Each environment may refuse for a second by what it knows, and must then look at all shards again. With many environments
-//! those looks would cost more than the sale. So an environment that has refused before waits for a look that another one
-//! begins, or begins one that serves all who come meanwhile: of each product about one is under way at a time.
+//! those looks would cost more than the sale. So an environment waits for a look that another one begins, or begins one that
+//! serves all who come meanwhile: of each product about one is under way at a time. Only an environment that has not refused
+//! the product lately, and sees no look of others, looks for itself: nobody may be waiting.
 //!
-//! How old a look is does not depend on another environment's clock. Looks are numbered when they begin, in an item of the
-//! product. An environment reads the last number, and notes when it asked. A look with a greater number began after that; what
-//! it finds is as good as if this environment had looked itself when it asked. Only which holds were overdue depends on the
-//! clock of the one that looked: if that is behind this one's, what it found is taken for that much older.
+//! When the shards were read does not depend on another environment's clock. Looks are numbered when they begin, in an item of
+//! the product. An environment reads the last number, and notes when it asked. A look with a greater number began after that,
+//! so it has read the shards as if this environment had read them itself when it asked.
+//!
+//! Which holds were overdue depends on the clock of the one that looked: all that had ended by a time by that clock are released.
+//! Each look tells that time, and what it found is taken for that old. A search for overdue holds reads all partitions of the
+//! index that may have some, those of baskets among them, which all products share. So the looks that follow do not search
+//! again for a while: a product is searched about once a second, however many are refused.
 
 use std::time::Duration;
 
-use holdfast_domain::{ProductId, Shortage, Timestamp};
+use holdfast_domain::{Product, ProductId, Shortage, Timestamp};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::cache::ReadTime;
+use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime, SOLD_OUT_MEMORY_MS};
 use crate::error::Attempts;
 use crate::gate::PATIENCE;
-use crate::items::number;
+use crate::items::{number, time};
 use crate::update::{Expression, Updated};
 use crate::{Deadline, Error, Store, keys};
 
@@ -26,21 +31,41 @@ use crate::{Deadline, Error, Store, keys};
 /// looks, and different each time, so that not all who wait begin the next one.
 const ASK_AGAIN_MS: u32 = 50;
 
+/// How old a search for overdue holds may be that a look relies on, in milliseconds: what a refusal may be based on, without
+/// the time that the rest of a look takes, and others need to see it.
+pub(crate) const SEARCH_LIFETIME_MS: i64 = REFUSAL_LIFETIME_MS - 250;
+/// Which part of the rest of its life, at most, a finding is remembered shorter: those who share one must not all ask again in
+/// the same instant.
+const SHORTER: i64 = 4;
+
 /// A look that this environment has begun for all.
 #[derive(Debug)]
 pub(crate) struct Look {
     product: ProductId,
     number: u64,
-    /// How many units it has found, with all holds released that were overdue at that time; `None` if it is not certain, or
-    /// there are enough.
-    found: Option<(u64, Timestamp)>,
+    /// All holds that had ended by this time are released, by this look or an earlier one.
+    searched: Option<ReadTime>,
+    /// How many units it has found with these holds released; `None` if it is not certain, or there are enough.
+    free: Option<u64>,
 }
 
 impl Look {
+    /// The product, and as of when its overdue holds are known to be released, if that is not long ago.
+    pub(crate) fn searched(&self) -> (&ProductId, Option<ReadTime>) {
+        (&self.product, self.searched)
+    }
+
+    /// Notes that all holds of these products are released that had ended by then.
+    pub(crate) fn releases(&mut self, products: &[&Product], as_of: ReadTime) {
+        if products.iter().any(|product| product.product_id == self.product) {
+            self.searched = Some(as_of);
+        }
+    }
+
     /// Notes what it has found.
-    pub(crate) fn finds(&mut self, shortages: &[Shortage], released_at: impl Fn(&Shortage) -> Option<Timestamp>) {
+    pub(crate) fn finds(&mut self, shortages: &[Shortage]) {
         let of_it = shortages.iter().find(|short| short.product_id == self.product);
-        self.found = of_it.and_then(|short| Some((short.available, released_at(short)?)));
+        self.free = of_it.map(|short| short.available);
     }
 }
 
@@ -53,12 +78,15 @@ struct Looks {
     /// The number of the last one that ended.
     #[serde(default)]
     ended: u64,
-    /// How many units it found.
+    /// How many units it found, if they were too few.
     #[serde(default)]
     free: Option<u64>,
-    /// When holds that were overdue were released for it, by the clock of the environment that looked.
+    /// All holds that had ended by then were released for it, by the clock of the environment that released them.
     #[serde(default)]
     at: Option<Timestamp>,
+    /// The same of the last look that searched for them, whatever it found. (Earlier versions date `at` otherwise.)
+    #[serde(default)]
+    searched: Option<Timestamp>,
 }
 
 impl Looks {
@@ -74,12 +102,12 @@ impl Looks {
 
 impl Store {
     /// Waits for a look of another environment that begins from now on, and remembers what it found. Returns a look if this
-    /// environment must carry it out for others, and [end](Self::end_look) it; `None` if another look answered, or if sharing
-    /// failed.
-    pub(crate) async fn join_look(&self, product: &ProductId, deadline: Deadline) -> Option<Look> {
+    /// environment must carry it out for others, and [end](Self::end_look) it; `None` if another look answered, if there is
+    /// nobody to share with, or if sharing failed. Whoever has refused lately is not `first`, and others may wait for it.
+    pub(crate) async fn join_look(&self, product: &ProductId, first: bool, deadline: Deadline) -> Option<Look> {
         // Dated before the read, so that no look with a greater number began before.
         let asked_at = ReadTime::now(&self.clock);
-        match self.wait_for_look(product, asked_at, &mut self.attempts(deadline.sooner(3 * PATIENCE))).await {
+        match self.wait_for_look(product, first, asked_at, &mut self.attempts(deadline.sooner(3 * PATIENCE))).await {
             Ok(look) => look,
             Err(error) => {
                 // It saves reads, and nothing else depends on it.
@@ -93,16 +121,25 @@ impl Store {
     async fn wait_for_look(
         &self,
         product: &ProductId,
+        first: bool,
         asked_at: ReadTime,
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Look>, Error> {
         let mut seen: Looks = self.looks(product, attempts).await?;
+        if first && !seen.searched.is_some_and(|at| at.within(SOLD_OUT_MEMORY_MS, self.clock.now())) {
+            return Ok(None);
+        }
         let last = seen.last();
         let mut since = Instant::now();
         loop {
             if seen.ended > last {
                 if let (Some(free), Some(at)) = (seen.free, seen.at) {
-                    self.with_cached(product, |cached| cached.set_exhausted(asked_at.not_after(at), free));
+                    let found_at = asked_at.not_after(at);
+                    let age = self.clock.now().as_millis().saturating_sub(found_at.wall().as_millis());
+                    let left = REFUSAL_LIFETIME_MS.saturating_sub(age);
+                    let shorter = self.random_below(u32::try_from(left / SHORTER).unwrap_or_default());
+                    let until = found_at.earlier(shorter.into());
+                    self.with_cached(product, |cached| cached.set_exhausted(until, free));
                 }
                 return Ok(None);
             }
@@ -114,8 +151,11 @@ impl Store {
             // Whoever has begun may be frozen.
             if !seen.is_under_way() || since.elapsed() >= PATIENCE {
                 match self.begin_look(product, seen, attempts).await?.read("looks")? {
-                    Updated::Applied(Looks { begun: number, .. }) => {
-                        return Ok(Some(Look { product: product.clone(), number, found: None }));
+                    Updated::Applied(Looks { begun: number, searched, .. }) => {
+                        let now = ReadTime::now(&self.clock);
+                        let searched = searched.filter(|at| at.within(SEARCH_LIFETIME_MS, now.wall()));
+                        let searched = searched.map(|at| now.not_after(at));
+                        return Ok(Some(Look { product: product.clone(), number, searched, free: None }));
                     }
                     Updated::ConditionFailed(instead) => seen = instead.unwrap_or(seen),
                 }
@@ -149,14 +189,17 @@ impl Store {
     }
 
     /// Tells the other environments what a look has found.
-    pub(crate) async fn end_look(&self, Look { product, number: ended, found }: Look, deadline: Deadline) {
+    pub(crate) async fn end_look(&self, look: Look, deadline: Deadline) {
+        let Look { product, number: ended, searched, free } = look;
         let mut values = vec![(":ended", number(ended))];
-        let text = match found {
-            Some((free, at)) => {
-                values.extend([(":free", number(free)), (":at", number(at.as_millis()))]);
-                "SET #ended = :ended, #free = :free, #at = :at"
+        values.extend(searched.map(|at| (":searched", time(at.wall()))));
+        let text = match (searched, free) {
+            (Some(_), Some(free)) => {
+                values.push((":free", number(free)));
+                "SET #ended = :ended, #searched = :searched, #free = :free, #at = :searched"
             }
-            None => "SET #ended = :ended REMOVE #free, #at",
+            (Some(_), None) => "SET #ended = :ended, #searched = :searched REMOVE #free, #at",
+            (None, _) => "SET #ended = :ended REMOVE #free, #at",
         };
         // Not if a later one has ended before, or if the numbers have gone back because somebody deleted the item.
         let condition = "#begun >= :ended AND (attribute_not_exists(#ended) OR #ended < :ended)";

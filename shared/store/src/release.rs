@@ -19,6 +19,7 @@ use holdfast_domain::{
 use crate::cache::{CachedProduct, ReadTime};
 use crate::error::Attempts;
 use crate::items::{self, Hold, text, time, ttl, unchanged};
+use crate::looks::SEARCH_LIFETIME_MS;
 use crate::partitions::DUE_OF_SHARD;
 use crate::transact::{MAX_ACTIONS, Outcome, Reason, Transaction, contention_error};
 use crate::units::given_back;
@@ -32,8 +33,9 @@ pub(crate) const HOLDS_PER_TRANSACTION: usize = 49;
 const RELEASES_AT_ONCE: usize = 2;
 /// How long one batch may take, or one page of the index: a busy shard must not delay the release of other holds.
 const BATCH_BUDGET: Duration = Duration::from_secs(4);
-/// How far ahead holds are searched for, in milliseconds: a tenth of the shortest hold.
-const LOOK_AHEAD_MS: i64 = 1_000;
+/// How far ahead holds are searched for, in milliseconds: as long as the search is relied on, less than a tenth of the shortest
+/// hold.
+const LOOK_AHEAD_MS: i64 = SEARCH_LIFETIME_MS;
 /// The holds read in one query: from the two partitions of a shard, eight transactions' worth.
 const HOLDS_PER_PAGE: i32 = 200;
 /// A sweep reads pages until it has this many holds, and releases those before it reads more: what it has read must fit into its
@@ -348,7 +350,8 @@ impl Store {
     }
 
     /// Releases the overdue holds of these products, or of these and this customer: before a request is refused for
-    /// lack of units.
+    /// lack of units. Returns also as of when none is left, if that is complete. If it looks `ahead`, it remembers until when
+    /// no other one ends.
     ///
     /// Running out of time is not an error: [`Swept::complete`] is false then. Nor is a hold that cannot be released or
     /// read: the sweep reports it, and its units are not available to anybody.
@@ -356,23 +359,30 @@ impl Store {
         &self,
         products: &[&Product],
         customer: Option<&CustomerId>,
+        ahead: bool,
         now: Timestamp,
         deadline: Deadline,
-    ) -> Result<Swept, Error> {
+    ) -> Result<(Swept, ReadTime), Error> {
+        // Dated before the reads, so that what they find is never older than its date.
+        let looked_at = ReadTime::now(&self.clock);
         // The request may have begun a while ago: holds that have ended since then are overdue too.
-        let now = now.max(self.clock.now());
-        let quiet = |product: &&Product| {
+        let now = now.max(looked_at.wall());
+        let mut as_of = looked_at;
+        let mut is_quiet = |product: &&&Product| {
             let no_overdue = self.with_cached(&product.product_id, |cached| cached.no_overdue).flatten();
-            no_overdue.is_some_and(|(looked_at, until)| looked_at.within(LOOK_AHEAD_MS, &self.clock) && now < until)
+            let quiet = no_overdue.filter(|(at, until)| at.within(SEARCH_LIFETIME_MS, &self.clock) && now < *until);
+            // A hold may have got a line of this product since then, and have ended.
+            as_of = quiet.map_or(as_of, |(at, _)| as_of.or_before(at));
+            quiet.is_some()
         };
-        let products: Vec<&Product> = products.iter().filter(|product| !quiet(product)).copied().collect();
+        let products: Vec<&Product> = products.iter().filter(|product| !is_quiet(product)).copied().collect();
         let mut swept = Swept { complete: true, ..Swept::default() };
         if products.is_empty() {
-            return Ok(swept);
+            return Ok((swept, as_of));
         }
-        let looked_at = ReadTime::now(&self.clock);
-        // Include the holds that end within the next second: until the first of them ends, no further search is needed.
-        let horizon = Timestamp::from_millis(now.as_millis().saturating_add(LOOK_AHEAD_MS));
+        // Include the holds that end soon: until the first of them ends, no further search is needed.
+        let ahead_ms = if ahead { LOOK_AHEAD_MS } else { 0 };
+        let horizon = Timestamp::from_millis(now.as_millis().saturating_add(ahead_ms));
         let own: BTreeSet<String> = products.iter().flat_map(|product| self.partitions.due_of(product)).collect();
         // Baskets come last: a hold that becomes one meanwhile is found there. One that is found in both is the later one.
         let mut holds: BTreeMap<String, Hold> = BTreeMap::new();
@@ -410,7 +420,7 @@ impl Store {
                 self.with_cached(&product.product_id, |cached| cached.no_overdue = Some((looked_at, until)));
             }
         }
-        Ok(swept)
+        Ok((swept, as_of))
     }
 
     /// The holds of these products in one partition of the index that end by `horizon`, and the error of one that cannot be

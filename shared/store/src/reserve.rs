@@ -198,7 +198,7 @@ impl Store {
         now: Timestamp,
         deadline: Deadline,
     ) -> Result<bool, Error> {
-        let swept = self.release_overdue_of(&[product], Some(customer), now, deadline).await?;
+        let (swept, _) = self.release_overdue_of(&[product], Some(customer), true, now, deadline).await?;
         if swept.holds == 0 && !swept.complete {
             return Err(Error::Unavailable { during: "release", last: "holds are overdue".to_owned() });
         }

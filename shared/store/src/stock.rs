@@ -220,7 +220,7 @@ impl Store {
         let units = adjustment.delta.unsigned_abs();
         let AdjustmentSnapshot { product, .. } = self.read_adjustment(adjustment, record_id, 0, attempts).await?;
         let Some(Placed { product, .. }) = product else { return Ok(None) };
-        let swept = self.release_overdue_of(&[&product], None, now, attempts.deadline()).await?;
+        let (swept, _) = self.release_overdue_of(&[&product], None, true, now, attempts.deadline()).await?;
         let seen = self.read_adjustment(adjustment, record_id, shards, attempts).await?;
         if seen.record.is_some() || seen.product.as_ref().is_none_or(|now| now.product.total != product.total) {
             return Ok(None);

@@ -135,9 +135,12 @@ impl Store {
                 if !asked {
                     asked = true;
                     // So may another environment.
-                    let shared = self.with_cached(first, |cached| cached.shares_looks(&self.clock)).unwrap_or_default();
-                    if shared && unknown.next().is_none() {
-                        *look = Box::pin(self.join_look(first, deadline)).await;
+                    let shares = self.with_cached(first, |cached| cached.shares_looks(&self.clock)).flatten();
+                    if let Some(is_first) = shares.filter(|_| unknown.next().is_none()) {
+                        *look = Box::pin(self.join_look(first, is_first, deadline)).await;
+                        if let Some((id, Some(at))) = look.as_ref().map(Look::searched) {
+                            released.insert(id.clone(), Some(at));
+                        }
                         continue;
                     }
                 }
@@ -152,14 +155,18 @@ impl Store {
             let overdue: Vec<&Product> =
                 products().filter(|product| !released.contains_key(&product.product_id)).collect();
             if !overdue.is_empty() {
-                // Dated before, so that what is based on it is never older than its date.
-                let at = ReadTime::now(&self.clock);
                 let released_by = deadline.sooner(RELEASE_BUDGET);
-                let part = Box::pin(self.release_overdue_of(&overdue, None, now.max(at.wall()), released_by)).await?;
+                // What a look finds is remembered for all; then there is no need to know what ends next.
+                let ahead = look.is_none();
+                let search = self.release_overdue_of(&overdue, None, ahead, now, released_by);
+                let (part, as_of) = Box::pin(search).await?;
                 if part.holds > 0 {
                     self.refresh_stock(&overdue, deadline).await?;
                 }
-                let complete = part.complete.then_some(at);
+                let complete = part.complete.then_some(as_of);
+                if let (Some(look), Some(as_of)) = (look.as_mut(), complete) {
+                    look.releases(&overdue, as_of);
+                }
                 released.extend(overdue.iter().map(|product| (product.product_id.clone(), complete)));
                 continue;
             }
@@ -173,7 +180,7 @@ impl Store {
                 let fresh = |short| released_at(short).is_some_and(|at| at.within(REFUSAL_LIFETIME_MS, &self.clock));
                 if shortages.iter().all(fresh) {
                     if let Some(look) = look {
-                        look.finds(&shortages, |short| released_at(short).map(ReadTime::wall));
+                        look.finds(&shortages);
                     }
                     return Ok(Allocation::Short(shortages));
                 }

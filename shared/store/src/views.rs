@@ -1,4 +1,4 @@
-//! What the catalogue shows: products with their stock, for many readers.
+//! What the catalogue shows: products with their stock, for many readers. (One protocol and its arithmetic, hence the length.)
 //!
 //! To know a product's stock takes a read of all its shards and a search of the index `due`. So it is written down, in one item
 //! of the product (its view), and whoever finds a view that is older than a second refreshes it under a short lease, for all

@@ -16,7 +16,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::patience;
 use crate::api::{Answer, Api, Who};
 
-const CUSTOMERS: usize = 24;
+/// As many as an emulator answers in time that shares two cores with those of two other tests.
+const CUSTOMERS: usize = 12;
 /// More than are requested; too few for every late payment; many, but limited for each customer.
 pub(super) const PRODUCTS: [(&str, u64); 3] = [("plenty", 5_000), ("scarce", 8), ("limited", 1_000)];
 pub(super) const LIMIT: u64 = 4;

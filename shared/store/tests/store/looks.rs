@@ -167,8 +167,100 @@ async fn a_look_that_finds_enough_or_fails_is_ended_as_well() {
     assert!(began.elapsed() < Duration::from_millis(2_050), "{:?}", began.elapsed());
 }
 
+/// How many partitions of the index `due` were searched.
+fn searched(calls: &[Call]) -> usize {
+    calls.iter().filter(|call| call.operation == "Query").count()
+}
+
+/// Two for each of four shards, and those of baskets.
+const PARTITIONS: usize = 2 * 4 + 16;
+
 #[tokio::test(start_paused = true)]
-async fn with_few_shards_and_for_the_first_time_nobody_asks() {
+async fn overdue_holds_are_searched_for_once_a_second_for_all() {
+    let (wire, stores, _) = sold_out(80).await;
+    // One after another, so that each begins a look.
+    for (n, store) in stores.iter().enumerate() {
+        assert_eq!(ask(store, &format!("k{n}")).await, "insufficient_stock");
+        tokio::time::advance(Duration::from_millis(25)).await;
+    }
+    let calls = wire.take_calls();
+    assert_eq!(looks(&calls), 80);
+    // In two seconds.
+    assert!((2..=3).contains(&(searched(&calls) / PARTITIONS)), "{}", searched(&calls));
+    assert_eq!(searched(&calls) % PARTITIONS, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_finds_enough_does_not_end_the_search() {
+    let (wire, stores, held) = sold_out(3).await;
+    assert_eq!(ask(&stores[0], "k").await, "insufficient_stock");
+    give_back(&stores[2], &held).await;
+    wire.take_calls();
+    assert_eq!(ask(&stores[1], "k").await, "reserved");
+    let refused = reserve(&stores[2], &basket("greedy", "k", &[("tee", 4)]), NOW.plus_seconds(2)).await;
+    assert!(matches!(refused, Err(Error::Refused(Refusal::InsufficientStock { .. }))), "{refused:?}");
+    assert_eq!(searched(&wire.take_calls()), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_ended_is_found_within_a_second() {
+    let (_wire, stores, held) = sold_out(3).await;
+    let left = held.reservation.expires_at.as_millis() - NOW.plus_seconds(2).as_millis();
+    tokio::time::advance(Duration::from_millis(u64::try_from(left).unwrap() - 2_200)).await;
+    assert_eq!(ask(&stores[0], "first for a while").await, "insufficient_stock");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(ask(&stores[0], "before").await, "insufficient_stock");
+    tokio::time::advance(Duration::from_millis(300)).await;
+    // The search is so new that nobody makes another one.
+    assert_eq!(ask(&stores[1], "just over").await, "insufficient_stock");
+    tokio::time::advance(Duration::from_millis(700)).await;
+    // What it says now is not older than a second: neither by the first environment's memory nor by the last one's search.
+    assert_eq!(ask(&stores[2], "another environment").await, "reserved");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_search_that_another_clock_dates_is_not_believed_for_longer() {
+    for ahead_ms in [-2_000, 2_000] {
+        let (wire, stores, held) = sold_out(2).await;
+        wire.step_clock(ahead_ms);
+        assert_eq!(ask(&stores[0], "k").await, "insufficient_stock");
+        wire.step_clock(-ahead_ms);
+        give_back(&stores[0], &held).await;
+        assert_eq!(ask(&stores[1], "k").await, "reserved", "{ahead_ms}");
+        wire.take_calls();
+        assert_eq!(ask(&stores[1], "k2").await, "reserved");
+        assert_eq!(searched(&wire.take_calls()), 0, "nobody is short");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_refusals_share_looks_while_others_do() {
+    let (wire, stores, _) = sold_out(1).await;
+    assert_eq!(ask(&stores[0], "k").await, "insufficient_stock");
+    wire.take_calls();
+    let fresh: Vec<Store> = (100..140).map(|n| store(&wire, n)).collect();
+    let answers = join_all(fresh.iter().map(|store| ask(store, "k"))).await;
+    assert!(answers.iter().all(|&answer| answer == "insufficient_stock"), "{answers:?}");
+    let calls = wire.take_calls();
+    assert!((1..=2).contains(&looks(&calls)), "{}", looks(&calls));
+    assert_eq!(searched(&calls), 0, "the first one has just searched");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_refusal_alone_writes_nothing() {
+    let wire = table();
+    stocked(&wire, &[product("tee", 4, 4)]).await;
+    let store = store(&wire, 1);
+    reserve(&store, &basket("owner", "k", &[("tee", 4)]), NOW).await.unwrap();
+    wire.take_calls();
+    assert_eq!(ask(&store, "k").await, "insufficient_stock");
+    let calls = wire.take_calls();
+    let of = |operation| calls.iter().filter(|call| of_looks(call, operation)).count();
+    assert_eq!((of("GetItem"), of("UpdateItem")), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_few_shards_nobody_asks() {
     let (wire, stores, _) = sold_out(1).await;
     stocked(&wire, &[product("mug", 1, 3)]).await;
     reserve(&stores[0], &basket("owner", "mug", &[("mug", 1)]), NOW).await.unwrap();
