@@ -438,24 +438,22 @@ pub static ALL: &[Planted] = &[
         |call, _, body| {
             if is_of_looks(call) && body["Item"]["free"].is_object() {
                 body["Item"]["ended"] = json!({ "N": "1000000" });
-                body["Item"]["at"] = json!({ "N": "9000000000000" });
+                body["Item"]["searched"] = json!({ "N": "9000000000000" });
             }
         },
     ),
     asks("look-finds-nothing", "whoever has looked tells others that nothing is free, whatever there is", |call| {
-        if is_end_of_look(call) {
-            call.request["UpdateExpression"] = "SET #ended = :ended, #at = :at, #free = :free".into();
+        if is_end_of_look(call) && call.request["ExpressionAttributeValues"][":searched"].is_object() {
+            call.request["UpdateExpression"] = "SET #ended = :ended, #searched = :searched, #free = :free".into();
             call.request["ExpressionAttributeValues"][":free"] = json!({ "N": "0" });
             call.request["ExpressionAttributeNames"]["#free"] = "free".into();
         }
         None
     }),
-    asks("search-dated-later", "a search for overdue holds is relied on for three seconds longer", |call| {
-        if is_end_of_look(call) {
-            let at = &mut call.request["ExpressionAttributeValues"][":at"]["N"];
-            if let Some(searched) = at.as_str().and_then(|at| at.parse::<i64>().ok()) {
-                *at = (searched + 3_000).to_string().into();
-            }
+    asks("search-dated-later", "a search for overdue holds is relied on for longer", |call| {
+        let values = &mut call.request["ExpressionAttributeValues"];
+        if let Some(searched) = values[":searched"]["N"].as_str().and_then(|at| at.parse::<i64>().ok()) {
+            values[":searched"]["N"] = (searched + 1_500).to_string().into();
         }
         None
     }),

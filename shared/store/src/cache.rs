@@ -18,11 +18,10 @@ pub(crate) const FACTS_LIFETIME_MS: i64 = 5_000;
 /// sale") and to stock ("sold out"), and saves reads when many requests are refused.
 pub(crate) const REFUSAL_LIFETIME_MS: i64 = 1_000;
 
-/// How long a product counts as one that was sold out, in milliseconds: its next refusals share their looks at the shards
-/// with other environments.
-pub(crate) const SOLD_OUT_MEMORY_MS: i64 = 10_000;
-/// From how many shards on. Below, a look costs no more than to ask for one.
+/// From how many shards on environments share their looks at them. Below, a look costs no more than to ask for one.
 const SHARED_SHARDS: u32 = 4;
+/// How long an environment does without the looks of others, in milliseconds, if they cannot be asked for.
+const ALONE_MS: i64 = 10_000;
 
 /// When something was read, by two clocks: the wall clock may be set back, and the monotonic clock stops while Lambda
 /// freezes the environment. The greater age counts.
@@ -83,8 +82,6 @@ pub(crate) struct CachedProduct {
     /// After when all shards were last read at one instant, with all holds released that were overdue at that time, and how
     /// many units were free. What is cached may be less: a transaction that the read had seen may be subtracted after it.
     exhausted: Option<(ReadTime, u64)>,
-    /// When it was last certain that too few units were free.
-    sold_out_at: Option<ReadTime>,
     /// When another environment's look could not be asked for.
     alone_since: Option<ReadTime>,
     /// When its overdue holds were last searched for, and the time until which no other hold ends.
@@ -114,15 +111,12 @@ impl CachedProduct {
     /// Notes how many units were free after this time, with all holds released that were overdue then: too few for a request.
     pub(crate) fn set_exhausted(&mut self, at: ReadTime, free: u64) {
         self.exhausted = Some((at, free));
-        self.sold_out_at = Some(at);
     }
 
-    /// Whether its looks are shared with other environments, as they are with enough shards, and whether the next one is the
-    /// first for a while.
-    pub(crate) fn shares_looks(&self, clock: &Clock) -> Option<bool> {
-        let lately = |time: Option<ReadTime>| time.is_some_and(|at| at.within(SOLD_OUT_MEMORY_MS, clock));
-        let shares = self.product.shards >= SHARED_SHARDS && !lately(self.alone_since);
-        shares.then_some(!lately(self.sold_out_at))
+    /// Whether its looks are shared with other environments.
+    pub(crate) fn shares_looks(&self, clock: &Clock) -> bool {
+        let alone = self.alone_since.is_some_and(|since| since.within(ALONE_MS, clock));
+        self.product.shards >= SHARED_SHARDS && !alone
     }
 
     /// Notes that another environment's look cannot be asked for: do without for a while.
@@ -218,7 +212,6 @@ impl Store {
             home,
             available: vec![None; product.shards as usize],
             exhausted: None,
-            sold_out_at: None,
             alone_since: None,
             no_overdue: None,
         });

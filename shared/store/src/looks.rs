@@ -2,8 +2,7 @@
 //!
 //! Each environment may refuse for a second by what it knows, and must then look at all shards again. With many environments
 //! those looks would cost more than the sale. So an environment waits for a look that another one begins, or begins one that
-//! serves all who come meanwhile: of each product about one is under way at a time. Only an environment that has not refused
-//! the product lately, and sees no look of others, looks for itself: nobody may be waiting.
+//! serves all who come meanwhile: of each product about one is under way at a time.
 //!
 //! When the shards were read does not depend on another environment's clock. Looks are numbered when they begin, in an item of
 //! the product. An environment reads the last number, and notes when it asked. A look with a greater number began after that,
@@ -12,7 +11,7 @@
 //! Which holds were overdue depends on the clock of the one that looked: all that had ended by a time by that clock are released.
 //! Each look tells that time, and what it found is taken for that old. A search for overdue holds reads all partitions of the
 //! index that may have some, those of baskets among them, which all products share. So the looks that follow do not search
-//! again for a while: a product is searched about once a second, however many are refused.
+//! again for a while: a product is searched every [`SEARCH_LIFETIME_MS`], however many are refused.
 
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use holdfast_domain::{Product, ProductId, Shortage, Timestamp};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime, SOLD_OUT_MEMORY_MS};
+use crate::cache::{REFUSAL_LIFETIME_MS, ReadTime};
 use crate::error::Attempts;
 use crate::gate::PATIENCE;
 use crate::items::{number, time};
@@ -81,10 +80,8 @@ struct Looks {
     /// How many units it found, if they were too few.
     #[serde(default)]
     free: Option<u64>,
-    /// All holds that had ended by then were released for it, by the clock of the environment that released them.
-    #[serde(default)]
-    at: Option<Timestamp>,
-    /// The same of the last look that searched for them, whatever it found. (Earlier versions date `at` otherwise.)
+    /// All holds that had ended by then were released for it, or for an earlier one, by the clock of the environment that
+    /// released them.
     #[serde(default)]
     searched: Option<Timestamp>,
 }
@@ -102,12 +99,12 @@ impl Looks {
 
 impl Store {
     /// Waits for a look of another environment that begins from now on, and remembers what it found. Returns a look if this
-    /// environment must carry it out for others, and [end](Self::end_look) it; `None` if another look answered, if there is
-    /// nobody to share with, or if sharing failed. Whoever has refused lately is not `first`, and others may wait for it.
-    pub(crate) async fn join_look(&self, product: &ProductId, first: bool, deadline: Deadline) -> Option<Look> {
+    /// environment must carry it out for others, and [end](Self::end_look) it; `None` if another look answered, or if sharing
+    /// failed.
+    pub(crate) async fn join_look(&self, product: &ProductId, deadline: Deadline) -> Option<Look> {
         // Dated before the read, so that no look with a greater number began before.
         let asked_at = ReadTime::now(&self.clock);
-        match self.wait_for_look(product, first, asked_at, &mut self.attempts(deadline.sooner(3 * PATIENCE))).await {
+        match self.wait_for_look(product, asked_at, &mut self.attempts(deadline.sooner(3 * PATIENCE))).await {
             Ok(look) => look,
             Err(error) => {
                 // It saves reads, and nothing else depends on it.
@@ -121,27 +118,26 @@ impl Store {
     async fn wait_for_look(
         &self,
         product: &ProductId,
-        first: bool,
         asked_at: ReadTime,
         attempts: &mut Attempts<'_>,
     ) -> Result<Option<Look>, Error> {
         let mut seen: Looks = self.looks(product, attempts).await?;
-        if first && !seen.searched.is_some_and(|at| at.within(SOLD_OUT_MEMORY_MS, self.clock.now())) {
-            return Ok(None);
-        }
-        let last = seen.last();
+        let mut last = seen.last();
         let mut since = Instant::now();
         loop {
             if seen.ended > last {
-                if let (Some(free), Some(at)) = (seen.free, seen.at) {
-                    let found_at = asked_at.not_after(at);
-                    let age = self.clock.now().as_millis().saturating_sub(found_at.wall().as_millis());
-                    let left = REFUSAL_LIFETIME_MS.saturating_sub(age);
+                let (Some(free), Some(searched)) = (seen.free, seen.searched) else { return Ok(None) };
+                let found_at = asked_at.not_after(searched);
+                let age = self.clock.now().as_millis().saturating_sub(found_at.wall().as_millis());
+                let left = REFUSAL_LIFETIME_MS.saturating_sub(age);
+                if left > 0 {
                     let shorter = self.random_below(u32::try_from(left / SHORTER).unwrap_or_default());
-                    let until = found_at.earlier(shorter.into());
-                    self.with_cached(product, |cached| cached.set_exhausted(until, free));
+                    let dated = found_at.earlier(shorter.into());
+                    self.with_cached(product, |cached| cached.set_exhausted(dated, free));
+                    return Ok(None);
                 }
-                return Ok(None);
+                // It came too late. The next one searches again.
+                last = seen.last();
             }
             // Another request of this environment may have found it out.
             if self.with_cached(product, |cached| cached.exhausted(&self.clock)).flatten().is_some() {
@@ -196,10 +192,10 @@ impl Store {
         let text = match (searched, free) {
             (Some(_), Some(free)) => {
                 values.push((":free", number(free)));
-                "SET #ended = :ended, #searched = :searched, #free = :free, #at = :searched"
+                "SET #ended = :ended, #searched = :searched, #free = :free"
             }
-            (Some(_), None) => "SET #ended = :ended, #searched = :searched REMOVE #free, #at",
-            (None, _) => "SET #ended = :ended REMOVE #free, #at",
+            (Some(_), None) => "SET #ended = :ended, #searched = :searched REMOVE #free",
+            (None, _) => "SET #ended = :ended REMOVE #free",
         };
         // Not if a later one has ended before, or if the numbers have gone back because somebody deleted the item.
         let condition = "#begun >= :ended AND (attribute_not_exists(#ended) OR #ended < :ended)";

@@ -140,10 +140,10 @@ impl Sale {
         f64::from(products.into_values().max().unwrap_or_default())
     }
 
-    /// Units of reads of a product's item of looks while it is sold out: about three of them for each environment, once a
-    /// second, or for each request. A shard is read with as many: one in a batch, and two in a snapshot.
+    /// Units of reads of a product's item of looks while it is sold out: about three of them for each environment, as often as
+    /// what it remembers is over, or for each request. A shard is read with as many: one in a batch, and two in a snapshot.
     fn looks(&self) -> f64 {
-        3.0 * self.facts()
+        3.0 * (self.environments * 1_000.0 / SEARCH_LIFETIME_MS as f64).min(self.of_a_product())
     }
 
     /// Units of reads of a product's view: each environment of `catalog` reads it once a second, and once more if another one is

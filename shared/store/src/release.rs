@@ -413,7 +413,7 @@ impl Store {
                 tracing::error!(%error, "overdue hold not released");
             }
         }
-        if swept.complete && !left_over {
+        if ahead && swept.complete && !left_over {
             for product in &products {
                 let of_it = |hold: &&Hold| hold.lines.iter().any(|line| line.product_id == product.product_id);
                 let until = soon.iter().filter(of_it).map(|hold| hold.due_at).min().unwrap_or(horizon);

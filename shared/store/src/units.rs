@@ -135,9 +135,9 @@ impl Store {
                 if !asked {
                     asked = true;
                     // So may another environment.
-                    let shares = self.with_cached(first, |cached| cached.shares_looks(&self.clock)).flatten();
-                    if let Some(is_first) = shares.filter(|_| unknown.next().is_none()) {
-                        *look = Box::pin(self.join_look(first, is_first, deadline)).await;
+                    let shared = self.with_cached(first, |cached| cached.shares_looks(&self.clock)).unwrap_or_default();
+                    if shared && unknown.next().is_none() {
+                        *look = Box::pin(self.join_look(first, deadline)).await;
                         if let Some((id, Some(at))) = look.as_ref().map(Look::searched) {
                             released.insert(id.clone(), Some(at));
                         }

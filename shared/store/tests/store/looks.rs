@@ -206,9 +206,7 @@ async fn a_look_that_finds_enough_does_not_end_the_search() {
 async fn what_has_ended_is_found_within_a_second() {
     let (_wire, stores, held) = sold_out(3).await;
     let left = held.reservation.expires_at.as_millis() - NOW.plus_seconds(2).as_millis();
-    tokio::time::advance(Duration::from_millis(u64::try_from(left).unwrap() - 2_200)).await;
-    assert_eq!(ask(&stores[0], "first for a while").await, "insufficient_stock");
-    tokio::time::advance(Duration::from_secs(2)).await;
+    tokio::time::advance(Duration::from_millis(u64::try_from(left).unwrap() - 200)).await;
     assert_eq!(ask(&stores[0], "before").await, "insufficient_stock");
     tokio::time::advance(Duration::from_millis(300)).await;
     // The search is so new that nobody makes another one.
@@ -221,42 +219,53 @@ async fn what_has_ended_is_found_within_a_second() {
 #[tokio::test(start_paused = true)]
 async fn a_search_that_another_clock_dates_is_not_believed_for_longer() {
     for ahead_ms in [-2_000, 2_000] {
-        let (wire, stores, held) = sold_out(2).await;
+        let (wire, stores, _) = sold_out(2).await;
         wire.step_clock(ahead_ms);
         assert_eq!(ask(&stores[0], "k").await, "insufficient_stock");
         wire.step_clock(-ahead_ms);
-        give_back(&stores[0], &held).await;
-        assert_eq!(ask(&stores[1], "k").await, "reserved", "{ahead_ms}");
         wire.take_calls();
-        assert_eq!(ask(&stores[1], "k2").await, "reserved");
-        assert_eq!(searched(&wire.take_calls()), 0, "nobody is short");
+        assert_eq!(ask(&stores[1], "k").await, "insufficient_stock");
+        assert_eq!(searched(&wire.take_calls()), PARTITIONS, "{ahead_ms}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_refusals_share_looks_while_others_do() {
-    let (wire, stores, _) = sold_out(1).await;
-    assert_eq!(ask(&stores[0], "k").await, "insufficient_stock");
+async fn what_comes_too_late_is_not_taken_and_not_looked_for_alone() {
+    let (wire, stores, _) = sold_out(41).await;
+    assert_eq!(ask(&stores[0], "searches").await, "insufficient_stock");
+    tokio::time::advance(Duration::from_millis(700)).await;
     wire.take_calls();
-    let fresh: Vec<Store> = (100..140).map(|n| store(&wire, n)).collect();
-    let answers = join_all(fresh.iter().map(|store| ask(store, "k"))).await;
-    assert!(answers.iter().all(|&answer| answer == "insufficient_stock"), "{answers:?}");
+    // It relies on that search, and tells what it has found when that is a second old.
+    let gate = wire.gate(|call| of_looks(call, "UpdateItem") && call.request.to_string().contains("ended"));
+    let late = async {
+        gate.arrived().await;
+        tokio::time::advance(Duration::from_millis(240)).await;
+        let waiting = join_all(stores[2..].iter().map(|store| ask(store, "k")));
+        let told = async {
+            tokio::time::sleep(Duration::from_millis(80)).await;
+            gate.open();
+        };
+        tokio::join!(waiting, told).0
+    };
+    let (first, others) = tokio::join!(ask(&stores[1], "k"), late);
+    assert!(others.iter().chain([&first]).all(|&answer| answer == "insufficient_stock"), "{first} {others:?}");
     let calls = wire.take_calls();
-    assert!((1..=2).contains(&looks(&calls)), "{}", looks(&calls));
-    assert_eq!(searched(&calls), 0, "the first one has just searched");
+    assert_eq!(searched(&calls), PARTITIONS, "one of those who waited has searched for all");
+    assert!((2..=4).contains(&looks(&calls)), "{}", looks(&calls));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_refusal_alone_writes_nothing() {
+async fn the_first_refusal_shares_its_look_as_well() {
     let wire = table();
     stocked(&wire, &[product("tee", 4, 4)]).await;
-    let store = store(&wire, 1);
-    reserve(&store, &basket("owner", "k", &[("tee", 4)]), NOW).await.unwrap();
+    let stores: Vec<Store> = (1..=40).map(|n| store(&wire, n)).collect();
+    reserve(&stores[0], &basket("owner", "k", &[("tee", 4)]), NOW).await.unwrap();
     wire.take_calls();
-    assert_eq!(ask(&store, "k").await, "insufficient_stock");
+    let answers = join_all(stores.iter().map(|store| ask(store, "k"))).await;
+    assert!(answers.iter().all(|&answer| answer == "insufficient_stock"), "{answers:?}");
     let calls = wire.take_calls();
-    let of = |operation| calls.iter().filter(|call| of_looks(call, operation)).count();
-    assert_eq!((of("GetItem"), of("UpdateItem")), (1, 0));
+    assert!((1..=3).contains(&looks(&calls)), "{}", looks(&calls));
+    assert_eq!(searched(&calls), PARTITIONS);
 }
 
 #[tokio::test(start_paused = true)]
