@@ -23,8 +23,7 @@ use crate::plan::HOUR_MS;
 use crate::planted::{Planted, group, is_end_of_look};
 use crate::promises::Promises;
 use crate::services::{Made, Message, Queues, Schedules};
-use crate::table::Old;
-use crate::table::{Stop, join, leave_out, sort_keys, split};
+use crate::table::{Old, Stop, join, leave_out, sort_keys, split};
 
 /// If `CreateSchedule` takes this long, its environment may give up waiting: less than its limit of a second, because other
 /// steps take time too.

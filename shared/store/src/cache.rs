@@ -53,7 +53,7 @@ impl ReadTime {
         self.earlier(self.wall.as_millis().saturating_sub(wall.as_millis()).max(0))
     }
 
-    /// So many milliseconds earlier, by both clocks.
+    /// The same, but this many milliseconds earlier by both clocks.
     pub(crate) fn earlier(self, millis: i64) -> Self {
         let wall = Timestamp::from_millis(self.wall.as_millis().saturating_sub(millis));
         let by = Duration::from_millis(u64::try_from(millis).unwrap_or_default());
@@ -126,10 +126,7 @@ impl CachedProduct {
 
     /// Notes what all shards had at one instant; if that is all that there is, after when that was certain.
     pub(crate) fn set_snapshot(&mut self, available: Vec<u64>, exhausted_at: Option<ReadTime>) {
-        match exhausted_at {
-            Some(at) => self.set_exhausted(at, available.iter().sum()),
-            None => self.exhausted = None,
-        }
+        self.exhausted = exhausted_at.map(|at| (at, available.iter().sum()));
         self.set_stock(available);
     }
 

@@ -49,9 +49,9 @@ pub(crate) struct Look {
 }
 
 impl Look {
-    /// The product, and as of when its overdue holds are known to be released, if that is not long ago.
-    pub(crate) fn searched(&self) -> (&ProductId, Option<ReadTime>) {
-        (&self.product, self.searched)
+    /// As of when the product's overdue holds are known to be released, if that is not long ago.
+    pub(crate) fn searched(&self) -> Option<ReadTime> {
+        self.searched
     }
 
     /// Notes that all holds of these products are released that had ended by then.

@@ -112,10 +112,16 @@ impl Sale {
         f64::from(fullest) / f64::from(holds * self.products) * self.rate
     }
 
+    /// How often in a second all environments find what they remember of a product older than this: each of them once in that
+    /// time, or for each request if those are rarer.
+    fn each(&self, lifetime_ms: i64) -> f64 {
+        (self.environments * 1_000.0 / lifetime_ms as f64).min(self.of_a_product())
+    }
+
     /// Reads of a product's facts: an environment reads them once in their lifetime, or for each request if those are rarer;
     /// all requests refused for them.
     fn facts(&self) -> f64 {
-        (self.environments * 1_000.0 / REFUSAL_LIFETIME_MS as f64).min(self.of_a_product())
+        self.each(REFUSAL_LIFETIME_MS)
     }
 
     /// How often a product's overdue holds are searched for while it is sold out, in a second.
@@ -143,7 +149,7 @@ impl Sale {
     /// Units of reads of a product's item of looks while it is sold out: about three of them for each environment, as often as
     /// what it remembers is over, or for each request. A shard is read with as many: one in a batch, and two in a snapshot.
     fn looks(&self) -> f64 {
-        3.0 * (self.environments * 1_000.0 / SEARCH_LIFETIME_MS as f64).min(self.of_a_product())
+        3.0 * self.each(SEARCH_LIFETIME_MS)
     }
 
     /// Units of reads of a product's view: each environment of `catalog` reads it once a second, and once more if another one is

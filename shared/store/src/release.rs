@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::slice;
 use std::time::Duration;
 
+use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use holdfast_domain::decide::{self, CancelDecision, ReleaseDecision};
@@ -33,9 +34,6 @@ pub(crate) const HOLDS_PER_TRANSACTION: usize = 49;
 const RELEASES_AT_ONCE: usize = 2;
 /// How long one batch may take, or one page of the index: a busy shard must not delay the release of other holds.
 const BATCH_BUDGET: Duration = Duration::from_secs(4);
-/// How far ahead holds are searched for, in milliseconds: as long as the search is relied on, less than a tenth of the shortest
-/// hold.
-const LOOK_AHEAD_MS: i64 = SEARCH_LIFETIME_MS;
 /// The holds read in one query: from the two partitions of a shard, eight transactions' worth.
 const HOLDS_PER_PAGE: i32 = 200;
 /// A sweep reads pages until it has this many holds, and releases those before it reads more: what it has read must fit into its
@@ -367,21 +365,23 @@ impl Store {
         let looked_at = ReadTime::now(&self.clock);
         // The request may have begun a while ago: holds that have ended since then are overdue too.
         let now = now.max(looked_at.wall());
-        let mut as_of = looked_at;
-        let mut is_quiet = |product: &&&Product| {
+        let (mut as_of, mut unknown) = (looked_at, Vec::new());
+        for product in products {
             let no_overdue = self.with_cached(&product.product_id, |cached| cached.no_overdue).flatten();
-            let quiet = no_overdue.filter(|(at, until)| at.within(SEARCH_LIFETIME_MS, &self.clock) && now < *until);
-            // A hold may have got a line of this product since then, and have ended.
-            as_of = quiet.map_or(as_of, |(at, _)| as_of.or_before(at));
-            quiet.is_some()
-        };
-        let products: Vec<&Product> = products.iter().filter(|product| !is_quiet(product)).copied().collect();
+            match no_overdue.filter(|(at, until)| at.within(SEARCH_LIFETIME_MS, &self.clock) && now < *until) {
+                // A hold may have got a line of this product since then, and have ended.
+                Some((at, _)) => as_of = as_of.or_before(at),
+                None => unknown.push(*product),
+            }
+        }
+        let products = unknown;
         let mut swept = Swept { complete: true, ..Swept::default() };
         if products.is_empty() {
             return Ok((swept, as_of));
         }
-        // Include the holds that end soon: until the first of them ends, no further search is needed.
-        let ahead_ms = if ahead { LOOK_AHEAD_MS } else { 0 };
+        // Include the holds that end while the search is relied on, which is less than a tenth of the shortest hold: until the
+        // first of them ends, no further search is needed.
+        let ahead_ms = if ahead { SEARCH_LIFETIME_MS } else { 0 };
         let horizon = Timestamp::from_millis(now.as_millis().saturating_add(ahead_ms));
         let own: BTreeSet<String> = products.iter().flat_map(|product| self.partitions.due_of(product)).collect();
         // Baskets come last: a hold that becomes one meanwhile is found there. One that is found in both is the later one.
@@ -448,6 +448,23 @@ impl Store {
         }
     }
 
+    /// A query of one partition of the index, for holds that end by a time, or for all: then it has to read `#due_at`.
+    pub(crate) fn due_query(&self, due: &str, until: Option<Timestamp>) -> QueryFluentBuilder {
+        let request = self
+            .client
+            .query()
+            .index_name(keys::DUE_INDEX)
+            .expression_attribute_names("#due_key", keys::DUE_KEY)
+            .expression_attribute_names("#due_at", keys::DUE_AT)
+            .expression_attribute_values(":key", text(due));
+        match until {
+            Some(until) => request
+                .key_condition_expression("#due_key = :key AND #due_at <= :until")
+                .expression_attribute_values(":until", time(until)),
+            None => request.key_condition_expression("#due_key = :key"),
+        }
+    }
+
     /// A page of overdue holds in one partition of the index.
     async fn overdue_page(
         &self,
@@ -456,17 +473,7 @@ impl Store {
         start: Option<Item>,
         deadline: Deadline,
     ) -> Result<OverduePage, Error> {
-        let request = self
-            .client
-            .query()
-            .index_name(keys::DUE_INDEX)
-            .key_condition_expression("#due_key = :key AND #due_at <= :now")
-            .expression_attribute_names("#due_key", keys::DUE_KEY)
-            .expression_attribute_names("#due_at", keys::DUE_AT)
-            .expression_attribute_values(":key", text(due))
-            .expression_attribute_values(":now", time(now))
-            .limit(HOLDS_PER_PAGE)
-            .set_exclusive_start_key(start);
+        let request = self.due_query(due, Some(now)).limit(HOLDS_PER_PAGE).set_exclusive_start_key(start);
         let (found, next) = self.query(request, deadline).await?;
         let mut page = OverduePage { holds: Vec::with_capacity(found.len()), unreadable: None, next };
         for item in found {

@@ -138,8 +138,8 @@ impl Store {
                     let shared = self.with_cached(first, |cached| cached.shares_looks(&self.clock)).unwrap_or_default();
                     if shared && unknown.next().is_none() {
                         *look = Box::pin(self.join_look(first, deadline)).await;
-                        if let Some((id, Some(at))) = look.as_ref().map(Look::searched) {
-                            released.insert(id.clone(), Some(at));
+                        if let Some(at) = look.as_ref().and_then(Look::searched) {
+                            released.insert(first.clone(), Some(at));
                         }
                         continue;
                     }

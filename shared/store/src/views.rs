@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::ReadTime;
 use crate::catalog::DueHold;
 use crate::gate::PATIENCE;
-use crate::items::{text, time};
+use crate::items::time;
 use crate::keys::Key;
 use crate::partitions::Partitions;
 use crate::places::Placed;
@@ -386,21 +386,10 @@ impl Store {
         deadline: Deadline,
     ) -> Result<Searched, Error> {
         let request = self
-            .client
-            .query()
-            .index_name(keys::DUE_INDEX)
-            .expression_attribute_names("#due_key", keys::DUE_KEY)
+            .due_query(due, counted.is_none().then_some(now))
             .expression_attribute_names("#pk", keys::PK)
-            .expression_attribute_names("#due_at", keys::DUE_AT)
             .expression_attribute_names("#lines", "lines")
-            .expression_attribute_values(":key", text(due))
             .projection_expression("#pk, #due_at, #lines");
-        let request = match counted {
-            Some(_) => request.key_condition_expression("#due_key = :key"),
-            None => request
-                .key_condition_expression("#due_key = :key AND #due_at <= :now")
-                .expression_attribute_values(":now", time(now)),
-        };
         let mut found = Searched { whole: counted.is_some(), holds: BTreeMap::new() };
         let mut start = None;
         loop {
