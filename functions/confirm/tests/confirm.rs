@@ -9,7 +9,7 @@ use axum::Router;
 use confirm::{App, handle, router};
 use holdfast_aws::queues::DeadLetter;
 use holdfast_domain::{
-    Clock, Confirmation, Failure, PaymentReference, RateLimit, RequestIds, Reservation, Status, Timestamp,
+    Clock, Confirmation, Failure, PaymentReference, RateLimit, Refusal, RequestIds, Reservation, Status, Timestamp,
 };
 use holdfast_http::{Authenticator, Limiter, limited, serve};
 use holdfast_testkit::event::{Answer, at, by, event, in_role, names, with_body, with_header};
@@ -186,6 +186,34 @@ async fn while_the_table_is_away_the_payment_is_queued_with_its_time() {
         assert_eq!((order.status, order.confirmed_late), (Status::Confirmed, false), "{fault:?}");
         assert_eq!(order.payment_reference, Some(payment("pay_123")), "{fault:?}");
         assert!(shop.wire.messages(FAILED).is_empty(), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_202_only_the_same_confirmation_tells_how_a_payment_ends() {
+    // What docs/api.md says of a 202: a cancellation that is refused does not end a queued payment.
+    for (asked_again, sold, orders) in [(false, false, true), (true, false, true), (true, true, false)] {
+        let shop = shop().await;
+        let held = shop.hold("alice", KEY, 1).await;
+        shop.wire.fail_all(WRITES, Fault::LostBefore);
+        assert_eq!(shop.pay(&held, "pay_123").await.status, 202);
+        shop.wire.clear_faults();
+        let queued = shop.wire.messages(CONFIRMATIONS);
+        shop.hands.set(LATE);
+        let cancelled = store(&shop.wire, 5).cancel(&held.reservation_id, &held.customer, LATE, soon()).await;
+        assert!(matches!(cancelled, Err(holdfast_store::Error::Refused(Refusal::HoldExpired))), "{cancelled:?}");
+        if sold {
+            shop.sold_to_another().await;
+        }
+        if asked_again {
+            let again = shop.pay(&held, "pay_123").await;
+            assert_eq!(again.status, if sold { 409 } else { 200 }, "{again:?}");
+            assert!(!sold || again.body["code"] == "refund_required", "{again:?}");
+            // The units come back: what was said stays true.
+            store(&shop.wire, 6).release_overdue(LATE.plus_seconds(600), soon()).await.unwrap();
+        }
+        assert!(shop.batch(&queued).await.is_empty());
+        assert_eq!(shop.stored(&held).await.status == Status::Confirmed, orders, "{asked_again} {sold}");
     }
 }
 

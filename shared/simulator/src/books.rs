@@ -192,6 +192,8 @@ pub(crate) struct Books {
     pub(crate) asked: Asked,
     /// Number of single checks.
     pub(crate) checks: u64,
+    /// Number of reservations and adjustments' keys whose answers the reference model has given up to explain.
+    pub(crate) given_up: u64,
     violations: Vec<Violation>,
     /// Notified when a promise is broken.
     pub(crate) broken: Arc<Notify>,

@@ -8,7 +8,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::books::Books;
 use crate::judge::{Question, Reply, Route, hold, wanted};
-use crate::model::{self, Act, Request};
+use crate::model::{self, Act, GivenUp, Request};
 use crate::past::Moment;
 
 /// All requests with one adjustment's idempotency key.
@@ -128,9 +128,10 @@ impl Journal {
         self.about(id.to_owned(), Request { who: String::new(), act: Act::CleanUp, sent, answered });
     }
 
-    /// At the end, when nothing runs any more: reads the table, and checks that the model explains every answer.
-    pub(crate) fn at_rest(&mut self, books: &Books, now: i64) -> Vec<String> {
-        let mut wrong = Vec::new();
+    /// At the end, when nothing runs any more: reads the table, and checks that the model explains every answer. Returns what it
+    /// does not explain, and the number of reservations and keys for which it has given up.
+    pub(crate) fn at_rest(&mut self, books: &Books, now: i64) -> (Vec<String>, u64) {
+        let (mut wrong, mut given_up) = (Vec::new(), 0);
         let (sent, tick) = (self.tick(), self.tick());
         for (id, requests) in &mut self.reservations {
             let reply = match books.items.get(&hold(id)) {
@@ -145,13 +146,21 @@ impl Journal {
             requests.extend(released);
             let answered = Some((tick, now, reply));
             requests.push(Request { who: String::new(), act: Act::Look, sent, answered });
-            if let Some(at) = model::reservation(requests) {
-                wrong.push(format!("{id}: no order explains {:?} after {:?}", requests[at], &requests[..at]));
+            match model::reservation(requests) {
+                Ok(None) => {}
+                Ok(Some(at)) => {
+                    wrong.push(format!("{id}: no order explains {:?} after {:?}", requests[at], &requests[..at]));
+                }
+                Err(GivenUp) => given_up += 1,
             }
         }
         for ((product, key), Key { requests, refused }) in &self.adjustments {
-            if let Some(at) = model::adjustment(requests) {
-                wrong.push(format!("{key} of {product}: no order explains {:?} among {requests:?}", requests[at]));
+            match model::adjustment(requests) {
+                Ok(None) => {}
+                Ok(Some(at)) => {
+                    wrong.push(format!("{key} of {product}: no order explains {:?} among {requests:?}", requests[at]));
+                }
+                Err(GivenUp) => given_up += 1,
             }
             let made: BTreeSet<_> = requests
                 .iter()
@@ -165,7 +174,7 @@ impl Journal {
                 }
             }
         }
-        wrong
+        (wrong, given_up)
     }
 }
 

@@ -44,7 +44,7 @@ struct Cli {
     /// Print the whole history of each seed
     #[arg(long)]
     history: bool,
-    /// Continue after a failure, and list at the end which seeds broke which promises
+    /// Continue after a failure, say at once which seed broke a promise, and list them at the end
     #[arg(long)]
     tally: bool,
     /// Plant a bug, by its name, or `all`: play seeds until each is caught
@@ -70,6 +70,7 @@ struct Summary {
     looks: u64,
     lines: u64,
     checks: u64,
+    given_up: u64,
     injected: PerFault,
     failed: Option<(u64, Outcome)>,
     /// The seeds that broke each promise.
@@ -166,6 +167,7 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
                     all.looks += outcome.looks;
                     all.lines += outcome.lines as u64;
                     all.checks += outcome.checks;
+                    all.given_up += outcome.given_up;
                     all.injected.iter_mut().zip(outcome.injected).for_each(|(sum, new)| *sum += new);
                     bar.set_position(limit.map_or(all.histories, |_| began.elapsed().as_secs()));
                     bar.set_message(format!("{} seeds, {} calls to AWS", all.histories, all.calls));
@@ -175,6 +177,9 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
                         eprintln!("{minutes} min: {} seeds, {} calls to AWS", all.histories, all.calls);
                     }
                     if let Some(violation) = &outcome.violation {
+                        if cli.tally {
+                            bar.suspend(|| eprintln!("seed {seed} breaks {}", violation.invariant));
+                        }
                         all.broken.entry(violation.invariant).or_default().insert(seed);
                     }
                     let first = all.failed.as_ref().is_none_or(|(other, _)| seed < *other);
@@ -191,7 +196,7 @@ fn seeds(cli: &Cli, part: &Part, planted: Option<&'static Planted>, began: Insta
 }
 
 fn told(summary: &Summary, elapsed: Duration) -> String {
-    let Summary { histories, calls, groups, looks, lines, checks, injected, .. } = summary;
+    let Summary { histories, calls, groups, looks, lines, checks, given_up, injected, .. } = summary;
     let rate = |count: u64| {
         #[expect(clippy::cast_precision_loss, reason = "a rate for people to read")]
         let count = count as f64;
@@ -206,7 +211,8 @@ fn told(summary: &Summary, elapsed: Duration) -> String {
     let total: u64 = injected.iter().sum();
     format!(
         "{histories} histories in {:.0} s ({:.1} a second): {calls} calls to AWS ({groups} of them made several \
-         reservations, and {looks} told other environments that a product is sold out or not), {lines} steps, {checks} checks\n\
+         reservations, and {looks} told other environments that a product is sold out or not), {lines} steps, {checks} checks; \
+         the reference model gave up {given_up} times\n\
          {total} faults injected:\n{}",
         elapsed.as_secs_f64(),
         rate(*histories),

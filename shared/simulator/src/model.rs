@@ -45,11 +45,19 @@ trait Machine {
     fn ages(&self, state: &Self::State, now: i64) -> Vec<Self::State>;
 }
 
-/// Beyond this number of possible explanations the search is given up: it then proves nothing, either way.
+/// Beyond this number of possible explanations the search is given up.
 const MOST_WAYS: usize = 50_000;
 
+/// The search was given up: it proves nothing, either way. Each run says how often that happened.
+#[derive(Debug)]
+pub(crate) struct GivenUp;
+
 /// The index of the first answer that no order explains.
-fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::Act>]) -> Option<usize> {
+fn unexplained<M: Machine>(
+    machine: &M,
+    first: M::State,
+    requests: &[Request<M::Act>],
+) -> Result<Option<usize>, GivenUp> {
     let mut events: Vec<(u64, usize, bool)> = Vec::new();
     for (at, request) in requests.iter().enumerate() {
         events.push((request.sent, at, false));
@@ -66,7 +74,7 @@ fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::
         let request = &requests[at];
         if !is_answer {
             if request.answered.is_some() {
-                let free = (0..u128::BITS).find(|bit| asked.iter().all(|(_, other)| bit != other))?;
+                let free = (0..u128::BITS).find(|bit| asked.iter().all(|(_, other)| bit != other)).ok_or(GivenUp)?;
                 asked.push((at, free));
             }
             if machine.lingers(request) {
@@ -103,16 +111,16 @@ fn unexplained<M: Machine>(machine: &M, first: M::State, requests: &[Request<M::
             let ages = |state: &_| machine.ages(state, *now);
             known.after(state, Step::Age(*now), ages).iter().for_each(|&next| go_on(next, done));
             if seen.len() > MOST_WAYS {
-                return None;
+                return Err(GivenUp);
             }
         }
         if explained.is_empty() {
-            return Some(at);
+            return Ok(Some(at));
         }
         ways = explained.into_iter().collect();
         asked.retain(|(other, _)| *other != at);
     }
-    None
+    Ok(None)
 }
 
 /// What may happen to a state: a request by its index is answered, or is applied without an answer (which is still to
@@ -521,8 +529,9 @@ impl Machine for Reservations {
         let clear = request.answered.as_ref().map(|(_, _, reply)| reply).filter(|reply| reply.clear());
         let who = request.who.as_str();
         let own = state.is_of(who);
-        // Repeated until it is answered: a try whose answer was lost may have been followed by another request's.
-        let repeated = clear.is_none_or(|reply| open && may_follow_a_try(reply));
+        // Repeated until it is answered: a try whose answer was lost may have been followed by another request's. What is refused
+        // had no effect.
+        let repeated = clear.is_none_or(|reply| open && reply.status == 200);
         // After a clean-up it may arrive again, once a copy of the first request has made the hold again.
         let late_copy = state.cleaned_up && clear.is_some_and(|reply| reply.status == 200);
         let tries = own && state.status == Status::Held && (repeated || late_copy);
@@ -609,15 +618,8 @@ fn of_cancelled(reply: &Reply) -> bool {
     matches!(reply.code(), "refund_required" | "reservation_cancelled")
 }
 
-/// Whether a change of a hold has this answer also where an earlier try of its own was applied and its answer lost. What it
-/// cannot have is only said where no try may be applied any more.
-fn may_follow_a_try(reply: &Reply) -> bool {
-    let codes = ["reservation_not_found", "hold_expired", "reservation_cancelled", "already_confirmed"];
-    reply.status == 200 || codes.contains(&reply.code())
-}
-
 /// The index of the first answer about a reservation that no order of the requests explains.
-pub(crate) fn reservation(requests: &[Request<Act>]) -> Option<usize> {
+pub(crate) fn reservation(requests: &[Request<Act>]) -> Result<Option<usize>, GivenUp> {
     unexplained(&Reservations, Reservation::none(), requests)
 }
 
@@ -663,7 +665,7 @@ impl Machine for Adjustments {
 }
 
 /// The index of the first answer to a copy of an adjustment that no order of the copies explains.
-pub(crate) fn adjustment(requests: &[Request<Value>]) -> Option<usize> {
+pub(crate) fn adjustment(requests: &[Request<Value>]) -> Result<Option<usize>, GivenUp> {
     unexplained(&Adjustments, None, requests)
 }
 
@@ -671,6 +673,14 @@ pub(crate) fn adjustment(requests: &[Request<Value>]) -> Option<usize> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn reservation(requests: &[Request<Act>]) -> Option<usize> {
+        super::reservation(requests).unwrap()
+    }
+
+    fn adjustment(requests: &[Request<Value>]) -> Option<usize> {
+        super::adjustment(requests).unwrap()
+    }
 
     fn reply(status: u64, body: Value) -> Reply {
         Reply { status, body }

@@ -396,16 +396,9 @@ fn consistent(operation: &str, request: &Value) -> bool {
 
 /// Splits a BatchGetItem of several keys in two.
 pub(crate) fn split(call: &Call) -> Option<(Call, Call)> {
+    let (_, wanted) = call.request.get("RequestItems")?.as_object()?.iter().next()?;
+    let mut all = wanted["Keys"].as_array().filter(|keys| keys.len() >= 2)?.clone();
     let (mut first, mut rest) = (call.clone(), call.clone());
-    let keys = |call: &mut Call| -> Option<Vec<Value>> {
-        let (_, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;
-        Some(std::mem::take(wanted["Keys"].as_array_mut()?))
-    };
-    let mut all = keys(&mut first)?;
-    keys(&mut rest)?;
-    if all.len() < 2 {
-        return None;
-    }
     let second = all.split_off(all.len() / 2);
     for (call, keys) in [(&mut first, all), (&mut rest, second)] {
         let (_, wanted) = call.request.get_mut("RequestItems")?.as_object_mut()?.iter_mut().next()?;

@@ -35,8 +35,8 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let mut tried = None;
         loop {
-            let seen = self.reservation(id, customer, deadline).await?;
-            if !self.may_change(&seen, now, deadline).await? {
+            let seen = self.reservation(id, customer, deadline).await.map_err(|error| attempts.error(error))?;
+            if !self.may_change(&seen, now, &attempts).await? {
                 continue;
             }
             // Read now: a customer may have seen a price that is newer than the cache.
@@ -121,14 +121,14 @@ impl Store {
         let mut attempts = self.attempts(deadline);
         let mut tried = None;
         loop {
-            let seen = self.any_reservation(id, deadline).await?;
+            let seen = self.any_reservation(id, deadline).await.map_err(|error| attempts.error(error))?;
             if seen.customer == *to && seen.formerly.contains(from) {
                 return self.end_if_overdue(seen, now, deadline).await;
             }
             if seen.customer != *from {
-                return Err(Refusal::ReservationNotFound.into());
+                return Err(attempts.refuse(Refusal::ReservationNotFound));
             }
-            if !self.may_change(&seen, now, deadline).await? {
+            if !self.may_change(&seen, now, &attempts).await? {
                 continue;
             }
             let counted: Vec<Line> = seen.lines.iter().filter(|line| line.limited).cloned().collect();
@@ -170,12 +170,13 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a hold may be changed; if not, it is refused, or has to be read again.
-    async fn may_change(&self, seen: &Reservation, now: Timestamp, deadline: Deadline) -> Result<bool, Error> {
+    /// Whether a hold may be changed; if not, it is refused, or has to be read again. It is not refused if an earlier try may have
+    /// changed it before it became what it is.
+    async fn may_change(&self, seen: &Reservation, now: Timestamp, attempts: &Attempts<'_>) -> Result<bool, Error> {
         match decide::change(seen, now) {
             Ok(()) => Ok(true),
-            Err(Refusal::HoldExpired) if !self.end_for_good(seen, now, deadline).await? => Ok(false),
-            Err(refusal) => Err(refusal.into()),
+            Err(Refusal::HoldExpired) if !self.end_for_good(seen, now, attempts.deadline()).await? => Ok(false),
+            Err(refusal) => Err(attempts.refuse(refusal)),
         }
     }
 

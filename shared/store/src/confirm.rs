@@ -85,7 +85,7 @@ impl Store {
             }
             let reservation = match seen {
                 Some(reservation) => reservation,
-                None => self.any_reservation(id, deadline).await?,
+                None => self.any_reservation(id, deadline).await.map_err(|error| attempts.error(error))?,
             };
             if !reservation.may_be_confirmed_for(customer) {
                 // It may become theirs, before an earlier try is applied.

@@ -249,6 +249,14 @@ impl<'a> Attempts<'a> {
         if self.ambiguous { self.unavailable("an earlier try") } else { refusal.into() }
     }
 
+    /// An error; of a refusal, what [`Self::refuse`] says.
+    pub(crate) fn error(&self, error: Error) -> Error {
+        match error {
+            Error::Refused(refusal) => self.refuse(refusal),
+            error => error,
+        }
+    }
+
     /// Awaits `call` until the deadline. Whether a call that is given up was applied is unknown.
     pub(crate) async fn call<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Error> {
         let Seen { answer, lost } = self.until_deadline(watch(call)).await?;

@@ -130,15 +130,15 @@ impl Store {
     {
         let mut attempts = self.attempts(deadline);
         loop {
-            let reservation = self.reservation(id, customer, deadline).await?;
+            let reservation = self.reservation(id, customer, deadline).await.map_err(|error| attempts.error(error))?;
             let until = match decide::extension(&reservation, hold_seconds, now) {
                 ExtendDecision::Refuse(Refusal::HoldExpired) => {
                     if self.end_for_good(&reservation, now, deadline).await? {
-                        return Err(Refusal::HoldExpired.into());
+                        return Err(attempts.refuse(Refusal::HoldExpired));
                     }
                     continue;
                 }
-                ExtendDecision::Refuse(refusal) => return Err(refusal.into()),
+                ExtendDecision::Refuse(refusal) => return Err(attempts.refuse(refusal)),
                 ExtendDecision::Done => return Ok(reservation),
                 ExtendDecision::Until(until) => until,
             };

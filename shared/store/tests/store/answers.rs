@@ -27,6 +27,18 @@ async fn a_late_payment_gets_the_units_of_an_overdue_hold() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_payment_for_nothing_is_not_refused_while_an_earlier_try_of_it_may_still_be_applied() {
+    let (_, elsewhere, _) = shop(product("tee", 1, 1)).await;
+    let unknown = hold(&elsewhere, "alice", 1, NOW).await;
+    let (wire, shop, _) = shop(product("tee", 1, 1)).await;
+    wire.fail("UpdateItem", 1, Fault::LostBefore);
+    // A reservation of this id may be made meanwhile, and that try then makes an order of it.
+    let answer = pay(&shop, &unknown, "pay_1", NOW).await;
+    assert!(matches!(answer, Err(Error::Unavailable { .. })), "{answer:?}");
+    assert_eq!(refusal(pay(&shop, &unknown, "pay_1", NOW).await), Refusal::ReservationNotFound);
+}
+
 #[tokio::test]
 async fn an_overdue_hold_blocks_nobody() {
     let over = LATE.plus_seconds(30);

@@ -1,6 +1,7 @@
 //! Changes of a live hold: other lines, another owner, and its release by an admin.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures_util::future::{join, join_all};
 use holdfast_domain::{
@@ -12,7 +13,7 @@ use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, confirmation, customer, limited, payment, product, product_id, reserve, soon,
     stocked, store, table,
 };
-use holdfast_testkit::wire::{Fault, Wire};
+use holdfast_testkit::wire::{Fault, Gate, Wire};
 
 use crate::{LATE, hold, pay, refusal, shop};
 
@@ -276,13 +277,7 @@ async fn a_full_basket_of_limited_products_is_replaced_by_another() {
 async fn a_change_whose_answer_was_lost_does_not_undo_a_later_one() {
     let (wire, shop, other) = two_products().await;
     let held = hold(&shop, "alice", 3, NOW).await;
-    // Applied, and its answer is lost; another change is acknowledged before the first one is decided again.
-    wire.fail("TransactWriteItems", 4, Fault::LostAfter);
-    let mut reads = 0;
-    let gate = wire.gate(move |call| {
-        reads += usize::from(call.operation == "GetItem" && call.request.to_string().contains("HOLD#"));
-        reads == 2
-    });
+    let gate = lose_the_answer(&wire);
     let (first, ()) = join(change(&shop, &held, &[("tee", 1)]), async {
         gate.arrived().await;
         wire.clear_faults();
@@ -293,6 +288,58 @@ async fn a_change_whose_answer_was_lost_does_not_undo_a_later_one() {
     assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
     let now = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
     assert_eq!(quantities(&now), [("cap", 5)].into());
+}
+
+/// Makes the next change of this hold be applied with its answer lost, and stops before it is decided again.
+fn lose_the_answer(wire: &Wire) -> Arc<Gate> {
+    wire.fail("TransactWriteItems", 4, Fault::LostAfter);
+    let mut reads = 0;
+    wire.gate(move |call| {
+        reads += usize::from(call.operation == "GetItem" && call.request.to_string().contains("HOLD#"));
+        reads == 2
+    })
+}
+
+#[tokio::test]
+async fn a_change_that_was_applied_is_not_refused_for_what_came_after_it() {
+    for after in ["an order", "its end", "another owner"] {
+        let (wire, shop, other) = two_products().await;
+        let held = hold(&shop, "alice", 3, NOW).await;
+        let gate = lose_the_answer(&wire);
+        let (first, ()) = join(change(&shop, &held, &[("tee", 1)]), async {
+            gate.arrived().await;
+            wire.clear_faults();
+            match after {
+                "an order" => drop(pay(&other, &held, "pay_1", NOW).await.unwrap()),
+                "its end" => assert_eq!(other.release_overdue(LATE, soon()).await.unwrap().holds, 1),
+                _ => drop(transfer(&other, &held, "bob").await.unwrap()),
+            }
+            gate.open();
+        })
+        .await;
+        assert!(matches!(first, Err(Error::Unavailable { .. })), "{after}: {first:?}");
+        let now = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
+        assert_eq!(quantities(&now), [("tee", 1)].into(), "{after}");
+        // Asked once more, it is the refusal: this request changes nothing.
+        assert!(matches!(change(&shop, &held, &[("tee", 1)]).await, Err(Error::Refused(_))), "{after}");
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_that_was_carried_out_is_not_refused_since_the_hold_was_handed_on() {
+    let (wire, shop, other) = two_products().await;
+    let held = hold(&shop, "guest:7", 3, NOW).await;
+    let gate = lose_the_answer(&wire);
+    let (first, ()) = join(transfer(&shop, &held, "alice"), async {
+        gate.arrived().await;
+        wire.clear_faults();
+        let alices = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
+        assert_eq!(alices.customer, customer("alice"));
+        transfer(&other, &alices, "bob").await.unwrap();
+        gate.open();
+    })
+    .await;
+    assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
 }
 
 async fn transfer(store: &Store, held: &Reservation, to: &str) -> Result<Reservation, Error> {
