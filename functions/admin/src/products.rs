@@ -129,7 +129,7 @@ pub(crate) async fn list(
     let view = |product: Product| {
         let stock = stock.remove(&product.product_id).unwrap_or_default();
         let last_audit = audits.remove(&product.product_id);
-        ProductView::new(product, stock, now).with_last_audit(last_audit)
+        ProductView::counted(product, stock, now).with_last_audit(last_audit)
     };
     Ok(Answer(List::of(page, view)).into_response())
 }
@@ -202,7 +202,7 @@ pub(crate) async fn change(
     app.act(&admin, ("change_product", id.as_str(), detail), deadline, async {
         let product = app.store.change_product(&id, body.version, change, deadline).await?;
         let stock = app.store.stock(&[&product], deadline).await?.remove(&id).unwrap_or_default();
-        Ok(Answer(ProductView::new(product, stock, app.clock.now())).into_response())
+        Ok(Answer(ProductView::counted(product, stock, app.clock.now())).into_response())
     })
     .await
 }

@@ -1,7 +1,7 @@
 //! Domain values as the JSON of the API.
 
 use holdfast_domain::{Currency, CustomerId, Product, ProductStatus, Reservation, Status, Stock, Timestamp};
-use holdfast_store::{LastAudit, Page, Shown};
+use holdfast_store::{Counted, LastAudit, Page, Shown};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::Error as _};
 use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
@@ -252,12 +252,13 @@ pub struct ProductView {
     /// of the sale is to come.
     #[schema(value_type = schema::Time)]
     server_time: ApiTime,
-    /// When the product and its `available` units were read. Only on public routes. Not part of the `ETag`.
+    /// When the `available` units, and on public routes the product, were read. On routes for admins only with tens of thousands of
+    /// holds, since fewer are counted at once. Not part of the `ETag`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = schema::Time, required = false)]
     stock_at: Option<ApiTime>,
     /// When the units in holds (`reserved`) were counted: with thousands of holds, minutes ago. `sold` is what is left of
-    /// `total`, and so just as old. Only on public routes. Not part of the `ETag`.
+    /// `total`, and so just as old. On routes for admins only with `stock_at`. Not part of the `ETag`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = schema::Time, required = false)]
     reserved_at: Option<ApiTime>,
@@ -295,7 +296,12 @@ impl ProductView {
 
     /// What the catalogue shows of a product, at `now`.
     pub fn shown(Shown { product, stock, stock_at, reserved_at }: Shown, now: Timestamp) -> Self {
-        let [stock_at, reserved_at] = [stock_at, reserved_at].map(|at| Some(ApiTime(at)));
+        Self::counted(product, Counted { stock, as_of: Some((stock_at, reserved_at)) }, now)
+    }
+
+    /// The product with its stock, at `now`, and how old that is if it is not from now.
+    pub fn counted(product: Product, Counted { stock, as_of }: Counted, now: Timestamp) -> Self {
+        let (stock_at, reserved_at) = as_of.map(|(stock, reserved)| (ApiTime(stock), ApiTime(reserved))).unzip();
         Self { stock_at, reserved_at, ..Self::new(product, stock, now) }
     }
 

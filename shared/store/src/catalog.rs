@@ -1,4 +1,5 @@
-//! The stock of products as it is now, for admins: with all holds counted. What many read is in `views`.
+//! The stock of products for admins: as it is now, with all holds counted, or, with too many of them, as the catalogue shows it.
+//! What many read is in `views`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,6 +8,19 @@ use serde::Deserialize;
 
 use crate::items::text;
 use crate::{Deadline, Error, Store, items, keys};
+
+/// How many pages of the index `due`, of a megabyte each, are read to count all holds: about 20,000 holds.
+const PAGES_OF_HOLDS: usize = 10;
+
+/// The stock of a product.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Where its units are.
+    pub stock: Stock,
+    /// If there are too many holds to count them now: when its available units were read, and when its holds were counted, as
+    /// in [`Shown`](crate::Shown).
+    pub as_of: Option<(Timestamp, Timestamp)>,
+}
 
 /// The part of a hold in the index `due` that says where units are.
 #[derive(Debug, Deserialize)]
@@ -40,12 +54,19 @@ struct Held {
 
 impl Store {
     /// The stock of these products. Its parts are read one after another, so concurrent sales may be counted twice or not at
-    /// all; `sold` is the rest of the total, and never negative.
+    /// all; `sold` is the rest of the total, and never negative. With more holds than ten megabytes it is as the catalogue shows
+    /// it, so that its cost does not grow with them.
     ///
     /// # Errors
     /// [`Error::Unavailable`] without an answer within the deadline.
-    pub async fn stock(&self, products: &[&Product], deadline: Deadline) -> Result<BTreeMap<ProductId, Stock>, Error> {
-        let held = self.held(deadline).await?;
+    pub async fn stock(
+        &self,
+        products: &[&Product],
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, Counted>, Error> {
+        let Some(held) = self.held(deadline).await? else {
+            return self.stock_as_shown(products, deadline).await;
+        };
         let shards = self.shards(products, deadline).await?;
         let stock = products.iter().map(|product| {
             let id = &product.product_id;
@@ -53,14 +74,14 @@ impl Store {
             let Held { reserved, overdue } = held.get(id).copied().unwrap_or_default();
             let available = free.saturating_add(overdue).min(product.total);
             let sold = product.total.saturating_sub(available).saturating_sub(reserved);
-            (id.clone(), Stock { available, reserved, sold })
+            (id.clone(), Counted { stock: Stock { available, reserved, sold }, as_of: None })
         });
         Ok(stock.collect())
     }
 
     /// The units of all holds, by product: everything in the index `due`, by a scan, which needs a call for each megabyte instead of
-    /// one for each partition.
-    async fn held(&self, deadline: Deadline) -> Result<HashMap<ProductId, Held>, Error> {
+    /// one for each partition. `None` if it is more than [`PAGES_OF_HOLDS`].
+    async fn held(&self, deadline: Deadline) -> Result<Option<HashMap<ProductId, Held>>, Error> {
         let request = self
             .client
             .scan()
@@ -76,12 +97,22 @@ impl Store {
         let mut units: HashMap<ProductId, Held> = HashMap::new();
         // By reservation: one that is extended between two pages is on both, and its later end is the newer.
         let mut holds: HashMap<String, DueHold> = HashMap::new();
-        let add = |item| {
-            let hold: DueHold = items::read("hold", item)?;
-            holds.insert(hold.pk.clone(), hold);
-            Ok(())
-        };
-        self.scan_each(request, deadline, add).await?;
+        let (mut start, mut pages) = (None, 0);
+        loop {
+            let (found, next) = self.scan(request.clone().set_exclusive_start_key(start), deadline).await?;
+            for item in found {
+                let hold: DueHold = items::read("hold", item)?;
+                holds.insert(hold.pk.clone(), hold);
+            }
+            pages += 1;
+            if next.is_none() {
+                break;
+            }
+            if pages == PAGES_OF_HOLDS {
+                return Ok(None);
+            }
+            start = next;
+        }
         let now = self.clock.now();
         for hold in holds.into_values() {
             for line in hold.lines {
@@ -94,6 +125,6 @@ impl Store {
                 }
             }
         }
-        Ok(units)
+        Ok(Some(units))
     }
 }

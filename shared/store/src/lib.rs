@@ -69,6 +69,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 pub use actions::{Action, Intent};
 pub use audit::{Audited, LastAudit, TableAudit};
 pub use cache::ReadTime;
+pub use catalog::Counted;
 pub use error::{Deadline, Error};
 pub use failed::FailedSearch;
 pub use gate::PATIENCE;
@@ -251,18 +252,24 @@ impl Store {
         deadline: Deadline,
         mut each: impl FnMut(Item) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let request = request.table_name(&self.table);
-        let (mut attempts, mut start) = (self.attempts(deadline), None);
+        let mut start = None;
         loop {
-            match attempts.call(request.clone().set_exclusive_start_key(start.clone()).send()).await? {
-                Ok(answer) => {
-                    answer.items.unwrap_or_default().into_iter().try_for_each(&mut each)?;
-                    start = answer.last_evaluated_key;
-                    if start.is_none() {
-                        return Ok(());
-                    }
-                    attempts = self.attempts(deadline);
-                }
+            let (items, next) = self.scan(request.clone().set_exclusive_start_key(start), deadline).await?;
+            items.into_iter().try_for_each(&mut each)?;
+            if next.is_none() {
+                return Ok(());
+            }
+            start = next;
+        }
+    }
+
+    /// A page of a scan, and the key after which the next one starts.
+    async fn scan(&self, request: ScanFluentBuilder, deadline: Deadline) -> Result<(Vec<Item>, Option<Item>), Error> {
+        let request = request.table_name(&self.table);
+        let mut attempts = self.attempts(deadline);
+        loop {
+            match attempts.call(request.clone().send()).await? {
+                Ok(answer) => return Ok((answer.items.unwrap_or_default(), answer.last_evaluated_key)),
                 Err(error) => attempts.pause(call_error("Scan", &error)).await?,
             }
         }

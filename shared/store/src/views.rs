@@ -15,7 +15,7 @@ use holdfast_domain::{Product, ProductId, ProductStatus, Refusal, Stock, Timesta
 use serde::{Deserialize, Serialize};
 
 use crate::cache::ReadTime;
-use crate::catalog::DueHold;
+use crate::catalog::{Counted, DueHold};
 use crate::gate::PATIENCE;
 use crate::items::time;
 use crate::keys::Key;
@@ -155,6 +155,22 @@ impl Store {
         let mut items = self.show(&mut remembered, &page.items, deadline).await?;
         items.retain(|shown| shown.product.status != ProductStatus::Archived);
         Ok(Page { items, next: page.next })
+    }
+
+    /// The stock of these products as the catalogue shows it.
+    pub(crate) async fn stock_as_shown(
+        &self,
+        products: &[&Product],
+        deadline: Deadline,
+    ) -> Result<BTreeMap<ProductId, Counted>, Error> {
+        let mut views = self.views(&products.iter().map(|product| &product.product_id).collect(), deadline).await?;
+        let counted = products.iter().filter_map(|&product| {
+            // Of the product as it was read for this answer: its total may have changed since.
+            let view = View { product: product.clone(), ..views.remove(&product.product_id)? };
+            let Shown { stock, stock_at, reserved_at, .. } = view.shown();
+            Some((product.product_id.clone(), Counted { stock, as_of: Some((stock_at, reserved_at)) }))
+        });
+        Ok(counted.collect())
     }
 
     /// What this environment remembers of the last second. While one request reads, the others wait for what it finds.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join;
-use holdfast_domain::{Adjustment, HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal};
-use holdfast_store::{Adjusted, Deadline, Error, Store};
+use holdfast_domain::{Adjustment, HoldSeconds, IdempotencyKey, Product, ProductChange, ProductStatus, Refusal, Stock};
+use holdfast_store::{Adjusted, Counted, Deadline, Error, Store};
 use holdfast_testkit::fixtures::{
     NOW, basket, books, confirmation, product, product_id, reserve, soon, stocked, store, table,
 };
@@ -412,8 +412,28 @@ async fn stock_says_where_the_units_are() {
     reserve(&store, &basket("alice", "k2", &[("tee", 2)]), NOW).await.unwrap();
     store.confirm(&confirmation(&held.reservation_id, &held.customer, None, NOW), NOW, soon()).await.unwrap();
     let tee = store.product(&product_id("tee"), soon()).await.unwrap();
-    let stock = store.stock(&[&tee], soon()).await.unwrap()[&product_id("tee")];
+    let stock = store.stock(&[&tee], soon()).await.unwrap()[&product_id("tee")].stock;
     assert_eq!((stock.available, stock.reserved, stock.sold), (5, 2, 3));
+}
+
+#[tokio::test]
+async fn with_too_many_holds_to_count_admins_see_what_the_catalogue_shows() {
+    let (wire, store) = tee(40, 2).await;
+    for n in 0..12 {
+        reserve(&store, &basket(&format!("c{n}"), "k", &[("tee", 1)]), NOW).await.unwrap();
+    }
+    let tee = store.product(&product_id("tee"), soon()).await.unwrap();
+    let counted = async || {
+        wire.take_calls();
+        let counted = store.stock(&[&tee], soon()).await.unwrap()[&product_id("tee")];
+        let Counted { stock: Stock { available, reserved, sold }, as_of } = counted;
+        let scans = wire.take_calls().iter().filter(|call| call.operation == "Scan").count();
+        ((available, reserved, sold), as_of.is_some(), scans)
+    };
+    assert_eq!(counted().await, ((28, 12, 0), false, 1));
+    // One hold a page, so that they need thirteen.
+    wire.shorten_pages();
+    assert_eq!(counted().await, ((28, 12, 0), true, 10));
 }
 
 #[tokio::test(start_paused = true)]
@@ -456,6 +476,6 @@ async fn a_hold_that_is_extended_between_two_pages_of_the_index_counts_once() {
         gate.open();
     })
     .await;
-    let stock = stock.unwrap()[&product_id("tee")];
+    let stock = stock.unwrap()[&product_id("tee")].stock;
     assert_eq!((stock.available, stock.reserved, stock.sold), (5, 5, 0));
 }
