@@ -195,7 +195,7 @@ pub(crate) struct Resolve {
     post, path = "/admin/failed-confirmations/{failed_confirmation_id}/resolve", operation_id = "resolveFailedConfirmation",
     tag = "Admin: failed confirmations",
     params(("failed_confirmation_id" = schema::FailedConfirmationId, Path)),
-    request_body(content = Resolve, example = json!({"note": "pay_999 refunded"})),
+    request_body(content = Resolve, example = json!({"note": "refund pay_999"})),
     responses((status = 200, description = "The failed confirmation is settled.", body = FailedView)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(["already_settled"])))

@@ -1,5 +1,6 @@
 //! Products and stock.
 
+use holdfast_local::token::Role;
 use reqwest::Method;
 use serde_json::json;
 
@@ -110,10 +111,18 @@ pub(crate) async fn stock_is_adjusted_once_with_a_reason(api: Api) {
     let first = adjust("k1", delivery.clone()).await;
     first.is(200, "");
     assert_eq!((&first.body["total_after"], &first.body["actor"]), (&json!(14), &json!("root")));
-    let again = adjust("k1", delivery).await;
+    let again = adjust("k1", delivery.clone()).await;
     assert_eq!((again.status, &again.body), (200, &first.body));
     assert_eq!(again.headers["idempotent-replayed"], "true");
     adjust("k1", json!({"delta": 11, "reason": "delivery"})).await.is(422, "idempotency_key_reused");
+    // The key belongs to the product: another admin who sends the same delivery gets the first one's entry.
+    let token = api.stack.token("second-admin", Role::Admin).unwrap();
+    let other = async |body: &serde_json::Value| {
+        let (path, headers) = ("/admin/products/adjusted/stock", [("idempotency-key", "k1")]);
+        api.raw(Method::POST, path, Who::Token(&token), &headers, Some(body.to_string())).await
+    };
+    assert_eq!(other(&delivery).await.is(200, "").body, first.body);
+    other(&json!({"delta": 11, "reason": "delivery"})).await.is(422, "idempotency_key_reused");
     adjust("k2", json!({"delta": -2, "reason": "broken"})).await.is(200, "");
     // Three are held: nine are free.
     let short = adjust("k3", json!({"delta": -10, "reason": "lost"})).await;

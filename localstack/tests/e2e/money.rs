@@ -1,5 +1,7 @@
 //! Responses about money and stock that a shop acts on: regression tests of bugs in the running service.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use holdfast_domain::{CustomerId, IdempotencyKey, ReservationId};
 use reqwest::Method;
@@ -53,6 +55,15 @@ pub(crate) async fn overdue_holds_block_nothing(api: Api) {
     let shown = shown.body["items"].as_array().unwrap().iter().find(|item| item["product_id"] == "overdue-b").cloned();
     let shown = shown.unwrap();
     assert_eq!((&shown["available"], &shown["reserved"], &shown["sold"]), (&json!(10), &json!(0), &json!(0)));
+    // The catalogue shows what was read within two seconds.
+    let public = loop {
+        let shown = api.get("/products/overdue-b", Who::Nobody).await;
+        if shown.is(200, "").body["stock_at"].as_str() >= last.body["expires_at"].as_str() {
+            break shown.body;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!((&public["available"], &public["reserved"], &public["sold"]), (&json!(10), &json!(0), &json!(0)));
     adjust(&api, "overdue-b", "k", json!({"delta": -10, "reason": "lost"})).await.is(200, "");
     api.confirm("alice", &late.id(), Some("pay_1")).await.is(200, "");
 }

@@ -115,7 +115,8 @@ table! {
         "Get a valid access token. `WWW-Authenticate` says whether there was one, and `detail` whether it was an ID token.";
     FORBIDDEN = "forbidden", FORBIDDEN,
         "The token's role does not allow this.",
-        "Use an admin's token for admin routes; an auditor may only read. Send `customer_id` only with a service's token.";
+        "Use an admin's token for admin routes; an auditor may only read. Send `customer_id` only with a service's token. \
+         Use one to transfer a hold or to give an order back.";
     CONFIRMATION_NOT_ALLOWED = "confirmation_not_allowed", FORBIDDEN,
         "Customers may not confirm reservations here.",
         "Confirm with a service's token, from the shop's back end, once the payment was taken. This request recorded nothing.";
@@ -197,7 +198,8 @@ table! {
         "Nothing is left to do for this failed confirmation.";
     HOLD_EXPIRED = "hold_expired", GONE,
         "The hold has expired.",
-        "Create a new reservation with a new key.";
+        "Create a new reservation with a new key. If the confirmation of a payment was queued (202), repeat that one first: it may \
+         still make the order.";
     PAYLOAD_TOO_LARGE = "payload_too_large", PAYLOAD_TOO_LARGE,
         "The body is too large.",
         "Send at most 65,536 bytes, on every route.";

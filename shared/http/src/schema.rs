@@ -209,7 +209,7 @@ schema!(
         .min_length(Some(1))
         .max_length(Some(1_000))
         .pattern(Some(visible_pattern()))
-        .examples(["pay_999 refunded"])
+        .examples(["refund pay_999"])
 );
 schema!(
     /// See [`holdfast_store::Cursor`].
