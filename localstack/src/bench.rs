@@ -31,7 +31,7 @@ Options of the benchmark:
                              variables; may be repeated
       --program <FILE>       A build of reserve for --cold [default: target/release/reserve, which is built]
       --json <FILE>          Write all figures to this file
-      --plot <FILE>          Draw the latencies by percentile, as SVG
+      --plot <FILE>          Draw the latencies by percentile, as SVG; with --model, by requests a second
       --url <URL>            Load the Holdfast that runs there, such as that of `cargo local up`
       --service-token, --admin-token <TOKEN>
                              Its tokens, if it is not a local one

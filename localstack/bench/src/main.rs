@@ -144,7 +144,7 @@ struct Options {
     /// Write all figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw the latencies by percentile, as SVG
+    /// Draw the latencies by percentile, as SVG; with --model, those of the model by requests a second
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     /// Load the Holdfast that runs at this URL, such as that of `cargo local up`
@@ -197,11 +197,11 @@ fn beside(text: &str) -> std::result::Result<Program, String> {
 
 fn main() -> ExitCode {
     let Cli { role, options } = Cli::parse();
-    if options.model {
-        print!("{}", model::table());
-        return ExitCode::SUCCESS;
-    }
     let done = match role {
+        _ if options.model => {
+            print!("{}", model::table());
+            options.plot.as_deref().map_or(Ok(()), model::plot).map(|()| true)
+        }
         Some(Role::Cloud { call_ms, conflicts, certificate }) => {
             let options = cloud::Options { delay: Duration::from_millis(call_ms), conflicts };
             on_all_cores(cloud::run(options, certificate.as_deref())).map(|()| true)

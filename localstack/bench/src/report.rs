@@ -274,7 +274,6 @@ pub(crate) fn plot(path: &Path, rows: &[Row]) -> Result<()> {
     /// The percentiles at 0, 1, 2, ... nines.
     const NINES: [&str; 5] = ["0", "90", "99", "99.9", "99.99"];
     const LAST: f64 = 4.0;
-    let wrong = |error: &dyn std::fmt::Display| format!("cannot draw {}: {error}", path.display());
     let mut curves = Vec::new();
     for row in rows {
         let latencies = row.latencies()?;
@@ -286,17 +285,6 @@ pub(crate) fn plot(path: &Path, rows: &[Row]) -> Result<()> {
         };
         curves.push((row.title(), (0..=200).map(at).collect::<Vec<_>>()));
     }
-    let millis = curves.iter().flat_map(|(_, curve)| curve).map(|(_, millis)| *millis);
-    let (least, most) = millis.fold((f64::MAX, 0.0_f64), |(least, most), one| (least.min(one), most.max(one)));
-    let area = SVGBackend::new(path, (960, 540)).into_drawing_area();
-    area.fill(&WHITE).map_err(|error| wrong(&error))?;
-    let mut chart = ChartBuilder::on(&area)
-        .margin(16)
-        .caption("Latency by percentile", ("sans-serif", 22))
-        .x_label_area_size(44)
-        .y_label_area_size(64)
-        .build_cartesian_2d(0.0..LAST, (least * 0.8..most * 1.25).log_scale())
-        .map_err(|error| wrong(&error))?;
     let nines = |at: &f64| {
         NINES
             .iter()
@@ -305,11 +293,45 @@ pub(crate) fn plot(path: &Path, rows: &[Row]) -> Result<()> {
             .map_or("", |(name, _)| name)
             .to_owned()
     };
+    let percentiles = Axis { desc: "percentile", range: 0.0..LAST, labels: NINES.len(), name: &nines };
+    draw(path, "Latency by percentile", &percentiles, curves)
+}
+
+/// What a plot has from left to right.
+pub(crate) struct Axis<'a> {
+    pub(crate) desc: &'a str,
+    pub(crate) range: std::ops::Range<f64>,
+    pub(crate) labels: usize,
+    pub(crate) name: &'a dyn Fn(&f64) -> String,
+}
+
+/// Draws milliseconds, on a logarithmic scale, as a curve for each title.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn draw(
+    path: &Path,
+    caption: &str,
+    across: &Axis<'_>,
+    curves: Vec<(String, Vec<(f64, f64)>)>,
+) -> Result<()> {
+    let wrong = |error: &dyn std::fmt::Display| format!("cannot draw {}: {error}", path.display());
+    let millis = curves.iter().flat_map(|(_, curve)| curve).map(|(_, millis)| *millis);
+    let (least, most) = millis.fold((f64::MAX, 0.0_f64), |(least, most), one| (least.min(one), most.max(one)));
+    let area = SVGBackend::new(path, (960, 540)).into_drawing_area();
+    area.fill(&WHITE).map_err(|error| wrong(&error))?;
+    let mut chart = ChartBuilder::on(&area)
+        .margin(16)
+        .caption(caption, ("sans-serif", 22))
+        .x_label_area_size(44)
+        .y_label_area_size(64)
+        .build_cartesian_2d(across.range.clone(), (least * 0.8..most * 1.25).log_scale())
+        .map_err(|error| wrong(&error))?;
     chart
         .configure_mesh()
-        .x_labels(NINES.len())
-        .x_label_formatter(&nines)
-        .x_desc("percentile")
+        .x_labels(across.labels)
+        .x_label_formatter(&across.name)
+        .x_desc(across.desc)
         .y_desc("ms")
         .draw()
         .map_err(|error| wrong(&error))?;

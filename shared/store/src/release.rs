@@ -6,12 +6,12 @@
 //! new hold under the same key, made after the first was deleted, or give back units that it no longer has.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::slice;
 use std::time::Duration;
+use std::{slice, vec};
 
 use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use futures_util::future::join_all;
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
 use holdfast_domain::decide::{self, CancelDecision, ReleaseDecision};
 use holdfast_domain::{
     Cancellation, CustomerId, HoldRelease, Product, ProductId, Refusal, Reservation, ReservationId, Status, Timestamp,
@@ -32,6 +32,9 @@ pub(crate) const HOLDS_PER_TRANSACTION: usize = 49;
 /// Transactions of one sweep at once, each on shards of its own: enough for 100,000 holds in two minutes. More would take
 /// more of the shards from reserves, and write more to the index and the table than a sale does.
 const RELEASES_AT_ONCE: usize = 2;
+/// How long a sweep rests between two transactions on the same shards if it has no others to go to meanwhile: without, hardly any
+/// reserve would get its turn there (docs/performance.md, the model).
+const REST: Duration = Duration::from_millis(5);
 /// How long one batch may take, or one page of the index: a busy shard must not delay the release of other holds.
 const BATCH_BUDGET: Duration = Duration::from_secs(4);
 /// The holds read in one query: from the two partitions of a shard, eight transactions' worth.
@@ -486,8 +489,9 @@ impl Store {
     }
 
     /// Releases these holds in as few transactions as they fit into, several at once. Those that share a shard are one after
-    /// another, since they would refuse each other; if one of them has no answer in its time, the rest of them is left, so that
-    /// a shard that refuses everything does not keep those of other shards waiting.
+    /// another, since they would refuse each other, and between two of them come those of other shards, so that reserves get
+    /// their turn. If one of them has no answer in its time, the rest of them is left, so that a shard that refuses everything does
+    /// not keep those of other shards waiting.
     async fn release_side_by_side(
         &self,
         holds: Vec<Hold>,
@@ -502,28 +506,37 @@ impl Store {
             let first = self.random_below(u32::try_from(chains.len()).unwrap_or(u32::MAX));
             chains.rotate_left(usize::try_from(first).unwrap_or_default());
         }
-        let chains = chains.into_iter().map(async |chain| {
-            let mut done = Vec::with_capacity(chain.len());
-            for batch in chain {
-                if deadline.passed() {
-                    return (done, false);
-                }
-                let part = self.release_each(batch, end, now, deadline.sooner(BATCH_BUDGET)).await;
-                let out_of_time = part.out_of_time;
-                done.push(part);
-                if out_of_time {
-                    return (done, false);
-                }
-            }
-            (done, true)
-        });
+        // What is left of each chain, and whether its shards need a rest first.
+        let mut waiting: VecDeque<_> = chains.into_iter().map(|chain| (chain.into_iter(), false)).collect();
         let mut all = Parts { parts: Vec::new(), all_begun: true };
-        let mut done = stream::iter(chains).buffer_unordered(at_once);
-        while let Some((parts, all_begun)) = done.next().await {
-            all.parts.extend(parts);
-            all.all_begun &= all_begun;
+        let release_next = async |(mut chain, needs_rest): (vec::IntoIter<Vec<Hold>>, bool)| {
+            if needs_rest {
+                tokio::time::sleep(REST).await;
+            }
+            let part = match chain.next() {
+                Some(batch) if !deadline.passed() => {
+                    Some(self.release_each(batch, end, now, deadline.sooner(BATCH_BUDGET)).await)
+                }
+                _ => None,
+            };
+            (part, chain)
+        };
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < at_once
+                && let Some(next) = waiting.pop_front()
+            {
+                running.push(release_next(next));
+            }
+            let Some((part, chain)) = running.next().await else { return all };
+            let goes_on = part.as_ref().is_some_and(|part| !part.out_of_time);
+            all.all_begun &= goes_on;
+            all.parts.extend(part);
+            if goes_on && chain.len() > 0 {
+                let no_other = waiting.is_empty();
+                waiting.push_back((chain, no_other));
+            }
         }
-        all
     }
 
     /// Releases these holds together or, if one of them cannot be released, each alone: a missing shard or limit must
@@ -868,14 +881,28 @@ mod tests {
         assert!(round <= HOLDS_PER_ROUND);
         let in_round = u32::try_from(pages).unwrap() / DUE_OF_SHARD;
         let holds = (0..round).map(|n| hold(n, "tee", [u32::try_from(n).unwrap() % in_round])).collect();
-        let mut busy = [0.0; RELEASES_AT_ONCE];
-        for chain in chains(batches(holds)) {
-            // Whoever is done takes the next chain.
-            let next = if busy[0] <= busy[1] { 0 } else { 1 };
-            // Each hold, its limit, and the shard.
-            busy[next] += chain.iter().map(|batch| 18.0 + 0.3 * (2 * batch.len() + 1) as f64).sum::<f64>();
+        let mut waiting: VecDeque<_> =
+            chains(batches(holds)).into_iter().map(|chain| (chain.into_iter(), 0.0)).collect();
+        let mut running: Vec<(f64, vec::IntoIter<Vec<Hold>>)> = Vec::new();
+        let mut millis = 20.0;
+        loop {
+            while running.len() < RELEASES_AT_ONCE
+                && let Some((mut chain, rest)) = waiting.pop_front()
+            {
+                // Each hold, its limit, and the shard.
+                let takes = chain.next().map_or(0.0, |batch| 18.0 + 0.3 * (2 * batch.len() + 1) as f64);
+                running.push((millis + rest + takes, chain));
+            }
+            // From the one that ends last, so that the first is the last one here.
+            running.sort_by(|one, other| other.0.total_cmp(&one.0));
+            let Some((ends, chain)) = running.pop() else { break };
+            millis = ends;
+            if chain.len() > 0 {
+                let rest = if waiting.is_empty() { REST.as_secs_f64() * 1e3 } else { 0.0 };
+                waiting.push_back((chain, rest));
+            }
         }
-        (20.0 + busy[0].max(busy[1])) / 1e3 * 100_000.0 / round as f64
+        millis / 1e3 * 100_000.0 / round as f64
     }
 
     #[test]

@@ -330,5 +330,5 @@ async fn units_a_second(holds: usize) -> f64 {
 async fn twenty_thousand_holds_cost_readers_what_none_cost() {
     let (none, many) = (units_a_second(0).await, units_a_second(20_000).await);
     eprintln!("read and write units a second: {none} without holds, {many} with 20,000");
-    assert!(many < 1.15 * none, "{none}, {many}");
+    assert!(many < 1.15 * none && many < 105.0, "{none}, {many}");
 }
