@@ -341,7 +341,7 @@ pub(crate) fn valgrind() -> Result<Option<PathBuf>, String> {
 /// The most bytes that a function's zip may have, as `sam deploy` makes it: 1 to 2 % more than measured on x86_64. On arm64
 /// `ReserveFunction` is 8 % smaller; the others were not measured there.
 const ZIPS: [(&str, u64); 5] = [
-    ("AdminFunction", 3_106_000),   // 3,060,519
+    ("AdminFunction", 3_157_000),   // 3,125,624
     ("CatalogFunction", 3_025_000), // 2,993,472
     ("ConfirmFunction", 2_704_000), // 2,642,482
     ("ExpireFunction", 2_256_000),  // 2,212,617

@@ -164,6 +164,8 @@ pub(crate) struct Plan {
     pub(crate) at_once: usize,
     /// Whether some environments write new items as in layout 1, as during an upgrade. The others write them as in layout 2.
     pub(crate) mixed_layouts: bool,
+    /// Whether the table is away for a while, so that confirmations wait in the queue, and somebody asks meanwhile.
+    pub(crate) waits: bool,
 }
 
 /// The part of a plan that is played: everything, unless a smaller history is searched for or replayed.
@@ -242,6 +244,12 @@ impl Plan {
         if mixed_layouts {
             actors.push(during_a_sweep(&mut upgrade, &products, &mut number));
         }
+        let mut waiting = fastrand::Rng::with_seed(seed.wrapping_add(2) << 32);
+        let waits = waiting.u32(0..12) == 0 && part.faults.as_ref().is_none_or(|kept| kept.contains(&Fault::Away));
+        if waits {
+            per_mille[Fault::Away as usize] = 1;
+            actors.push(who_waits(&mut waiting, &mut number));
+        }
         if let Some(kept) = &part.moments {
             for actor in &mut actors {
                 actor.moments.retain(|moment| kept.contains(&moment.number));
@@ -264,9 +272,22 @@ impl Plan {
         let long = random.u32(0..40);
         let away_ms = [random.u64(500..40_000), random.u64(60_000..600_000), hour]
             [if long == 0 { 2 } else { usize::from(long < 11) }];
+        let away_ms = if waits { away_ms.min(40_000) } else { away_ms };
         let rate = (random.u32(0..8) == 0).then(|| (random.u32(1..=3), random.u32(1..=4)));
         let due_partitions = if random.u32(0..4) == 0 { (4, 2) } else { (1, 1) };
-        Self { seed, products, actors, per_mille, pause_seconds, away_ms, rate, due_partitions, at_once, mixed_layouts }
+        Self {
+            seed,
+            products,
+            actors,
+            per_mille,
+            pause_seconds,
+            away_ms,
+            rate,
+            due_partitions,
+            at_once,
+            mixed_layouts,
+            waits,
+        }
     }
 
     /// The kinds of faults that this plan has.
@@ -671,6 +692,32 @@ fn in_line(n: usize, random: &mut fastrand::Rng, number: &mut usize) -> Actor {
     });
     let moments = moments.collect();
     Actor { name: format!("in-line-{n}"), admin: false, served: false, moments, afterwards: Vec::new() }
+}
+
+/// A customer whose confirmations are accepted while the table is away, and who asks what has become of the holds when they are
+/// over, before the queue delivers.
+fn who_waits(random: &mut fastrand::Rng, number: &mut usize) -> Actor {
+    let moments = (0..2_u8).map(|at| {
+        let hold = |n: u8, random: &mut fastrand::Rng| {
+            let key = 2 * at + n;
+            let body = vec![(0, 1)];
+            let ask = match random.u32(0..5) {
+                0 | 1 => Step::Cancel { key },
+                2 => Step::Confirm { key, payment: None },
+                3 => Step::Confirm { key, payment: Some(0) },
+                _ => Step::ChangeLines { key, body: vec![(0, 2)] },
+            };
+            let confirm = Step::Confirm { key, payment: None };
+            let confirm = Step::AroundExpiry { key, offset_ms: random.i64(-9_500..-500), then: vec![confirm] };
+            let ask = Step::AroundExpiry { key, offset_ms: random.i64(100..40_000), then: vec![ask] };
+            Step::Reserve { key, body }.then(vec![confirm, ask])
+        };
+        *number += 1;
+        let steps = (0..2).map(|n| hold(n, random)).collect();
+        Moment { number: *number - 1, wait_ms: random.u64(0..6_000), steps, patience: random.u32(0..3) }
+    });
+    let moments = moments.collect();
+    Actor { name: "who-waits".to_owned(), admin: false, served: false, moments, afterwards: Vec::new() }
 }
 
 /// An admin who changes products while the first sweep moves them: it comes after a minute.

@@ -436,8 +436,16 @@ pub static ALL: &[Planted] = &[
         "look-of-before",
         "a look that ended before an environment asked is taken for one that began since",
         |call, _, body| {
-            if is_of_looks(call) && body["Item"]["free"].is_object() {
-                body["Item"]["ended"] = json!({ "N": "1000000" });
+            if !is_of_looks(call) || !body["Item"].is_object() {
+                return;
+            }
+            // Before it asks, it sees no look; then it is refused the beginning of one, and sees those that there were.
+            if call.operation == "GetItem" {
+                body["Item"]["begun"] = json!({ "N": "0" });
+                body["Item"]["ended"] = json!({ "N": "0" });
+            }
+            // Dated by a clock that is ahead.
+            if body["Item"]["searched"].is_object() {
                 body["Item"]["searched"] = json!({ "N": "9000000000000" });
             }
         },

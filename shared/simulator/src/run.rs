@@ -125,6 +125,7 @@ fn trouble(world: &World, plan: &Plan, random: &mut fastrand::Rng) {
     let mut state = world.lock();
     if plan.per_mille[Fault::Away as usize] > 0 {
         let service = [Service::Dynamo, Service::Sqs, Service::Scheduler][random.usize(0..3)];
+        let service = if plan.waits { Service::Dynamo } else { service };
         let from = now + random.i64(0..20_000);
         // Scheduler a whole day where others are away for an hour, since nothing waits for it.
         let hours = if service == Service::Scheduler && plan.away_ms >= HOUR_MS { 24 } else { 1 };
