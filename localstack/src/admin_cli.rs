@@ -243,7 +243,7 @@ fn command(operations: &[Operation]) -> clap::Command {
         ])
     };
     let seconds = option("wait", "SECONDS", "How long to wait for the outcomes").default_value("120");
-    let note = option("note", "TEXT", "What was done about them").required(true);
+    let note = option("note", "TEXT", "What will be done about them").required(true);
     command
         .subcommand(
             bulk(RETRY_ALL, "Retry all open failed confirmations that match, and tell what became of each")

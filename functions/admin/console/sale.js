@@ -25,12 +25,14 @@ export const Sale = ({ query }) => {
   const archived = data.items.filter(({ status }) => status === 'archived').length;
   const here = data.next_cursor || query.cursor ? ' on this page' : '';
   const shown = query.archived ? data.items : data.items.filter(({ status }) => status !== 'archived');
+  // With very many holds, the numbers are those of the catalogue, where a hold counts as sold until it is counted.
+  const counted = data.items.map(({ reserved_at }) => reserved_at).filter(Boolean).sort()[0];
   const columns = [
     ['Product', (p) => html`<${Product} of=${p} />`, 'first'],
     ['Status', status, 'w-status'],
     ['Stock', (p) => html`<${Bar} product=${p} />`, 'w-bar'],
     ...Object.entries({ Available: 'available', Held: 'reserved', Sold: 'sold', Total: 'total' }).map(([title, name]) => [title, (p) => num(p[name]), 'number']),
-    ['Bought / min', (p) => perMinute(rate(p.product_id, SOLD)), 'number w-rate'],
+    ['Bought / min', (p) => perMinute(p.reserved_at ? null : rate(p.product_id, SOLD)), 'number w-rate'],
     ['Sold out in', soldOutIn, 'number w-out'],
   ];
   return html`
@@ -43,7 +45,7 @@ export const Sale = ({ query }) => {
     ]} />
     <${Chart} key=${track} id=${track} title=${here ? 'Products on this page' : 'All products'} />
     <section class="panel">
-      <${Head} panel title="Products"><small><i class="key sold" /> sold</small><small><i class="key held" /> held</small><small><i class="key" /> available</small><//>
+      <${Head} panel title="Products">${counted && html`<small>Many holds: held and sold are as of <${Time} t=${counted} /> or later</small>`}<small><i class="key sold" /> sold</small><small><i class="key held" /> held</small><small><i class="key" /> available</small><//>
       <${Table} label="Products" columns=${columns} rows=${shown} id=${(p) => p.product_id} stale=${stale}
         empty=${html`<p><b>No products here.</b></p><p>Create one with “New product”.</p>`} />
       <${Pager} path=${['sale']} query=${query} next=${data.next_cursor}>

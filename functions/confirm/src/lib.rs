@@ -104,8 +104,8 @@ struct Queued<'a> {
                 parameters(("order_id" = "$response.body#/reservation_id")))))),
         (status = 202, description = "The table did not respond in time. The confirmation was queued and is retried \
                                       automatically: read the reservation later. \
-                                      `expired` is not final while it is queued, and a cancellation does not end it \
-                                      if there is a payment: repeat the confirmation.", body = Queued)),
+                                      `expired` is not final while it is queued, and a cancellation that is refused \
+                                      with `hold_expired` does not end a payment's: repeat the confirmation.", body = Queued)),
     security(("bearer" = [])),
     extensions(("x-problems" = json!(
         ["confirmation_not_allowed", "already_confirmed", "refund_required", "reservation_cancelled", "hold_expired"])))

@@ -205,7 +205,7 @@ schema!(
 schema!(
     /// An admin's note on a failed confirmation: see [`holdfast_domain::text::is_visible`].
     Note,
-    text("What was done about it, such as how the payment was refunded. At least one character is visible.")
+    text("What will be done about it, such as a refund, which follows. At least one character is visible.")
         .min_length(Some(1))
         .max_length(Some(1_000))
         .pattern(Some(visible_pattern()))

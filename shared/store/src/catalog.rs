@@ -9,7 +9,8 @@ use serde::Deserialize;
 use crate::items::text;
 use crate::{Deadline, Error, Store, items, keys};
 
-/// How many pages of the index `due`, of a megabyte each, are read to count all holds: about 20,000 holds.
+/// How many pages of the index `due`, of a megabyte each, are read to count all holds: about 20,000 holds, if there are few failed
+/// confirmations, which are in it too.
 const PAGES_OF_HOLDS: usize = 10;
 
 /// The stock of a product.
@@ -54,7 +55,7 @@ struct Held {
 
 impl Store {
     /// The stock of these products. Its parts are read one after another, so concurrent sales may be counted twice or not at
-    /// all; `sold` is the rest of the total, and never negative. With more holds than ten megabytes it is as the catalogue shows
+    /// all; `sold` is the rest of the total, and never negative. If the index of holds has more than ten megabytes, it is as the catalogue shows
     /// it, so that its cost does not grow with them.
     ///
     /// # Errors
