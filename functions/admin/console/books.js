@@ -37,7 +37,7 @@ const WHAT = {
 const stateOf = (r) => (r.running ? 'checking' : r.failed ? 'failed' : r.complete === false ? 'incomplete'
   : r.consistent === undefined ? 'not checked' : r.consistent && !r.in_progress ? 'consistent' : r.findings?.length === 0 ? 'changing' : 'drift');
 const certain = (r) => (r.consistent ? !r.in_progress : r.findings?.length > 0);
-/** This tab's audit, or the last certain one of anybody, which has no figures: the later one. Drift stands until one that begins later is certain. */
+/** This tab's audit, or the last certain one of anybody, without figures: the later one. Drift stands until a later one is certain. */
 const auditOf = ({ product_id, last_audit: last = {} }) => {
   const own = audits.get()[product_id];
   if (!own || own.running) return own ?? last;

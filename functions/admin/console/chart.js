@@ -26,7 +26,7 @@ export const record = (id, products) => {
 const TAKEN = 1;
 export const SOLD = 2;
 
-/** Units per minute in the time before a point; null if there are too few points. What was given back is not negative. */
+/** Units per minute before a point; null if there are too few. What was given back is not negative. */
 const rateAt = (track, index, field, span = SMOOTH_MS) => {
   const end = track[index];
   let start = index;

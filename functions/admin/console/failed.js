@@ -1,4 +1,4 @@
-// Failed confirmations: payments that are no order. By reason, with what to do; retry and resolve, also many at once.
+// Failed confirmations: payments that are no order.
 //
 // What must always hold: a job of many goes on after a reload where it was. Each of its requests is safe to repeat.
 
@@ -32,7 +32,7 @@ const AT_ONCE = 4;
 const LOOK_MS = 3_000;
 /** The index lags: one without a reservation that is in no list for this many looks is settled. */
 const LOOKS = 3;
-/** Nothing settles the record of an unreadable message whose retry can be read: it is waited for this many looks at most. */
+/** Nothing settles the record of an unreadable message whose retry can be read: this many looks wait for it. */
 const MAX_LOOKS = 10;
 
 /**
@@ -67,7 +67,7 @@ const judge = (item, { state, settled_by, last_failed_at, reason }) => {
   if (state === 'confirmed') mark(item, 'done', 'confirmed: it is an order');
   else if (state === 'resolved') mark(item, 'done', settled_by === 'duplicate' ? 'resolved: with another one of its payment' : `resolved by ${settled_by}`);
   else if (state === 'retrying') mark(item, 'wait', 'retrying');
-  // Looked at twice: a late copy in the dead-letter queue opens also one whose retry then makes an order of it.
+  // Looked at twice: a late copy in the dead-letter queue opens also one whose retry then makes it an order.
   else if (again || last_failed_at !== item.failedAt) mark(item, again ? 'failed' : 'again', `failed again: ${reasonOf(reason).title.toLowerCase()}`);
 };
 

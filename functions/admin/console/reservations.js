@@ -12,7 +12,7 @@ const price = (r) => money(r.total_price_minor, r.currency, r.currency_exponent)
 const units = (r) => r.lines.map((line) => `${line.quantity} × ${line.name}`).join(', ');
 
 export const Reservations = ({ query }) => {
-  // A list that moves under the pointer is of no use: it ends at the time when it was opened, and is read again up to then.
+  // A list that moves under the pointer is of no use: it ends when it was opened, and is read again up to then.
   const key = JSON.stringify(query);
   const any = Object.keys(query).length > 0;
   const opened = useRef({});
@@ -97,7 +97,7 @@ const giveBack = (r) => ask({
   },
 });
 
-/** Everything that is known to have happened, oldest first: `[time, what, details, tone]`. */
+/** Everything that is known to have happened, oldest first. */
 const life = (r, failed, actions) => {
   // `200 unchanged`: it was done before.
   const ending = r.cancelled_at && actions.find((a) => /cancel|release/.test(a.action) && /^2\d+$/.test(a.outcome) && a.actor === r.cancelled_by);

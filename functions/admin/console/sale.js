@@ -25,8 +25,6 @@ export const Sale = ({ query }) => {
   const archived = data.items.filter(({ status }) => status === 'archived').length;
   const here = data.next_cursor || query.cursor ? ' on this page' : '';
   const shown = query.archived ? data.items : data.items.filter(({ status }) => status !== 'archived');
-  // With very many holds, the numbers are those of the catalogue, where a hold counts as sold until it is counted.
-  const counted = data.items.map(({ reserved_at }) => reserved_at).filter(Boolean).sort()[0];
   const columns = [
     ['Product', (p) => html`<${Product} of=${p} />`, 'first'],
     ['Status', status, 'w-status'],
@@ -45,7 +43,7 @@ export const Sale = ({ query }) => {
     ]} />
     <${Chart} key=${track} id=${track} title=${here ? 'Products on this page' : 'All products'} />
     <section class="panel">
-      <${Head} panel title="Products">${counted && html`<small>Many holds: held and sold are as of <${Time} t=${counted} /> or later</small>`}<small><i class="key sold" /> sold</small><small><i class="key held" /> held</small><small><i class="key" /> available</small><//>
+      <${Head} panel title="Products">${shown.filter((p) => p.reserved_at).slice(0, 1).map((p) => html`<small>as of <${Time} t=${p.reserved_at} /></small>`)}<small><i class="key sold" /> sold</small><small><i class="key held" /> held</small><small><i class="key" /> available</small><//>
       <${Table} label="Products" columns=${columns} rows=${shown} id=${(p) => p.product_id} stale=${stale}
         empty=${html`<p><b>No products here.</b></p><p>Create one with “New product”.</p>`} />
       <${Pager} path=${['sale']} query=${query} next=${data.next_cursor}>
@@ -116,9 +114,11 @@ const createProduct = () => ask({
   },
 });
 
-/** A request whose answer was lost is refused the second time. It is done if the product is as it should be. */
+/** One whose answer was lost is refused the second time. It is done if the product is as wanted. */
 const unlessDone = (code, id, wanted) => async (failure) => {
   if (failure.problem?.code !== code) throw failure;
+  // What is read is up to two seconds old.
+  await new Promise((done) => setTimeout(done, 2_000));
   const product = await get(`products/${id}`);
   if (Object.entries(wanted).some(([name, value]) => product[name] !== value)) throw failure;
 };
