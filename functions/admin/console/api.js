@@ -1,6 +1,6 @@
 // The session, requests and polling. No other module calls the API.
 //
-// What must always hold: the token stays in this tab, and is sent to this API only.
+// What must always hold: the token stays in this tab (sessionStorage), and is sent to this API only.
 
 import { useEffect, useRef, useState } from './preact-htm.js';
 

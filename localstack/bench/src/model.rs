@@ -104,7 +104,7 @@ pub(crate) fn forecast(of: Situation, seed: u64) -> Forecast {
     let mut taken = vec![false; of.shards];
     let actions = if of.limited { 2 } else { 1 };
     let mut outside: Vec<u64> = Vec::new();
-    let (mut times, mut groups, mut refused, mut units, mut released) = (Vec::new(), 0_u64, 0_u64, 0.0, 0_u32);
+    let (mut times, mut groups, mut refused, mut units, mut released) = (Vec::new(), 0_u64, 0_u64, 0.0, 0_usize);
     let mut number = 0_u64;
     let mut push = |queue: &mut BinaryHeap<Reverse<(u64, u64, Event)>>, at: u64, event: Event| {
         number += 1;
@@ -144,7 +144,7 @@ pub(crate) fn forecast(of: Situation, seed: u64) -> Forecast {
                     environment.conflicts = 0;
                     taken[environment.home] = false;
                     if sweeper.is_some() {
-                        released += if counts { u32::try_from(SWEPT).unwrap_or(u32::MAX) } else { 0 };
+                        released += if counts { SWEPT } else { 0 };
                         environment.home = (environment.home + sweepers) % of.shards;
                         if of.shards <= SWEEPERS {
                             push(&mut queue, now + REST_US, Event::Again(which));
@@ -211,7 +211,7 @@ pub(crate) fn forecast(of: Situation, seed: u64) -> Forecast {
         group: made / groups.max(1) as f64,
         refused: refused as f64 / (refused + groups).max(1) as f64,
         units: units / made.max(1.0),
-        released: f64::from(released) / seconds,
+        released: released as f64 / seconds,
     }
 }
 

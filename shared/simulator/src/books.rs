@@ -192,7 +192,7 @@ pub(crate) struct Books {
     pub(crate) asked: Asked,
     /// Number of single checks.
     pub(crate) checks: u64,
-    /// Number of reservations and adjustments' keys whose answers the reference model has given up to explain.
+    /// How often the reference model gave up: see [`Outcome`](crate::Outcome).
     pub(crate) given_up: u64,
     violations: Vec<Violation>,
     /// Notified when a promise is broken.

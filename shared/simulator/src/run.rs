@@ -41,8 +41,7 @@ pub struct Outcome {
     pub injected: PerFault,
     /// Number of single checks of promises.
     pub checks: u64,
-    /// Number of reservations and adjustments' keys whose answers have so many possible explanations that the reference model has
-    /// given up.
+    /// How often the reference model gave up: too many orders of the requests could explain the answers.
     pub given_up: u64,
     /// The first broken promise.
     pub violation: Option<Violation>,

@@ -1,7 +1,6 @@
 //! Changes of a live hold: other lines, another owner, and its release by an admin.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use futures_util::future::{join, join_all};
 use holdfast_domain::{
@@ -13,7 +12,7 @@ use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, books, client, confirmation, customer, limited, payment, product, product_id, reserve, soon,
     stocked, store, table,
 };
-use holdfast_testkit::wire::{Fault, Gate, Wire};
+use holdfast_testkit::wire::{Fault, Wire};
 
 use crate::{LATE, hold, pay, refusal, shop};
 
@@ -277,27 +276,33 @@ async fn a_full_basket_of_limited_products_is_replaced_by_another() {
 async fn a_change_whose_answer_was_lost_does_not_undo_a_later_one() {
     let (wire, shop, other) = two_products().await;
     let held = hold(&shop, "alice", 3, NOW).await;
-    let gate = lose_the_answer(&wire);
-    let (first, ()) = join(change(&shop, &held, &[("tee", 1)]), async {
-        gate.arrived().await;
-        wire.clear_faults();
-        change(&other, &held, &[("cap", 5)]).await.unwrap();
-        gate.open();
-    })
-    .await;
+    let later = async { drop(change(&other, &held, &[("cap", 5)]).await.unwrap()) };
+    let first = with_its_answer_lost(&wire, change(&shop, &held, &[("tee", 1)]), later).await;
     assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
     let now = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
     assert_eq!(quantities(&now), [("cap", 5)].into());
 }
 
-/// Makes the next change of this hold be applied with its answer lost, and stops before it is decided again.
-fn lose_the_answer(wire: &Wire) -> Arc<Gate> {
+/// The answer to a change of a hold that is applied with its answer lost, where `meanwhile` happens before it is decided again.
+async fn with_its_answer_lost<T>(
+    wire: &Wire,
+    change: impl Future<Output = T>,
+    meanwhile: impl Future<Output = ()>,
+) -> T {
     wire.fail("TransactWriteItems", 4, Fault::LostAfter);
     let mut reads = 0;
-    wire.gate(move |call| {
+    let gate = wire.gate(move |call| {
         reads += usize::from(call.operation == "GetItem" && call.request.to_string().contains("HOLD#"));
         reads == 2
+    });
+    let (answer, ()) = join(change, async {
+        gate.arrived().await;
+        wire.clear_faults();
+        meanwhile.await;
+        gate.open();
     })
+    .await;
+    answer
 }
 
 #[tokio::test]
@@ -305,18 +310,14 @@ async fn a_change_that_was_applied_is_not_refused_for_what_came_after_it() {
     for after in ["an order", "its end", "another owner"] {
         let (wire, shop, other) = two_products().await;
         let held = hold(&shop, "alice", 3, NOW).await;
-        let gate = lose_the_answer(&wire);
-        let (first, ()) = join(change(&shop, &held, &[("tee", 1)]), async {
-            gate.arrived().await;
-            wire.clear_faults();
+        let meanwhile = async {
             match after {
                 "an order" => drop(pay(&other, &held, "pay_1", NOW).await.unwrap()),
                 "its end" => assert_eq!(other.release_overdue(LATE, soon()).await.unwrap().holds, 1),
                 _ => drop(transfer(&other, &held, "bob").await.unwrap()),
             }
-            gate.open();
-        })
-        .await;
+        };
+        let first = with_its_answer_lost(&wire, change(&shop, &held, &[("tee", 1)]), meanwhile).await;
         assert!(matches!(first, Err(Error::Unavailable { .. })), "{after}: {first:?}");
         let now = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
         assert_eq!(quantities(&now), [("tee", 1)].into(), "{after}");
@@ -329,16 +330,12 @@ async fn a_change_that_was_applied_is_not_refused_for_what_came_after_it() {
 async fn a_transfer_that_was_carried_out_is_not_refused_since_the_hold_was_handed_on() {
     let (wire, shop, other) = two_products().await;
     let held = hold(&shop, "guest:7", 3, NOW).await;
-    let gate = lose_the_answer(&wire);
-    let (first, ()) = join(transfer(&shop, &held, "alice"), async {
-        gate.arrived().await;
-        wire.clear_faults();
+    let meanwhile = async {
         let alices = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
         assert_eq!(alices.customer, customer("alice"));
         transfer(&other, &alices, "bob").await.unwrap();
-        gate.open();
-    })
-    .await;
+    };
+    let first = with_its_answer_lost(&wire, transfer(&shop, &held, "alice"), meanwhile).await;
     assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
 }
 
