@@ -13,7 +13,7 @@ use holdfast_testkit::fixtures::{
     stocked, store, table,
 };
 use holdfast_testkit::log::Log;
-use holdfast_testkit::wire::{Fault, Wire};
+use holdfast_testkit::wire::{Call, Fault, Wire};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -283,6 +283,10 @@ async fn unreadable_messages_are_listed_and_several_receives_are_ingested() {
     assert_eq!(messages, expected);
     assert!(of("unreadable").iter().all(|failed| failed["reservation_id"].is_null()));
     assert!(shop.wire.messages(FAILED).is_empty());
+    // One that does not wait asks some of the queue's servers, and may end the ingestion too early.
+    let receives: Vec<Call> =
+        shop.wire.take_calls().into_iter().filter(|call| call.operation == "ReceiveMessage").collect();
+    assert!(receives.len() > 3 && receives.iter().all(|call| call.request["WaitTimeSeconds"].as_u64() >= Some(1)));
 }
 
 #[tokio::test]
@@ -766,9 +770,7 @@ async fn what_cannot_be_written_down_is_not_done() {
         if event["requestContext"]["http"]["method"] == "GET" {
             continue;
         }
-        let of_log = |call: &holdfast_testkit::wire::Call| {
-            call.request["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("ACTION#"))
-        };
+        let of_log = |call: &Call| call.request["Key"]["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with("ACTION#"));
         shop.wire.script(move |call| of_log(call).then_some(Fault::LostBefore));
         let (answer, writes) = writes(&shop, event.clone()).await;
         answer.problem(503, "unavailable");

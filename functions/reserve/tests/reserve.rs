@@ -546,6 +546,9 @@ async fn logs_have_the_reservation_and_no_token_or_key() {
             shop.send(with_body(event, json!({ "payment_reference": "pay_123", "key": SECRET_KEY }))).await;
         }
     }
+    let shop = shop().await;
+    shop.wire.fail_all(&["CreateSchedule"], Fault::AccessDenied);
+    assert_eq!(shop.create(KEY).await.status, 201);
     log.is_free_of(&["eyJhbGci", "Y3VzdG9tZXI", "Bearer", "pay_123", SECRET_KEY]);
     let id = basket("alice", SECRET_KEY, &[("tee-black", 2)]).reservation_id;
     assert!(log.lines().iter().any(|line| line["span"]["reservation_id"] == id.as_str()));
@@ -553,6 +556,7 @@ async fn logs_have_the_reservation_and_no_token_or_key() {
         ("reserved", ""),
         ("refused", "invalid_request"),
         ("given_back", ""),
+        ("unscheduled", ""),
         ("conflicts", ""),
         ("latency", "POST /reservations"),
         ("call_latency", "TransactWriteItems"),

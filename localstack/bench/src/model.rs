@@ -339,6 +339,16 @@ mod tests {
     }
 
     #[test]
+    fn reserves_have_their_turn_beside_a_sweep() {
+        let of = Situation { rate: 20, environments: 1_000, at_once: 1, shards: 1, limited: true, swept: true };
+        for of in [of, Situation { rate: 40, shards: 2, ..of }, Situation { rate: 400, shards: 16, ..of }] {
+            let found = forecast(of, 1);
+            assert!(found.made > 0.9 * f64::from(of.rate) && found.p99_ms < 4_000.0, "{of:?}: {found:?}");
+            assert!(found.released > 100.0, "{of:?}: {found:?}");
+        }
+    }
+
+    #[test]
     fn a_lone_request_takes_a_transaction_of_two_items() {
         let lone =
             forecast(Situation { rate: 5, environments: 1, at_once: 8, shards: 1, limited: false, swept: false }, 1);

@@ -15,6 +15,8 @@ pub(crate) async fn copies_of_one_late_payment_have_one_answer(api: Api) {
         api.product(id, 1, json!({"hold_seconds": 10})).await;
         let held = api.reserve("alice", id, &[(id, 1)]).await;
         api.until_overdue(&held).await;
+        // Released, so that each copy has to take a unit.
+        api.stack.invoke("expire", &json!({"kind": "sweep"})).await.unwrap();
         let held = held.id();
         let copies = join_all((0..4).map(|_| api.confirm("alice", &held, Some("pay_1")))).await;
         copies.iter().for_each(|copy| _ = copy.is(200, ""));

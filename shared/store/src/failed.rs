@@ -129,9 +129,9 @@ impl Store {
                 RetryDecision::Retry { lift } => lift,
                 RetryDecision::SettleAsDuplicate => {
                     self.update_failed(id, settle_as_duplicate(self.clock.now()), deadline).await?;
-                    return Err(Refusal::AlreadySettled.into());
+                    return Err(attempts.refuse(Refusal::AlreadySettled));
                 }
-                RetryDecision::Refuse(refusal) => return Err(refusal.into()),
+                RetryDecision::Refuse(refusal) => return Err(attempts.refuse(refusal)),
             };
             let next = seen.failures + 1;
             let open = Expression::new("SET #state = :open, #failures = :next", vec![(":next", number(next))]);

@@ -124,8 +124,9 @@ impl Store {
     /// # Errors
     /// [`Refusal::ProductNotFound`]; [`Error::Unavailable`] without an answer within the deadline.
     pub async fn product_with_stock(&self, id: &ProductId, deadline: Deadline) -> Result<Shown, Error> {
+        let asked_at = self.clock.now();
         let mut remembered = self.remembered(deadline).await?;
-        let mut shown = self.show(&mut remembered, std::slice::from_ref(id), deadline).await?;
+        let mut shown = self.show(&mut remembered, std::slice::from_ref(id), asked_at, deadline).await?;
         shown.pop().ok_or_else(|| Refusal::ProductNotFound { product_id: id.clone() }.into())
     }
 
@@ -140,6 +141,7 @@ impl Store {
         cursor: Option<Cursor>,
         deadline: Deadline,
     ) -> Result<Page<Shown>, Error> {
+        let asked_at = self.clock.now();
         let mut remembered = self.remembered(deadline).await?;
         let place = (limit, cursor.as_ref().map(Cursor::encode));
         let page = match remembered.pages.get(&place) {
@@ -152,7 +154,7 @@ impl Store {
                 page
             }
         };
-        let mut items = self.show(&mut remembered, &page.items, deadline).await?;
+        let mut items = self.show(&mut remembered, &page.items, asked_at, deadline).await?;
         items.retain(|shown| shown.product.status != ProductStatus::Archived);
         Ok(Page { items, next: page.next })
     }
@@ -164,6 +166,14 @@ impl Store {
         deadline: Deadline,
     ) -> Result<BTreeMap<ProductId, Counted>, Error> {
         let mut views = self.views(&products.iter().map(|product| &product.product_id).collect(), deadline).await?;
+        // A view from before an adjustment would count its units as sold.
+        let adjusted =
+            |product: &&Product| views.get(&product.product_id).is_some_and(|view| view.product.total != product.total);
+        let adjusted: BTreeSet<_> =
+            products.iter().copied().filter(adjusted).map(|product| &product.product_id).collect();
+        if !adjusted.is_empty() {
+            views.extend(self.refresh(&adjusted, &views, deadline).await?);
+        }
         let counted = products.iter().filter_map(|&product| {
             // Of the product as it was read for this answer: its total may have changed since.
             let view = View { product: product.clone(), ..views.remove(&product.product_id)? };
@@ -204,9 +214,13 @@ impl Store {
         &self,
         remembered: &mut Remembered,
         ids: &[ProductId],
+        asked_at: Timestamp,
         deadline: Deadline,
     ) -> Result<Vec<Shown>, Error> {
-        let unknown: BTreeSet<&ProductId> = ids.iter().filter(|id| !remembered.views.contains_key(id)).collect();
+        // A refresh may take longer than two seconds. It is for those who asked before it ended.
+        let oldest = asked_at.as_millis().saturating_sub(2 * VIEW_LIFETIME_MS);
+        let is_known = |id| remembered.views.get(id).is_some_and(|(_, view)| view.read_at.as_millis() > oldest);
+        let unknown: BTreeSet<&ProductId> = ids.iter().filter(|&id| !is_known(id)).collect();
         let mut read = if unknown.is_empty() { BTreeMap::new() } else { self.views(&unknown, deadline).await? };
         let view_of = |id| read.get(id).or_else(|| remembered.views.get(id).map(|(_, view)| view));
         let shown = ids.iter().filter_map(view_of).map(View::shown).collect();
@@ -354,7 +368,8 @@ impl Store {
                     holds: found.holds.len() as u64,
                     counted_at: now,
                 },
-                None => before.unwrap_or(Part::UNKNOWN),
+                // A count by a clock that is ahead leaves out holds that are not over by this one.
+                None => before.filter(|part| part.counted_at <= now).unwrap_or(Part::UNKNOWN),
             });
             let parts = parts.collect();
             let free = shards.get(&id).map(|units| units.iter().sum()).unwrap_or_default();

@@ -277,22 +277,24 @@ async fn a_change_whose_answer_was_lost_does_not_undo_a_later_one() {
     let (wire, shop, other) = two_products().await;
     let held = hold(&shop, "alice", 3, NOW).await;
     let later = async { drop(change(&other, &held, &[("cap", 5)]).await.unwrap()) };
-    let first = with_its_answer_lost(&wire, change(&shop, &held, &[("tee", 1)]), later).await;
+    let first = with_its_answer_lost(&wire, "HOLD#", change(&shop, &held, &[("tee", 1)]), later).await;
     assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
     let now = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
     assert_eq!(quantities(&now), [("cap", 5)].into());
 }
 
-/// The answer to a change of a hold that is applied with its answer lost, where `meanwhile` happens before it is decided again.
-async fn with_its_answer_lost<T>(
+/// The answer to a change that is applied with its answer lost, where `meanwhile` happens before it is decided again: before
+/// the second read of an item whose key has `of` in it.
+pub(crate) async fn with_its_answer_lost<T>(
     wire: &Wire,
+    of: &'static str,
     change: impl Future<Output = T>,
     meanwhile: impl Future<Output = ()>,
 ) -> T {
     wire.fail("TransactWriteItems", 4, Fault::LostAfter);
     let mut reads = 0;
     let gate = wire.gate(move |call| {
-        reads += usize::from(call.operation == "GetItem" && call.request.to_string().contains("HOLD#"));
+        reads += usize::from(call.operation == "GetItem" && call.request.to_string().contains(of));
         reads == 2
     });
     let (answer, ()) = join(change, async {
@@ -317,7 +319,7 @@ async fn a_change_that_was_applied_is_not_refused_for_what_came_after_it() {
                 _ => drop(transfer(&other, &held, "bob").await.unwrap()),
             }
         };
-        let first = with_its_answer_lost(&wire, change(&shop, &held, &[("tee", 1)]), meanwhile).await;
+        let first = with_its_answer_lost(&wire, "HOLD#", change(&shop, &held, &[("tee", 1)]), meanwhile).await;
         assert!(matches!(first, Err(Error::Unavailable { .. })), "{after}: {first:?}");
         let now = other.any_reservation(&held.reservation_id, soon()).await.unwrap();
         assert_eq!(quantities(&now), [("tee", 1)].into(), "{after}");
@@ -335,7 +337,7 @@ async fn a_transfer_that_was_carried_out_is_not_refused_since_the_hold_was_hande
         assert_eq!(alices.customer, customer("alice"));
         transfer(&other, &alices, "bob").await.unwrap();
     };
-    let first = with_its_answer_lost(&wire, transfer(&shop, &held, "alice"), meanwhile).await;
+    let first = with_its_answer_lost(&wire, "HOLD#", transfer(&shop, &held, "alice"), meanwhile).await;
     assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
 }
 

@@ -10,6 +10,7 @@ use holdfast_testkit::fixtures::{
 };
 use holdfast_testkit::wire::Fault;
 
+use crate::changes::with_its_answer_lost;
 use crate::{LATE, failure_of, hold, pay, refusal, shop};
 
 fn failure(key: &str, paid: &str) -> Failure {
@@ -342,6 +343,47 @@ async fn a_retry_lifts_only_a_refusal_that_the_admin_has_seen_and_counts_as_news
     // An earlier retry has no effect any more.
     assert_eq!(shop.mark_retrying(&seen, soon()).await.unwrap().state, FailedState::Open);
     assert_eq!(shop.mark_retrying(&lifted, soon()).await.unwrap().state, FailedState::Retrying);
+}
+
+#[tokio::test]
+async fn a_retry_that_was_applied_is_not_refused_for_the_order_that_it_made_possible() {
+    let (wire, shop, other) = shop(product("tee", 1, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    shop.release_overdue(LATE, soon()).await.unwrap();
+    let bob = hold(&shop, "bob", 1, LATE).await;
+    assert_eq!(refusal(pay(&shop, &alice, "pay_1", LATE).await), Refusal::RefundRequired);
+    shop.cancel(&bob.reservation_id, &bob.customer, LATE, soon()).await.unwrap();
+    let refused = failure_of(&alice, "alice", Some("pay_1"), "refund_required", LATE);
+    let seen = shop.record_failure(&refused, LATE, soon()).await.unwrap();
+    let meanwhile = async {
+        pay(&other, &alice, "pay_1", LATE).await.unwrap();
+        // Whoever lists it settles it.
+        other.failed_confirmations(None, 10, None, LATE, soon()).await.unwrap();
+    };
+    let first = with_its_answer_lost(&wire, "FAILED", shop.begin_retry(&seen.id, true, soon()), meanwhile).await;
+    assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
+    // Asked once more, it is the refusal: this request changes nothing.
+    assert_eq!(refusal(shop.begin_retry(&seen.id, true, soon()).await), Refusal::AlreadySettled);
+}
+
+#[tokio::test]
+async fn a_list_that_finds_little_ends_after_ten_reads_and_continues_in_the_next_request() {
+    let (wire, shop, _) = shop(product("tee", 1, 1)).await;
+    let alice = hold(&shop, "alice", 1, NOW).await;
+    for n in 0..15 {
+        let failed = failure_of(&alice, "alice", Some(&format!("pay_{n}")), NOT_CONFIRMED, NOW);
+        shop.record_failure(&failed, NOW.plus_seconds(n), soon()).await.unwrap();
+        if n < 14 {
+            shop.resolve_failed(&failed.id(), "admin", None, NOW, soon()).await.unwrap();
+        }
+    }
+    let open = FailedSearch { state: Some(FailedState::Open), reservation: Some(alice.reservation_id.clone()) };
+    wire.take_calls();
+    let first = shop.failed_confirmations(open.clone(), 1, None, NOW, soon()).await.unwrap();
+    let queries = wire.take_calls().iter().filter(|call| call.operation == "Query").count();
+    assert_eq!((first.items.len(), first.next.is_some(), queries), (0, true, 10));
+    let next = shop.failed_confirmations(open, 1, first.next, NOW, soon()).await.unwrap();
+    assert_eq!(next.items.len(), 1);
 }
 
 #[tokio::test]

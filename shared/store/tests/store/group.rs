@@ -100,10 +100,13 @@ async fn those_who_come_meanwhile_share_one_transaction() {
     assert_eq!(sizes, [3, 81]);
     let shard = |key: &String| key.starts_with("STOCK#");
     assert_eq!(calls[1].transaction_keys().iter().filter(|key| shard(key)).count(), 1);
-    // Without limits it is two units each, and two for the shard.
+    // The reservation and the limit are two units each, and the shard is two for all of them.
     assert_eq!(calls[1].consumed().0, 40.0 * 4.0 + 2.0, "{:?}", calls[1].response);
     let tee = books(&wire).await["tee"];
     assert_eq!((tee.available, tee.held), (1_000 - 42, 42));
+    let (wire, store) = shop(product("tee", 1_000, 2)).await;
+    together(&wire, &store, &baskets).await;
+    assert_eq!(wire.take_calls()[1].consumed().0, 40.0 * 2.0 + 2.0, "without a limit");
 }
 
 #[tokio::test]

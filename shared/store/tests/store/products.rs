@@ -434,6 +434,11 @@ async fn with_too_many_holds_to_count_admins_see_what_the_catalogue_shows() {
     // One hold a page, so that they need thirteen.
     wire.shorten_pages();
     assert_eq!(counted().await, ((28, 12, 0), true, 10));
+    // What an adjustment has just added is not sold, though the catalogue does not show it yet.
+    adjust(&store, 5, "k").await.unwrap();
+    let tee = store.product(&product_id("tee"), soon()).await.unwrap();
+    let Counted { stock, as_of } = store.stock(&[&tee], soon()).await.unwrap()[&product_id("tee")];
+    assert_eq!((stock.available, stock.reserved, stock.sold, as_of.is_some()), (33, 12, 0, true));
 }
 
 #[tokio::test(start_paused = true)]

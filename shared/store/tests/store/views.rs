@@ -69,6 +69,12 @@ async fn readers_see_the_stock_of_the_last_second_and_read_it_once_for_all_of_th
     // It remembers that until it is a second old, and not for a second of its own.
     tokio::time::advance(Duration::from_millis(100)).await;
     assert_eq!(both(&two).await, [(5, 0), (7, 3)]);
+    // Lambda froze it for a second, with its monotonic clock; or its wall clock was set back.
+    for (n, step) in [(1, 1_000), (2, -1)] {
+        hold(&shop, &format!("k{n}"), 1).await;
+        wire.step_clock(step);
+        assert_eq!(both(&two).await, [(5, 0), (7 - n, 3 + n)], "{step}");
+    }
     let missing = two.product_with_stock(&product_id("none"), soon()).await.unwrap_err();
     assert!(matches!(missing, Error::Refused(Refusal::ProductNotFound { .. })));
 }
@@ -148,6 +154,47 @@ async fn a_lease_of_one_that_never_comes_back_is_waited_for_and_then_ignored() {
     hold(&shop, "k2", 1).await;
     assert_eq!(units(&reader).await, (6, 4));
     assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_takes_long_is_shown_only_to_those_who_asked_before_it_ended() {
+    let (wire, [reader, shop, _]) = tee(1).await;
+    let gate = wire.gate(|call| call.operation == "Query");
+    let waiting = join(look(&reader), look(&reader));
+    let (both, ()) = join(waiting, async {
+        gate.arrived().await;
+        tokio::time::advance(Duration::from_millis(1_999)).await;
+        hold(&shop, "k", 3).await;
+        tokio::time::advance(Duration::from_millis(2)).await;
+        wire.take_calls();
+        gate.open();
+    })
+    .await;
+    // Both waited for one refresh.
+    assert_eq!((both.0.stock_at, both.1.stock_at), (NOW, NOW));
+    assert_eq!(wire.take_calls().iter().filter(|call| is_refresh(call)).count(), 1);
+    let shown = look(&reader).await;
+    assert_eq!((shown.stock_at, shown.stock.reserved), (wire.clock().now(), 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_count_by_a_clock_that_is_ahead_is_no_count() {
+    let (wire, [ahead, reader, shop]) = tee(1).await;
+    hold(&shop, "k", 3).await;
+    // By this clock the hold is over.
+    wire.step_clock(604_000);
+    assert_eq!(units(&ahead).await, (10, 0));
+    wire.step_clock(-10_000);
+    // The holds of the product are not counted in time.
+    wire.script(|call| {
+        let counts = is_search(call) && call.request["ExpressionAttributeValues"][":until"].is_null();
+        counts.then_some(Fault::Silence)
+    });
+    let shown = look(&reader).await;
+    assert_eq!((shown.stock.available, shown.stock.sold, shown.reserved_at.as_millis()), (7, 3, 0));
+    wire.clear_faults();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(units(&reader).await, (7, 3));
 }
 
 #[tokio::test(start_paused = true)]
