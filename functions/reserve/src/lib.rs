@@ -464,7 +464,7 @@ impl App {
     /// same: the sweep releases it, up to a minute later.
     async fn ensure_schedule(&self, at: Timestamp) -> Result<(), Error> {
         if let Err(error) = self.schedules.ensure(at).await {
-            tracing::warn!(%error, "a hold has no schedule");
+            tracing::warn!(%error, "schedule not created; the sweep releases the hold");
             measure::note(measure::UNSCHEDULED, 1);
         }
         Ok(())

@@ -31,6 +31,6 @@ pub async fn open(store: &Store, schedules: Option<&Schedules>) {
 
 fn report(service: &str, connected: Result<(), impl Display>) {
     if let Err(error) = connected {
-        tracing::warn!(%error, service, "no connection at the start");
+        tracing::warn!(%error, service, "connection not opened at the start");
     }
 }

@@ -108,7 +108,7 @@ impl Store {
             Ok(look) => look,
             Err(error) => {
                 // It saves reads, and nothing else depends on it.
-                tracing::warn!(%error, "what is sold out is not shared");
+                tracing::warn!(%error, "sold-out state not shared; the shards are read directly");
                 self.with_cached(product, |cached| cached.look_alone(asked_at));
                 None
             }
@@ -203,7 +203,7 @@ impl Store {
         let told = self.update(&keys::looks(&product), change, &mut self.attempts(deadline.sooner(PATIENCE))).await;
         if let Err(error) = told {
             // Those who wait for it look for themselves after a while.
-            tracing::warn!(%error, "what is sold out is not shared");
+            tracing::warn!(%error, "sold-out state not shared; the shards are read directly");
         }
     }
 }

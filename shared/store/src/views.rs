@@ -314,7 +314,7 @@ impl Store {
             Ok(Updated::ConditionFailed(_)) => false,
             Err(error) => {
                 // It saves reads, and nothing else depends on it.
-                tracing::warn!(%error, "what the catalogue shows is not shared");
+                tracing::warn!(%error, "catalogue snapshot not stored; the product is read directly");
                 true
             }
         }
@@ -381,7 +381,7 @@ impl Store {
         let written = views.iter().map(async |(id, view)| {
             if let Err(error) = self.write_view(view, seen.get(id), patience).await {
                 // The others read for themselves.
-                tracing::warn!(%error, "what the catalogue shows is not shared");
+                tracing::warn!(%error, "catalogue snapshot not stored; the product is read directly");
             }
             Ok(())
         });
