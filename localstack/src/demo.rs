@@ -330,7 +330,7 @@ impl<'a> Story<'a> {
     }
 
     async fn given_back(&mut self, order: &Holder) -> Result<()> {
-        self.chapter("The print is given back, and sold again");
+        self.chapter("The order of the print is cancelled, and the print is sold again");
         let path = format!("/orders/{}/cancel", order.reservation_id);
         let body = json!({ "reason": "returned unopened", "restock": true, "customer_id": order.customer });
         let answer = self.api.call(Method::POST, &path, &self.shop, None, Some(&body)).await?;

@@ -209,14 +209,13 @@ const releaseHolds = (product, [least, holds, units] = ['', 0, 0]) => ask({
   ].filter(Boolean),
   async send({ reason, pause }, _, progress) {
     if (pause) await patch(product, { status: 'paused' });
-    for (let complete; !complete;) {
+    for (let released = {}; !released.complete;) {
       const before = least;
       least = 'At least ';
-      const released = await call('POST', `admin/products/${product.product_id}/release-holds`, { reason });
-      least = before;
+      released = await call('POST', `admin/products/${product.product_id}/release-holds`, { reason });
+      if (released.complete) least = before;
       holds += released.released_holds;
       units += released.released_units;
-      complete = released.complete;
       progress(`${least}${plural(holds, 'hold')} released …`);
     }
     return `${least}${plural(holds, 'hold')} with ${plural(units, 'unit')} released.`;

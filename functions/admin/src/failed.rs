@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json as Answer};
-use holdfast_aws::dead_letters::{IngestError, ingest_dead_letters};
+use holdfast_aws::dead_letters::{IngestError, Ingested, ingest_dead_letters};
 use holdfast_domain::text::is_visible;
 use holdfast_domain::{Confirmation, FailedConfirmation, FailedState, Invalid, NOT_CONFIRMED, Refusal, ReservationId};
 use holdfast_http::budgets::{INGEST_BUDGET, REQUEST_BUDGET};
@@ -44,7 +44,7 @@ struct FailedView {
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
     /// Why it failed: the code of the refusal, `not_confirmed` (no attempt got a response), `unreadable`, or
-    /// `order_cancelled` (its order was given back).
+    /// `order_cancelled` (its order was cancelled).
     ///
     /// With `refund_required`, `already_confirmed` and `reservation_not_found`, the payment was not accepted.
     reason: String,
@@ -66,7 +66,7 @@ struct FailedView {
     /// The admin's note.
     #[schema(required)]
     note: Option<String>,
-    /// The `X-Request-Id` of the request to confirm. Null if the message does not say; also for an order that was given back.
+    /// The `X-Request-Id` of the request to confirm. Null if the message does not say; also for an order that was cancelled.
     #[schema(required)]
     request_id: Option<String>,
     /// The id of that request's trace, which X-Ray shows with the parameter `Tracing`. Null if the message does not say.
@@ -235,15 +235,18 @@ pub(crate) struct Redrive {
 struct Redriven {
     /// Number of confirmations re-queued.
     retried: u32,
-    /// Send it with the next request to continue. Null: all open failed confirmations were read.
+    /// Send it with the next request to continue. Null: all open failed confirmations that the index showed were read.
     #[schema(value_type = Option<schema::Cursor>, required)]
     next_cursor: Option<String>,
+    /// Whether nothing was left: no page, and no message in the dead-letter queue. If not, repeat the request, with
+    /// `next_cursor` if there is one.
+    complete: bool,
 }
 
 /// Retry all failed confirmations that got no answer
 ///
 /// Retries open failed confirmations with the reason `not_confirmed`, about a hundred per request, the oldest first.
-/// Repeat the request with `next_cursor` until that is null. Those with another reason are skipped: a person has to look
+/// Repeat the request until `complete` is true. Those with another reason are skipped: a person has to look
 /// at them, since the payment may have been refunded.
 #[utoipa::path(
     post, path = "/admin/failed-confirmations/redrive", operation_id = "redriveFailedConfirmations",
@@ -290,10 +293,9 @@ impl From<FailedError> for Problem {
 
 impl App {
     /// Ingests messages from the dead-letter queue into the table.
-    async fn ingest(&self, deadline: Deadline) -> Result<(), FailedError> {
+    async fn ingest(&self, deadline: Deadline) -> Result<Ingested, FailedError> {
         let deadline = deadline.sooner(INGEST_BUDGET);
-        ingest_dead_letters(self.queues.failed(), &self.store, &self.clock, deadline).await?;
-        Ok(())
+        Ok(ingest_dead_letters(self.queues.failed(), &self.store, &self.clock, deadline).await?)
     }
 
     /// Re-queues it. It is sent before it is marked: a message that is sent twice is confirmed once, but one that is
@@ -308,9 +310,8 @@ impl App {
 
     /// Retries open failed confirmations that got no answer, from `cursor` on.
     async fn redrive(&self, mut cursor: Option<Cursor>, deadline: Deadline) -> Result<Response, Problem> {
-        if cursor.is_none() {
-            self.ingest(deadline).await?;
-        }
+        let starts = cursor.is_none();
+        let mut ingested = if starts { self.ingest(deadline).await? } else { Ingested::default() };
         let mut retried = 0;
         for _ in 0..MAX_REDRIVE_PAGES {
             let (open, now) = (Some(FailedState::Open), self.clock.now());
@@ -318,7 +319,7 @@ impl App {
             for failed in page.items.iter().filter(|failed| failed.reason == NOT_CONFIRMED) {
                 match self.retry(&failed.id, false, deadline).await {
                     Ok(_) => retried += 1,
-                    // Settled concurrently, or given back as an order.
+                    // Settled concurrently, or its order was cancelled.
                     Err(FailedError::Table(Error::Refused(
                         Refusal::AlreadySettled | Refusal::ReservationCancelled,
                     ))) => {}
@@ -330,8 +331,13 @@ impl App {
                 break;
             }
         }
+        if cursor.is_none() && !starts {
+            ingested = self.ingest(deadline).await?;
+        }
+        // What was ingested a moment ago may not be in the index yet.
+        let complete = cursor.is_none() && ingested == (Ingested { messages: 0, complete: true });
         let next_cursor = cursor.map(|cursor| cursor.encode());
-        Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, next_cursor })).into_response())
+        Ok((StatusCode::ACCEPTED, Answer(Redriven { retried, next_cursor, complete })).into_response())
     }
 }
 

@@ -25,7 +25,7 @@ use crate::actions::UNCHANGED;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListReservations {
-    /// Filter by payment: orders that it confirmed, also those that were given back.
+    /// Filter by payment: orders that it confirmed, also cancelled ones.
     #[param(value_type = Option<schema::PaymentReference>)]
     payment_reference: Option<PaymentReference>,
     /// Filter by customer. Default: all.
@@ -100,8 +100,10 @@ pub(crate) async fn get(
 ) -> Result<Response, Problem> {
     let id: ReservationId = path_id(id, &codes::RESERVATION_NOT_FOUND)?;
     log::reservation(&id);
+    // Before the read: a hold that is confirmed or extended while its answer is on the way must not show as expired.
+    let now = app.clock.now();
     let found = app.store.any_reservation(&id, Deadline::after(REQUEST_BUDGET)).await?;
-    Ok(Answer(ReservationView::for_admin(found, app.clock.now())).into_response())
+    Ok(Answer(ReservationView::for_admin(found, now)).into_response())
 }
 
 /// A request to release holds.

@@ -193,7 +193,8 @@ async fn every_event_file_is_answered_with_its_success() {
             "redrive-failed-confirmations" => {
                 shop.wire.send_message(FAILED, &shop.message("pay_124", None));
                 let answer = shop.send(event).await;
-                assert_eq!((answer.status, &answer.body), (202, &json!({ "retried": 1, "next_cursor": null })));
+                let expected = json!({ "retried": 1, "next_cursor": null, "complete": false });
+                assert_eq!((answer.status, &answer.body), (202, &expected));
             }
             "retry-failed-confirmation" => {
                 assert_eq!(shop.listed("").await.len(), 1);
@@ -362,7 +363,7 @@ async fn what_is_settled_stays_settled() {
     assert_eq!(shop.listed("resolved").await[0]["note"], "x".repeat(1_000));
     assert!(shop.wire.messages(CONFIRMATIONS).is_empty());
     let answer = shop.send(event("admin/redrive-failed-confirmations")).await;
-    assert_eq!(answer.body, json!({ "retried": 0, "next_cursor": null }));
+    assert_eq!(answer.body, json!({ "retried": 0, "next_cursor": null, "complete": true }));
 
     for id in ["fc_x", "FAILED", "..%2F", &ID.to_uppercase(), &format!("fc_{}", "a".repeat(52))] {
         let answer = shop.resolve(id, json!("note")).await;
@@ -395,6 +396,18 @@ async fn what_has_become_an_order_is_not_listed_for_a_refund() {
     store.confirm(&confirmation(&held.reservation_id, &held.customer, Some(&paid), NOW), NOW, soon()).await.unwrap();
     shop.resolve(ID, json!("refunded")).await.problem(409, "already_settled");
     assert_eq!(shop.listed("confirmed").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_hold_that_is_extended_while_its_answer_is_on_the_way_is_not_shown_as_expired() {
+    let shop = shop().await;
+    let gate = shop.wire.gate_after(|call| call.operation == "GetItem");
+    let (answer, ()) = tokio::join!(shop.send(event("admin/get-reservation")), async {
+        gate.arrived().await;
+        shop.hands.set(LATE);
+        gate.open();
+    });
+    assert_eq!((answer.status, &answer.body["status"]), (200, &json!("held")), "{answer:?}");
 }
 
 #[tokio::test]
@@ -436,7 +449,21 @@ async fn redrive_retries_once_what_got_no_answer_and_resumes_at_its_cursor() {
     assert_eq!(sent.len(), 130);
     assert!(sent.iter().all(|message| message.contains("unanswered_")));
     let answer = shop.send(event("admin/redrive-failed-confirmations")).await;
-    assert_eq!((answer.status, &answer.body["retried"]), (202, &json!(0)));
+    assert_eq!(answer.body, json!({ "retried": 0, "next_cursor": null, "complete": true }));
+    // More than one request ingests: the last page says that there is more.
+    for n in 0..250 {
+        shop.wire.send_message(FAILED, &shop.message(&format!("later_{n}"), None));
+    }
+    let (mut query, mut later) = (String::new(), 0);
+    loop {
+        let answer = shop.send(redrive(query)).await;
+        later += answer.body["retried"].as_u64().unwrap();
+        if answer.body["complete"] == true {
+            break;
+        }
+        query = answer.body["next_cursor"].as_str().map(|next| format!("cursor={next}")).unwrap_or_default();
+    }
+    assert_eq!((later, shop.wire.messages(FAILED).len()), (250, 0));
     for wrong in ["cursor=x", "cursor=", "limit=1"] {
         shop.send(redrive(wrong.to_owned())).await.problem(400, "invalid_request");
     }
@@ -860,8 +887,8 @@ async fn requests_without_a_key_are_idempotent() {
     // A confirmation that is sent twice is confirmed once, by `confirm`.
     shop.wire.send_message(FAILED, &shop.message("pay_123", None));
     let redrive = async || shop.send(event("admin/redrive-failed-confirmations")).await.body;
-    assert_eq!(redrive().await, json!({ "retried": 1, "next_cursor": null }));
-    assert_eq!(redrive().await, json!({ "retried": 0, "next_cursor": null }));
+    assert_eq!(redrive().await, json!({ "retried": 1, "next_cursor": null, "complete": false }));
+    assert_eq!(redrive().await, json!({ "retried": 0, "next_cursor": null, "complete": true }));
     let retried = shop.send(event("admin/retry-failed-confirmation")).await;
     let again = shop.send(event("admin/retry-failed-confirmation")).await;
     assert_eq!((retried.status, again.status, &again.body), (202, 202, &retried.body));

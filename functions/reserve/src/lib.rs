@@ -181,7 +181,7 @@ async fn get_reservation(
 
 /// Get an order
 ///
-/// An order is a confirmed reservation; it keeps its id. An order that was given back is `cancelled`.
+/// An order is a confirmed reservation; it keeps its id. An order that was cancelled has the status `cancelled`.
 #[utoipa::path(
     get, path = "/orders/{order_id}", operation_id = "getOrder", tag = "Orders",
     params(("order_id" = schema::ReservationId, Path), Customer),
@@ -245,7 +245,7 @@ struct ListOrders {
 
 /// List orders
 ///
-/// Returns the customer's orders, newest first; also those that were given back.
+/// Returns the customer's orders, newest first; also cancelled ones.
 #[utoipa::path(
     get, path = "/orders", operation_id = "listOrders", tag = "Orders",
     params(Customer, ListQuery),
@@ -410,7 +410,7 @@ async fn cancel_reservation(
     Ok((Extension(Outcome("cancelled")), view(reservation, now)).into_response())
 }
 
-/// A request to give an order back.
+/// A request to cancel an order.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = CancelOrder)]
@@ -444,7 +444,7 @@ async fn cancel_order(
     Json(body): Json<CancelOrder>,
 ) -> Result<Response, Problem> {
     if !caller.service {
-        return Err(Problem::forbidden("only a service may give an order back"));
+        return Err(Problem::forbidden("only a service may cancel an order"));
     }
     let command = OrderCancellation {
         order_id: reservation_id(id)?,

@@ -17,7 +17,7 @@ pub(crate) async fn the_demo_passes(_: Api) {
     for awaited in [
         "waiting for 85 holds to expire, about ",
         "waiting for their schedules to release them, about ",
-        "The print is given back, and sold again",
+        "The order of the print is cancelled, and the print is sold again",
     ] {
         assert!(printed.contains(awaited), "{awaited}: {printed}");
     }

@@ -116,7 +116,7 @@ table! {
     FORBIDDEN = "forbidden", FORBIDDEN,
         "The token's role does not allow this.",
         "Use an admin's token for admin routes; an auditor may only read. Send `customer_id` only with a service's token. \
-         Use one to transfer a hold or to give an order back.";
+         Use one to transfer a hold or to cancel an order.";
     CONFIRMATION_NOT_ALLOWED = "confirmation_not_allowed", FORBIDDEN,
         "Customers may not confirm reservations here.",
         "Confirm with a service's token, from the shop's back end, once the payment was taken. This request recorded nothing.";

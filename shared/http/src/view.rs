@@ -111,7 +111,7 @@ pub struct ReservationView {
     /// The payment that confirmed it.
     #[schema(value_type = Option<schema::PaymentReference>, required)]
     payment_reference: Option<String>,
-    /// When an order was given back (its payment must be refunded), or a hold was cancelled by its customer or released by an
+    /// When an order was cancelled (its payment must be refunded), or a hold was cancelled by its customer or released by an
     /// admin.
     #[schema(value_type = Option<schema::Time>, required)]
     cancelled_at: Option<ApiTime>,

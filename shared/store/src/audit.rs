@@ -13,7 +13,10 @@ use futures_util::future::{try_join, try_join_all};
 use holdfast_domain::audit::{
     Audit, COMPENSATION_REASON, Compensation, Entry, Fault, Look, Seen, Verdict, Version, swaps,
 };
-use holdfast_domain::{CustomerId, MAX_SHARDS, ProductId, Reservation, ReservationId, Status, Timestamp, digest_id};
+use holdfast_domain::{
+    CLOCK_TOLERANCE_SECONDS, CustomerId, MAX_SHARDS, ProductId, Reservation, ReservationId, Status, Timestamp,
+    digest_id,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::items::{self, text, time};
@@ -164,11 +167,13 @@ impl Store {
         Ok(audited)
     }
 
-    /// Records the outcome of an audit, unless that of a later one is recorded.
+    /// Records the outcome of an audit, unless that of a later one is recorded. Drift is recorded too if the other one may only
+    /// be later by its clock.
     ///
     /// # Errors
     /// [`Error::Unavailable`] without an answer within the deadline.
     pub async fn record_audit(&self, audit: &LastAudit, deadline: Deadline) -> Result<(), Error> {
+        let tolerance = if audit.consistent { 0 } else { CLOCK_TOLERANCE_SECONDS };
         let update = Expression::new(
             "SET #product_id = :id, #audited_at = :at, #actor = :actor, #consistent = :consistent",
             vec![
@@ -178,7 +183,10 @@ impl Store {
                 (":consistent", AttributeValue::Bool(audit.consistent)),
             ],
         );
-        let latest = Expression::new("attribute_not_exists(#pk) OR #audited_at <= :at", vec![]);
+        let latest = Expression::new(
+            "attribute_not_exists(#pk) OR #audited_at <= :latest",
+            vec![(":latest", time(audit.audited_at.plus_seconds(tolerance)))],
+        );
         let key = keys::audit(&audit.product_id);
         self.update(&key, (update, latest), &mut self.attempts(deadline)).await.map(drop)
     }

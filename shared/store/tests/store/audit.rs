@@ -6,7 +6,7 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use holdfast_domain::audit::{Compensation, Kind};
 use holdfast_domain::{OrderCancellation, Reservation};
 use holdfast_store::keys::Key;
-use holdfast_store::{Audited, Deadline, Store, TableAudit, keys};
+use holdfast_store::{Audited, Deadline, LastAudit, Store, TableAudit, keys};
 use holdfast_testkit::fixtures::{
     NOW, TABLE, basket, client, customer, limited, product, product_id, reserve, soon, store,
 };
@@ -175,6 +175,23 @@ async fn a_change_during_an_audit_is_no_drift() {
         let (Audited { verdict, complete }, ()) = tokio::join!(audited, meanwhile);
         assert!(complete && verdict.findings.is_empty() && verdict.is_final(), "{turn}: {verdict:?}");
     }
+}
+
+#[tokio::test]
+async fn drift_is_not_hidden_by_an_audit_that_is_later_by_its_clock_only() {
+    let (_, shop, _) = shop(product("tee", 5, 1)).await;
+    let record = async |seconds, consistent| {
+        let audited_at = NOW.plus_seconds(seconds);
+        let audit = LastAudit { product_id: product_id("tee"), audited_at, actor: "auditor".to_owned(), consistent };
+        shop.record_audit(&audit, soon()).await.unwrap();
+        shop.last_audits([&product_id("tee")].into_iter(), soon()).await.unwrap()[&product_id("tee")].consistent
+    };
+    assert!(record(20, true).await);
+    // Before the clocks may differ so much, it is the older one.
+    assert!(record(9, false).await);
+    assert!(!record(10, false).await);
+    assert!(!record(9, true).await);
+    assert!(record(11, true).await);
 }
 
 #[tokio::test(start_paused = true)]
