@@ -570,9 +570,14 @@ impl Machine for Reservations {
             },
             Act::ChangeLines(wanted) if tries => vec![state.with(wanted)],
             Act::HandOver(to) if tries => vec![state.handed(to)],
-            Act::Release if matches!(state.status, Status::Held | Status::Expired) => {
-                state.let_go().into_iter().collect()
-            }
+            Act::Release if matches!(state.status, Status::Held | Status::Expired) => match clear {
+                // As for a cancel.
+                Some(reply) => {
+                    let again = (state.cleaned_up && reply.status == 200).then(|| state.let_go()).flatten();
+                    again.and_then(|let_go| let_go.told(&reply.body)).into_iter().collect()
+                }
+                None => state.let_go().into_iter().collect(),
+            },
             Act::ReleaseAll(product) if state.status == Status::Held => {
                 let has = state.lines.iter().flatten().any(|(id, _)| id == product);
                 if has { state.let_go().into_iter().collect() } else { Vec::new() }
@@ -601,7 +606,10 @@ impl Machine for Reservations {
         let not_found = request.answered.as_ref().is_some_and(|(_, _, reply)| reply.status == 404);
         let not_found = not_found || request.answered.as_ref().is_some_and(|(_, _, reply)| of_cancelled(reply));
         unclear
-            || matches!(request.act, Act::Reserve(_) | Act::Cancel | Act::ChangeLines(_) | Act::HandOver(_))
+            || matches!(
+                request.act,
+                Act::Reserve(_) | Act::Cancel | Act::ChangeLines(_) | Act::HandOver(_) | Act::Release
+            )
             || not_found && matches!(request.act, Act::Confirm(_))
     }
 
@@ -763,16 +771,20 @@ mod tests {
 
     #[test]
     fn after_a_clean_up_late_copies_may_repeat_what_was_answered_and_nothing_else() {
-        let cancelled = |status| reply(status, shows("cancelled", None, false).body);
-        let cancel = (Act::Cancel, 3, 4, cancelled(200));
         let gone = (Act::CleanUp, 5, 6, reply(200, json!({})));
         let (wanted, ..) = reserved();
         let again = |reply| (wanted.clone(), 7, 8, reply);
-        let told = |reply: Reply| reservation(&asked(vec![reserved(), cancel.clone(), gone.clone(), again(reply)]));
-        assert_eq!(told(cancelled(201)), None);
-        let mut other = cancelled(201);
-        other.body["created_at"] = "2025-12-23T04:40:00Z".into();
-        assert_eq!(told(other), Some(3));
+        for (act, reason) in [(Act::Cancel, None), (Act::Release, Some("event called off"))] {
+            let mut body = shows("cancelled", None, false).body;
+            body["cancel_reason"] = reason.into();
+            let cancelled = |status| reply(status, body.clone());
+            let mut other = cancelled(201);
+            other.body["created_at"] = "2025-12-23T04:40:00Z".into();
+            let end = (act, 3, 4, cancelled(200));
+            let told = |reply: Reply| reservation(&asked(vec![reserved(), end.clone(), gone.clone(), again(reply)]));
+            assert_eq!(told(cancelled(201)), None);
+            assert_eq!(told(other), Some(3));
+        }
     }
 
     #[test]

@@ -36,6 +36,8 @@ const LEASE_MS: i64 = 500;
 const ASK_AGAIN_MS: u32 = 50;
 /// How many holds are counted again in a second.
 const COUNTED_PER_SECOND: u64 = 100;
+/// From how many holds on that are over no further page of a partition is read: about half of a page of one megabyte.
+const MOST_OVERDUE: usize = 1_000;
 /// How long holds are counted. What is not counted then keeps its last count.
 const COUNT_BUDGET: Duration = Duration::from_secs(2);
 
@@ -434,8 +436,8 @@ impl Store {
                 }
             }
             start = page.1;
-            // After a megabyte of holds that are over, what is available is a little more.
-            if start.is_none() || counted.is_none() {
+            // After so many holds that are over, what is available is a little more.
+            if start.is_none() || counted.is_none() && found.holds.len() >= MOST_OVERDUE {
                 return Ok(found);
             }
         }
