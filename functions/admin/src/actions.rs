@@ -112,8 +112,8 @@ pub(crate) struct ListActions {
 /// List what admins did
 ///
 /// Returns every request of an admin that changes something, newest first, also if it was refused; but not those that were
-/// invalid by themselves, or not an admin's. Each is recorded before it is carried out, and never removed. Without a `target` the list is
-/// read from an index, so an action may take seconds to appear.
+/// invalid by themselves, or not an admin's. Each is recorded before it is carried out, and never removed. Without a `target`
+/// the list is read from an index, so an action may take seconds to appear.
 #[utoipa::path(
     get, path = "/admin/actions", operation_id = "listActions", tag = "Admin: actions",
     params(ListActions, ListQuery),

@@ -246,8 +246,8 @@ struct Redriven {
 /// Retry all failed confirmations that got no answer
 ///
 /// Retries open failed confirmations with the reason `not_confirmed`, about a hundred per request, the oldest first.
-/// Repeat the request until `complete` is true. Those with another reason are skipped: a person has to look
-/// at them, since the payment may have been refunded.
+/// Repeat the request until `complete` is true. Those with another reason are skipped: a person has to look at them, since
+/// the payment may have been refunded.
 #[utoipa::path(
     post, path = "/admin/failed-confirmations/redrive", operation_id = "redriveFailedConfirmations",
     tag = "Admin: failed confirmations",

@@ -325,7 +325,7 @@ pub(crate) async fn ledger(
 #[derive(Serialize, ToSchema)]
 #[schema(as = ReleasedHolds)]
 pub(crate) struct ReleasedView {
-    /// Number of holds released by this call. If not all of it has an answer (`complete` is false), at least so many.
+    /// Number of holds released by this call. While `complete` is false it may be too low, because responses may have been lost.
     released_holds: u64,
     /// Their units, of all products.
     released_units: u64,

@@ -55,8 +55,8 @@ struct Held {
 
 impl Store {
     /// The stock of these products. Its parts are read one after another, so concurrent sales may be counted twice or not at
-    /// all; `sold` is the rest of the total, and never negative. If the index of holds has more than ten megabytes, it is as the catalogue shows
-    /// it, so that its cost does not grow with them.
+    /// all; `sold` is the rest of the total, and never negative. If the index of holds has more than ten megabytes, it is as the
+    /// catalogue shows it, so that its cost does not grow with them.
     ///
     /// # Errors
     /// [`Error::Unavailable`] without an answer within the deadline.

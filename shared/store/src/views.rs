@@ -436,7 +436,7 @@ impl Store {
                 }
             }
             start = page.1;
-            // After so many holds that are over, what is available is a little more.
+            // Units of expired holds on later pages are not shown as available yet.
             if start.is_none() || counted.is_none() && found.holds.len() >= MOST_OVERDUE {
                 return Ok(found);
             }
