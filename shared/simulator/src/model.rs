@@ -535,6 +535,14 @@ impl Machine for Reservations {
         // After a clean-up it may arrive again, once a copy of the first request has made the hold again.
         let late_copy = state.cleaned_up && clear.is_some_and(|reply| reply.status == 200);
         let tries = own && state.status == Status::Held && (repeated || late_copy);
+        // One that was answered may arrive again too, and finds no hold but the one that it ended.
+        let ended = |after: Option<Reservation>| {
+            let after = match clear {
+                Some(reply) => after.filter(|_| late_copy).and_then(|after| after.told(&reply.body)),
+                None => after,
+            };
+            after.into_iter().collect()
+        };
         match &request.act {
             Act::Reserve(lines) if state.status == Status::None => match clear {
                 // A try whose answer was lost made it; a later try shows what has become of it since.
@@ -560,24 +568,10 @@ impl Machine for Reservations {
                 let closed = queued && payment.is_none() && request.sent < state.closed;
                 Self::confirm(state, payment.as_ref(), closed)
             }
-            Act::Cancel if own && state.status == Status::Held => match clear {
-                // After a clean-up it may arrive again, and finds no hold but the one that it cancelled.
-                Some(reply) => {
-                    let again = (state.cleaned_up && reply.status == 200).then(|| state.is(Status::Cancelled));
-                    again.and_then(|cancelled| cancelled.told(&reply.body)).into_iter().collect()
-                }
-                None => vec![state.is(Status::Cancelled)],
-            },
+            Act::Cancel if own && state.status == Status::Held => ended(Some(state.is(Status::Cancelled))),
             Act::ChangeLines(wanted) if tries => vec![state.with(wanted)],
             Act::HandOver(to) if tries => vec![state.handed(to)],
-            Act::Release if matches!(state.status, Status::Held | Status::Expired) => match clear {
-                // As for a cancel.
-                Some(reply) => {
-                    let again = (state.cleaned_up && reply.status == 200).then(|| state.let_go()).flatten();
-                    again.and_then(|let_go| let_go.told(&reply.body)).into_iter().collect()
-                }
-                None => state.let_go().into_iter().collect(),
-            },
+            Act::Release if matches!(state.status, Status::Held | Status::Expired) => ended(state.let_go()),
             Act::ReleaseAll(product) if state.status == Status::Held => {
                 let has = state.lines.iter().flatten().any(|(id, _)| id == product);
                 if has { state.let_go().into_iter().collect() } else { Vec::new() }
