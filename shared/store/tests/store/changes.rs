@@ -232,6 +232,26 @@ async fn whoever_read_the_lines_before_a_change_gives_nothing_back_by_them() {
 }
 
 #[tokio::test]
+async fn a_late_confirmation_orders_the_lines_that_the_hold_has_after_a_change() {
+    // The hold is over by the clock of the confirmation, and not by the clock of the change.
+    let (wire, shop, other) = two_products().await;
+    let held = hold(&shop, "alice", 3, NOW).await;
+    let gate = wire.gate(|call| call.request.to_string().contains("#confirmed_late = :late"));
+    let (order, ()) = join(pay(&shop, &held, "pay_1", LATE), async {
+        gate.arrived().await;
+        change(&other, &held, &[("cap", 2)]).await.unwrap();
+        gate.open();
+    })
+    .await;
+    let order = order.unwrap();
+    assert_eq!((order.status, order.confirmed_late), (Status::Confirmed, true));
+    assert_eq!(quantities(&order), [("cap", 2)].into());
+    let stored = shop.reservation(&held.reservation_id, &held.customer, soon()).await.unwrap();
+    assert_eq!(quantities(&stored), [("cap", 2)].into());
+    assert_eq!((units(&wire, "tee").await, units(&wire, "cap").await), ((6, 0, 0, 6), (4, 0, 2, 6)));
+}
+
+#[tokio::test]
 async fn two_changes_for_the_last_units_never_take_more_than_there_are() {
     let (wire, shop, other) = two_products().await;
     let one = hold(&shop, "alice", 1, NOW).await;
